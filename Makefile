@@ -1,0 +1,42 @@
+# `make run` and `make test` do all the set-up themselves; scripts/setup.sh takes no time when nothing has changed.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint fix bench lock clean
+PYTHON_BIN := .venv/bin/python
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install everything into .venv (the first time compiles llama.cpp, about 7 minutes)
+	@scripts/setup.sh
+
+run: setup ## Start the whole service and stay in front; Ctrl-C stops it
+	@exec $(PYTHON_BIN) manage.py serve
+
+test: setup ## Run all tests
+	@$(PYTHON_BIN) -m pytest
+
+lint: setup ## Check style, types and import arrows
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(PYTHON_BIN) -m mypy .
+	.venv/bin/lint-imports
+
+fix: setup ## Mend what ruff can mend
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: setup ## Measure the service
+	@$(PYTHON_BIN) benchmarks/service.py
+
+LOCK := .venv/bin/uv pip compile --quiet --no-header --no-annotate --strip-extras --python-version 3.11 pyproject.toml
+
+lock: setup ## Pin anew what pyproject.toml names
+	$(LOCK) --upgrade > requirements.new
+	mv requirements.new requirements.txt
+	$(LOCK) --group dev --constraints requirements.txt > requirements.new
+	grep -vxFf requirements.txt requirements.new > requirements-dev.txt
+	rm requirements.new
+
+clean: ## Remove .venv and caches; data and models in var/ stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

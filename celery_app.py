@@ -1,0 +1,121 @@
+"""The Celery application: queues, Redis priorities, delivery options, beat, and crash repair.
+
+celery -A celery_app worker -Q gpu --concurrency=1 --pool=prefork
+celery -A celery_app worker -Q api,default --pool=threads
+celery -A celery_app beat
+celery -A celery_app flower
+"""
+
+import logging
+import os
+from typing import Any
+
+from celery import Celery, signals
+from django.conf import settings
+from kombu import Queue
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "sopllm.settings")
+
+logger = logging.getLogger(__name__)
+
+app = Celery("sopllm")
+
+QUEUES = ("gpu", "api", "embeddings", "default")
+
+
+def _broker_url(redis_url: str) -> str:
+    """Kombu spells Unix sockets differently from redis-py."""
+    return redis_url.replace("unix://", "redis+socket://", 1)
+
+
+app.conf.update(
+    broker_url=_broker_url(settings.REDIS_URL),
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_transport_options={
+        # Redis priorities: 0 goes first, 9 last; all of a higher priority before any lower one.
+        "priority_steps": list(range(10)),
+        "sep": "\x06\x16",
+        "queue_order_strategy": "priority",
+        # A message whose worker vanished comes back after this; the sweep rings long before.
+        "visibility_timeout": 3600,
+        "health_check_interval": 10,
+        "socket_keepalive": True,
+        "socket_connect_timeout": 5,
+    },
+    task_queues=[Queue(name) for name in QUEUES],
+    task_default_queue="default",
+    task_default_priority=9,
+    task_create_missing_queues=False,
+    # The row in the database is the result.
+    task_ignore_result=True,
+    # Acknowledged when done; one message at a time, so that priorities hold to the last moment.
+    task_acks_late=True,
+    task_reject_on_worker_lost=False,
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    # The rows' leases tell whether work goes on; a broker hiccup must not kill a generation.
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    # A child that imports and loads for a while is not dead.
+    worker_proc_alive_timeout=60,
+    worker_hijack_root_logger=False,
+    # For Flower.
+    worker_send_task_events=True,
+    task_send_sent_event=True,
+    task_track_started=True,
+    timezone="UTC",
+    beat_schedule={
+        "sweep": {
+            "task": "inference.sweep",
+            "schedule": settings.SWEEP_INTERVAL_SECONDS,
+            "options": {"expires": settings.SWEEP_INTERVAL_SECONDS, "priority": 0},
+        },
+        "purge": {"task": "inference.purge", "schedule": 60.0, "options": {"expires": 60.0}},
+    },
+    beat_schedule_filename=str(settings.VAR_DIR / "beat-schedule"),
+)
+app.autodiscover_tasks(["inference"])
+
+
+# Imports of the apps wait until Django is set up, which Celery does when the worker starts.
+
+
+@signals.worker_ready.connect
+def on_worker_ready(sender: Any, **_: Any) -> None:
+    """The worker serves its queues from now on; what died with its predecessor is taken back."""
+    from monitoring import logs, workers
+
+    logs.start()
+    workers.announce(sender.hostname, [queue.name for queue in sender.task_consumer.queues])
+    _repair()
+
+
+@signals.worker_process_init.connect
+def on_child_start(**_: Any) -> None:
+    """In each prefork child, where the generations run."""
+    from monitoring import logs
+
+    logs.start()
+
+
+@signals.task_failure.connect
+def on_task_failure(exception: BaseException, **_: Any) -> None:
+    """In the parent, moments after a pool child died: its task goes back into the queue."""
+    from billiard.exceptions import WorkerLostError
+
+    if isinstance(exception, WorkerLostError):
+        _repair()
+
+
+def _repair() -> None:
+    from django.db import connections
+
+    from inference.tasks import sweep
+
+    try:
+        sweep()
+    except Exception:
+        # Beat's sweep tries again within seconds; the worker itself must start in any case.
+        logger.warning("Repair failed, the next sweep does it", exc_info=True)
+    finally:
+        connections.close_all()  # no open connection is inherited by the next pool child

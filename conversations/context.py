@@ -1,0 +1,42 @@
+"""Fitting a history into a model's context window."""
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+from conversations.models import ChatMessage, Message
+
+
+def drop_oldest_turns(
+    messages: list[ChatMessage],
+    max_tokens: int,
+    count_tokens: Callable[[list[ChatMessage]], float],
+) -> tuple[list[ChatMessage], int]:
+    """Drop as few of the oldest turns as make the rest fit `max_tokens`.
+
+    System messages and the last message always stay, so the rest may still be too long; a question
+    goes together with its answers. Returns the messages and how many were dropped.
+    """
+    turns = _droppable_turns(messages)
+
+    def without(num_turns: int) -> list[ChatMessage]:
+        gone = {index for turn in turns[:num_turns] for index in turn}
+        return [message for index, message in enumerate(messages) if index not in gone]
+
+    # Bisection: counting tokens means tokenizing the whole history.
+    num_dropped = bisect_left(
+        range(len(turns)), True, key=lambda k: count_tokens(without(k)) <= max_tokens
+    )
+    kept = without(num_dropped)
+    return kept, len(messages) - len(kept)
+
+
+def _droppable_turns(messages: list[ChatMessage]) -> list[list[int]]:
+    """Indexes of each question with the answers that follow it, but for the last message."""
+    turns: list[list[int]] = []
+    for index, message in enumerate(messages[:-1]):
+        if message["role"] == Message.Role.SYSTEM:
+            continue
+        if not turns or message["role"] == Message.Role.USER:
+            turns.append([])
+        turns[-1].append(index)
+    return turns

@@ -1,0 +1,62 @@
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+
+from inference import lifecycle
+from inference.models import GenerationTask, RegisteredModel, TaskAttempt
+
+
+class ReadOnlyAdmin:
+    """Rows that only the service itself makes and changes."""
+
+    def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return False
+
+
+class TaskAttemptInline(ReadOnlyAdmin, admin.TabularInline[TaskAttempt, GenerationTask]):
+    model = TaskAttempt
+    extra = 0
+    can_delete = False
+    ordering = ("number",)
+
+
+@admin.register(GenerationTask)
+class GenerationTaskAdmin(ReadOnlyAdmin, admin.ModelAdmin[GenerationTask]):
+    list_display = ("id", "status", "model_name", "priority", "attempt", "created_at", "owner")
+    list_filter = ("status", "queue", "model_name")
+    search_fields = ("id", "owner", "idempotency_key")
+    ordering = ("-created_at",)
+    list_select_related = False
+    show_full_result_count = False
+    inlines = (TaskAttemptInline,)
+    actions = ("cancel_tasks",)
+
+    def has_delete_permission(
+        self, request: HttpRequest, obj: GenerationTask | None = None
+    ) -> bool:
+        return (obj is None or obj.has_ended) and super().has_delete_permission(request, obj)
+
+    @admin.action(description="Cancel the selected tasks", permissions=["view"])
+    def cancel_tasks(self, request: HttpRequest, tasks: QuerySet[GenerationTask]) -> None:
+        num_cancelled = sum(lifecycle.cancel(task) for task in tasks)
+        messages.success(request, f"{num_cancelled} tasks cancelled.")
+
+
+@admin.register(TaskAttempt)
+class TaskAttemptAdmin(ReadOnlyAdmin, admin.ModelAdmin[TaskAttempt]):
+    list_display = ("task_id", "number", "outcome", "worker", "started_at", "ended_at")
+    list_filter = ("outcome",)
+    search_fields = ("task__id", "worker")
+    ordering = ("-started_at",)
+
+
+@admin.register(RegisteredModel)
+class RegisteredModelAdmin(ReadOnlyAdmin, admin.ModelAdmin[RegisteredModel]):
+    """Registering needs the file's checks: POST /api/v1/models/register does them."""
+
+    list_display = ("name", "provider", "status", "context_window", "size_bytes", "loaded_by")
+    list_filter = ("provider", "status")
+    search_fields = ("name",)

@@ -1,0 +1,149 @@
+"""Ringing workers: the only place that publishes to Celery.
+
+A message carries an id and nothing else. Losing one, or sending it twice, is harmless: the row in
+the database says what is to be done, and the sweep rings again.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from functools import cache
+
+import kombu.exceptions
+import redis
+from celery import current_app
+from django.conf import settings
+from kombu import Connection
+from kombu.pools import producers
+
+from inference.models import GenerationTask, Queue, RegisteredModel
+from monitoring.redis_client import client
+
+logger = logging.getLogger(__name__)
+
+GENERATE = "inference.generate"
+UNLOAD = "inference.unload"
+
+# While the broker is down, submissions do not each wait for its time-out.
+_PAUSE_SECONDS = 1.0
+_broker_down_until = 0.0
+
+_bell: "_Bell | None" = None
+_starting = threading.Lock()
+
+_BROKER_ERRORS = (kombu.exceptions.OperationalError, redis.RedisError, OSError)
+
+
+def ring_soon(tasks: Sequence[GenerationTask]) -> None:
+    """Ring from a thread of its own: who submits need not wait, least of all for a dead broker.
+
+    A process that dies before it has rung loses the messages, and the next sweep rings instead.
+    """
+    global _bell
+    if _bell is None:
+        with _starting:
+            _bell = _bell or _Bell()
+    _bell.put(tasks)
+
+
+def ring(tasks: Sequence[GenerationTask]) -> None:
+    """Publish one message a task, by its queue and priority; never raises.
+
+    Takes at most about REDIS_TIMEOUT_SECONDS. Tasks that could not be rung are marked, so that
+    the next sweep rings them.
+    """
+    unrung = _publish(tasks)
+    if unrung:
+        ids = [task.pk for task in unrung]
+        GenerationTask.objects.pending().filter(pk__in=ids).update(rung_at=None)
+
+
+def unload(model: RegisteredModel) -> None:
+    """Tell the GPU worker to drop a model that is no longer registered; never raises."""
+    if model.provider != RegisteredModel.Provider.LOCAL:
+        return
+    try:
+        with producers[_connection()].acquire(block=True, timeout=1) as producer:
+            current_app.send_task(
+                UNLOAD, args=(model.name,), queue=Queue.GPU, priority=0, producer=producer
+            )
+    except _BROKER_ERRORS as exc:
+        # The next model that needs the room drives it out.
+        logger.warning("Model %s stays in memory, broker unreachable: %s", model.name, exc)
+
+
+def waiting_messages(queue_name: str) -> int:
+    """Messages in a queue's priority lists that no worker has taken; redis.RedisError if away."""
+    options = current_app.conf.broker_transport_options
+    pipe = client().pipeline(transaction=False)
+    for step in options["priority_steps"]:
+        pipe.llen(f"{queue_name}{options['sep']}{step}" if step else queue_name)
+    return sum(pipe.execute())
+
+
+def _publish(tasks: Sequence[GenerationTask]) -> Sequence[GenerationTask]:
+    """Send the messages; returns the tasks that got none."""
+    global _broker_down_until
+    if time.monotonic() < _broker_down_until:
+        return tasks
+    for index, task in enumerate(tasks):
+        try:
+            with producers[_connection()].acquire(block=True, timeout=1) as producer:
+                current_app.send_task(
+                    GENERATE,
+                    args=(task.pk,),
+                    task_id=task.pk,
+                    queue=task.queue,
+                    priority=task.broker_priority,
+                    ignore_result=True,
+                    producer=producer,
+                    retry=False,
+                )
+        except _BROKER_ERRORS as exc:
+            _broker_down_until = time.monotonic() + _PAUSE_SECONDS
+            logger.warning("Task %s is kept but not rung, broker unreachable: %s", task.pk, exc)
+            return tasks[index:]
+    return []
+
+
+class _Bell:
+    """Rings, one after the other, the tasks that the threads of a web process submit."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Sequence[GenerationTask]] = queue.SimpleQueue()
+        thread = threading.Thread(target=self._ring_all, name="bell", daemon=True)
+        thread.start()
+
+    def put(self, tasks: Sequence[GenerationTask]) -> None:
+        self._tasks.put(tasks)
+
+    def _ring_all(self) -> None:
+        while True:
+            tasks = self._tasks.get()
+            try:
+                ring(tasks)
+            except Exception:
+                # The thread must live on; what was not rung is rung by the sweep.
+                logger.exception("%d tasks were not rung", len(tasks))
+
+
+def reset() -> None:
+    """Forget that the broker was down."""
+    global _broker_down_until
+    _broker_down_until = 0.0
+
+
+@cache
+def _connection() -> Connection:
+    """A broker connection that fails fast: a submission must not wait for a broker that is down."""
+    timeouts = {
+        "socket_timeout": settings.REDIS_TIMEOUT_SECONDS,
+        "socket_connect_timeout": settings.REDIS_TIMEOUT_SECONDS,
+        "retry_on_timeout": False,
+        "max_retries": 0,
+    }
+    options = {**current_app.conf.broker_transport_options, **timeouts}
+    connection: Connection = current_app.connection_for_write(transport_options=options)
+    return connection

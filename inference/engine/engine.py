@@ -1,0 +1,150 @@
+"""Continuous batching: schedule -> decode -> sample -> collect."""
+
+import logging
+from dataclasses import dataclass
+
+from inference.engine.errors import EngineError, InvalidRequestError, PromptTooLongError
+from inference.engine.kv_cache import KVCache
+from inference.engine.runner import Runner
+from inference.engine.scheduler import Scheduler
+from inference.engine.sequence import FinishReason, SamplingParams, Sequence
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one step brought for one request: the new text, possibly empty, and its end."""
+
+    request_id: str
+    text: str
+    num_new_tokens: int
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+
+class Engine:
+    """Runs many sequences on one model, one batch a step. Not for use by several threads."""
+
+    def __init__(self, runner: Runner, max_num_seqs: int | None = None) -> None:
+        """`max_num_seqs`: sequences that run at a time, None = as many as the runner has room for.
+
+        Raises ValueError when a batch cannot hold one token of each.
+        """
+        max_num_seqs = max_num_seqs or runner.max_num_seqs
+        if not 1 <= max_num_seqs <= min(runner.max_num_seqs, runner.max_batch_tokens):
+            raise ValueError(
+                f"max_num_seqs is {max_num_seqs}: the runner was loaded for {runner.max_num_seqs}"
+                f" sequences and batches of {runner.max_batch_tokens} tokens."
+            )
+        self.runner = runner
+        self.max_num_seqs = max_num_seqs
+        self._kv_cache = KVCache(max_num_seqs, runner.num_cells)
+        self._scheduler = Scheduler(self._kv_cache, runner.max_batch_tokens)
+        self._sequences: dict[str, Sequence] = {}
+
+    @property
+    def has_unfinished(self) -> bool:
+        return bool(self._sequences)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Sequences that wait or run; below `max_num_seqs` another can be admitted."""
+        return len(self._sequences)
+
+    def add_request(
+        self, request_id: str, prompt_tokens: list[int], params: SamplingParams
+    ) -> Sequence:
+        """Queue a request; the sequence returned is kept up to date until it has finished.
+
+        Raises InvalidRequestError, PromptTooLongError or GrammarError; nothing is queued then.
+        """
+        self._check_prompt(request_id, prompt_tokens)
+        limit = min(self.runner.n_ctx_per_seq, self.runner.num_cells)
+        sequence = Sequence(
+            request_id=request_id,
+            prompt_tokens=list(prompt_tokens),
+            params=params,
+            max_output_tokens=min(params.max_tokens, limit - len(prompt_tokens)),
+            sampler=self.runner.new_sampler(params, prompt_tokens),
+        )
+        self._sequences[request_id] = sequence
+        self._scheduler.add(sequence)
+        return sequence
+
+    def step(self) -> list[StepOutput]:
+        """Compute one batch; one output for each sequence that got a token or ended."""
+        batch = self._scheduler.schedule()
+        if not batch:
+            return []
+        try:
+            rows = self.runner.decode([chunk for _, chunk in batch])
+        except EngineError as error:
+            logger.warning("A batch of %d sequences failed: %s", len(batch), error)
+            return [self._fail(sequence, error) for sequence, _ in batch]
+        outputs: list[StepOutput] = []
+        for (sequence, chunk), row in zip(batch, rows, strict=True):
+            self._kv_cache.append(chunk.slot, chunk.tokens)
+            sequence.num_computed_tokens += len(chunk.tokens)
+            if chunk.needs_logits:
+                outputs.append(self._sample(sequence, row))
+        return outputs
+
+    def abort(self, request_id: str, reason: FinishReason) -> StepOutput | None:
+        """End a request between two steps; return its last output, with the text held back.
+
+        None when there is no such request, for instance because it has just finished.
+        """
+        sequence = self._sequences.get(request_id)
+        return None if sequence is None else self._finish(sequence, reason)
+
+    def _check_prompt(self, request_id: str, prompt_tokens: list[int]) -> None:
+        if request_id in self._sequences:
+            raise InvalidRequestError(f"Request {request_id} is in the engine already.")
+        if not prompt_tokens:
+            raise InvalidRequestError("The prompt is empty: there is nothing to continue.")
+        max_prompt_tokens = min(self.runner.n_ctx_per_seq, self.runner.num_cells) - 1
+        if len(prompt_tokens) > max_prompt_tokens:
+            raise PromptTooLongError(len(prompt_tokens), max_prompt_tokens)
+        last = self.runner.vocab_size - 1
+        if min(prompt_tokens) < 0 or max(prompt_tokens) > last:
+            raise InvalidRequestError(
+                f"The prompt has tokens outside of the vocabulary 0 to {last}."
+            )
+
+    def _sample(self, sequence: Sequence, row: int) -> StepOutput:
+        """Choose the sequence's next token and see whether it ends here."""
+        try:
+            token = self.runner.sample(sequence.sampler, row)
+        except EngineError as error:
+            return self._fail(sequence, error)
+        if self.runner.is_end_of_generation(token):
+            return self._finish(sequence, FinishReason.STOP)
+        sequence.append(token)
+        text = sequence.assembler.push(self.runner.token_to_bytes(token))
+        if sequence.assembler.is_stopped:
+            return self._finish(sequence, FinishReason.STOP, text, num_new_tokens=1)
+        if len(sequence.output_tokens) >= sequence.max_output_tokens:
+            return self._finish(sequence, FinishReason.LENGTH, text, num_new_tokens=1)
+        return StepOutput(sequence.request_id, text, 1)
+
+    def _fail(self, sequence: Sequence, error: EngineError) -> StepOutput:
+        return self._finish(sequence, FinishReason.ERROR, error=str(error))
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        text: str = "",
+        num_new_tokens: int = 0,
+        error: str | None = None,
+    ) -> StepOutput:
+        """End the sequence and free all it held."""
+        text += sequence.assembler.finish()
+        sequence.finish(reason, error)
+        if sequence.slot is not None:
+            self.runner.remove_sequence(sequence.slot)
+        self._scheduler.remove(sequence)
+        self.runner.free_sampler(sequence.sampler)
+        del self._sequences[sequence.request_id]
+        return StepOutput(sequence.request_id, text, num_new_tokens, reason, error)

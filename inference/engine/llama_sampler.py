@@ -1,0 +1,157 @@
+"""How llama.cpp chooses the next token of one sequence."""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from inference.engine.errors import DecodeError, GrammarError
+from inference.engine.gbnf import check_grammar
+from inference.engine.sequence import SamplingParams
+
+REPEAT_LAST_N = 64
+
+_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+class SamplerChain:
+    """The samplers of one sequence, in llama.cpp's usual order, and its grammar.
+
+    `llama` is the library's binding, handed in by the runner, which alone imports it.
+    """
+
+    def __init__(
+        self,
+        llama: Any,
+        vocab: Any,
+        params: SamplingParams,
+        prompt_tokens: list[int],
+        *,
+        vocab_size: int,
+        context_window: int,
+    ) -> None:
+        """Raises GrammarError."""
+        self._llama = llama
+        self._grammar = _new_grammar(llama, vocab, params.grammar)
+        self._candidates = _Candidates(llama, vocab_size) if self._grammar else None
+        options = llama.llama_sampler_chain_default_params()
+        options.no_perf = True
+        self._chain = llama.llama_sampler_chain_init(options)
+        self._add_penalties(vocab_size, context_window, params, prompt_tokens)
+        self._add_choice(params)
+
+    def free(self) -> None:
+        self._llama.llama_sampler_free(self._chain)
+        if self._grammar is not None:
+            self._llama.llama_sampler_free(self._grammar)
+
+    def sample(self, context: Any, row: int) -> int:
+        """Choose and accept a token from a row of the last batch. Raises DecodeError."""
+        if self._candidates is None:
+            return int(self._llama.llama_sampler_sample(self._chain, context, row))
+        token = self._sample_with_grammar(self._candidates, context, row)
+        self._llama.llama_sampler_accept(self._grammar, token)
+        self._llama.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _sample_with_grammar(self, candidates: "_Candidates", context: Any, row: int) -> int:
+        """Choose freely first: to check one token is cheap, to check the vocabulary is not."""
+        logits = self._llama.llama_get_logits_ith(context, row)
+        candidates.load(logits)
+        token = candidates.choose(self._chain)
+        candidates.load_one(token)
+        candidates.apply(self._grammar)
+        if candidates.is_any_allowed():
+            return token
+        candidates.load(logits)
+        candidates.apply(self._grammar)
+        if not candidates.is_any_allowed():
+            raise DecodeError("The grammar allows no token of this model's vocabulary here.")
+        return candidates.choose(self._chain)
+
+    def _add_penalties(
+        self, vocab_size: int, window: int, params: SamplingParams, prompt_tokens: list[int]
+    ) -> None:
+        llama = self._llama
+        if params.repeat_penalty != 1:
+            repeat = llama.llama_sampler_init_penalties(
+                vocab_size, REPEAT_LAST_N, params.repeat_penalty, 0.0, 0.0
+            )
+            for token in prompt_tokens[-REPEAT_LAST_N:]:
+                llama.llama_sampler_accept(repeat, token)
+            llama.llama_sampler_chain_add(self._chain, repeat)
+        if params.frequency_penalty or params.presence_penalty:
+            counted = llama.llama_sampler_init_penalties(
+                vocab_size, window, 1.0, params.frequency_penalty, params.presence_penalty
+            )
+            llama.llama_sampler_chain_add(self._chain, counted)
+
+    def _add_choice(self, params: SamplingParams) -> None:
+        llama = self._llama
+        if params.temperature == 0:
+            llama.llama_sampler_chain_add(self._chain, llama.llama_sampler_init_greedy())
+            return
+        seed = llama.LLAMA_DEFAULT_SEED  # llama.cpp takes a random one then
+        if params.seed is not None:
+            seed = params.seed % llama.LLAMA_DEFAULT_SEED
+        for sampler in (
+            llama.llama_sampler_init_top_k(params.top_k),
+            llama.llama_sampler_init_top_p(params.top_p, 1),
+            llama.llama_sampler_init_min_p(params.min_p, 1),
+            llama.llama_sampler_init_temp(params.temperature),
+            llama.llama_sampler_init_dist(seed),
+        ):
+            llama.llama_sampler_chain_add(self._chain, sampler)
+
+
+class _Candidates:
+    """A llama_token_data_array over the whole vocabulary, reused from token to token."""
+
+    def __init__(self, llama: Any, vocab_size: int) -> None:
+        self._llama = llama
+        self._ids = np.arange(vocab_size, dtype=np.int32)
+        self._data = np.zeros(vocab_size, dtype=_TOKEN_DATA)
+        self._pointer = ctypes.cast(self._data.ctypes.data, llama.llama_token_data_p)
+        self._native = llama.llama_token_data_array()
+
+    def load(self, logits: Any) -> None:
+        self._data["id"] = self._ids
+        self._data["logit"] = np.ctypeslib.as_array(logits, self._ids.shape)
+        self._reset(len(self._ids))
+
+    def load_one(self, token: int) -> None:
+        self._data[0] = (token, 0.0, 0.0)
+        self._reset(1)
+
+    def apply(self, sampler: Any) -> None:
+        self._llama.llama_sampler_apply(sampler, ctypes.byref(self._native))
+
+    def is_any_allowed(self) -> bool:
+        """Whether a grammar just applied has left a token: it sets the others to -inf."""
+        return bool((self._data["logit"][: self._native.size] > -np.inf).any())
+
+    def choose(self, chain: Any) -> int:
+        """The token the chain selects."""
+        self.apply(chain)
+        return int(self._native.data[self._native.selected].id)
+
+    def _reset(self, size: int) -> None:
+        # Samplers shrink and sort the array in place, or point it elsewhere.
+        self._native.data = self._pointer
+        self._native.size = size
+        self._native.selected = -1
+        self._native.sorted = False
+
+
+def _new_grammar(llama: Any, vocab: Any, grammar: str | None) -> Any:
+    """A grammar sampler, None without a grammar."""
+    if grammar is None:
+        return None
+    check_grammar(grammar)
+    sampler = llama.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
+    if not sampler:  # a NULL pointer is an object, and false
+        raise GrammarError(
+            "llama.cpp refuses the grammar: its repetitions multiply to more than 2000, or repeat"
+            " what may be empty."
+        )
+    return sampler

@@ -1,0 +1,104 @@
+"""What the engine asks of a model: the seam between scheduling and llama.cpp."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from inference.engine.errors import ModelLoadError
+from inference.engine.sequence import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadParams:
+    """How a GGUF is loaded.
+
+    `context_window`: tokens a sequence may have, 0 = what the model was trained for.
+    `num_cache_cells`: tokens all sequences may have together, None = a whole window each; fewer
+    save memory when few sequences are long.
+    `num_batch_tokens`: tokens computed in one step; a step is also how long a cancellation or a
+    running answer can wait, so take fewer (128) on a CPU. `gpu_layers`: -1 = all.
+    `num_threads`: None = one for each core this process may use.
+    """
+
+    path: Path
+    context_window: int = 4096
+    num_cache_cells: int | None = None
+    num_batch_tokens: int = 512
+    max_num_seqs: int = 8
+    gpu_layers: int = -1
+    num_threads: int | None = None
+    use_mmap: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises ModelLoadError on a size that llama.cpp would take for an enormous one."""
+        sizes = (self.num_batch_tokens, self.max_num_seqs, self.num_cache_cells or 1)
+        if self.context_window < 0 or min(sizes) < 1:
+            raise ModelLoadError(f"{self.path} cannot be loaded with a size below 1: {self}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive tokens of one sequence, from `start_position` on, to be computed in a batch."""
+
+    slot: int
+    start_position: int
+    tokens: list[int]
+    needs_logits: bool
+
+
+class Runner(Protocol):
+    """A loaded model with memory for several sequences, addressed by slot."""
+
+    @property
+    def n_ctx_per_seq(self) -> int:
+        """Tokens one sequence may have."""
+        ...
+
+    @property
+    def num_cells(self) -> int:
+        """Tokens all sequences may have together."""
+        ...
+
+    @property
+    def max_num_seqs(self) -> int: ...
+
+    @property
+    def max_batch_tokens(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a whole prompt, with BOS where the model wants one, never doubled."""
+        ...
+
+    def token_to_bytes(self, token: int) -> bytes:
+        """The bytes a token stands for; empty for control tokens."""
+        ...
+
+    def is_end_of_generation(self, token: int) -> bool: ...
+
+    def new_sampler(self, params: SamplingParams, prompt_tokens: list[int]) -> int:
+        """A handle to the sampling state of one sequence. Raises GrammarError."""
+        ...
+
+    def free_sampler(self, sampler: int) -> None: ...
+
+    def decode(self, chunks: list[Chunk]) -> list[int]:
+        """Compute one batch; return for each chunk the row of its last token in the batch.
+
+        Raises DecodeError; then the memory of the slots in the batch is undefined.
+        """
+        ...
+
+    def sample(self, sampler: int, row: int) -> int:
+        """Choose the next token from the logits of a row of the last batch. Raises DecodeError."""
+        ...
+
+    def remove_sequence(self, slot: int) -> None:
+        """Forget all tokens of the slot."""
+        ...
+
+    def close(self) -> None:
+        """Free the model and its memory. Can be called twice."""
+        ...

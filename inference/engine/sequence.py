@@ -1,0 +1,126 @@
+"""One request on its way through the engine."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from inference.engine.errors import InvalidRequestError
+from inference.engine.text import TextAssembler
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of one request are chosen. The defaults sample from the plain distribution.
+
+    `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 switch these filters off.
+    `frequency_penalty` and `presence_penalty` count the generated tokens, as OpenAI's do;
+    `repeat_penalty` looks at the last 64 tokens, prompt included, as llama.cpp's does.
+    `grammar` is GBNF with a rule `root`. Raises InvalidRequestError on a value out of bounds.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repeat_penalty: float = 1.0
+    seed: int | None = None
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("temperature", self.temperature, 0, 2)
+        _check_range("top_p", self.top_p, 0, 1)
+        _check_range("top_k", self.top_k, 0, 2**31 - 1)
+        _check_range("min_p", self.min_p, 0, 1)
+        _check_range("frequency_penalty", self.frequency_penalty, -2, 2)
+        _check_range("presence_penalty", self.presence_penalty, -2, 2)
+        _check_range("repeat_penalty", self.repeat_penalty, 1e-6, 1e6)
+        _check_range("seed", self.seed or 0, 0, math.inf)
+        _check_range("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        if "" in self.stop:
+            raise InvalidRequestError("A stop sequence is empty: leave it out.")
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InvalidRequestError(f"{name} is {value}: it must be between {low} and {high}.")
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """State of one request.
+
+    waiting (no slot) -> prefill -> decode -> finished (`finish_reason` set)
+
+    The first `num_computed_tokens` of prompt + output are in the model's memory, at `slot`;
+    `num_cached_tokens` of them were there before. Times are of `time.monotonic`, in seconds.
+    """
+
+    request_id: str
+    prompt_tokens: list[int]
+    params: SamplingParams
+    max_output_tokens: int
+    sampler: int
+    output_tokens: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    slot: int | None = None
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    created_at: float = field(default_factory=time.monotonic)
+    first_token_at: float | None = None
+    finished_at: float | None = None
+    assembler: TextAssembler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.assembler = TextAssembler(self.params.stop)
+
+    @property
+    def text(self) -> str:
+        """The text released so far; all of it once the sequence has finished."""
+        return self.assembler.text
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_tokens) + len(self.output_tokens)
+
+    @property
+    def max_cells(self) -> int:
+        """Cells of the KV cache it needs at most."""
+        return len(self.prompt_tokens) + self.max_output_tokens
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.num_computed_tokens < len(self.prompt_tokens)
+
+    def next_tokens(self, limit: int) -> list[int]:
+        """The tokens to compute next: a piece of the prompt, or the newest output token."""
+        start = self.num_computed_tokens
+        if self.is_prefilling:
+            return self.prompt_tokens[start : start + limit]
+        return self.output_tokens[start - len(self.prompt_tokens) :]
+
+    def append(self, token: int) -> None:
+        """Add a sampled token to the output."""
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
+        self.output_tokens.append(token)
+
+    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+        self.finish_reason = reason
+        self.error = error
+        self.finished_at = time.monotonic()

@@ -1,0 +1,75 @@
+"""From token bytes to text that may be shown: whole characters, nothing of a stop sequence."""
+
+import codecs
+
+
+class TextAssembler:
+    """Text of one sequence, released piece by piece.
+
+    Held back are the bytes of a character that is not complete, and the longest suffix that may
+    still become a stop sequence. What is released does not depend on how the bytes were split.
+    """
+
+    __slots__ = ("_decoder", "_held_back", "_released", "_stop", "is_stopped")
+
+    def __init__(self, stop: tuple[str, ...] = ()) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._stop = stop
+        self._held_back = ""
+        self._released: list[str] = []
+        self.is_stopped = False
+
+    @property
+    def text(self) -> str:
+        """All that was released so far."""
+        return "".join(self._released)
+
+    def push(self, piece: bytes) -> str:
+        """Take the bytes of one token; return the text that is certain now."""
+        return self._extend(self._decoder.decode(piece))
+
+    def finish(self) -> str:
+        """Release what was held back: no more bytes will come.
+
+        An incomplete character at the end becomes U+FFFD.
+        """
+        certain = self._extend(self._decoder.decode(b"", final=True))
+        return certain + self._release(len(self._held_back))
+
+    def _extend(self, text: str) -> str:
+        if self.is_stopped or not text:
+            return ""
+        self._held_back += text
+        if not self._stop:
+            return self._release(len(self._held_back))
+        start = self._find_stop()
+        if start is None:
+            return self._release(len(self._held_back) - self._num_chars_to_hold())
+        certain = self._release(start)
+        self._held_back = ""
+        self.is_stopped = True
+        return certain
+
+    def _find_stop(self) -> int | None:
+        """Start of the stop sequence that is complete first; of several, of the longest."""
+        found = [
+            (start + len(stop), start)
+            for stop in self._stop
+            if (start := self._held_back.find(stop)) >= 0
+        ]
+        return min(found)[1] if found else None
+
+    def _num_chars_to_hold(self) -> int:
+        longest = max(map(len, self._stop)) - 1
+        for length in range(min(longest, len(self._held_back)), 0, -1):
+            suffix = self._held_back[-length:]
+            if any(stop.startswith(suffix) for stop in self._stop):
+                return length
+        return 0
+
+    def _release(self, num_chars: int) -> str:
+        certain = self._held_back[:num_chars]
+        self._held_back = self._held_back[num_chars:]
+        if certain:
+            self._released.append(certain)
+        return certain

@@ -1,0 +1,415 @@
+"""The life of a task: submit, claim, renew, finish, cancel, sweep; nobody else changes a status.
+
+Every change is a compare-and-set on the row; every write of a worker names its attempt, so a worker
+that lost its lease can harm nothing.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from inference import dispatch, worker_identity
+from inference.errors import ErrorCode, InferenceError
+from inference.models import GenerationTask, TaskAttempt, TaskResult
+from monitoring import logs, streams
+
+logger = logging.getLogger(__name__)
+
+Status = GenerationTask.Status
+
+_SWEEP_LIMIT = 1000
+
+_pending_seen = (float("-inf"), 0)
+
+
+class IdempotencyConflictError(Exception):
+    """The key was used before with another request."""
+
+
+class QueueFullError(Exception):
+    """MAX_PENDING_TASKS tasks are pending."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """A claimed task. The flags are set by the lease keeper and read between chunks."""
+
+    task: GenerationTask
+    cancel_requested: bool = False
+    lost: bool = False
+
+    @property
+    def attempt(self) -> int:
+        return self.task.attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of an attempt went; None for what was never reached."""
+
+    model_load_ms: float | None = None
+    ttft_ms: float | None = None
+    inference_ms: float | None = None
+
+
+# --- Submit --------------------------------------------------------------------------------------
+
+
+def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
+    """Save new tasks, all or none, and ring their workers after the commit.
+
+    A task whose idempotency key was used before is answered by the first one. Raises
+    IdempotencyConflictError when that first one was another request, and QueueFullError.
+    """
+    if _num_pending() + len(tasks) > settings.MAX_PENDING_TASKS:
+        raise QueueFullError
+    try:
+        with transaction.atomic():
+            GenerationTask.objects.bulk_create(tasks)
+        accepted = fresh = list(tasks)
+    except IntegrityError:
+        accepted, fresh = _submit_one_by_one(tasks)
+    dispatch.ring_soon(fresh)
+    return accepted
+
+
+def _num_pending() -> int:
+    """Counted at most once a second: the limit is a guard, not an exact number."""
+    global _pending_seen
+    now = time.monotonic()
+    if now - _pending_seen[0] > 1:
+        _pending_seen = (now, GenerationTask.objects.pending().count())
+    return _pending_seen[1]
+
+
+def _submit_one_by_one(
+    tasks: Sequence[GenerationTask],
+) -> tuple[list[GenerationTask], list[GenerationTask]]:
+    """All tasks with the ones they repeat put in their place, and those that are new."""
+    with transaction.atomic():
+        accepted = [_first_with_key(task) or _insert(task) for task in tasks]
+    new = {task.pk for task in tasks}
+    return accepted, [task for task in accepted if task.pk in new]
+
+
+def _insert(task: GenerationTask) -> GenerationTask:
+    """Save the task, unless another request with its key was faster."""
+    try:
+        with transaction.atomic():
+            task.save(force_insert=True)
+    except IntegrityError:
+        first = _first_with_key(task)
+        if first is None:
+            raise
+        return first
+    return task
+
+
+def _first_with_key(task: GenerationTask) -> GenerationTask | None:
+    if task.idempotency_key is None:
+        return None
+    first = GenerationTask.objects.filter(
+        owner=task.owner, idempotency_key=task.idempotency_key
+    ).first()
+    if first and first.request_hash != task.request_hash:
+        raise IdempotencyConflictError(task.idempotency_key)
+    return first
+
+
+# --- Claim and renew -----------------------------------------------------------------------------
+
+
+def claim(task_id: str) -> Lease | None:
+    """Take a pending task. None when another worker has it, or it may not start (now)."""
+    with transaction.atomic():
+        won = (
+            GenerationTask.objects.claimable()
+            .filter(pk=task_id)
+            .update(
+                status=Status.PROCESSING,
+                attempt=F("attempt") + 1,
+                worker=worker_identity.current(),
+                lease_until=_lease_end(),
+                started_at=Now(),
+                updated_at=Now(),
+            )
+        )
+        if not won:
+            return None
+        task = GenerationTask.objects.read(task_id)
+        assert task is not None, "a row that was just updated"
+        TaskAttempt.objects.create(
+            task=task,
+            number=task.attempt,
+            worker=task.worker,
+            model_name=task.model_name,
+            started_at=Now(),
+        )
+    _log(task, "Attempt %d started on %s", task.attempt, task.worker)
+    return Lease(task)
+
+
+def claim_most_urgent(queue: str) -> Lease | None:
+    """Take the pending task of a queue that goes first; None when there is none."""
+    while True:
+        candidate = (
+            GenerationTask.objects.claimable()
+            .filter(queue=queue)
+            .most_urgent_first()
+            .values_list("pk", flat=True)
+            .first()
+        )
+        if candidate is None:
+            return None
+        if lease := claim(candidate):
+            return lease
+
+
+def renew(leases: Iterable[Lease]) -> None:
+    """Prolong the leases of this process in one UPDATE."""
+    GenerationTask.objects.filter(
+        pk__in=[lease.task.pk for lease in leases],
+        status=Status.PROCESSING,
+        worker=worker_identity.current(),
+    ).update(lease_until=_lease_end())
+
+
+def refresh(leases: Iterable[Lease]) -> None:
+    """Read what became of leases since: whether a cancel was asked for, or the lease was lost."""
+    by_id = {lease.task.pk: lease for lease in leases}
+    rows = GenerationTask.objects.filter(pk__in=by_id, status=Status.PROCESSING)
+    seen = {
+        pk: (attempt, cancel_requested)
+        for pk, attempt, cancel_requested in rows.values_list("pk", "attempt", "cancel_requested")
+    }
+    for pk, lease in by_id.items():
+        attempt, cancel_requested = seen.get(pk, (None, False))
+        lease.lost = attempt != lease.attempt
+        lease.cancel_requested = lease.cancel_requested or cancel_requested
+
+
+# --- Finish --------------------------------------------------------------------------------------
+
+
+def complete(lease: Lease, result: TaskResult, timings: Timings) -> bool:
+    """Store the answer, and the conversation's turn with it. False when the lease was lost."""
+    return _finish(lease, Status.COMPLETED, result, timings)
+
+
+def fail(
+    lease: Lease, failure: InferenceError, result: TaskResult | None, timings: Timings
+) -> bool:
+    """Store a failure, with the text that there is. False when the lease was lost."""
+    reason = {"error": failure.message, "error_code": failure.code}
+    return _finish(lease, Status.FAILED, result, timings, **reason)
+
+
+def finish_cancelled(lease: Lease, result: TaskResult, timings: Timings) -> bool:
+    """Store what a cancelled task had said so far. False when the lease was lost."""
+    return _finish(lease, Status.CANCELLED, result, timings)
+
+
+def _finish(
+    lease: Lease,
+    status: "Status",
+    result: TaskResult | None,
+    timings: Timings,
+    **fields: Any,
+) -> bool:
+    task = lease.task
+    with transaction.atomic():
+        won = GenerationTask.objects.filter(
+            pk=task.pk, attempt=lease.attempt, status=Status.PROCESSING
+        ).update(
+            result=result,
+            model_load_ms=timings.model_load_ms,
+            ttft_ms=timings.ttft_ms,
+            inference_ms=timings.inference_ms,
+            **_ended(status),
+            **fields,
+        )
+        if not won:
+            logger.warning("Task %s: attempt %d lost its lease", task.pk, lease.attempt)
+            return False
+        TaskAttempt.objects.filter(task=task, number=lease.attempt).update(
+            ended_at=Now(), outcome=status.value
+        )
+        if status == Status.COMPLETED and result is not None:
+            _save_turn(task, result["text"])
+    _log(task, "Attempt %d %s", lease.attempt, status)
+    _announce_end(task, status)
+    return True
+
+
+def _save_turn(task: GenerationTask, answer: str) -> None:
+    if task.conversation and task.request.get("save_to_conversation"):
+        task.conversation.append_turn(_question(task), answer)
+
+
+def _question(task: GenerationTask) -> str:
+    """The user's side of the turn: the prompt, or the last message of an explicit history."""
+    messages = task.request.get("messages")
+    return str(messages[-1]["content"] if messages else task.request["prompt"])
+
+
+# --- Cancel --------------------------------------------------------------------------------------
+
+
+def cancel(task: GenerationTask) -> bool:
+    """Cancel a pending task, or ask the worker of a processing one. False when it has ended."""
+    row = GenerationTask.objects.filter(pk=task.pk)
+    if row.pending().update(**_ended(Status.CANCELLED)):
+        _log(task, "Cancelled before it started")
+        _announce_end(task, Status.CANCELLED)
+        return True
+    # The row may be claimed, or put back, between the two statements: ask in either case.
+    asked = row.unfinished().update(cancel_requested=True, updated_at=Now())
+    return bool(asked)
+
+
+# --- Sweep ---------------------------------------------------------------------------------------
+
+
+def sweep() -> None:
+    """Repair what crashes left behind; safe to run at any time, anywhere, in parallel."""
+    _expire_leases_of_dead_processes()
+    _take_back_expired_leases()
+    _fail_past_deadline()
+    _ring_again()
+
+
+def _expire_leases_of_dead_processes() -> None:
+    """A dead process of this host renews nothing: no need to wait for its leases to run out."""
+    processing = GenerationTask.objects.filter(
+        status=Status.PROCESSING, worker__startswith=worker_identity.host_prefix()
+    )
+    for worker in set(processing.values_list("worker", flat=True)):
+        if worker_identity.is_dead(worker):
+            processing.filter(worker=worker).update(lease_until=Now())
+
+
+def _take_back_expired_leases() -> None:
+    expired = GenerationTask.objects.filter(status=Status.PROCESSING, lease_until__lte=Now())
+    for task in expired[:_SWEEP_LIMIT]:
+        _take_back(task)
+
+
+def _take_back(task: GenerationTask) -> None:
+    """Back to pending; cancelled if that was asked; failed if the last attempt is used up."""
+    if task.cancel_requested:
+        change = _ended(Status.CANCELLED)
+    elif task.attempt >= settings.MAX_ATTEMPTS:
+        change = _ended(Status.FAILED) | {
+            "error_code": ErrorCode.WORKER_LOST,
+            "error": f"The worker was lost {task.attempt} times while it ran this task. "
+            "Look at the worker's log before you submit it again.",
+        }
+    else:
+        change = {"status": Status.PENDING, "rung_at": None, "updated_at": Now()}
+        change |= {"worker": "", "lease_until": None, "started_at": None}
+    with transaction.atomic():
+        won = GenerationTask.objects.filter(
+            pk=task.pk, attempt=task.attempt, status=Status.PROCESSING, lease_until__lte=Now()
+        ).update(**change)
+        if not won:
+            return
+        TaskAttempt.objects.filter(task=task, number=task.attempt).update(
+            ended_at=Now(), outcome=TaskAttempt.Outcome.LOST
+        )
+    _log(task, "Attempt %d lost with its worker %s", task.attempt, task.worker)
+    if change["status"] != Status.PENDING:
+        _announce_end(task, change["status"])
+
+
+def _fail_past_deadline() -> None:
+    late = GenerationTask.objects.pending().filter(deadline_at__lte=Now())
+    for task in late[:_SWEEP_LIMIT]:
+        reason = {
+            "error_code": ErrorCode.DEADLINE_EXCEEDED,
+            "error": "The task was not started within its deadline_seconds.",
+        }
+        change = _ended(Status.FAILED) | reason
+        if late.filter(pk=task.pk).update(**change):
+            _log(task, "Not started before its deadline")
+            _announce_end(task, Status.FAILED)
+
+
+def _ring_again() -> None:
+    """Ring tasks that were never rung, and those whose message is gone: rung, but no queue left."""
+    patience = Now() - timedelta(seconds=settings.RING_AGAIN_SECONDS)
+    claimable = GenerationTask.objects.claimable()
+    unheard = claimable.filter(Q(rung_at=None) | Q(rung_at__lte=patience))
+    for queue in set(unheard.values_list("queue", flat=True)):
+        of_queue = unheard.filter(queue=queue)
+        if dispatch.waiting_messages(queue):
+            of_queue = of_queue.filter(rung_at=None)
+        tasks = list(of_queue.most_urgent_first()[:_SWEEP_LIMIT])
+        if not tasks:
+            continue
+        GenerationTask.objects.filter(pk__in=[task.pk for task in tasks]).update(rung_at=Now())
+        dispatch.ring(tasks)
+        logger.info("Rang %d pending tasks of queue %s again", len(tasks), queue)
+
+
+# --- Purge ---------------------------------------------------------------------------------------
+
+
+def purge() -> int:
+    """Delete tasks past their time to live, with their streams and logs; returns how many."""
+    expired = GenerationTask.objects.filter(expires_at__lte=Now()).values_list("pk", flat=True)
+    ids = list(expired[:_SWEEP_LIMIT])
+    GenerationTask.objects.filter(pk__in=ids).delete()
+    _forget(ids)
+    return len(ids)
+
+
+def delete(task: GenerationTask) -> bool:
+    """Delete an ended task and what Redis keeps of it. False when it has not ended."""
+    row = GenerationTask.objects.filter(pk=task.pk)
+    num_deleted, _ = row.exclude(status__in=GenerationTask.UNFINISHED).delete()
+    if num_deleted:
+        _forget([task.pk])
+    return bool(num_deleted)
+
+
+def _forget(task_ids: list[str]) -> None:
+    streams.delete(task_ids)
+    logs.delete(task_ids)
+
+
+# --- Shared --------------------------------------------------------------------------------------
+
+
+def _lease_end() -> Any:
+    return Now() + timedelta(seconds=settings.LEASE_SECONDS)
+
+
+def _ended(status: "Status") -> dict[str, Any]:
+    """The fields that every end of a task sets."""
+    return {
+        "status": status,
+        "finished_at": Now(),
+        "updated_at": Now(),
+        "expires_at": Now() + timedelta(seconds=settings.TASK_TTL_SECONDS),
+        "lease_until": None,
+    }
+
+
+def _announce_end(task: GenerationTask, status: "Status") -> None:
+    """Tell readers, and ring the next task of the conversation: it waited for this one."""
+    streams.end(task.pk, task.attempt, status)
+    if task.conversation_id:
+        following = GenerationTask.objects.claimable().filter(conversation=task.conversation_id)
+        dispatch.ring(list(following.order_by("created_at", "id")[:1]))
+
+
+def _log(task: GenerationTask, message: str, *args: object) -> None:
+    logger.info(f"Task %s: {message}", task.pk, *args, extra={"task_id": task.pk})  # noqa: G004

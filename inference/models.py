@@ -1,0 +1,317 @@
+"""Tasks, their attempts, and the registered models.
+
+Status changes of a task are made by `lifecycle.py` alone.
+"""
+
+import math
+import uuid
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from django.db import connection, models
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from conversations.models import ChatMessage, Conversation
+from inference import worker_identity
+
+MAX_PRIORITY = 100
+
+
+class Queue(models.TextChoices):
+    """The Celery queues; a provider names the one its tasks run on."""
+
+    GPU = "gpu"
+    API = "api"
+    EMBEDDINGS = "embeddings"
+    DEFAULT = "default"
+
+
+class Usage(TypedDict):
+    """Token counts of one answer; `cached_tokens` of the prompt were not computed again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int
+
+
+class TaskResult(TypedDict):
+    """What a generation gave; `model` is the one that answered."""
+
+    text: str
+    finish_reason: str
+    usage: Usage
+    model: str
+    parsed: Any
+    extra: dict[str, Any]
+
+
+def new_task_id() -> str:
+    return f"task_{uuid.uuid4().hex}"
+
+
+class GenerationTaskQuerySet(models.QuerySet["GenerationTask"]):
+    def owned_by(self, owner: str) -> "GenerationTaskQuerySet":
+        return self.filter(owner=owner)
+
+    def read(self, task_id: str) -> "GenerationTask | None":
+        """The task, by the query that runs most often of all.
+
+        As plain SQL: building a SELECT of thirty columns takes the ORM four times as long as all
+        the rest of reading the row.
+        """
+        return next(iter(self.raw(_READ, [task_id])), None)
+
+    def pending(self) -> "GenerationTaskQuerySet":
+        return self.filter(status=GenerationTask.Status.PENDING)
+
+    def unfinished(self) -> "GenerationTaskQuerySet":
+        return self.filter(status__in=GenerationTask.UNFINISHED)
+
+    def claimable(self) -> "GenerationTaskQuerySet":
+        """Pending, before its deadline, and first in line of its conversation."""
+        return (
+            self.pending()
+            .filter(Q(deadline_at=None) | Q(deadline_at__gt=Now()))
+            .exclude(models.Exists(_earlier_in_conversation()))
+        )
+
+    def most_urgent_first(self) -> "GenerationTaskQuerySet":
+        return self.order_by("-priority", "created_at", "id")
+
+
+class GenerationTask(models.Model):
+    """A unit of work: a prompt for a model, and what became of it.
+
+    pending ──claim──▶ processing ──▶ completed | failed
+       ▲                   │   └────▶ cancelled
+       └───lease expired───┘
+    pending ──▶ cancelled (by its owner) | failed (deadline passed)
+
+    `attempt` counts claims; every write of a worker names the attempt it belongs to.
+    """
+
+    class Status(models.TextChoices):
+        PENDING = "pending"
+        PROCESSING = "processing"
+        COMPLETED = "completed"
+        FAILED = "failed"
+        CANCELLED = "cancelled"
+
+    UNFINISHED = (Status.PENDING, Status.PROCESSING)
+
+    id = models.CharField(primary_key=True, max_length=37, default=new_task_id)
+    owner = models.CharField(max_length=64)
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.PENDING)
+    model_name = models.CharField(max_length=100)
+    queue = models.CharField(max_length=10, choices=Queue.choices)
+    priority = models.FloatField(default=1.0)
+    request = models.JSONField()
+    conversation = models.ForeignKey(
+        Conversation, null=True, blank=True, on_delete=models.SET_NULL, related_name="tasks"
+    )
+    metadata = models.JSONField(default=dict, blank=True)
+    idempotency_key = models.CharField(max_length=255, null=True, blank=True)
+    request_hash = models.CharField(max_length=64, blank=True)
+    trace_id = models.CharField(max_length=64, null=True, blank=True)
+
+    created_at = models.DateTimeField()
+    updated_at = models.DateTimeField()
+    started_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    deadline_at = models.DateTimeField(null=True, blank=True)
+    expires_at = models.DateTimeField(null=True, blank=True)
+
+    attempt = models.PositiveIntegerField(default=0)
+    worker = models.CharField(max_length=255, blank=True)
+    lease_until = models.DateTimeField(null=True, blank=True)
+    rung_at = models.DateTimeField(null=True, blank=True)
+    cancel_requested = models.BooleanField(default=False)
+
+    result = models.JSONField(null=True, blank=True)
+    error = models.TextField(null=True, blank=True)
+    error_code = models.CharField(max_length=64, null=True, blank=True)
+    model_load_ms = models.FloatField(null=True, blank=True)
+    ttft_ms = models.FloatField(null=True, blank=True)
+    inference_ms = models.FloatField(null=True, blank=True)
+
+    objects = GenerationTaskQuerySet.as_manager()
+
+    if TYPE_CHECKING:
+        conversation_id: str | None
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["owner", "idempotency_key"],
+                condition=Q(idempotency_key__isnull=False),
+                name="task_idempotency",
+            )
+        ]
+        indexes = [
+            models.Index(fields=["owner", "-created_at", "-id"], name="task_list"),
+            # With `status`, though it is always the same: so SQLite counts without the table.
+            models.Index(
+                F("queue"),
+                F("priority").desc(),
+                F("created_at"),
+                F("id"),
+                F("status"),
+                name="task_claim",
+                condition=Q(status="pending"),
+            ),
+            models.Index(
+                fields=["lease_until"], name="task_lease", condition=Q(status="processing")
+            ),
+            models.Index(
+                fields=["deadline_at"],
+                name="task_deadline",
+                condition=Q(status="pending", deadline_at__isnull=False),
+            ),
+            models.Index(
+                fields=["conversation", "created_at"],
+                name="task_conversation",
+                condition=Q(status__in=["pending", "processing"]),
+            ),
+            models.Index(
+                fields=["expires_at"], name="task_purge", condition=Q(expires_at__isnull=False)
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.id} ({self.status})"
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status not in self.UNFINISHED
+
+    @property
+    def broker_priority(self) -> int:
+        """Redis priority of the task's message: 0 is the most urgent, 9 the least."""
+        return 9 - math.floor(self.priority * 9 / MAX_PRIORITY)
+
+    def queue_position(self) -> int | None:
+        """How many pending tasks of the same queue go first; None unless pending."""
+        if self.status != self.Status.PENDING:
+            return None
+        with connection.cursor() as cursor:
+            made: Any = connection.ops.adapt_datetimefield_value(self.created_at)
+            equal = (self.queue, self.priority, made)
+            cursor.execute(_AHEAD_OF, (*equal[:2], *equal, *equal, self.pk))
+            return int(cursor.fetchone()[0])
+
+    def messages(self) -> list[ChatMessage]:
+        """What the model reads, with the conversation as it is now."""
+        if self.request.get("messages"):
+            return list(self.request["messages"])
+        if self.conversation:
+            return self.conversation.context(self.request["prompt"])
+        return [{"role": "user", "content": self.request["prompt"]}]
+
+
+_READ = f"SELECT * FROM {GenerationTask._meta.db_table} WHERE id = %s"  # noqa: S608 (our own name)
+
+# In SQL, since every answer about a pending task runs it: building it takes the ORM four times as
+# long as the database takes to run it.
+# Three ranges of one index; as a single condition with ORs it would visit every pending row.
+_PENDING = f"SELECT COUNT(*) FROM {GenerationTask._meta.db_table} WHERE status = 'pending'"  # noqa: S608
+_AHEAD_OF = f"""
+    SELECT ({_PENDING} AND queue = %s AND priority > %s)
+        + ({_PENDING} AND queue = %s AND priority = %s AND created_at < %s)
+        + ({_PENDING} AND queue = %s AND priority = %s AND created_at = %s AND id < %s)
+"""
+
+
+def _earlier_in_conversation() -> models.QuerySet[GenerationTask]:
+    """Unfinished tasks that the outer task's conversation must see answered first."""
+    outer = models.OuterRef
+    return GenerationTask.objects.unfinished().filter(
+        Q(created_at__lt=outer("created_at"))
+        | Q(created_at=outer("created_at"), id__lt=outer("id")),
+        conversation=outer("conversation"),
+    )
+
+
+class TaskAttempt(models.Model):
+    """One try at a task by one worker."""
+
+    class Outcome(models.TextChoices):
+        RUNNING = "running"
+        COMPLETED = "completed"
+        FAILED = "failed"
+        CANCELLED = "cancelled"
+        LOST = "lost"
+
+    task = models.ForeignKey(GenerationTask, on_delete=models.CASCADE, related_name="attempts")
+    number = models.PositiveIntegerField()
+    worker = models.CharField(max_length=255)
+    model_name = models.CharField(max_length=100)
+    started_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True, blank=True)
+    outcome = models.CharField(max_length=9, choices=Outcome.choices, default=Outcome.RUNNING)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["task", "number"], name="one_row_per_attempt")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.task_id} #{self.number}: {self.outcome}"
+
+
+class RegisteredModelQuerySet(models.QuerySet["RegisteredModel"]):
+    def release_from_dead_workers(self) -> None:
+        """A process that died holds no model in memory any more."""
+        for worker in set(self.exclude(loaded_by="").values_list("loaded_by", flat=True)):
+            if worker_identity.is_dead(worker):
+                held = self.filter(loaded_by=worker)
+                held.update(status=RegisteredModel.Status.AVAILABLE, loaded_by="")
+
+
+class RegisteredModel(models.Model):
+    """A model that tasks can name.
+
+    available ──first use──▶ loading ──▶ loaded ──▶ available
+                                └──────▶ error
+    """
+
+    class Provider(models.TextChoices):
+        LOCAL = "local"
+        ECHO = "echo"
+
+    class Status(models.TextChoices):
+        AVAILABLE = "available"
+        LOADING = "loading"
+        LOADED = "loaded"
+        ERROR = "error"
+
+    name = models.CharField(max_length=100, unique=True)
+    provider = models.CharField(max_length=20, choices=Provider.choices)
+    status = models.CharField(max_length=12, choices=Status.choices, default=Status.AVAILABLE)
+    status_message = models.TextField(blank=True)
+    loaded_by = models.CharField(max_length=255, blank=True)
+    config = models.JSONField(default=dict, blank=True)
+    extra = models.JSONField(default=dict, blank=True)
+    context_window = models.PositiveIntegerField(null=True, blank=True)
+    max_output_tokens = models.PositiveIntegerField(null=True, blank=True)
+    size_bytes = models.PositiveBigIntegerField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = RegisteredModelQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def loaded(self) -> bool:
+        return self.status == self.Status.LOADED
+
+    def set_status(self, status: "RegisteredModel.Status", worker: str = "", why: str = "") -> None:
+        """Record where the model is; `worker` holds it in memory, `why` explains an error."""
+        RegisteredModel.objects.filter(pk=self.pk).update(
+            status=status, loaded_by=worker, status_message=why, updated_at=Now()
+        )

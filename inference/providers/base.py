@@ -1,0 +1,61 @@
+"""What a provider is: one class, with what it can do as attributes and one generator of text."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from conversations.models import ChatMessage
+from inference.engine.sequence import FinishReason
+from inference.models import Queue, RegisteredModel, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What is asked: `params` are the sampling fields of the API, defaults filled in."""
+
+    task_id: str
+    messages: list[ChatMessage]
+    params: dict[str, Any]
+    context_overflow: str = "truncate"
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a generation is; kept by the provider, and right at every chunk it yields."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    model_load_ms: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            total_tokens=self.prompt_tokens + self.completion_tokens,
+            cached_tokens=self.cached_tokens,
+        )
+
+
+class Provider(ABC):
+    """A place that answers for one registered model."""
+
+    queue: ClassVar[Queue]
+    supports_streaming: ClassVar[bool] = True
+    supports_structured_output: ClassVar[bool] = False
+    # What applies where neither the task nor the model's registration says a value.
+    default_params: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, model: RegisteredModel) -> None:
+        self.model = model
+
+    @abstractmethod
+    def generate(self, request: GenerationRequest, progress: Progress) -> Iterator[str]:
+        """Yield the answer's text as it comes, and "" where a step gave none.
+
+        The caller may close the generator between chunks: that cancels. `progress.finish_reason`
+        is set when it ends by itself. Raises InferenceError.
+        """

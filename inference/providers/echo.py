@@ -1,0 +1,36 @@
+"""A provider that says the last message back, word by word: for tests, demos and benchmarks."""
+
+import re
+import time
+from collections.abc import Iterator
+
+from inference.engine.sequence import FinishReason
+from inference.engine.text import TextAssembler
+from inference.models import Queue
+from inference.providers.base import GenerationRequest, Progress, Provider
+
+
+class EchoProvider(Provider):
+    """Instant and deterministic, so sampling parameters make no difference.
+
+    A token is a word with its white space. `config.delay_ms` is slept before each.
+    """
+
+    queue = Queue.API
+
+    def generate(self, request: GenerationRequest, progress: Progress) -> Iterator[str]:
+        delay_seconds = self.model.config.get("delay_ms", 0) / 1000
+        max_tokens = request.params["max_tokens"]
+        words = re.findall(r"\s*\S+\s*", request.messages[-1]["content"])
+        progress.prompt_tokens = sum(len(m["content"].split()) for m in request.messages)
+        text = TextAssembler(tuple(request.params["stop_sequences"]))
+        for word in words[:max_tokens]:
+            if delay_seconds:
+                time.sleep(delay_seconds)
+            progress.completion_tokens += 1
+            yield text.push(word.encode())
+            if text.is_stopped:
+                break
+        yield text.finish()
+        cut = len(words) > max_tokens and not text.is_stopped
+        progress.finish_reason = FinishReason.LENGTH if cut else FinishReason.STOP

@@ -1,0 +1,48 @@
+"""Everything that is known about one task."""
+
+from datetime import datetime
+from typing import Any
+
+from inference.models import GenerationTask
+from inference.serializers import AttemptSerializer, task_body
+from monitoring.logs import task_log
+
+
+def report(task: GenerationTask) -> dict[str, Any]:
+    """The body of GET /tasks/{id}/report."""
+    return {
+        "task": task_body(task),
+        "metrics": metrics(task),
+        "tokens": task.result["usage"] if task.result else None,
+        "prompt": task.request["prompt"],
+        "messages": task.request["messages"],
+        "params": task.request["params"],
+        "attempts": AttemptSerializer(task.attempts.order_by("number"), many=True).data,
+        "webhook_deliveries": [],
+        "logs": task_log(task.pk),
+    }
+
+
+def metrics(task: GenerationTask) -> dict[str, float | None]:
+    """Times in milliseconds; tokens per second of the answer, its prompt's time included."""
+    tokens_per_second = None
+    if task.result and task.inference_ms:
+        num_tokens = task.result["usage"]["completion_tokens"]
+        tokens_per_second = round(num_tokens / task.inference_ms * 1000, 2)
+    return {
+        "queue_wait_ms": _milliseconds(task.created_at, task.started_at),
+        "model_load_ms": _rounded(task.model_load_ms),
+        "ttft_ms": _rounded(task.ttft_ms),
+        "inference_ms": _rounded(task.inference_ms),
+        "total_ms": _milliseconds(task.created_at, task.finished_at),
+        "tokens_per_second": tokens_per_second,
+    }
+
+
+def _milliseconds(start: datetime, end: datetime | None) -> float | None:
+    """Never below zero: the database's clock has milliseconds where ours has microseconds."""
+    return max(0.0, _rounded((end - start).total_seconds() * 1000) or 0.0) if end else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)

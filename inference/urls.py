@@ -1,0 +1,11 @@
+from rest_framework.routers import DefaultRouter
+
+from inference.views import RegisteredModelViewSet, TaskViewSet
+
+router = DefaultRouter()
+router.trailing_slash = "/?"
+router.include_format_suffixes = False
+router.register("tasks", TaskViewSet, basename="task")
+router.register("models", RegisteredModelViewSet, basename="model")
+
+urlpatterns = router.urls

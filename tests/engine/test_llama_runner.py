@@ -1,0 +1,302 @@
+"""The engine with real weights: SmolLM2-135M-Instruct on the CPU."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference.engine.chat_template import ChatMessage
+from inference.engine.engine import Engine
+from inference.engine.errors import (
+    DecodeError,
+    EngineError,
+    GrammarError,
+    ModelLoadError,
+    PromptTooLongError,
+)
+from inference.engine.llama_runner import LlamaRunner, llama
+from inference.engine.runner import Chunk, LoadParams
+from inference.engine.sequence import FinishReason, SamplingParams, Sequence
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24)
+QUESTIONS = [
+    "Name three colours.",
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "Count from one to ten.",
+]
+# Batches of different sizes may add floats in different orders, so a choice between two tokens
+# that are all but equally likely may turn out differently on some processors.
+MAX_TIE = 0.1
+
+
+def prompt(runner: LlamaRunner, question: str) -> list[int]:
+    messages: list[ChatMessage] = [{"role": "user", "content": question}]
+    return runner.tokenize(runner.chat_template.render(messages))
+
+
+def run(runner: LlamaRunner, requests: list[tuple[str, SamplingParams]]) -> list[Sequence]:
+    engine = Engine(runner)
+    sequences = [
+        engine.add_request(str(index), prompt(runner, question), params)
+        for index, (question, params) in enumerate(requests)
+    ]
+    while engine.has_unfinished:
+        engine.step()
+    assert not runner._samplers
+    return sequences
+
+
+def assert_same_but_for_ties(runner: LlamaRunner, one: Sequence, other: Sequence) -> None:
+    """Equal outputs; where they part, the two tokens were all but equally likely."""
+    pairs = zip(one.output_tokens, other.output_tokens, strict=False)
+    for index, (token, other_token) in enumerate(pairs):
+        if token != other_token:
+            logits = logits_after(runner, one.prompt_tokens + one.output_tokens[:index])
+            assert abs(logits[token] - logits[other_token]) < MAX_TIE
+            return
+    assert one.text == other.text
+
+
+def logits_after(
+    runner: LlamaRunner, tokens: list[int]
+) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+    (row,) = runner.decode([Chunk(0, 0, tokens, needs_logits=True)])
+    pointer = llama.llama_get_logits_ith(runner._context, row)
+    logits = np.ctypeslib.as_array(pointer, (runner.vocab_size,)).copy()
+    runner.remove_sequence(0)
+    return logits
+
+
+def test_greedy_text_is_the_same_alone_and_among_four(runner: LlamaRunner) -> None:
+    together = run(runner, [(question, GREEDY) for question in QUESTIONS])
+    for question, sequence in zip(QUESTIONS, together, strict=True):
+        (alone,) = run(runner, [(question, GREEDY)])
+        assert_same_but_for_ties(runner, alone, sequence)
+
+
+def test_text_does_not_depend_on_the_neighbours_in_a_shared_buffer(model_path: Path) -> None:
+    # Fewer cells than a window each: one buffer for all, where only a mask keeps them apart.
+    shared = LlamaRunner(
+        LoadParams(
+            path=model_path, context_window=256, num_cache_cells=512, max_num_seqs=4, num_threads=1
+        )
+    )
+    same_length = [f"What is the capital of {name}?" for name in ("France", "Spain", "Italy")]
+    params = SamplingParams(temperature=0, max_tokens=12)
+    first, *_ = run(shared, [(same_length[0], params)] * 3)
+    again, *_ = run(shared, [(question, params) for question in same_length])
+    assert shared.num_cells == 512
+    assert first.output_tokens == again.output_tokens
+    shared.close()
+
+
+def test_sequences_join_and_leave_at_different_steps(runner: LlamaRunner) -> None:
+    engine = Engine(runner)
+    lengths = [20, 4, 12, 8]
+    sequences = []
+    for question, max_tokens in zip(QUESTIONS, lengths, strict=True):
+        params = SamplingParams(temperature=0, max_tokens=max_tokens)
+        sequences.append(engine.add_request(question, prompt(runner, question), params))
+        engine.step()
+        engine.step()
+    while engine.has_unfinished:
+        engine.step()
+    for question, max_tokens, sequence in zip(QUESTIONS, lengths, sequences, strict=True):
+        params = SamplingParams(temperature=0, max_tokens=max_tokens)
+        (alone,) = run(runner, [(question, params)])
+        assert_same_but_for_ties(runner, alone, sequence)
+
+
+def test_same_seed_gives_the_same_text_and_another_seed_another(runner: LlamaRunner) -> None:
+    def sample(seed: int) -> str:
+        params = SamplingParams(temperature=1, top_k=50, top_p=0.95, seed=seed, max_tokens=16)
+        return run(runner, [(QUESTIONS[2], params)])[0].text
+
+    assert sample(7) == sample(7)
+    assert sample(7) != sample(8)
+    assert sample(2**40 + 7) == sample(2**40 + 7)
+
+
+def test_stop_sequence_across_tokens_is_never_in_the_text(runner: LlamaRunner) -> None:
+    (whole,) = run(runner, [(QUESTIONS[2], GREEDY)])
+    assert "sea is" in whole.text
+    stop = "a is"
+    params = SamplingParams(temperature=0, max_tokens=24, stop=(stop,))
+    (stopped,) = run(runner, [(QUESTIONS[2], params)])
+    assert stopped.finish_reason == FinishReason.STOP
+    assert stopped.text == whole.text[: whole.text.index(stop)]
+
+
+def test_max_tokens_is_kept(runner: LlamaRunner) -> None:
+    (sequence,) = run(runner, [(QUESTIONS[3], SamplingParams(temperature=0, max_tokens=5))])
+    assert len(sequence.output_tokens) == 5
+    assert sequence.finish_reason == FinishReason.LENGTH
+    assert sequence.first_token_at is not None
+    assert sequence.finished_at is not None
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0, max_tokens=30, repeat_penalty=1.5),
+        SamplingParams(temperature=0, max_tokens=30, frequency_penalty=2),
+        SamplingParams(temperature=0, max_tokens=30, presence_penalty=2),
+    ],
+)
+def test_penalties_make_repetition_rarer(runner: LlamaRunner, params: SamplingParams) -> None:
+    engine = Engine(runner)
+    tokens = runner.tokenize("echo echo echo echo echo echo echo echo")
+    plain = SamplingParams(temperature=0, max_tokens=30)
+    without = engine.add_request("without", tokens, plain)
+    penalized = engine.add_request("penalized", tokens, params)
+    while engine.has_unfinished:
+        engine.step()
+    assert len(set(penalized.output_tokens)) > len(set(without.output_tokens))
+
+
+def test_narrow_filters_make_sampling_greedy(runner: LlamaRunner) -> None:
+    (greedy,) = run(runner, [(QUESTIONS[1], SamplingParams(temperature=0, max_tokens=8))])
+    for narrow in (
+        SamplingParams(temperature=1.5, top_k=1, max_tokens=8),
+        SamplingParams(temperature=1.5, min_p=1, max_tokens=8),
+        SamplingParams(temperature=1.5, top_p=0, max_tokens=8),
+    ):
+        (sampled,) = run(runner, [(QUESTIONS[1], narrow)])
+        assert_same_but_for_ties(runner, greedy, sampled)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_grammar_shapes_the_text(runner: LlamaRunner, temperature: float) -> None:
+    grammar = 'root ::= "{\\"city\\": \\"" [A-Z] [a-zé]{1,9} "\\"}"'
+    params = SamplingParams(temperature=temperature, seed=1, max_tokens=40, grammar=grammar)
+    constrained, free = run(runner, [(QUESTIONS[1], params), (QUESTIONS[1], GREEDY)])
+    assert constrained.finish_reason == FinishReason.STOP
+    assert constrained.text.startswith('{"city": "')
+    assert constrained.text.endswith('"}')
+    assert not free.text.startswith("{")
+
+
+def test_grammar_that_allows_no_token_ends_in_error_and_not_in_an_abort(
+    runner: LlamaRunner,
+) -> None:
+    params = SamplingParams(temperature=1, max_tokens=4, grammar="root ::= [^\\x00-\\U0010FFFF]")
+    stuck, free = run(runner, [(QUESTIONS[1], params), (QUESTIONS[1], GREEDY)])
+    assert stuck.finish_reason == FinishReason.ERROR
+    assert stuck.error == "The grammar allows no token of this model's vocabulary here."
+    assert len(free.output_tokens) > 4
+
+
+def test_bad_grammar_is_refused_in_words(runner: LlamaRunner) -> None:
+    engine = Engine(runner)
+    with pytest.raises(GrammarError, match="line 1, column 10: expected"):
+        engine.add_request("r", [1], SamplingParams(grammar="root ::= %"))
+    with pytest.raises(GrammarError, match="refuses"):
+        engine.add_request("r", [1], SamplingParams(grammar='root ::= x*\nx ::= "a" | ""'))
+    assert not engine.has_unfinished
+
+
+def test_prompt_longer_than_the_context_is_refused(runner: LlamaRunner) -> None:
+    engine = Engine(runner)
+    with pytest.raises(PromptTooLongError, match="255 fit"):
+        engine.add_request("r", [5] * 256, GREEDY)
+    with pytest.raises(PromptTooLongError):
+        runner.tokenize("word " * 100_000)
+
+
+def test_prompt_larger_than_a_batch_is_computed_in_chunks(model_path: Path) -> None:
+    small = LlamaRunner(
+        LoadParams(
+            path=model_path, context_window=128, num_batch_tokens=16, max_num_seqs=2, num_threads=1
+        )
+    )
+    large = LlamaRunner(
+        LoadParams(path=model_path, context_window=128, max_num_seqs=1, num_threads=1)
+    )
+    question = "The sea is blue and the sky is too. " * 6 + "What is blue?"
+    (chunked,) = run(small, [(question, GREEDY)])
+    (whole,) = run(large, [(question, GREEDY)])
+    assert_same_but_for_ties(large, whole, chunked)
+    small.close()
+    large.close()
+
+
+def test_batch_over_its_budget_is_an_error_and_not_an_abort(runner: LlamaRunner) -> None:
+    with pytest.raises(DecodeError, match="more than"):
+        runner.decode([Chunk(0, 0, [1] * 2000, needs_logits=True)])
+    with pytest.raises(DecodeError, match="empty"):
+        runner.decode([])
+
+
+def test_gap_in_positions_is_an_error_and_the_runner_goes_on(runner: LlamaRunner) -> None:
+    runner.decode([Chunk(0, 0, [1, 2], needs_logits=True)])
+    with pytest.raises(DecodeError, match="status -1"):
+        runner.decode([Chunk(0, 9, [3], needs_logits=True)])
+    runner.remove_sequence(0)
+    (sequence,) = run(runner, [(QUESTIONS[1], SamplingParams(temperature=0, max_tokens=2))])
+    assert sequence.finish_reason == FinishReason.LENGTH
+
+
+def test_special_tokens_are_one_token_and_have_no_text(runner: LlamaRunner) -> None:
+    (token,) = runner.tokenize("<|im_end|>")
+    assert runner.is_end_of_generation(token)
+    assert runner.token_to_bytes(token) == b""
+    with pytest.raises(EngineError, match="outside"):
+        runner.token_to_bytes(runner.vocab_size)
+
+
+@pytest.mark.parametrize("text", ["", "a" * 2000, "日本語 é 😀\x00\ud800", " \n\t" * 200])
+def test_odd_text_survives_the_tokenizer(runner: LlamaRunner, text: str) -> None:
+    tokens = runner.tokenize(text)
+    data = b"".join(map(runner.token_to_bytes, tokens))
+    assert data.decode() == text.replace("\ud800", "?")
+
+
+def test_missing_and_broken_files_fail_in_words(tmp_path: Path, model_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="no model file"):
+        LlamaRunner(LoadParams(path=tmp_path / "none.gguf"))
+    text = tmp_path / "text.gguf"
+    text.write_text("This is no model at all, but it is long enough to be read as one.")
+    with pytest.raises(ModelLoadError, match="magic"):
+        LlamaRunner(LoadParams(path=text))
+    short = tmp_path / "short.gguf"
+    with model_path.open("rb") as whole:
+        short.write_bytes(whole.read(4_000_000))
+    with pytest.raises(ModelLoadError, match=r"not within the file bounds|corrupted"):
+        LlamaRunner(LoadParams(path=short))
+
+
+@pytest.mark.parametrize("sizes", [{"context_window": -1}, {"max_num_seqs": 0}])
+def test_sizes_out_of_bounds_fail_in_words(model_path: Path, sizes: dict[str, int]) -> None:
+    with pytest.raises(ModelLoadError, match="below 1"):
+        LlamaRunner(LoadParams(path=model_path, **sizes))  # type: ignore[arg-type]
+
+
+def test_llama_cpp_logs_through_logging_and_not_to_stderr(
+    model_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.DEBUG, logger="inference.engine.llama_cpp"):
+        LlamaRunner(LoadParams(path=model_path, context_window=256, max_num_seqs=1)).close()
+    assert any("n_layer" in record.getMessage() for record in caplog.records)
+    assert all(record.levelno <= logging.WARNING for record in caplog.records)
+    assert capfd.readouterr().err == ""
+
+
+def resident_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * 4096
+
+
+def test_close_frees_and_can_be_repeated(model_path: Path) -> None:
+    loaded = LlamaRunner(LoadParams(path=model_path, context_window=2048, max_num_seqs=4))
+    loaded.new_sampler(GREEDY, [1])
+    loaded_bytes = resident_bytes()
+    loaded.close()
+    loaded.close()
+    kv_bytes = 4 * 2048 * 23040
+    assert loaded_bytes - resident_bytes() > kv_bytes / 2
+    with pytest.raises(EngineError, match="closed"):
+        loaded.decode([Chunk(0, 0, [1], needs_logits=True)])
+    with pytest.raises(EngineError, match="closed"):
+        loaded.tokenize("text")

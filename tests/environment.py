@@ -1,0 +1,21 @@
+"""A folder of its own for each test run, set before Django reads its settings (pytest -p)."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+# Short, because a Unix socket's path may have 107 bytes.
+VAR_DIR = Path(tempfile.mkdtemp(prefix="sopllm-", dir="/tmp"))
+atexit.register(shutil.rmtree, VAR_DIR, ignore_errors=True)
+
+for name in ("DATABASE_URL", "REDIS_URL", "MODELS_DIR", "SERVER_HOST", "SERVER_PORT"):
+    os.environ.pop(name, None)
+os.environ.update(
+    APP_ENV="local",
+    VAR_DIR=str(VAR_DIR),
+    LEASE_SECONDS="4",
+    SWEEP_INTERVAL_SECONDS="1",
+    RING_AGAIN_SECONDS="1",
+)
