@@ -59,6 +59,8 @@ app.conf.update(
     # A child that imports and loads for a while is not dead.
     worker_proc_alive_timeout=60,
     worker_hijack_root_logger=False,
+    # Connections to the database outlive a task; Django closes broken ones.
+    CELERY_DB_REUSE_MAX=1_000_000_000,
     # For Flower.
     worker_send_task_events=True,
     task_send_sent_event=True,

@@ -91,13 +91,13 @@ def _stop(writer: ChunkWriter, reason: FinishReason) -> FinishReason:
 
 
 def _model(task: GenerationTask) -> RegisteredModel:
-    try:
-        return RegisteredModel.objects.get(name=task.model_name)
-    except RegisteredModel.DoesNotExist:
+    model = RegisteredModel.objects.read(task.model_name)
+    if model is None:
         raise InferenceError(
             f"The model {task.model_name} is no longer registered: register it and submit again.",
             ErrorCode.MODEL_NOT_FOUND,
-        ) from None
+        )
+    return model
 
 
 def _request(task: GenerationTask) -> GenerationRequest:

@@ -4,6 +4,7 @@ Every change is a compare-and-set on the row; every write of a worker names its 
 that lost its lease can harm nothing.
 """
 
+import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -12,13 +13,20 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, models, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from inference import dispatch, worker_identity
 from inference.errors import ErrorCode, InferenceError
 from inference.models import GenerationTask, TaskAttempt, TaskResult
+from inference.statements import (
+    Compiled,
+    Parameter,
+    Statement,
+    compile_insert,
+    compile_update,
+)
 from monitoring import logs, streams
 
 logger = logging.getLogger(__name__)
@@ -130,30 +138,12 @@ def _first_with_key(task: GenerationTask) -> GenerationTask | None:
 def claim(task_id: str) -> Lease | None:
     """Take a pending task. None when another worker has it, or it may not start (now)."""
     with transaction.atomic():
-        won = (
-            GenerationTask.objects.claimable()
-            .filter(pk=task_id)
-            .update(
-                status=Status.PROCESSING,
-                attempt=F("attempt") + 1,
-                worker=worker_identity.current(),
-                lease_until=_lease_end(),
-                started_at=Now(),
-                updated_at=Now(),
-            )
-        )
-        if not won:
+        if not _CLAIM.run(task_id=task_id, worker=worker_identity.current()):
             return None
-        task = GenerationTask.objects.read(task_id)
-        assert task is not None, "a row that was just updated"
-        TaskAttempt.objects.create(
-            task=task,
-            number=task.attempt,
-            worker=task.worker,
-            model_name=task.model_name,
-            started_at=Now(),
-        )
-    _log(task, "Attempt %d started on %s", task.attempt, task.worker)
+    task = GenerationTask.objects.read(task_id)
+    if task is None or task.worker != worker_identity.current():
+        return None  # so late that the lease was lost, and the task deleted or given away
+    _log(task, logging.DEBUG, "Attempt %d started on %s", task.attempt, task.worker)
     return Lease(task)
 
 
@@ -208,8 +198,7 @@ def fail(
     lease: Lease, failure: InferenceError, result: TaskResult | None, timings: Timings
 ) -> bool:
     """Store a failure, with the text that there is. False when the lease was lost."""
-    reason = {"error": failure.message, "error_code": failure.code}
-    return _finish(lease, Status.FAILED, result, timings, **reason)
+    return _finish(lease, Status.FAILED, result, timings, failure)
 
 
 def finish_cancelled(lease: Lease, result: TaskResult, timings: Timings) -> bool:
@@ -222,31 +211,42 @@ def _finish(
     status: "Status",
     result: TaskResult | None,
     timings: Timings,
-    **fields: Any,
+    failure: InferenceError | None = None,
 ) -> bool:
     task = lease.task
     with transaction.atomic():
-        won = GenerationTask.objects.filter(
-            pk=task.pk, attempt=lease.attempt, status=Status.PROCESSING
-        ).update(
-            result=result,
+        won = _FINISH.run(
+            task_id=task.pk,
+            attempt=lease.attempt,
+            status=status.value,
+            result=None if result is None else json.dumps(result),
+            error=failure.message if failure else None,
+            error_code=failure.code.value if failure else None,
             model_load_ms=timings.model_load_ms,
             ttft_ms=timings.ttft_ms,
             inference_ms=timings.inference_ms,
-            **_ended(status),
-            **fields,
         )
         if not won:
             logger.warning("Task %s: attempt %d lost its lease", task.pk, lease.attempt)
             return False
-        TaskAttempt.objects.filter(task=task, number=lease.attempt).update(
-            ended_at=Now(), outcome=status.value
-        )
+        _add_attempt(task, TaskAttempt.Outcome(status))
         if status == Status.COMPLETED and result is not None:
             _save_turn(task, result["text"])
-    _log(task, "Attempt %d %s", lease.attempt, status)
+    _log(task, logging.INFO, "Attempt %d %s", lease.attempt, status)
     _announce_end(task, status)
     return True
+
+
+def _add_attempt(task: GenerationTask, outcome: TaskAttempt.Outcome) -> None:
+    """Record the attempt that ends now; call it in the transaction that ends it."""
+    _ADD_ATTEMPT.run(
+        task_id=task.pk,
+        number=task.attempt,
+        worker=task.worker,
+        model_name=task.model_name,
+        started_at=connection.ops.adapt_datetimefield_value(task.started_at),
+        outcome=outcome.value,
+    )
 
 
 def _save_turn(task: GenerationTask, answer: str) -> None:
@@ -267,7 +267,7 @@ def cancel(task: GenerationTask) -> bool:
     """Cancel a pending task, or ask the worker of a processing one. False when it has ended."""
     row = GenerationTask.objects.filter(pk=task.pk)
     if row.pending().update(**_ended(Status.CANCELLED)):
-        _log(task, "Cancelled before it started")
+        _log(task, logging.INFO, "Cancelled before it started")
         _announce_end(task, Status.CANCELLED)
         return True
     # The row may be claimed, or put back, between the two statements: ask in either case.
@@ -321,10 +321,8 @@ def _take_back(task: GenerationTask) -> None:
         ).update(**change)
         if not won:
             return
-        TaskAttempt.objects.filter(task=task, number=task.attempt).update(
-            ended_at=Now(), outcome=TaskAttempt.Outcome.LOST
-        )
-    _log(task, "Attempt %d lost with its worker %s", task.attempt, task.worker)
+        _add_attempt(task, TaskAttempt.Outcome.LOST)
+    _log(task, logging.WARNING, "Attempt %d lost with its worker %s", task.attempt, task.worker)
     if change["status"] != Status.PENDING:
         _announce_end(task, change["status"])
 
@@ -338,7 +336,7 @@ def _fail_past_deadline() -> None:
         }
         change = _ended(Status.FAILED) | reason
         if late.filter(pk=task.pk).update(**change):
-            _log(task, "Not started before its deadline")
+            _log(task, logging.INFO, "Not started before its deadline")
             _announce_end(task, Status.FAILED)
 
 
@@ -392,7 +390,7 @@ def _lease_end() -> Any:
     return Now() + timedelta(seconds=settings.LEASE_SECONDS)
 
 
-def _ended(status: "Status") -> dict[str, Any]:
+def _ended(status: "Status | Parameter") -> dict[str, Any]:
     """The fields that every end of a task sets."""
     return {
         "status": status,
@@ -411,5 +409,57 @@ def _announce_end(task: GenerationTask, status: "Status") -> None:
         dispatch.ring(list(following.order_by("created_at", "id")[:1]))
 
 
-def _log(task: GenerationTask, message: str, *args: object) -> None:
-    logger.info(f"Task %s: {message}", task.pk, *args, extra={"task_id": task.pk})  # noqa: G004
+def _log(task: GenerationTask, level: int, message: str, *args: object) -> None:
+    """Log a line that the task's report shows too; DEBUG ones it shows alone."""
+    line = f"Task %s: {message}"
+    logger.log(level, line, task.pk, *args, extra={"task_id": task.pk})
+
+
+# --- Statements of the hot path ------------------------------------------------------------------
+
+
+def _compile_claim() -> Compiled:
+    return compile_update(
+        GenerationTask.objects.claimable().filter(pk=Parameter("task_id")),
+        status=Status.PROCESSING,
+        attempt=F("attempt") + 1,
+        worker=Parameter("worker"),
+        lease_until=_lease_end(),
+        started_at=Now(),
+        updated_at=Now(),
+    )
+
+
+def _compile_finish() -> Compiled:
+    attempt = Parameter("attempt", models.IntegerField())
+    mine = GenerationTask.objects.filter(pk=Parameter("task_id"), attempt=attempt)
+    return compile_update(
+        mine.filter(status=Status.PROCESSING),
+        result=Parameter("result", models.JSONField()),
+        error=Parameter("error"),
+        error_code=Parameter("error_code"),
+        model_load_ms=Parameter("model_load_ms", models.FloatField()),
+        ttft_ms=Parameter("ttft_ms", models.FloatField()),
+        inference_ms=Parameter("inference_ms", models.FloatField()),
+        **_ended(Parameter("status")),
+    )
+
+
+def _compile_attempt() -> Compiled:
+    row: Any = TaskAttempt
+    return compile_insert(
+        row(
+            task_id=Parameter("task_id"),
+            number=Parameter("number", models.IntegerField()),
+            worker=Parameter("worker"),
+            model_name=Parameter("model_name"),
+            started_at=Parameter("started_at", models.DateTimeField()),
+            ended_at=Now(),
+            outcome=Parameter("outcome"),
+        )
+    )
+
+
+_CLAIM = Statement(_compile_claim)
+_FINISH = Statement(_compile_finish)
+_ADD_ATTEMPT = Statement(_compile_attempt)

@@ -233,10 +233,9 @@ def _earlier_in_conversation() -> models.QuerySet[GenerationTask]:
 
 
 class TaskAttempt(models.Model):
-    """One try at a task by one worker."""
+    """One try at a task by one worker, that has ended; a running one is in the task's own row."""
 
     class Outcome(models.TextChoices):
-        RUNNING = "running"
         COMPLETED = "completed"
         FAILED = "failed"
         CANCELLED = "cancelled"
@@ -247,8 +246,8 @@ class TaskAttempt(models.Model):
     worker = models.CharField(max_length=255)
     model_name = models.CharField(max_length=100)
     started_at = models.DateTimeField()
-    ended_at = models.DateTimeField(null=True, blank=True)
-    outcome = models.CharField(max_length=9, choices=Outcome.choices, default=Outcome.RUNNING)
+    ended_at = models.DateTimeField()
+    outcome = models.CharField(max_length=9, choices=Outcome.choices)
 
     class Meta:
         constraints = [
@@ -260,6 +259,10 @@ class TaskAttempt(models.Model):
 
 
 class RegisteredModelQuerySet(models.QuerySet["RegisteredModel"]):
+    def read(self, name: str) -> "RegisteredModel | None":
+        """The model of that name; plain SQL for the reason that tasks are read by it."""
+        return next(iter(self.raw(_READ_MODEL, [name])), None)
+
     def release_from_dead_workers(self) -> None:
         """A process that died holds no model in memory any more."""
         for worker in set(self.exclude(loaded_by="").values_list("loaded_by", flat=True)):
@@ -315,3 +318,6 @@ class RegisteredModel(models.Model):
         RegisteredModel.objects.filter(pk=self.pk).update(
             status=status, loaded_by=worker, status_message=why, updated_at=Now()
         )
+
+
+_READ_MODEL = f"SELECT * FROM {RegisteredModel._meta.db_table} WHERE name = %s"  # noqa: S608

@@ -17,10 +17,20 @@ def report(task: GenerationTask) -> dict[str, Any]:
         "prompt": task.request["prompt"],
         "messages": task.request["messages"],
         "params": task.request["params"],
-        "attempts": AttemptSerializer(task.attempts.order_by("number"), many=True).data,
+        "attempts": attempts(task),
         "webhook_deliveries": [],
         "logs": task_log(task.pk),
     }
+
+
+def attempts(task: GenerationTask) -> list[dict[str, Any]]:
+    """All tries, the running one included: it has no end and the outcome `running`."""
+    tries = list(AttemptSerializer(task.attempts.order_by("number"), many=True).data)
+    if task.status == GenerationTask.Status.PROCESSING:
+        running = {"number": task.attempt, "worker": task.worker, "model": task.model_name}
+        times = {"started_at": task.started_at, "ended_at": None}
+        tries.append({**running, **times, "outcome": "running"})
+    return tries
 
 
 def metrics(task: GenerationTask) -> dict[str, float | None]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -25,9 +24,6 @@ _NOT_YET = {
     "webhook_url": "Webhooks are not available in this version: leave it out, and poll or ?wait.",
     "fallback_models": "Fallbacks are not available in this version: leave the list empty.",
 }
-
-_MODEL_SEEN_SECONDS = 1.0
-_models_seen: dict[str, tuple[float, RegisteredModel]] = {}
 
 _MODEL_LIST = "GET /api/v1/models lists them."
 
@@ -93,23 +89,10 @@ def _model(data: dict[str, Any], conversation: Conversation | None) -> Registere
     name = name or (conversation.model_name if conversation else None)
     if not name:
         raise ValidationError({"model": [f"Name a registered model: {_MODEL_LIST}"]})
-    model = _registered(name)
+    model = RegisteredModel.objects.read(name)
     if model is None:
         message = f"There is no model {name}: {_MODEL_LIST}"
         raise ValidationError({"model": [message]})
-    return model
-
-
-def _registered(name: str) -> RegisteredModel | None:
-    """The model, as it was at most a second ago: most submissions name the same few."""
-    seen = _models_seen.get(name)
-    if seen and time.monotonic() - seen[0] < _MODEL_SEEN_SECONDS:
-        return seen[1]
-    model = RegisteredModel.objects.filter(name=name).order_by().first()
-    if model is None:
-        _models_seen.pop(name, None)
-    else:
-        _models_seen[name] = (time.monotonic(), model)
     return model
 
 

@@ -1,9 +1,9 @@
 """The log of each task: records that carry a `task_id`, kept in a bounded Redis stream per task."""
 
-import atexit
+import contextlib
 import logging
-import logging.handlers
 import queue
+import threading
 from datetime import UTC, datetime
 from typing import TypedDict
 
@@ -24,49 +24,54 @@ class LogLine(TypedDict):
 
 
 class TaskLogHandler(logging.Handler):
-    """Stores records logged with `extra={"task_id": ...}`; drops them when Redis is away."""
+    """Ships records logged with `extra={"task_id": ...}` from a thread of its own.
+
+    So a log line costs its writer no round trip, and many lines share one. Lines are dropped while
+    Redis is away: logging must neither fail nor log about itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+        threading.Thread(target=self._ship, name="task-logs", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        task_id = getattr(record, "task_id", None)
-        if not task_id:
-            return
-        key = _log_key(task_id)
+        if hasattr(record, "task_id"):
+            self._records.put(record)
+
+    def _ship(self) -> None:
+        while True:
+            records = [self._records.get()]
+            while not self._records.empty():
+                records.append(self._records.get())
+            with contextlib.suppress(redis.RedisError):
+                _store(records)
+
+
+def start() -> None:
+    """Ship task logs from this process.
+
+    Call it after a fork: threads do not survive one, so an inherited handler ships nothing.
+    """
+    logger = logging.getLogger("inference")
+    for inherited in [h for h in logger.handlers if isinstance(h, TaskLogHandler)]:
+        logger.removeHandler(inherited)
+    logger.addHandler(TaskLogHandler())
+
+
+def _store(records: list[logging.LogRecord]) -> None:
+    pipe = client().pipeline(transaction=False)
+    for record in records:
+        key = _log_key(getattr(record, "task_id", ""))
         moment = datetime.fromtimestamp(record.created, UTC)
         line = LogLine(
             timestamp=moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             level=record.levelname,
             message=record.getMessage(),
         )
-        pipe = client().pipeline(transaction=False)
         pipe.xadd(key, dict(line), maxlen=MAX_LINES_PER_TASK)
         pipe.expire(key, settings.TASK_TTL_SECONDS)
-        try:
-            pipe.execute()
-        except redis.RedisError:
-            return  # logging must not fail, nor log about itself
-
-
-class _TaskQueueHandler(logging.handlers.QueueHandler):
-    """Takes only records about a task."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if hasattr(record, "task_id"):
-            super().emit(record)
-
-
-def start() -> None:
-    """Ship task logs from this process, in a thread: a log line costs its writer no round trip.
-
-    Call it after a fork: threads do not survive one, so an inherited handler has no listener.
-    """
-    logger = logging.getLogger("inference")
-    for inherited in [h for h in logger.handlers if isinstance(h, _TaskQueueHandler)]:
-        logger.removeHandler(inherited)
-    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    listener = logging.handlers.QueueListener(records, TaskLogHandler())
-    listener.start()
-    atexit.register(listener.stop)
-    logger.addHandler(_TaskQueueHandler(records))
+    pipe.execute()
 
 
 def task_log(task_id: str) -> list[LogLine]:

@@ -15,7 +15,7 @@ from sopllm.supervisor import ProcessSpec
 # A worker ends a running generation on SIGQUIT only: SIGTERM waits for it.
 WORKER_STOP_SIGNALS = ((signal.SIGTERM, 3.0), (signal.SIGQUIT, 2.0))
 # The API must answer while a model computes on every core.
-WORKER_NICE = 5
+WORKER_NICE = 0
 WEB_GRACE_SECONDS = 3
 
 

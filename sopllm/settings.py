@@ -185,9 +185,16 @@ LOGGING: dict[str, Any] = {
     "formatters": {
         "line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
     },
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "handlers": {
+        "console": {"class": "logging.StreamHandler", "formatter": "line", "level": LOG_LEVEL}
+    },
     "root": {"handlers": ["console"], "level": LOG_LEVEL},
     "loggers": {
+        # Its debug lines are for the log of the task; the console's level keeps them out of it.
+        "inference.lifecycle": {"level": "DEBUG"},
+        # Two lines a task that say what the lifecycle's own line says better.
+        "celery.worker.strategy": {"level": "WARNING"},
+        "celery.app.trace": {"level": "WARNING"},
         # 4xx answers are the client's business; only faults of ours are worth a line.
         "django.request": {"level": "ERROR"},
         "httpx": {"level": "WARNING"},

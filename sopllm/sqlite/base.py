@@ -7,9 +7,22 @@ kernel wakes the next holder of a file lock at once, and frees the lock of a pro
 
 import fcntl
 import os
+import threading
 from typing import Any
 
 from django.db.backends.sqlite3 import base
+
+# Only one thread of a process queues up for the file lock, or a worker's many threads would keep
+# the web process waiting for all of their turns. A forked child starts with a lock of its own.
+_one_thread = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _one_thread
+    _one_thread = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 # The stubs leave out the hooks for backends, which Django's own documentation does not name.
 _Base: Any = base.DatabaseWrapper
@@ -49,11 +62,18 @@ class DatabaseWrapper(_Base):  # type: ignore[misc]
     def _lock(self) -> None:
         if self.is_in_memory_db() or self._lock_descriptor is not None:
             return
-        path = f"{self.settings_dict['NAME']}-lock"
-        self._lock_descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock_descriptor, fcntl.LOCK_EX)
+        _one_thread.acquire()
+        try:
+            path = f"{self.settings_dict['NAME']}-lock"
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except BaseException:
+            _one_thread.release()
+            raise
+        self._lock_descriptor = descriptor
 
     def _unlock(self) -> None:
-        if self._lock_descriptor is not None:
-            os.close(self._lock_descriptor)
-            self._lock_descriptor = None
+        descriptor, self._lock_descriptor = self._lock_descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+            _one_thread.release()

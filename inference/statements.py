@@ -1,0 +1,59 @@
+"""Statements of the hot path: built by the ORM once, then run again with other values.
+
+Building an UPDATE with its conditions takes the ORM several times as long as running it takes the
+database. A task's claim and its end are built from the same querysets as everything else, but once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from django.db import connection, models
+from django.db.models.sql import InsertQuery, UpdateQuery
+
+Compiled = tuple[str, tuple[Any, ...]]
+
+
+class Parameter(models.Expression):
+    """A place in a statement for a value that each run names anew."""
+
+    def __init__(self, name: str, output_field: models.Field[Any, Any] | None = None) -> None:
+        super().__init__(output_field=output_field or models.CharField())
+        self.name = name
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
+        return "%s", [self]
+
+
+class Statement:
+    """A statement with Parameters, compiled when it first runs."""
+
+    def __init__(self, compile_it: Callable[[], Compiled]) -> None:
+        self._compile_it = compile_it
+        self._compiled: Compiled | None = None
+
+    def run(self, **values: Any) -> int:
+        """Execute with the parameters' values, as the database takes them; the rows changed."""
+        if self._compiled is None:
+            self._compiled = self._compile_it()
+        sql, params = self._compiled
+        actual = [values[p.name] if isinstance(p, Parameter) else p for p in params]
+        with connection.cursor() as cursor:
+            cursor.execute(sql, actual)
+            return int(cursor.rowcount)
+
+
+def compile_update(queryset: models.QuerySet[Any], **values: Any) -> Compiled:
+    """`queryset.update(**values)`, not executed."""
+    query = queryset.query.chain(UpdateQuery)
+    query.add_update_values(values)
+    sql, params = query.get_compiler(connection=connection).as_sql()
+    return sql, tuple(params)
+
+
+def compile_insert(row: models.Model) -> Compiled:
+    """`row.save(force_insert=True)`, not executed."""
+    fields = [field for field in row._meta.concrete_fields if not field.primary_key]
+    query = InsertQuery(type(row))
+    query.insert_values(fields, [row])
+    [(sql, params)] = query.get_compiler(connection=connection).as_sql()
+    return sql, tuple(params)
