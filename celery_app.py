@@ -13,10 +13,27 @@ from typing import Any
 from celery import Celery, signals
 from django.conf import settings
 from kombu import Queue
+from kombu.transport import redis as redis_transport
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "sopllm.settings")
 
 logger = logging.getLogger(__name__)
+
+
+class Channel(redis_transport.Channel):  # type: ignore[misc]
+    """Keeps its Redis client: kombu makes one for each command, which takes longer than most."""
+
+    _kept_client: Any = None
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        if asynchronous:
+            return super()._create_client(asynchronous=True)
+        if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
+            self._kept_client = super()._create_client()
+        return self._kept_client
+
+
+redis_transport.Transport.Channel = Channel
 
 app = Celery("sopllm")
 

@@ -20,8 +20,8 @@ class Parameter(models.Expression):
         super().__init__(output_field=output_field or models.CharField())
         self.name = name
 
-    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
-        return "%s", [self]
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, tuple[Any, ...]]:
+        return "%s", (self,)
 
 
 class Statement:
@@ -44,7 +44,7 @@ class Statement:
 
 def compile_update(queryset: models.QuerySet[Any], **values: Any) -> Compiled:
     """`queryset.update(**values)`, not executed."""
-    query = queryset.query.chain(UpdateQuery)
+    query: Any = queryset.query.chain(UpdateQuery)
     query.add_update_values(values)
     sql, params = query.get_compiler(connection=connection).as_sql()
     return sql, tuple(params)

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from datetime import UTC, datetime
 from typing import TypedDict
 
@@ -13,6 +14,7 @@ from django.conf import settings
 from monitoring.redis_client import client
 
 MAX_LINES_PER_TASK = 200
+_GATHER_SECONDS = 0.05
 
 
 class LogLine(TypedDict):
@@ -42,6 +44,7 @@ class TaskLogHandler(logging.Handler):
     def _ship(self) -> None:
         while True:
             records = [self._records.get()]
+            time.sleep(_GATHER_SECONDS)
             while not self._records.empty():
                 records.append(self._records.get())
             with contextlib.suppress(redis.RedisError):

@@ -15,7 +15,7 @@ from sopllm.supervisor import ProcessSpec
 # A worker ends a running generation on SIGQUIT only: SIGTERM waits for it.
 WORKER_STOP_SIGNALS = ((signal.SIGTERM, 3.0), (signal.SIGQUIT, 2.0))
 # The API must answer while a model computes on every core.
-WORKER_NICE = 0
+GPU_WORKER_NICE = 5
 WEB_GRACE_SECONDS = 3
 
 
@@ -62,7 +62,7 @@ def web(number: int, listener: socket.socket) -> ProcessSpec:
 
 def gpu_worker() -> ProcessSpec:
     """Local models: one child process that owns the GPU."""
-    return worker("gpu", "gpu", "--pool=prefork", "--concurrency=1")
+    return worker("gpu", "gpu", "--pool=prefork", "--concurrency=1", nice=GPU_WORKER_NICE)
 
 
 def api_worker() -> ProcessSpec:
@@ -72,15 +72,13 @@ def api_worker() -> ProcessSpec:
     )
 
 
-def worker(name: str, queues: str, *options: str) -> ProcessSpec:
+def worker(name: str, queues: str, *options: str, nice: int = 0) -> ProcessSpec:
     """A Celery worker for some queues; it needs no other worker, so it looks for none."""
     command = celery(
         *("worker", "--queues", queues, "--hostname", f"{name}@%h", *options),
         *("--loglevel=INFO", "--task-events", "--without-mingle", "--without-gossip"),
     )
-    return ProcessSpec(
-        f"{name} worker", command, nice=WORKER_NICE, stop_signals=WORKER_STOP_SIGNALS
-    )
+    return ProcessSpec(f"{name} worker", command, nice=nice, stop_signals=WORKER_STOP_SIGNALS)
 
 
 def beat() -> ProcessSpec:
