@@ -28,6 +28,11 @@ def check_fits(size_bytes: int, gpu_layers: int) -> None:
         )
 
 
+def has_gpu() -> bool:
+    """Whether NVML sees the GPU that this worker is for."""
+    return _available_mb(settings.GPU_INDEX) is not None
+
+
 def _available_mb(gpu_index: int) -> float | None:
     # Only the GPU worker asks, and most machines that run the tests have no driver.
     import pynvml

@@ -68,9 +68,6 @@ class Timings:
     inference_ms: float | None = None
 
 
-# --- Submit --------------------------------------------------------------------------------------
-
-
 def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
     """Save new tasks, all or none, and ring their workers after the commit.
 
@@ -132,9 +129,6 @@ def _first_with_key(task: GenerationTask) -> GenerationTask | None:
     return first
 
 
-# --- Claim and renew -----------------------------------------------------------------------------
-
-
 def claim(task_id: str) -> Lease | None:
     """Take a pending task. None when another worker has it, or it may not start (now)."""
     with transaction.atomic():
@@ -184,9 +178,6 @@ def refresh(leases: Iterable[Lease]) -> None:
         attempt, cancel_requested = seen.get(pk, (None, False))
         lease.lost = attempt != lease.attempt
         lease.cancel_requested = lease.cancel_requested or cancel_requested
-
-
-# --- Finish --------------------------------------------------------------------------------------
 
 
 def complete(lease: Lease, result: TaskResult, timings: Timings) -> bool:
@@ -260,9 +251,6 @@ def _question(task: GenerationTask) -> str:
     return str(messages[-1]["content"] if messages else task.request["prompt"])
 
 
-# --- Cancel --------------------------------------------------------------------------------------
-
-
 def cancel(task: GenerationTask) -> bool:
     """Cancel a pending task, or ask the worker of a processing one. False when it has ended."""
     row = GenerationTask.objects.filter(pk=task.pk)
@@ -273,9 +261,6 @@ def cancel(task: GenerationTask) -> bool:
     # The row may be claimed, or put back, between the two statements: ask in either case.
     asked = row.unfinished().update(cancel_requested=True, updated_at=Now())
     return bool(asked)
-
-
-# --- Sweep ---------------------------------------------------------------------------------------
 
 
 def sweep() -> None:
@@ -357,9 +342,6 @@ def _ring_again() -> None:
         logger.info("Rang %d pending tasks of queue %s again", len(tasks), queue)
 
 
-# --- Purge ---------------------------------------------------------------------------------------
-
-
 def purge() -> int:
     """Delete tasks past their time to live, with their streams and logs; returns how many."""
     expired = GenerationTask.objects.filter(expires_at__lte=Now()).values_list("pk", flat=True)
@@ -381,9 +363,6 @@ def delete(task: GenerationTask) -> bool:
 def _forget(task_ids: list[str]) -> None:
     streams.delete(task_ids)
     logs.delete(task_ids)
-
-
-# --- Shared --------------------------------------------------------------------------------------
 
 
 def _lease_end() -> Any:
@@ -413,9 +392,6 @@ def _log(task: GenerationTask, level: int, message: str, *args: object) -> None:
     """Log a line that the task's report shows too; DEBUG ones it shows alone."""
     line = f"Task %s: {message}"
     logger.log(level, line, task.pk, *args, extra={"task_id": task.pk})
-
-
-# --- Statements of the hot path ------------------------------------------------------------------
 
 
 def _compile_claim() -> Compiled:

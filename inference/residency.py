@@ -87,11 +87,16 @@ def _load_params(model: RegisteredModel) -> LoadParams:
     """The registration's values, else the settings'. ValueError when the file is gone."""
     config = model.config
     context_window = model.context_window or settings.N_CTX
+    gpu_layers = config.get("gpu_layers", settings.GPU_LAYERS)
+    num_batch_tokens = config.get("num_batch_tokens") or settings.N_BATCH
+    if not num_batch_tokens:
+        # A step is how long a cancel may wait: on a CPU a smaller one keeps it below half a second.
+        num_batch_tokens = 512 if gpu_layers and gpu_memory.has_gpu() else 128
     return LoadParams(
         path=resolve_model_path(config["model_path"]),
         context_window=context_window,
-        num_batch_tokens=min(config.get("num_batch_tokens", settings.N_BATCH), context_window),
+        num_batch_tokens=min(num_batch_tokens, context_window),
         max_num_seqs=1,
-        gpu_layers=config.get("gpu_layers", settings.GPU_LAYERS),
+        gpu_layers=gpu_layers,
         num_threads=config.get("num_threads", settings.N_THREADS) or None,
     )

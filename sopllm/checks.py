@@ -59,7 +59,7 @@ def check_addresses(**_: Any) -> list[CheckMessage]:
 
 
 @register
-def check_lease(**_: Any) -> list[CheckMessage]:
+def check_engine(**_: Any) -> list[CheckMessage]:
     """A batch that is larger than the window it is for."""
     if settings.N_BATCH > settings.N_CTX:
         message = f"N_BATCH ({settings.N_BATCH}) is larger than N_CTX ({settings.N_CTX})."

@@ -16,7 +16,7 @@ django_stubs_ext.monkeypatch()
 BASE_DIR = Path(__file__).resolve().parent.parent
 load_dotenv(BASE_DIR / ".env")
 
-# --- The service -------------------------------------------------------------------------------
+# The service.
 
 APP_NAME = env_str("APP_NAME", "SOP LLM Executor")
 APP_ENV = env_choice("APP_ENV", "local", ("local", "production"))
@@ -47,7 +47,7 @@ def _secret_key() -> str:
     return path.read_text().strip()
 
 
-# --- Redis and the database --------------------------------------------------------------------
+# Redis and the database.
 
 # Without REDIS_URL, `make run` starts the embedded Valkey on a Unix socket: no port to collide
 # with, and nobody but this user can connect.
@@ -74,7 +74,7 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
 else:
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
 
-# --- Tasks -------------------------------------------------------------------------------------
+# Tasks.
 
 TASK_TTL_SECONDS = env_int("TASK_TTL_SECONDS", 86_400, 1)
 MAX_ATTEMPTS = env_int("MAX_ATTEMPTS", 3, 1, 100)
@@ -87,17 +87,17 @@ DEFAULT_MAX_TOKENS = env_int("DEFAULT_MAX_TOKENS", 512, 1, 128_000)
 DEFAULT_TEMPERATURE = env_float("DEFAULT_TEMPERATURE", 0.8, 0, 2)
 API_CONCURRENCY = env_int("API_CONCURRENCY", 32, 1, 1024)
 
-# --- The GPU and the engine ----------------------------------------------------------------------
+# The GPU and the engine.
 
 GPU_INDEX = env_int("GPU_INDEX", 0, 0, 63)
 GPU_LAYERS = env_int("GPU_LAYERS", -1, -1, 10_000)
 MAX_VRAM_USAGE_PERCENT = env_float("MAX_VRAM_USAGE_PERCENT", 95, 1, 100)
 VRAM_RESERVE_MB = env_int("VRAM_RESERVE_MB", 512)
 N_CTX = env_int("N_CTX", 4096, 64, 10_000_000)
-N_BATCH = env_int("N_BATCH", 512, 1, 65_536)
+N_BATCH = env_int("N_BATCH", 0, 0, 65_536)  # 0: 512 on a GPU, 128 on a CPU
 N_THREADS = env_int("N_THREADS", 0, 0, 1024)  # 0: as many as the machine has cores
 
-# --- Django --------------------------------------------------------------------------------------
+# Django.
 
 SECRET_KEY = _secret_key()
 DEBUG = False

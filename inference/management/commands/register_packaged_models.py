@@ -20,14 +20,15 @@ class Command(BaseCommand):
         for preset in packaged_presets():
             source = preset.installed_file()
             if source and not RegisteredModel.objects.filter(name=preset.name).exists():
-                self._register(preset, source)
+                _register(preset, source)
+                if options["verbosity"]:
+                    self.stdout.write(f"Registered the model {preset.name}.")
 
-    def _register(self, preset: PackagedPreset, source: Path) -> None:
-        target = Path(settings.MODELS_DIR) / preset.filename
-        _place(source, target)
-        config = {"model_path": preset.filename, **preset.provider_config}
-        registration.register(preset.name, RegisteredModel.Provider.LOCAL, config)
-        self.stdout.write(f"Registered the model {preset.name}.")
+
+def _register(preset: PackagedPreset, source: Path) -> None:
+    _place(source, Path(settings.MODELS_DIR) / preset.filename)
+    config = {"model_path": preset.filename, **preset.provider_config}
+    registration.register(preset.name, RegisteredModel.Provider.LOCAL, config)
 
 
 def _place(source: Path, target: Path) -> None:
