@@ -20,7 +20,10 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "sopllm.settings")
 logger = logging.getLogger(__name__)
 
 
-class Channel(redis_transport.Channel):  # type: ignore[misc]
+_KombuChannel: Any = redis_transport.Channel  # its private parts are not in the stubs
+
+
+class Channel(_KombuChannel):  # type: ignore[misc]
     """Keeps its Redis client: kombu makes one for each command, which takes longer than most."""
 
     _kept_client: Any = None

@@ -11,6 +11,7 @@ from rest_framework.decorators import action
 from rest_framework.exceptions import APIException, NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.serializers import BaseSerializer
 
 from inference import dispatch, lifecycle, long_poll, registration, submission
 from inference.models import GenerationTask, RegisteredModel
@@ -69,6 +70,10 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
 
     def get_queryset(self) -> QuerySet[GenerationTask]:
         return GenerationTask.objects.owned_by(_owner(self.request))
+
+    def get_serializer_class(self) -> type[BaseSerializer[Any]]:
+        """The form of the browsable API is the submission's."""
+        return TaskSubmissionSerializer if self.action in ("create", "batch") else TaskSerializer
 
     def get_object(self) -> GenerationTask:
         task = GenerationTask.objects.read(self.kwargs["pk"])

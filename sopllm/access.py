@@ -14,6 +14,9 @@ class Principal:
     owner: str
     is_authenticated: bool = True
 
+    def __str__(self) -> str:
+        return self.owner
+
 
 LOCAL_OWNER = Principal(owner="local")
 

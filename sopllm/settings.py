@@ -8,6 +8,7 @@ import dj_database_url
 import django_stubs_ext
 from dotenv import load_dotenv
 
+from sopllm import __version__
 from sopllm.env import env_choice, env_float, env_int, env_list, env_path, env_str
 
 # Lets classes of Django be written with type parameters, as the type checker wants them.
@@ -170,13 +171,15 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {
     "TITLE": APP_NAME,
     "DESCRIPTION": "Asynchronous LLM executor: submit a task, poll or wait for its result.",
-    "VERSION": "0.1.0",
+    "VERSION": __version__,
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PUBLIC": True,
+    "AUTHENTICATION_WHITELIST": [],  # there is nothing to send until there are API keys
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": r"/api/v1",
+    "PREPROCESSING_HOOKS": ["sopllm.openapi.without_trailing_slashes"],
 }
 
 LOGGING: dict[str, Any] = {

@@ -1,6 +1,8 @@
 """All routes."""
 
+from django.conf import settings
 from django.contrib import admin
+from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, re_path
 from drf_spectacular.views import (
     SpectacularJSONAPIView,
@@ -10,15 +12,29 @@ from drf_spectacular.views import (
 
 from monitoring import health
 
+
+def no_icon(_: HttpRequest) -> HttpResponse:
+    """Browsers ask for it on every page."""
+    return HttpResponse(status=204)
+
+
 urlpatterns = [
+    path("favicon.ico", no_icon),
     path("api/v1/", include("inference.urls")),
     re_path(r"^healthz/?$", health.healthz),
     re_path(r"^readyz/?$", health.readyz),
     path("openapi.json", SpectacularJSONAPIView.as_view(), name="schema"),
     re_path(r"^docs/?$", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
-    re_path(r"^redoc/?$", SpectacularRedocView.as_view(url_name="schema"), name="redoc"),
+    re_path(
+        r"^redoc/?$",
+        SpectacularRedocView.as_view(url_name="schema", template_name="sopllm/redoc.html"),
+        name="redoc",
+    ),
     path("admin/", admin.site.urls),
 ]
+
+admin.site.site_header = admin.site.site_title = settings.APP_NAME
+admin.site.index_title = "Tasks, models, conversations"
 
 handler400 = "sopllm.exceptions.bad_request"
 handler404 = "sopllm.exceptions.not_found"
