@@ -74,13 +74,17 @@ def unload(model: RegisteredModel) -> None:
         logger.warning("Model %s stays in memory, broker unreachable: %s", model.name, exc)
 
 
-def waiting_messages(queue_name: str) -> int:
-    """Messages in a queue's priority lists that no worker has taken; redis.RedisError if away."""
+def waiting_messages(queue_name: str) -> int | None:
+    """Messages in a queue's priority lists that no worker has taken; None while Redis is away."""
     options = current_app.conf.broker_transport_options
     pipe = client().pipeline(transaction=False)
     for step in options["priority_steps"]:
         pipe.llen(f"{queue_name}{options['sep']}{step}" if step else queue_name)
-    return sum(pipe.execute())
+    try:
+        return sum(pipe.execute())
+    except redis.RedisError as exc:
+        logger.warning("Queue %s cannot be looked at, Redis is unreachable: %s", queue_name, exc)
+        return None
 
 
 def _publish(tasks: Sequence[GenerationTask]) -> Sequence[GenerationTask]:

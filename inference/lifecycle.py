@@ -332,7 +332,10 @@ def _ring_again() -> None:
     unheard = claimable.filter(Q(rung_at=None) | Q(rung_at__lte=patience))
     for queue in set(unheard.values_list("queue", flat=True)):
         of_queue = unheard.filter(queue=queue)
-        if dispatch.waiting_messages(queue):
+        num_waiting = dispatch.waiting_messages(queue)
+        if num_waiting is None:
+            return  # there is no bell to ring
+        if num_waiting:
             of_queue = of_queue.filter(rung_at=None)
         tasks = list(of_queue.most_urgent_first()[:_SWEEP_LIMIT])
         if not tasks:
