@@ -36,10 +36,14 @@ def register(name: str, provider: str, config: dict[str, Any]) -> RegisteredMode
 def resolve_model_path(model_path: str) -> Path:
     """The file behind a `model_path`; ValueError unless it lies in MODELS_DIR, links followed."""
     models_dir = Path(settings.MODELS_DIR).resolve()
-    path = (models_dir / model_path).resolve()
+    try:
+        path = (models_dir / model_path).resolve()
+        is_file = path.is_file()
+    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
+        raise ValueError(f"{model_path} cannot be read: {error}") from error
     if not path.is_relative_to(models_dir):
         raise ValueError(f"{model_path} lies outside of MODELS_DIR: put the file in there.")
-    if not path.is_file():
+    if not is_file:
         raise ValueError(f"There is no file {model_path} in MODELS_DIR.")
     return path
 

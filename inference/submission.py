@@ -164,7 +164,14 @@ def _grammar(grammar: str, model: RegisteredModel) -> str:
 
 def _metadata(data: dict[str, Any]) -> dict[str, Any]:
     metadata = data.get("metadata") or {}
-    if len(json.dumps(metadata).encode()) > MAX_METADATA_BYTES:
+    try:
+        encoded = json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as error:  # infinite numbers, half surrogate pairs
+        message = f"It cannot be written as JSON in UTF-8: {error}."
+        raise ValidationError({"metadata": [message]}) from error
+    if b"\\u0000" in encoded:
+        raise ValidationError({"metadata": ["It must not contain NUL characters."]})
+    if len(encoded) > MAX_METADATA_BYTES:
         message = f"metadata is larger than {MAX_METADATA_BYTES} bytes: store a reference instead."
         raise ValidationError({"metadata": [message]})
     return metadata

@@ -66,7 +66,7 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
     queryset = GenerationTask.objects.none()
     serializer_class = TaskSerializer
     pagination_class = TaskPagination
-    lookup_value_regex = "[^/]+"
+    lookup_value_regex = "task_[0-9a-f]{32}"
 
     def get_queryset(self) -> QuerySet[GenerationTask]:
         return GenerationTask.objects.owned_by(_owner(self.request))
@@ -167,6 +167,8 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
         for name in params:
             if name not in known:
                 raise ValidationError({name: ["Unknown filter: check its spelling."]})
+            if "\0" in params[name]:
+                raise ValidationError({name: ["It must not contain NUL characters."]})
         if params.get("status", "pending") not in GenerationTask.Status.values:
             choices = ", ".join(GenerationTask.Status.values)
             raise ValidationError({"status": [f"Choose one of {choices}."]})
@@ -193,12 +195,23 @@ class RegisteredModelViewSet(
     serializer_class = RegisteredModelSerializer
     pagination_class = ModelPagination
     lookup_field = "name"
-    lookup_value_regex = "[^/]+"
+    lookup_value_regex = "[A-Za-z0-9._:-]{1,100}"
+
+    def get_object(self) -> RegisteredModel:
+        model = RegisteredModel.objects.read(self.kwargs["name"])
+        if model is None:
+            raise NotFound(
+                f"There is no model {self.kwargs['name']}: GET /api/v1/models lists them."
+            )
+        return model
 
     def get_queryset(self) -> QuerySet[RegisteredModel]:
         models = super().get_queryset()
         params = self.request.query_params
         if provider := params.get("provider"):
+            if provider not in RegisteredModel.Provider.values:
+                choices = ", ".join(RegisteredModel.Provider.values)
+                raise ValidationError({"provider": [f"Choose one of {choices}."]})
             models = models.filter(provider=provider)
         if loaded := params.get("loaded"):
             if loaded not in ("true", "false"):

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.http import Http404, HttpRequest, JsonResponse
 from rest_framework import exceptions
 from rest_framework.response import Response
@@ -34,7 +34,11 @@ def error_body(code: str, message: str, details: Any = None) -> dict[str, Any]:
 def handle_exception(exc: Exception, context: dict[str, Any]) -> Response:
     """DRF's EXCEPTION_HANDLER."""
     set_rollback()
-    if isinstance(exc, Http404):
+    if isinstance(exc, RecursionError):
+        exc = exceptions.ParseError("it is nested too deeply")
+    elif isinstance(exc, SuspiciousOperation):
+        exc = exceptions.ValidationError(str(exc))
+    elif isinstance(exc, Http404):
         exc = exceptions.NotFound(str(exc) or None)
     elif isinstance(exc, PermissionDenied):
         exc = exceptions.PermissionDenied()
@@ -43,18 +47,21 @@ def handle_exception(exc: Exception, context: dict[str, Any]) -> Response:
         logger.error("Unexpected error at %s", path, exc_info=exc)
         message = "The server failed unexpectedly; its log has the reason. Please try again."
         return Response(error_body("internal_error", message), status=500)
-    return _known(exc)
+    return _known(exc, context["view"].allowed_methods)
 
 
-def _known(exc: exceptions.APIException) -> Response:
+def _known(exc: exceptions.APIException, allowed_methods: list[str]) -> Response:
     details = None
     message = str(exc.detail)
     if isinstance(exc, exceptions.ValidationError):
         details, message = exc.detail, _first_problem(exc.detail)
     elif isinstance(exc, exceptions.ParseError):
-        message = f"The body is no valid JSON: {exc.detail}"
+        reason = str(exc.detail).removeprefix("JSON parse error - ")
+        message = f"The body is no valid JSON: {reason}."
     elif isinstance(exc, exceptions.UnsupportedMediaType):
         message = "Send the body as JSON, with the header Content-Type: application/json."
+    elif isinstance(exc, exceptions.MethodNotAllowed):
+        message = f"{exc.detail} Use one of {', '.join(allowed_methods)}."
     code = _CODES.get(exc.status_code, "internal_error")
     if exc.default_code == "queue_full":
         code = exc.default_code

@@ -122,6 +122,8 @@ INSTALLED_APPS = [
 # The API authenticates in DRF; sessions and messages are for the admin and the browsable API.
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    # Refuses host names that are not ours: a page elsewhere must not reach a local API by DNS.
+    "django.middleware.common.CommonMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -200,6 +202,7 @@ LOGGING: dict[str, Any] = {
         "celery.app.trace": {"level": "WARNING"},
         # 4xx answers are the client's business; only faults of ours are worth a line.
         "django.request": {"level": "ERROR"},
+        "django.security.DisallowedHost": {"level": "CRITICAL"},
         "httpx": {"level": "WARNING"},
     },
 }

@@ -4,6 +4,7 @@ from django.conf import settings
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, re_path
+from django.views.generic import RedirectView
 from drf_spectacular.views import (
     SpectacularJSONAPIView,
     SpectacularRedocView,
@@ -19,6 +20,7 @@ def no_icon(_: HttpRequest) -> HttpResponse:
 
 
 urlpatterns = [
+    path("", RedirectView.as_view(pattern_name="docs")),
     path("favicon.ico", no_icon),
     path("api/v1/", include("inference.urls")),
     re_path(r"^healthz/?$", health.healthz),
