@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
+from collections.abc import Iterator
 
 import redis
 
@@ -23,7 +24,7 @@ class EndedTasks:
         self._listener: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
-    def waiting_for(self, task_id: str) -> "contextlib.Iterator[asyncio.Event]":  # type: ignore[name-defined]
+    def waiting_for(self, task_id: str) -> Iterator[asyncio.Event]:
         """An event that is set when the task ends, from now on."""
         if self._listener is None:
             self._listener = asyncio.create_task(self._listen())

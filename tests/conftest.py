@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,6 +75,26 @@ def valkey(_valkey_process: Valkey) -> Iterator[Valkey]:
     if not _valkey_process.answers():
         _valkey_process.start()
     dispatch.reset()
+    wait_until_rung()
+
+
+class _LastRung(list[GenerationTask]):
+    """No tasks: only tells when the bell has come this far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = threading.Event()
+
+    def __iter__(self) -> Iterator[GenerationTask]:
+        self.reached.set()
+        return super().__iter__()
+
+
+def wait_until_rung() -> None:
+    """Wait for the messages of all tasks that were submitted so far."""
+    last = _LastRung()
+    dispatch.ring_soon(last)
+    assert last.reached.wait(20)
 
 
 @pytest.fixture
