@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import kombu.exceptions
 import redis
@@ -65,10 +66,7 @@ def unload(model: RegisteredModel) -> None:
     if model.provider != RegisteredModel.Provider.LOCAL:
         return
     try:
-        with producers[_connection()].acquire(block=True, timeout=1) as producer:
-            current_app.send_task(
-                UNLOAD, args=(model.name,), queue=Queue.GPU, priority=0, producer=producer
-            )
+        _send(UNLOAD, (model.name,), queue=Queue.GPU, priority=0)
     except _BROKER_ERRORS as exc:
         # The next model that needs the room drives it out.
         logger.warning("Model %s stays in memory, broker unreachable: %s", model.name, exc)
@@ -81,7 +79,7 @@ def waiting_messages(queue_name: str) -> int | None:
     for step in options["priority_steps"]:
         pipe.llen(f"{queue_name}{options['sep']}{step}" if step else queue_name)
     try:
-        return sum(pipe.execute())
+        return int(sum(pipe.execute()))
     except redis.RedisError as exc:
         logger.warning("Queue %s cannot be looked at, Redis is unreachable: %s", queue_name, exc)
         return None
@@ -94,22 +92,21 @@ def _publish(tasks: Sequence[GenerationTask]) -> Sequence[GenerationTask]:
         return tasks
     for index, task in enumerate(tasks):
         try:
-            with producers[_connection()].acquire(block=True, timeout=1) as producer:
-                current_app.send_task(
-                    GENERATE,
-                    args=(task.pk,),
-                    task_id=task.pk,
-                    queue=task.queue,
-                    priority=task.broker_priority,
-                    ignore_result=True,
-                    producer=producer,
-                    retry=False,
-                )
+            urgency = task.broker_priority
+            _send(GENERATE, (task.pk,), task_id=task.pk, queue=task.queue, priority=urgency)
         except _BROKER_ERRORS as exc:
             _broker_down_until = time.monotonic() + _PAUSE_SECONDS
             logger.warning("Task %s is kept but not rung, broker unreachable: %s", task.pk, exc)
             return tasks[index:]
     return []
+
+
+def _send(name: str, args: tuple[str], **options: Any) -> None:
+    """Publish one message, without retries; raises _BROKER_ERRORS."""
+    with producers[_connection()].acquire(block=True, timeout=1) as producer:
+        current_app.send_task(
+            name, args, ignore_result=True, producer=producer, retry=False, **options
+        )
 
 
 class _Bell:

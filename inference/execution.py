@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from inference import lease_keeper, lifecycle
@@ -69,25 +70,20 @@ def _generate(run: _Run) -> FinishReason | None:
     task = run.lease.task
     give_up_at = run.started + task.request["timeout_seconds"]
     writer = ChunkWriter(task.pk, run.lease.attempt)
-    chunks = provider_for(_model(task)).generate(_request(task), run.progress)
-    for text in chunks:
-        if text:
-            run.first_token = run.first_token or time.monotonic()
-            run.text.append(text)
-        writer.write(text)
-        if run.lease.lost:
-            return None
-        if run.lease.cancel_requested:
-            return _stop(writer, FinishReason.CANCELLED)
-        if time.monotonic() > give_up_at:
-            return _stop(writer, FinishReason.TIMEOUT)
-    writer.flush()
+    generation = provider_for(_model(task)).generate(_request(task), run.progress)
+    with closing(generation), closing(writer):
+        for text in generation:
+            if text:
+                run.first_token = run.first_token or time.monotonic()
+                run.text.append(text)
+            writer.write(text)
+            if run.lease.lost:
+                return None
+            if run.lease.cancel_requested:
+                return FinishReason.CANCELLED
+            if time.monotonic() > give_up_at:
+                return FinishReason.TIMEOUT
     return run.progress.finish_reason or FinishReason.STOP
-
-
-def _stop(writer: ChunkWriter, reason: FinishReason) -> FinishReason:
-    writer.flush()
-    return reason
 
 
 def _model(task: GenerationTask) -> RegisteredModel:

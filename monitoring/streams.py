@@ -44,6 +44,10 @@ class ChunkWriter:
         if self._buffer and time.monotonic() - self._flushed_at >= _FLUSH_SECONDS:
             self.flush()
 
+    def close(self) -> None:
+        """Send the rest."""
+        self.flush()
+
     def flush(self) -> None:
         """Send what is queued in one round trip. Without Redis only the preview is lost."""
         self._flushed_at = time.monotonic()

@@ -1,7 +1,7 @@
 """What a provider is: one class, with what it can do as attributes and one generator of text."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -53,7 +53,9 @@ class Provider(ABC):
         self.model = model
 
     @abstractmethod
-    def generate(self, request: GenerationRequest, progress: Progress) -> Iterator[str]:
+    def generate(
+        self, request: GenerationRequest, progress: Progress
+    ) -> Generator[str, None, None]:
         """Yield the answer's text as it comes, and "" where a step gave none.
 
         The caller may close the generator between chunks: that cancels. `progress.finish_reason`

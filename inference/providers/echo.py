@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from inference.engine.sequence import FinishReason
 from inference.engine.text import TextAssembler
@@ -18,7 +18,9 @@ class EchoProvider(Provider):
 
     queue = Queue.API
 
-    def generate(self, request: GenerationRequest, progress: Progress) -> Iterator[str]:
+    def generate(
+        self, request: GenerationRequest, progress: Progress
+    ) -> Generator[str, None, None]:
         delay_seconds = self.model.config.get("delay_ms", 0) / 1000
         max_tokens = request.params["max_tokens"]
         words = re.findall(r"\s*\S+\s*", request.messages[-1]["content"])

@@ -1,7 +1,7 @@
 """GGUF models on this machine, through the engine."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from conversations.context import drop_oldest_turns
@@ -25,7 +25,9 @@ class LocalProvider(Provider):
     # llama.cpp's own defaults.
     default_params = {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "min_p": 0.05}
 
-    def generate(self, request: GenerationRequest, progress: Progress) -> Iterator[str]:
+    def generate(
+        self, request: GenerationRequest, progress: Progress
+    ) -> Generator[str, None, None]:
         started = time.monotonic()
         resident = residency.load(self.model)
         if resident.loaded_at >= started:
@@ -51,7 +53,9 @@ class LocalProvider(Provider):
         progress.prompt_tokens = len(tokens)
         return engine.add_request(request.task_id, tokens, _sampling(request.params))
 
-    def _run(self, engine: Engine, sequence: Sequence, progress: Progress) -> Iterator[str]:
+    def _run(
+        self, engine: Engine, sequence: Sequence, progress: Progress
+    ) -> Generator[str, None, None]:
         try:
             while engine.has_unfinished:
                 text = "".join(output.text for output in engine.step())
