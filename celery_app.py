@@ -31,7 +31,9 @@ class Channel(_KombuChannel):  # type: ignore[misc]
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:
             return super()._create_client(asynchronous=True)
-        if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
+        # Not even `self.pool` is read again: once the connection is lost, kombu cannot make another
+        # one to put the unacknowledged messages back, and the worker would exit.
+        if self._kept_client is None:
             self._kept_client = super()._create_client()
         return self._kept_client
 

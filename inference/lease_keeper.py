@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from django.conf import settings
 from django.db import Error as DatabaseError
+from django.db import connection
 
 from inference import lifecycle
 from inference.lifecycle import Lease
@@ -16,7 +17,8 @@ logger = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 0.2
 
-_leases: dict[str, Lease] = {}
+# By attempt: a lost one may still be running here when this process claims its task again.
+_leases: dict[tuple[str, int], Lease] = {}
 _changed = threading.Condition()
 _thread: threading.Thread | None = None
 
@@ -25,8 +27,9 @@ _thread: threading.Thread | None = None
 def hold(lease: Lease) -> Iterator[None]:
     """Renew the lease while the block runs, and keep its flags up to date."""
     global _thread
+    key = (lease.task.pk, lease.attempt)
     with _changed:
-        _leases[lease.task.pk] = lease
+        _leases[key] = lease
         if _thread is None or not _thread.is_alive():  # the first, or the first after a fork
             _thread = threading.Thread(target=_keep, name="lease-keeper", daemon=True)
             _thread.start()
@@ -35,7 +38,7 @@ def hold(lease: Lease) -> Iterator[None]:
         yield
     finally:
         with _changed:
-            _leases.pop(lease.task.pk, None)
+            _leases.pop(key, None)
 
 
 def _keep() -> None:
@@ -57,3 +60,4 @@ def _keep() -> None:
                 renewed_at = time.monotonic()
         except DatabaseError as exc:
             logger.warning("Leases not renewed, the database does not answer: %s", exc)
+            connection.close()  # nobody else opens a broken one anew in this thread

@@ -168,14 +168,15 @@ def renew(leases: Iterable[Lease]) -> None:
 
 def refresh(leases: Iterable[Lease]) -> None:
     """Read what became of leases since: whether a cancel was asked for, or the lease was lost."""
-    by_id = {lease.task.pk: lease for lease in leases}
-    rows = GenerationTask.objects.filter(pk__in=by_id, status=Status.PROCESSING)
+    leases = list(leases)
+    ids = {lease.task.pk for lease in leases}
+    rows = GenerationTask.objects.filter(pk__in=ids, status=Status.PROCESSING)
     seen = {
         pk: (attempt, cancel_requested)
         for pk, attempt, cancel_requested in rows.values_list("pk", "attempt", "cancel_requested")
     }
-    for pk, lease in by_id.items():
-        attempt, cancel_requested = seen.get(pk, (None, False))
+    for lease in leases:
+        attempt, cancel_requested = seen.get(lease.task.pk, (None, False))
         lease.lost = attempt != lease.attempt
         lease.cancel_requested = lease.cancel_requested or cancel_requested
 

@@ -16,7 +16,7 @@ MAX_LIMIT = 1000
 
 def _limit(request: Request) -> int:
     text = request.query_params.get("limit", str(DEFAULT_LIMIT))
-    if not text.isdigit() or not 1 <= int(text) <= MAX_LIMIT:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_LIMIT:
         raise ValidationError({"limit": [f"Give a whole number from 1 to {MAX_LIMIT}."]})
     return int(text)
 

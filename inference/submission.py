@@ -123,9 +123,11 @@ def _params(
     data: dict[str, Any], model: RegisteredModel, provider: type[Provider]
 ) -> dict[str, Any]:
     """The sampling fields as used: the task's own, else the model's, else the provider's."""
-    if data.get("stop") and data.get("stop_sequences"):
+    stop, stop_sequences = data.get("stop"), data.get("stop_sequences")
+    if stop is not None and stop_sequences is not None:
         raise ValidationError({"stop": ["It is an alias of stop_sequences: give one of them."]})
-    own = {**data, "stop_sequences": data.get("stop_sequences") or data.get("stop")}
+    # An empty list is a value too: it overrides those of generation_params and of the model.
+    own = {**data, "stop_sequences": stop if stop_sequences is None else stop_sequences}
     layers = (
         own,
         data.get("generation_params", {}),

@@ -1,6 +1,7 @@
 """The routes of tasks and models: validate, call one thing, respond."""
 
 from collections.abc import Sequence
+from datetime import UTC
 from typing import Any
 
 from django.db.models import QuerySet
@@ -179,11 +180,11 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
     def _time(self, name: str) -> Any:
         try:
             moment = parse_datetime(self.request.query_params[name])
-        except ValueError:
-            moment = None
-        if moment is None or moment.tzinfo is None:
-            raise ValidationError({name: ["Give ISO 8601 with a zone: 2026-01-31T12:00:00Z."]})
-        return moment
+            if moment and moment.tzinfo:
+                return moment.astimezone(UTC)
+        except (ValueError, OverflowError):  # no date, or before the year 1 in UTC
+            pass
+        raise ValidationError({name: ["Give ISO 8601 with a zone: 2026-01-31T12:00:00Z."]})
 
 
 class RegisteredModelViewSet(

@@ -6,6 +6,8 @@ from typing import Any
 import redis
 import redis.asyncio
 from django.conf import settings
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 # redis-py's own annotations answer `bytes | str | Awaitable | None` to everything.
 RedisClient = Any
@@ -20,7 +22,13 @@ def client() -> RedisClient:
         socket_timeout=settings.REDIS_TIMEOUT_SECONDS,
         socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
         health_check_interval=30,
+        retry=_retry_once(),
     )
+
+
+def _retry_once() -> Retry:
+    """For a connection that Redis has closed meanwhile; the default goes on for many seconds."""
+    return Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
 
 
 def async_client() -> RedisClient:

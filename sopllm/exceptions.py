@@ -1,5 +1,6 @@
 """Every error of the API in one shape: {"error", "message", "details", "trace_id"}."""
 
+import json
 import logging
 from typing import Any
 
@@ -54,7 +55,8 @@ def _known(exc: exceptions.APIException, allowed_methods: list[str]) -> Response
     details = None
     message = str(exc.detail)
     if isinstance(exc, exceptions.ValidationError):
-        details, message = exc.detail, _first_problem(exc.detail)
+        details = _as_utf8(exc.detail)
+        message = _first_problem(details)
     elif isinstance(exc, exceptions.ParseError):
         reason = str(exc.detail).removeprefix("JSON parse error - ")
         message = f"The body is no valid JSON: {reason}."
@@ -72,6 +74,11 @@ def _known(exc: exceptions.APIException, allowed_methods: list[str]) -> Response
     if wait:
         headers["Retry-After"] = str(int(wait))
     return Response(error_body(code, message, details), status=exc.status_code, headers=headers)
+
+
+def _as_utf8(detail: Any) -> Any:
+    """With ? for half surrogate pairs: a request can name a field by one, no answer can hold it."""
+    return json.loads(json.dumps(detail, ensure_ascii=False).encode(errors="replace"))
 
 
 def _first_problem(detail: Any, path: str = "") -> str:

@@ -1,0 +1,110 @@
+"""What can go wrong with a running service, done to it for real: SIGKILL, and lost data."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks.running_service import (
+    API_WORKER,
+    GPU_WORKER,
+    ROOT,
+    VALKEY,
+    RunningService,
+    is_alive,
+    wait_for,
+)
+
+# What a web process does on POST /tasks, up to the moment at which it dies.
+_SUBMIT_AND_DIE = """
+import os, signal, sys
+import django
+django.setup()
+from inference import dispatch, lifecycle
+from inference.serializers import submission_validator
+from inference.submission import build_task
+
+body = {"model": sys.argv[1], "prompt": sys.argv[2], "max_tokens": 8}
+task = build_task("local", submission_validator().run_validation(body), None)
+print(task.pk, flush=True)
+dispatch.ring_soon = lambda tasks: os.kill(os.getpid(), signal.SIGKILL)
+sys.stdin.readline()
+lifecycle.submit([task])
+"""
+
+
+def kill_gpu_child(service: RunningService) -> None:
+    """The pool process that owns the GPU, as a crash in native code would end it."""
+    kill(service.gpu_child())
+
+
+def kill_gpu_worker(service: RunningService) -> None:
+    """The parent of the pool process; serve ends the child and starts both again."""
+    kill(service.pid(GPU_WORKER))
+
+
+def kill_api_worker(service: RunningService) -> None:
+    """The worker with all its threads."""
+    kill(service.pid(API_WORKER))
+
+
+def empty_valkey(service: RunningService) -> None:
+    """Valkey dies, and what serve starts in its place finds no data."""
+    shutil.rmtree(service.var_dir / "valkey" / "appendonlydir")
+    kill(service.pid(VALKEY))
+
+
+class DyingWeb:
+    """A web process that dies between the commit of a task and the message to its worker."""
+
+    def __init__(self, service: RunningService, model: str, prompt: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SUBMIT_AND_DIE, model, prompt],
+            cwd=ROOT,
+            env={**service.env, "DJANGO_SETTINGS_MODULE": "sopllm.settings"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.task_id = self._process.stdout.readline().strip()
+
+    def submit_and_die(self) -> None:
+        """Save the task and be killed."""
+        self._process.communicate("go\n")
+        assert self._process.returncode == -signal.SIGKILL, "the submission failed"
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, and wait until the process is gone."""
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not is_alive(pid))
+
+
+def what_is_wrong(report: dict[str, Any]) -> str | None:
+    """Why this task did not end completed exactly once; None when it did."""
+    task = report["task"]
+    outcomes = [attempt["outcome"] for attempt in report["attempts"]]
+    if task["status"] != "completed":
+        return f"{task['task_id']} is {task['status']}: {task['error']}"
+    if outcomes.count("completed") != 1 or not set(outcomes) <= {"completed", "lost"}:
+        return f"{task['task_id']} has the attempts {outcomes}"
+    if not task["result"]["text"]:
+        return f"{task['task_id']} has no text"
+    return None
+
+
+def worker_of_attempt(service: RunningService, task_id: str, number: int) -> int:
+    """The process that runs the task's nth attempt, once it runs."""
+
+    def running() -> list[str]:
+        attempts = service.report(task_id)["attempts"]
+        return [
+            attempt["worker"]
+            for attempt in attempts
+            if attempt["number"] == number and attempt["outcome"] == "running"
+        ]
+
+    return int(wait_for(running)[0].rpartition(":")[2])

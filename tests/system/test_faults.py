@@ -1,0 +1,101 @@
+"""Processes are killed and data is lost; every accepted task still ends, exactly once."""
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+
+import pytest
+
+from benchmarks import faults
+from benchmarks.running_service import SMOLLM2, VALKEY, RunningService
+
+COUNT = {"prompt": "Count from 1 to 1000: 1, 2, 3,", "max_tokens": 100, "temperature": 0}
+WORDS = "one two three four five six seven eight"
+
+
+def assert_completed_once(service: RunningService, task_ids: Iterable[str]) -> None:
+    for task_id in task_ids:
+        service.ended(task_id, 40)
+    reports = [service.report(task_id) for task_id in task_ids]
+    assert [faults.what_is_wrong(report) for report in reports] == [None] * len(reports)
+
+
+def outcomes(service: RunningService, task_id: str) -> list[str]:
+    return [attempt["outcome"] for attempt in service.report(task_id)["attempts"]]
+
+
+@pytest.mark.parametrize("round_number", [1, 2])
+def test_killed_pool_child(service: RunningService, round_number: int) -> None:
+    running = service.submit(**COUNT)
+    waiting = service.submit(**COUNT | {"max_tokens": 8})
+    service.generating(running)
+    faults.kill_gpu_child(service)
+    assert_completed_once(service, [running, waiting])
+    assert outcomes(service, running) == ["lost", "completed"]
+    assert service.task(running)["result"]["text"].startswith("1, 2, 3")
+
+
+def test_killed_gpu_worker(service: RunningService) -> None:
+    running = service.submit(**COUNT)
+    waiting = service.submit(**COUNT | {"max_tokens": 8})
+    service.generating(running)
+    faults.kill_gpu_worker(service)
+    assert_completed_once(service, [running, waiting])
+    assert outcomes(service, running) == ["lost", "completed"]
+
+
+def test_killed_api_worker(service: RunningService) -> None:
+    task_ids = [service.submit(WORDS, "slow-echo") for _ in range(5)]
+    for task_id in task_ids:
+        service.processing(task_id)
+    faults.kill_api_worker(service)
+    task_ids.append(service.submit(WORDS, "slow-echo"))
+    assert_completed_once(service, task_ids)
+    assert {service.task(task_id)["result"]["text"] for task_id in task_ids} == {WORDS}
+
+
+@pytest.mark.parametrize("model", [SMOLLM2, "echo"])
+def test_web_process_killed_between_commit_and_message(service: RunningService, model: str) -> None:
+    web = faults.DyingWeb(service, model, WORDS)
+    web.submit_and_die()
+    assert_completed_once(service, [web.task_id])
+
+
+@pytest.mark.parametrize("round_number", [1, 2])
+def test_valkey_killed_and_empty(service: RunningService, round_number: int) -> None:
+    running = [service.submit(**COUNT), service.submit(WORDS, "slow-echo")]
+    for task_id in running:
+        service.generating(task_id)
+    waiting = [service.submit(**COUNT | {"max_tokens": 8}) for _ in range(3)]
+    faults.empty_valkey(service)
+    waiting += [service.submit(WORDS, "echo"), service.submit(**COUNT | {"max_tokens": 8})]
+    assert_completed_once(service, running + waiting)
+    for task_id in running:
+        assert outcomes(service, task_id) == ["completed"]
+
+
+def test_stalled_valkey_holds_up_no_submission(service: RunningService) -> None:
+    valkey = service.pid(VALKEY)
+    os.kill(valkey, signal.SIGSTOP)
+    try:
+        task_ids = []
+        continue_at = time.monotonic() + 3
+        while time.monotonic() < continue_at:
+            started = time.monotonic()
+            task_ids.append(service.submit(WORDS, "echo"))
+            assert time.monotonic() - started < 2
+            service.task(f"{task_ids[-1]}?wait=0.3")
+    finally:
+        os.kill(valkey, signal.SIGCONT)
+    assert_completed_once(service, task_ids)
+
+
+def test_task_that_always_kills_its_worker_fails(service: RunningService) -> None:
+    task_id = service.submit(**COUNT | {"max_tokens": 1500})
+    for number in (1, 2, 3):
+        faults.kill(faults.worker_of_attempt(service, task_id, number))
+    task = service.ended(task_id)
+    assert (task["status"], task["error_code"]) == ("failed", "worker_lost")
+    assert outcomes(service, task_id) == ["lost"] * 3
+    assert service.ended(service.submit(WORDS, max_tokens=2))["status"] == "completed"

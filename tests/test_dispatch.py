@@ -1,0 +1,126 @@
+"""Ringing workers through a real broker."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.conf import settings
+
+from inference import dispatch, lifecycle
+from inference.models import GenerationTask, Queue, RegisteredModel
+from monitoring.redis_client import client
+from tests.conftest import Valkey, wait_until, wait_until_rung
+
+NewTask = Callable[..., GenerationTask]
+SEPARATOR = "\x06\x16"
+
+
+def messages(key: str) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in client().lrange(key, 0, -1)]
+
+
+@pytest.mark.parametrize(
+    ("priority", "expected"),
+    [
+        *((0, 9), (1, 9), (11.1, 9), (11.2, 8), (22.2, 8), (22.3, 7), (50, 5), (66.6, 4)),
+        *((66.7, 3), (99.9, 1), (100, 0)),
+    ],
+)
+def test_priority_maps_to_the_ten_of_redis(priority: float, expected: int) -> None:
+    assert GenerationTask(priority=priority).broker_priority == expected
+
+
+def test_more_urgent_is_never_behind_in_redis() -> None:
+    steps = [GenerationTask(priority=tenth / 10).broker_priority for tenth in range(1001)]
+    assert steps == sorted(steps, reverse=True)
+    assert set(steps) == set(range(10))
+
+
+@pytest.mark.parametrize(
+    ("priority", "key"), [(100, "api"), (50, f"api{SEPARATOR}5"), (0, f"api{SEPARATOR}9")]
+)
+def test_message_carries_the_id_alone(new_task: NewTask, priority: float, key: str) -> None:
+    task = new_task(priority=priority, prompt="a secret prompt")
+    wait_until_rung()
+    [message] = messages(key)
+    assert message["headers"]["id"] == task.pk
+    assert message["headers"]["task"] == dispatch.GENERATE
+    assert message["headers"]["ignore_result"] is True
+    assert message["properties"]["priority"] == task.broker_priority
+    assert "secret" not in json.dumps(message)
+
+
+def test_waiting_messages_counts_all_priorities(new_task: NewTask) -> None:
+    for priority in (0, 1, 30, 60, 100):
+        new_task(priority=priority)
+    wait_until_rung()
+    assert dispatch.waiting_messages(Queue.API) == 5
+    assert dispatch.waiting_messages(Queue.GPU) == 0
+
+
+def test_broker_takes_the_most_urgent_message_first(new_task: NewTask) -> None:
+    from celery import current_app  # the broker's own consumer, as the workers use it
+
+    tasks = {priority: new_task(priority=priority).pk for priority in (1, 100, 40, 80)}
+    wait_until_rung()
+    with current_app.connection_for_read() as connection:
+        queue = connection.SimpleQueue(current_app.amqp.queues[Queue.API])
+        taken = [queue.get(timeout=5).headers["id"] for _ in tasks]
+        queue.close()
+    assert taken == [tasks[priority] for priority in (100, 80, 40, 1)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_dead_broker_delays_no_submission(new_task: NewTask, valkey: Valkey) -> None:
+    valkey.stop()
+    started = time.monotonic()
+    tasks = [new_task() for _ in range(20)]
+    assert time.monotonic() - started < 2
+    for task in tasks:
+        wait_until(lambda task=task: is_marked(task))  # type: ignore[misc]
+
+
+def is_marked(task: GenerationTask) -> bool:
+    task.refresh_from_db()
+    return task.rung_at is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_ringing_a_dead_broker_takes_no_longer_than_its_time_limit(
+    new_task: NewTask, valkey: Valkey
+) -> None:
+    tasks = [new_task() for _ in range(20)]
+    wait_until_rung()
+    valkey.stop()
+    started = time.monotonic()
+    dispatch.ring(tasks)
+    dispatch.ring(tasks)
+    assert time.monotonic() - started < settings.REDIS_TIMEOUT_SECONDS + 1
+    assert all(is_marked(task) for task in tasks)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_broker_that_is_back_is_rung_by_the_sweep(new_task: NewTask, valkey: Valkey) -> None:
+    valkey.stop()
+    task = new_task()
+    wait_until(lambda: is_marked(task))
+    lifecycle.sweep()  # without Redis it repairs what it can
+    valkey.start()
+    client().flushall()
+
+    def rings() -> bool:
+        lifecycle.sweep()
+        return bool(dispatch.waiting_messages(Queue.API))
+
+    wait_until(rings)
+    assert not is_marked(task)
+
+
+def test_deleted_local_model_is_unloaded_by_the_gpu_worker(valkey: Valkey) -> None:
+    dispatch.unload(RegisteredModel(name="weights", provider="local"))
+    dispatch.unload(RegisteredModel(name="echo", provider="echo"))
+    [message] = messages("gpu")
+    assert message["headers"]["task"] == dispatch.UNLOAD
+    assert "weights" in message["headers"]["argsrepr"]

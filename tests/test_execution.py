@@ -1,0 +1,208 @@
+"""Running a claimed task: what a provider does, and what the row says afterwards."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from inference import execution, lifecycle
+from inference.engine.sequence import FinishReason
+from inference.errors import ErrorCode, InferenceError
+from inference.lifecycle import Lease
+from inference.models import GenerationTask, Queue, RegisteredModel
+from inference.providers.base import GenerationRequest, Progress, Provider
+from monitoring.redis_client import client
+from monitoring.streams import stream_key
+from tests.conftest import wait_until
+from tests.test_lifecycle import claimed, expire, fresh, outcomes
+
+NewTask = Callable[..., GenerationTask]
+# Committed rows, which the lease keeper's thread reads too.
+pytestmark = pytest.mark.django_db(transaction=True)
+
+Script = Callable[[GenerationRequest, Progress], Iterator[str]]
+
+
+class ScriptedProvider(Provider):
+    """Says what a test wants; `is_closed` tells that the generator was closed."""
+
+    queue = Queue.API
+    script: Script
+    is_closed = False
+
+    def generate(self, request: GenerationRequest, progress: Progress) -> Iterator[str]:
+        try:
+            yield from self.script(request, progress)
+        finally:
+            self.is_closed = True
+
+
+@pytest.fixture
+def provider(echo: RegisteredModel, monkeypatch: pytest.MonkeyPatch) -> ScriptedProvider:
+    scripted = ScriptedProvider(echo)
+    monkeypatch.setattr(execution, "provider_for", lambda _: scripted)
+    return scripted
+
+
+def run(task: GenerationTask) -> GenerationTask:
+    execution.execute(claimed(task))
+    return fresh(task)
+
+
+def test_answer_comes_with_usage_and_times(new_task: NewTask, provider: ScriptedProvider) -> None:
+    seen: list[GenerationRequest] = []
+
+    def script(request: GenerationRequest, progress: Progress) -> Iterator[str]:
+        seen.append(request)
+        progress.prompt_tokens, progress.model_load_ms = 3, 0.001
+        for word in ("", "Hello", "", " world"):
+            progress.completion_tokens += 1
+            yield word
+        progress.finish_reason = FinishReason.LENGTH
+        progress.extra["truncated_messages"] = 2
+
+    provider.script = script
+    task = run(new_task(temperature=0.25, context_overflow="error"))
+    assert task.status == "completed"
+    assert task.result == {
+        "text": "Hello world",
+        "finish_reason": "length",
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 4,
+            "total_tokens": 7,
+            "cached_tokens": 0,
+        },
+        "model": "echo",
+        "parsed": None,
+        "extra": {"truncated_messages": 2},
+    }
+    assert task.model_load_ms == 0.001
+    assert task.ttft_ms is not None
+    assert task.inference_ms is not None
+    [request] = seen
+    assert request.messages == [{"role": "user", "content": "one two three"}]
+    assert (request.params["temperature"], request.context_overflow) == (0.25, "error")
+    entries = [entry for _, entry in client().xrange(stream_key(task.pk))]
+    assert [e.get("text") for e in entries] == ["Hello", " world", None]
+
+
+def test_answer_without_text_is_an_answer(new_task: NewTask, provider: ScriptedProvider) -> None:
+    provider.script = lambda request, progress: iter(())
+    task = run(new_task())
+    assert task.status == "completed"
+    assert task.result is not None
+    assert (task.result["text"], task.result["finish_reason"]) == ("", "stop")
+    assert task.ttft_ms is None
+
+
+def test_timeout_keeps_the_partial_text(new_task: NewTask, provider: ScriptedProvider) -> None:
+    def script(request: GenerationRequest, progress: Progress) -> Iterator[str]:
+        yield "partial"
+        while True:
+            yield ""
+
+    provider.script = script
+    task = new_task()
+    task.request["timeout_seconds"] = 0.05
+    task.save(update_fields=["request"])
+    task = run(task)
+    assert (task.status, task.error_code) == ("failed", "timeout")
+    assert task.result is not None
+    assert (task.result["text"], task.result["finish_reason"]) == ("partial", "timeout")
+    assert provider.is_closed
+
+
+def test_cancel_keeps_the_partial_text(new_task: NewTask, provider: ScriptedProvider) -> None:
+    task = new_task()
+
+    def script(request: GenerationRequest, progress: Progress) -> Iterator[str]:
+        yield "partial"
+        lifecycle.cancel(task)
+        while True:
+            yield ""
+
+    provider.script = script
+    row = run(task)
+    assert (row.status, row.error, row.error_code) == ("cancelled", None, None)
+    assert row.result is not None
+    assert (row.result["text"], row.result["finish_reason"]) == ("partial", "cancelled")
+    assert provider.is_closed
+    assert outcomes(task) == ["cancelled"]
+
+
+@pytest.mark.parametrize("text", ["", "partial"])
+def test_failure_of_the_provider_is_told(
+    new_task: NewTask, provider: ScriptedProvider, text: str
+) -> None:
+    def script(request: GenerationRequest, progress: Progress) -> Iterator[str]:
+        yield text
+        raise InferenceError("Set the key.", ErrorCode.PROVIDER_ERROR)
+
+    provider.script = script
+    task = run(new_task())
+    assert (task.status, task.error) == ("failed", "Set the key.")
+    assert task.error_code == "provider_error"
+    if text:
+        assert task.result is not None
+        assert (task.result["text"], task.result["finish_reason"]) == ("partial", "error")
+    else:
+        assert task.result is None
+
+
+def test_unexpected_error_leaks_nothing(
+    new_task: NewTask, provider: ScriptedProvider, caplog: pytest.LogCaptureFixture
+) -> None:
+    def script(request: GenerationRequest, progress: Progress) -> Iterator[str]:
+        yield "partial"
+        raise KeyError("sk-secret")
+
+    provider.script = script
+    task = run(new_task())
+    assert (task.status, task.error_code) == ("failed", "internal_error")
+    assert task.error is not None
+    assert "secret" not in task.error
+    assert task.result is not None
+    assert task.result["text"] == "partial"
+    assert task.pk in caplog.text  # the log has the reason
+
+
+def test_lost_lease_leaves_no_trace(new_task: NewTask, provider: ScriptedProvider) -> None:
+    task = new_task()
+
+    def script(request: GenerationRequest, progress: Progress) -> Iterator[str]:
+        yield "of the lost"
+        expire(task)
+        lifecycle.sweep()
+        while True:
+            yield ""
+
+    provider.script = script
+    row = run(task)
+    assert (row.status, row.result, row.attempt) == ("pending", None, 1)
+    assert provider.is_closed
+    assert outcomes(task) == ["lost"]
+
+
+def test_model_deleted_meanwhile_is_named(new_task: NewTask, echo: RegisteredModel) -> None:
+    task = new_task()
+    echo.delete()
+    task = run(task)
+    assert (task.status, task.error_code) == ("failed", "model_not_found")
+    assert task.error is not None
+    assert "echo" in task.error
+
+
+def test_flags_are_read_between_chunks(new_task: NewTask, provider: ScriptedProvider) -> None:
+    lease: Lease = claimed(new_task())
+    said: list[str] = []
+
+    def script(request: GenerationRequest, progress: Progress) -> Iterator[str]:
+        for word in ("one", "two", "three"):
+            said.append(word)
+            lease.cancel_requested = word == "two"
+            yield word
+
+    provider.script = script
+    execution.execute(lease)
+    assert said == ["one", "two"]
+    wait_until(lambda: fresh(lease.task).status == "cancelled")

@@ -1,0 +1,75 @@
+"""The thread that renews leases and learns of cancels."""
+
+from collections.abc import Callable
+
+import pytest
+
+from inference import lease_keeper, lifecycle
+from inference.models import GenerationTask
+from tests.conftest import wait_until
+from tests.test_lifecycle import claimed, expire, fresh
+
+NewTask = Callable[..., GenerationTask]
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_held_lease_is_renewed(new_task: NewTask) -> None:
+    lease = claimed(new_task())
+    before = lease.task.lease_until
+    assert before is not None
+    with lease_keeper.hold(lease):
+        wait_until(lambda: (fresh(lease.task).lease_until or before) > before)
+    assert not lease.lost
+
+
+def test_cancel_is_learned_of(new_task: NewTask) -> None:
+    lease, other = claimed(new_task()), claimed(new_task())
+    with lease_keeper.hold(lease), lease_keeper.hold(other):
+        lifecycle.cancel(lease.task)
+        wait_until(lambda: lease.cancel_requested, seconds=2)
+    assert not other.cancel_requested
+
+
+def test_lost_lease_is_learned_of(new_task: NewTask) -> None:
+    lease = claimed(new_task())
+    with lease_keeper.hold(lease):
+        expire(lease.task)
+        lifecycle.sweep()
+        wait_until(lambda: lease.lost)
+
+
+def test_two_attempts_in_one_process_are_told_apart(new_task: NewTask) -> None:
+    lost = claimed(new_task())
+    with lease_keeper.hold(lost):
+        expire(lost.task)
+        lifecycle.sweep()
+        second = claimed(lost.task)
+        with lease_keeper.hold(second):
+            wait_until(lambda: lost.lost)
+            lifecycle.cancel(second.task)
+            wait_until(lambda: second.cancel_requested)
+            assert not second.lost
+
+
+def test_second_attempt_stays_held_when_the_first_gives_up(new_task: NewTask) -> None:
+    first = claimed(new_task())
+    holding_first = lease_keeper.hold(first)
+    holding_first.__enter__()
+    expire(first.task)
+    lifecycle.sweep()
+    second = claimed(first.task)
+    with lease_keeper.hold(second):
+        holding_first.__exit__(None, None, None)
+        lifecycle.cancel(second.task)
+        wait_until(lambda: second.cancel_requested)
+
+
+def test_lease_that_is_given_back_is_not_renewed(new_task: NewTask) -> None:
+    given_back, held = claimed(new_task()), claimed(new_task())
+    with lease_keeper.hold(held):
+        with lease_keeper.hold(given_back):
+            pass
+        lifecycle.cancel(held.task)
+        lifecycle.cancel(given_back.task)
+        wait_until(lambda: held.cancel_requested)
+    assert not given_back.cancel_requested

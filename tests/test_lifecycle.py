@@ -1,0 +1,629 @@
+"""The life of a task: claims, leases, ends, repair, and what happens when two want the same."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.db import connection, transaction
+from django.utils import timezone
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import run_state_machine_as_test as run_machine
+
+from conversations.models import Conversation
+from inference import dispatch, lifecycle, worker_identity
+from inference.errors import ErrorCode, InferenceError
+from inference.lifecycle import Lease, Timings
+from inference.models import GenerationTask, Queue, RegisteredModel, TaskAttempt, TaskResult
+from inference.serializers import submission_validator
+from inference.submission import build_task
+from monitoring import streams
+from monitoring.redis_client import client
+from tests.conftest import Valkey, wait_until, wait_until_rung
+
+NewTask = Callable[..., GenerationTask]
+TIMINGS = Timings(model_load_ms=None, ttft_ms=1.5, inference_ms=20.0)
+
+
+def answer(text: str = "an answer", finish_reason: str = "stop") -> TaskResult:
+    return TaskResult(
+        text=text,
+        finish_reason=finish_reason,
+        usage={"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "cached_tokens": 0},
+        model="echo",
+        parsed=None,
+        extra={},
+    )
+
+
+def claimed(task: GenerationTask) -> Lease:
+    lease = lifecycle.claim(task.pk)
+    assert lease is not None
+    return lease
+
+
+def expire(task: GenerationTask) -> None:
+    """The lease runs out, as after LEASE_SECONDS without a sign of its worker."""
+    past = timezone.now() - timedelta(seconds=1)
+    GenerationTask.objects.filter(pk=task.pk).update(lease_until=past)
+
+
+def lose(task: GenerationTask) -> None:
+    expire(task)
+    lifecycle.sweep()
+
+
+def fresh(task: GenerationTask) -> GenerationTask:
+    return GenerationTask.objects.get(pk=task.pk)
+
+
+def outcomes(task: GenerationTask) -> list[str]:
+    return list(task.attempts.order_by("number").values_list("outcome", flat=True))
+
+
+# Claims
+
+
+@pytest.mark.django_db(transaction=True)
+def test_task_is_claimed_by_one_of_many(new_task: NewTask) -> None:
+    tasks = [new_task() for _ in range(5)]
+    barrier = threading.Barrier(4)
+    won: list[str] = []
+
+    def claim_all() -> None:
+        barrier.wait()
+        won.extend(task.pk for task in tasks if lifecycle.claim(task.pk))
+        connection.close()
+
+    threads = [threading.Thread(target=claim_all) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(won) == sorted(task.pk for task in tasks)
+    assert {fresh(task).attempt for task in tasks} == {1}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_workers_drain_a_queue_without_sharing_a_task(new_task: NewTask) -> None:
+    for _ in range(10):
+        new_task()
+    barrier = threading.Barrier(2)
+    won: list[str] = []
+
+    def drain() -> None:
+        barrier.wait()
+        while lease := lifecycle.claim_most_urgent(Queue.API):
+            won.append(lease.task.pk)
+        connection.close()
+
+    threads = [threading.Thread(target=drain) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == len(set(won)) == 10
+
+
+def test_claim_starts_the_attempt(new_task: NewTask) -> None:
+    task = new_task()
+    lease = claimed(task)
+    row = fresh(task)
+    assert (row.status, row.attempt, row.worker) == ("processing", 1, worker_identity.current())
+    assert row.started_at is not None
+    assert row.lease_until is not None
+    assert row.lease_until > timezone.now() + timedelta(seconds=settings.LEASE_SECONDS / 2)
+    assert (lease.task, lease.attempt, lease.lost) == (row, 1, False)
+
+
+def test_most_urgent_goes_first_then_the_oldest(new_task: NewTask) -> None:
+    tasks = [new_task(priority=priority) for priority in (1, 99.5, 99.6, 1, 0)]
+    order = [lifecycle.claim_most_urgent(Queue.API) for _ in tasks]
+    assert [lease and lease.task for lease in order] == [tasks[i] for i in (2, 1, 0, 3, 4)]
+    assert lifecycle.claim_most_urgent(Queue.API) is None
+
+
+def test_claim_looks_at_its_own_queue_alone(new_task: NewTask) -> None:
+    new_task()
+    assert lifecycle.claim_most_urgent(Queue.GPU) is None
+
+
+def test_task_past_its_deadline_is_never_started(new_task: NewTask) -> None:
+    task = new_task(deadline_seconds=0.001)
+    wait_until(lambda: timezone.now() > (task.deadline_at or timezone.now()))
+    assert lifecycle.claim(task.pk) is None
+    assert lifecycle.claim_most_urgent(Queue.API) is None
+    lifecycle.sweep()
+    row = fresh(task)
+    assert (row.status, row.error_code) == ("failed", "deadline_exceeded")
+    assert row.finished_at is not None
+    assert outcomes(task) == []
+
+
+def test_task_started_in_time_may_end_after_its_deadline(new_task: NewTask) -> None:
+    task = new_task(deadline_seconds=60)
+    lease = claimed(task)
+    GenerationTask.objects.filter(pk=task.pk).update(deadline_at=timezone.now())
+    lifecycle.sweep()
+    assert lifecycle.complete(lease, answer(), TIMINGS)
+
+
+def test_tasks_of_a_conversation_run_in_the_order_of_submission(new_task: NewTask) -> None:
+    conversation = Conversation.objects.create(owner="local")
+    first = new_task(conversation_id=conversation.pk, priority=1)
+    second = new_task(conversation_id=conversation.pk, priority=100)
+    assert lifecycle.claim(second.pk) is None
+    lease = lifecycle.claim_most_urgent(Queue.API)
+    assert lease is not None
+    assert lease.task == first
+    assert lifecycle.claim_most_urgent(Queue.API) is None
+    lifecycle.complete(lease, answer("first answer"), TIMINGS)
+    assert [m["content"] for m in claimed(second).task.messages()] == [
+        *("one two three", "first answer", "one two three"),
+    ]
+
+
+def test_end_of_a_task_rings_the_next_of_its_conversation(new_task: NewTask) -> None:
+    conversation = Conversation.objects.create(owner="local")
+    first, second, third = (new_task(conversation_id=conversation.pk) for _ in range(3))
+    wait_until_rung()
+    for ended, rung in ((first, second), (second, third)):
+        client().flushall()
+        lifecycle.cancel(ended)
+        [message] = client().lrange("api\x06\x169", 0, -1)
+        assert rung.pk in message
+
+
+def test_other_conversations_do_not_wait(new_task: NewTask) -> None:
+    one, other = (Conversation.objects.create(owner="local") for _ in range(2))
+    claimed(new_task(conversation_id=one.pk))
+    claimed(new_task(conversation_id=other.pk))
+
+
+# Ends
+
+
+def test_complete_stores_everything(new_task: NewTask) -> None:
+    task = new_task()
+    lease = claimed(task)
+    assert lifecycle.complete(lease, answer(), TIMINGS)
+    row = fresh(task)
+    assert (row.status, row.result, row.error, row.error_code) == ("completed", answer(), None, None)
+    assert (row.model_load_ms, row.ttft_ms, row.inference_ms) == (None, 1.5, 20.0)
+    assert row.lease_until is None
+    assert row.finished_at is not None
+    assert row.expires_at is not None
+    time_to_live = row.expires_at - row.finished_at
+    assert abs(time_to_live.total_seconds() - settings.TASK_TTL_SECONDS) < 1
+    attempt = TaskAttempt.objects.get(task=task)
+    assert (attempt.number, attempt.outcome, attempt.worker) == (1, "completed", row.worker)
+    assert attempt.started_at == row.started_at
+    assert abs(attempt.ended_at - row.finished_at) < timedelta(seconds=1)
+
+
+def test_failure_keeps_its_words_and_the_partial_text(new_task: NewTask) -> None:
+    task = new_task()
+    failure = InferenceError("Do this next.", ErrorCode.PROVIDER_ERROR)
+    assert lifecycle.fail(claimed(task), failure, answer("par", "error"), TIMINGS)
+    row = fresh(task)
+    assert (row.status, row.error, row.error_code) == ("failed", "Do this next.", "provider_error")
+    assert row.result == answer("par", "error")
+    assert outcomes(task) == ["failed"]
+
+
+def test_failure_without_text_has_no_result(new_task: NewTask) -> None:
+    task = new_task()
+    failure = InferenceError("Do this next.", ErrorCode.MODEL_NOT_FOUND)
+    assert lifecycle.fail(claimed(task), failure, None, Timings())
+    assert fresh(task).result is None
+    assert fresh(task).ttft_ms is None
+
+
+def test_cancelled_task_keeps_its_text(new_task: NewTask) -> None:
+    task = new_task()
+    lease = claimed(task)
+    assert lifecycle.cancel(task)
+    assert lifecycle.finish_cancelled(lease, answer("par", "cancelled"), TIMINGS)
+    row = fresh(task)
+    assert (row.status, row.result) == ("cancelled", answer("par", "cancelled"))
+    assert outcomes(task) == ["cancelled"]
+
+
+def test_end_is_told_to_the_readers(new_task: NewTask) -> None:
+    task = new_task()
+    with client().pubsub() as pubsub:
+        pubsub.subscribe(streams.ENDED_CHANNEL)
+        pubsub.get_message(timeout=5)
+        lifecycle.complete(claimed(task), answer(), TIMINGS)
+        message = pubsub.get_message(timeout=5)
+    assert message["data"] == task.pk
+    [(_, entry)] = client().xrange(streams.stream_key(task.pk))
+    assert entry == {"type": "end", "status": "completed", "attempt": "1"}
+    assert client().ttl(streams.stream_key(task.pk)) > 0
+
+
+def test_ended_task_ends_no_second_time(new_task: NewTask) -> None:
+    task = new_task()
+    lease = claimed(task)
+    assert lifecycle.complete(lease, answer("first"), TIMINGS)
+    failure = InferenceError("Too late.", ErrorCode.TIMEOUT)
+    assert not lifecycle.complete(lease, answer("second"), TIMINGS)
+    assert not lifecycle.fail(lease, failure, None, TIMINGS)
+    assert not lifecycle.finish_cancelled(lease, answer("third"), TIMINGS)
+    assert not lifecycle.cancel(task)
+    row = fresh(task)
+    assert (row.status, row.result, row.error) == ("completed", answer("first"), None)
+    assert outcomes(task) == ["completed"]
+
+
+def test_lost_lease_does_not_overwrite_result(new_task: NewTask) -> None:
+    task = new_task()
+    lost = claimed(task)
+    lose(task)
+    winner = claimed(task)
+    assert winner.attempt == 2
+    assert not lifecycle.complete(lost, answer("of the lost"), TIMINGS)
+    assert fresh(task).status == "processing"
+    assert lifecycle.complete(winner, answer("of the winner"), TIMINGS)
+    assert not lifecycle.complete(lost, answer("of the lost"), TIMINGS)
+    assert fresh(task).result == answer("of the winner")
+    assert outcomes(task) == ["lost", "completed"]
+
+
+def test_turn_is_saved_with_the_answer(new_task: NewTask) -> None:
+    conversation = Conversation.objects.create(owner="local")
+    task = new_task(conversation_id=conversation.pk)
+    lifecycle.complete(claimed(task), answer(), TIMINGS)
+    saved = list(conversation.messages.order_by("id").values_list("role", "content"))
+    assert saved == [("user", "one two three"), ("assistant", "an answer")]
+
+
+def test_of_an_explicit_history_the_last_message_is_saved(
+    echo: RegisteredModel, valkey: Valkey
+) -> None:
+    conversation = Conversation.objects.create(owner="local")
+    messages = [{"role": "user", "content": "old"}, {"role": "user", "content": "new"}]
+    body = {"model": "echo", "messages": messages, "conversation_id": conversation.pk}
+    task = build_task("local", submission_validator().run_validation(body), None)
+    lifecycle.submit([task])
+    lease = claimed(task)
+    assert lease.task.messages() == messages
+    lifecycle.complete(lease, answer(), TIMINGS)
+    assert list(conversation.messages.values_list("content", flat=True)) == ["new", "an answer"]
+
+
+@pytest.mark.parametrize("how", ["not asked", "failed", "cancelled", "lost"])
+def test_turn_is_not_saved_otherwise(new_task: NewTask, how: str) -> None:
+    conversation = Conversation.objects.create(owner="local")
+    save = how != "not asked"
+    task = new_task(conversation_id=conversation.pk, save_to_conversation=save)
+    lease = claimed(task)
+    if how == "lost":
+        lose(task)
+    if how == "failed":
+        failure = InferenceError("It broke.", ErrorCode.PROVIDER_ERROR)
+        lifecycle.fail(lease, failure, answer(), TIMINGS)
+    elif how == "cancelled":
+        lifecycle.finish_cancelled(lease, answer(), TIMINGS)
+    else:
+        lifecycle.complete(lease, answer(), TIMINGS)
+    assert not conversation.messages.exists()
+
+
+def test_turn_that_cannot_be_saved_ends_nothing(
+    new_task: NewTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = Conversation.objects.create(owner="local")
+    task = new_task(conversation_id=conversation.pk)
+    lease = claimed(task)
+    monkeypatch.setattr(Conversation, "save", _refuse)
+    with pytest.raises(RuntimeError), transaction.atomic():
+        lifecycle.complete(lease, answer(), TIMINGS)
+    assert fresh(task).status == "processing"
+    assert not conversation.messages.exists()
+    assert outcomes(task) == []
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise RuntimeError("the disk is full")
+
+
+# Leases
+
+
+def test_renewing_prolongs_the_leases_of_this_process(new_task: NewTask) -> None:
+    mine, theirs = (claimed(new_task()) for _ in range(2))
+    soon = timezone.now() + timedelta(seconds=1)
+    GenerationTask.objects.update(lease_until=soon)
+    GenerationTask.objects.filter(pk=theirs.task.pk).update(worker="elsewhere:1")
+    lifecycle.renew([mine, theirs])
+    renewed, left = fresh(mine.task).lease_until, fresh(theirs.task).lease_until
+    assert renewed is not None
+    assert renewed > soon
+    assert left == soon
+
+
+def test_refresh_tells_of_a_cancel(new_task: NewTask) -> None:
+    lease, other = (claimed(new_task()) for _ in range(2))
+    lifecycle.cancel(lease.task)
+    lifecycle.refresh([lease, other])
+    assert (lease.cancel_requested, lease.lost) == (True, False)
+    assert (other.cancel_requested, other.lost) == (False, False)
+
+
+@pytest.mark.parametrize("how", ["taken back", "claimed again", "deleted", "ended"])
+def test_refresh_tells_of_a_lost_lease(new_task: NewTask, how: str) -> None:
+    lease = claimed(new_task())
+    if how == "ended":
+        lifecycle.complete(lease, answer(), TIMINGS)
+    elif how == "deleted":
+        GenerationTask.objects.all().delete()
+    else:
+        lose(lease.task)
+    if how == "claimed again":
+        claimed(lease.task)
+    lifecycle.refresh([lease])
+    assert lease.lost
+
+
+# Sweep
+
+
+def test_lease_that_ran_out_puts_the_task_back_and_rings(new_task: NewTask) -> None:
+    task = new_task()
+    claimed(task)
+    wait_until_rung()
+    client().flushall()
+    lose(task)
+    row = fresh(task)
+    assert (row.status, row.worker, row.started_at, row.lease_until) == ("pending", "", None, None)
+    assert row.rung_at is not None
+    assert dispatch.waiting_messages(Queue.API) == 1
+    assert outcomes(task) == ["lost"]
+
+
+def test_lease_that_holds_is_left_alone(new_task: NewTask) -> None:
+    task = new_task()
+    claimed(task)
+    before = fresh(task).lease_until
+    lifecycle.sweep()
+    assert (fresh(task).status, fresh(task).lease_until) == ("processing", before)
+
+
+def test_last_attempt_lost_fails_the_task(new_task: NewTask) -> None:
+    task = new_task()
+    for _ in range(settings.MAX_ATTEMPTS):
+        claimed(task)
+        lose(task)
+    row = fresh(task)
+    assert (row.status, row.error_code, row.attempt) == ("failed", "worker_lost", 3)
+    assert row.error is not None
+    assert "3 times" in row.error
+    assert outcomes(task) == 3 * ["lost"]
+    assert row.expires_at is not None
+
+
+def test_lost_task_that_was_to_be_cancelled_is_cancelled(new_task: NewTask) -> None:
+    task = new_task()
+    claimed(task)
+    lifecycle.cancel(task)
+    lose(task)
+    assert fresh(task).status == "cancelled"
+
+
+@contextmanager
+def worker_process() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of this host that could be a worker."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_tasks_of_a_dead_process_are_taken_back_at_once(new_task: NewTask) -> None:
+    with worker_process() as process:
+        task, of_other_host = new_task(), new_task()
+        for one, host in ((task, worker_identity.host_prefix()), (of_other_host, "elsewhere:")):
+            claimed(one)
+            GenerationTask.objects.filter(pk=one.pk).update(worker=f"{host}{process.pid}")
+        lifecycle.sweep()
+        assert fresh(task).status == "processing"
+    lifecycle.sweep()
+    assert fresh(task).status == "pending"
+    assert fresh(of_other_host).status == "processing"
+
+
+def rung_long_ago(task: GenerationTask) -> None:
+    past = timezone.now() - timedelta(seconds=settings.RING_AGAIN_SECONDS + 1)
+    GenerationTask.objects.filter(pk=task.pk).update(rung_at=past)
+
+
+def test_task_that_was_never_rung_is_rung(new_task: NewTask) -> None:
+    waiting, unrung = new_task(), new_task()
+    wait_until_rung()
+    GenerationTask.objects.filter(pk=unrung.pk).update(rung_at=None)
+    lifecycle.sweep()
+    assert dispatch.waiting_messages(Queue.API) == 3
+    assert fresh(unrung).rung_at is not None
+    assert fresh(waiting).rung_at == waiting.rung_at
+
+
+def test_lost_message_is_sent_again(new_task: NewTask) -> None:
+    lost, recent = new_task(), new_task()
+    rung_long_ago(lost)
+    wait_until_rung()
+    client().flushall()
+    lifecycle.sweep()
+    assert dispatch.waiting_messages(Queue.API) == 1
+    assert fresh(recent).rung_at == recent.rung_at
+    lifecycle.sweep()
+    assert dispatch.waiting_messages(Queue.API) == 1
+
+
+def test_nothing_is_sent_twice_while_messages_wait(new_task: NewTask) -> None:
+    for _ in range(3):
+        rung_long_ago(new_task())
+    wait_until_rung()
+    lifecycle.sweep()
+    assert dispatch.waiting_messages(Queue.API) == 3
+
+
+def test_sweep_rings_only_what_can_be_claimed(new_task: NewTask) -> None:
+    conversation = Conversation.objects.create(owner="local")
+    for _ in range(3):
+        rung_long_ago(new_task(conversation_id=conversation.pk))
+    wait_until_rung()
+    client().flushall()
+    lifecycle.sweep()
+    assert dispatch.waiting_messages(Queue.API) == 1
+
+
+# Purge and delete
+
+
+def test_purge_takes_tasks_past_their_time(new_task: NewTask) -> None:
+    old, young, pending = new_task(), new_task(), new_task()
+    for task in (old, young):
+        lifecycle.complete(claimed(task), answer(), TIMINGS)
+    GenerationTask.objects.filter(pk=old.pk).update(expires_at=timezone.now())
+    client().xadd(f"task:{old.pk}:log", {"message": "m"})
+    assert lifecycle.purge() == 1
+    assert set(GenerationTask.objects.all()) == {young, pending}
+    assert client().keys(f"*{old.pk}*") == []
+    assert client().exists(streams.stream_key(young.pk))
+    assert not TaskAttempt.objects.filter(task_id=old.pk).exists()
+    assert lifecycle.purge() == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_ended_task_can_be_deleted_without_redis(new_task: NewTask, valkey: Valkey) -> None:
+    task = new_task()
+    lifecycle.cancel(task)
+    valkey.stop()
+    assert lifecycle.delete(task)
+    assert not GenerationTask.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_whole_life_goes_on_without_redis(new_task: NewTask, valkey: Valkey) -> None:
+    valkey.stop()
+    started = time.monotonic()
+    task = new_task()
+    assert time.monotonic() - started < 2
+    assert lifecycle.complete(claimed(task), answer(), TIMINGS)
+    assert fresh(task).status == "completed"
+
+
+# Whatever happens, in whatever order
+
+
+class TaskLife(RuleBasedStateMachine):
+    """Some workers, owners and sweeps at work on a few tasks; the database must stay right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rollback = transaction.atomic()
+        self._rollback.__enter__()
+        self.tasks: list[str] = []
+        self.leases: list[Lease] = []
+        self.ends: dict[str, tuple[str, Any]] = {}
+        self.attempts: dict[str, int] = {}
+
+    def teardown(self) -> None:
+        transaction.set_rollback(True)
+        self._rollback.__exit__(None, None, None)
+
+    @rule(priority=st.sampled_from([0, 1, 100]))
+    def submit(self, priority: float) -> None:
+        body = {"model": "echo", "prompt": "hi", "priority": priority}
+        task = build_task("local", submission_validator().run_validation(body), None)
+        lifecycle.submit([task])
+        self.tasks.append(task.pk)
+
+    @precondition(lambda self: self.tasks)
+    @rule(data=st.data())
+    def claim(self, data: st.DataObject) -> None:
+        task_id = data.draw(st.sampled_from(self.tasks))
+        pending = GenerationTask.objects.pending().filter(pk=task_id).exists()
+        lease = lifecycle.claim(task_id)
+        assert (lease is not None) == pending
+        if lease:
+            self.leases.append(lease)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), how=st.sampled_from(["complete", "fail", "cancel"]))
+    def finish(self, data: st.DataObject, how: str) -> None:
+        lease = data.draw(st.sampled_from(self.leases))
+        row = fresh(lease.task)
+        holds = row.status == "processing" and row.attempt == lease.attempt
+        result = answer(f"{how} {lease.attempt}")
+        if how == "complete":
+            won = lifecycle.complete(lease, result, TIMINGS)
+        elif how == "fail":
+            failure = InferenceError("It broke.", ErrorCode.PROVIDER_ERROR)
+            won = lifecycle.fail(lease, failure, result, TIMINGS)
+        else:
+            won = lifecycle.finish_cancelled(lease, result, TIMINGS)
+        assert won == holds
+
+    @precondition(lambda self: self.tasks)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        task = GenerationTask.objects.get(pk=data.draw(st.sampled_from(self.tasks)))
+        assert lifecycle.cancel(task) == (not task.has_ended)
+
+    @precondition(lambda self: self.tasks)
+    @rule(data=st.data())
+    def lose_worker(self, data: st.DataObject) -> None:
+        processing = GenerationTask.objects.filter(status="processing")
+        past = timezone.now() - timedelta(seconds=1)
+        processing.filter(pk=data.draw(st.sampled_from(self.tasks))).update(lease_until=past)
+
+    @rule()
+    def sweep(self) -> None:
+        lifecycle.sweep()
+        assert not GenerationTask.objects.filter(lease_until__lte=timezone.now()).exists()
+
+    @invariant()
+    def ended_stays_as_it_ended(self) -> None:
+        for task in GenerationTask.objects.exclude(status__in=GenerationTask.UNFINISHED):
+            end = (task.status, task.result)
+            assert self.ends.setdefault(task.pk, end) == end
+            assert task.finished_at is not None
+            assert task.expires_at is not None
+        assert set(self.ends) <= set(self.tasks)
+        unfinished = GenerationTask.objects.unfinished().filter(pk__in=self.ends)
+        assert not unfinished.exists()
+
+    @invariant()
+    def attempts_only_grow_and_never_past_the_limit(self) -> None:
+        for task in GenerationTask.objects.all():
+            assert self.attempts.get(task.pk, 0) <= task.attempt <= settings.MAX_ATTEMPTS
+            self.attempts[task.pk] = task.attempt
+            numbers = list(task.attempts.order_by("number").values_list("number", flat=True))
+            running = task.status == "processing"
+            assert numbers == list(range(1, task.attempt + (0 if running else 1)))
+
+
+def test_task_ends_once_whatever_happens(echo: RegisteredModel, valkey: Valkey) -> None:
+    run_machine(
+        TaskLife,
+        settings=hypothesis_settings(
+            max_examples=25,
+            stateful_step_count=20,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

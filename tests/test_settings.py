@@ -1,0 +1,145 @@
+"""Readers of the environment, system checks, and the files that settings make."""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
+from pytest_django import Settings
+
+from sopllm.env import env_bool, env_choice, env_float, env_int, env_list, env_path, env_str
+
+Reader = Callable[[], object]
+NAME = "SOPLLM_TESTED"
+
+
+@pytest.mark.parametrize(
+    ("text", "read", "expected"),
+    [
+        (None, lambda: env_str(NAME, "x"), "x"),
+        ("", lambda: env_str(NAME, "x"), "x"),
+        ("  a b ", lambda: env_str(NAME, "x"), "a b"),
+        (None, lambda: env_int(NAME, 7), 7),
+        (" 12 ", lambda: env_int(NAME, 7), 12),
+        ("-1", lambda: env_int(NAME, 7, -1), -1),
+        ("2.5", lambda: env_float(NAME, 1.0), 2.5),
+        ("3", lambda: env_float(NAME, 1.0), 3.0),
+        (None, lambda: env_bool(NAME, True), True),
+        ("Yes", lambda: env_bool(NAME, False), True),
+        ("0", lambda: env_bool(NAME, True), False),
+        ("OFF", lambda: env_bool(NAME, True), False),
+        (None, lambda: env_list(NAME, ["x"]), ["x"]),
+        (" a, ,b,", lambda: env_list(NAME, []), ["a", "b"]),
+        ("b", lambda: env_choice(NAME, "a", ("a", "b")), "b"),
+        (None, lambda: env_choice(NAME, "a", ("a", "b")), "a"),
+        ("/x/y", lambda: env_path(NAME, Path("/z")), Path("/x/y")),
+        ("rel", lambda: env_path(NAME, Path("/z")), Path.cwd() / "rel"),
+        ("~", lambda: env_path(NAME, Path("/z")), Path.home()),
+    ],
+)
+def test_good_value_is_read(
+    monkeypatch: pytest.MonkeyPatch, text: str | None, read: Reader, expected: object
+) -> None:
+    monkeypatch.delenv(NAME, raising=False)
+    if text is not None:
+        monkeypatch.setenv(NAME, text)
+    assert read() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("x", lambda: env_int(NAME, 7)),
+        ("1.5", lambda: env_int(NAME, 7)),
+        ("-1", lambda: env_int(NAME, 7)),
+        ("11", lambda: env_int(NAME, 7, 1, 10)),
+        ("x", lambda: env_float(NAME, 1.0)),
+        ("nan", lambda: env_float(NAME, 1.0)),
+        ("inf", lambda: env_float(NAME, 1.0)),
+        ("maybe", lambda: env_bool(NAME, True)),
+        ("c", lambda: env_choice(NAME, "a", ("a", "b"))),
+    ],
+)
+def test_bad_value_is_refused_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, text: str, read: Reader
+) -> None:
+    monkeypatch.setenv(NAME, text)
+    with pytest.raises(ImproperlyConfigured, match=NAME) as caught:
+        read()
+    assert text in str(caught.value)
+
+
+def ids() -> set[str | None]:
+    return {message.id for message in run_checks()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        ({"SERVER_HOST": "0.0.0.0"}, "sopllm.E001"),  # noqa: S104
+        ({"SERVER_HOST": "192.168.1.5"}, "sopllm.E001"),
+        ({"SERVER_HOST": "example.com"}, "sopllm.E001"),
+        ({"APP_ENV": "production", "SECRET_KEY": ""}, "sopllm.E002"),
+        ({"REDIS_URL": "http://localhost:6379"}, "sopllm.E003"),
+        ({"REDIS_URL": "localhost:6379"}, "sopllm.E003"),
+        ({"N_BATCH": 8192, "N_CTX": 4096}, "sopllm.W001"),
+    ],
+)
+def test_setting_that_would_fail_later_is_told_at_once(
+    settings: Settings, changes: dict[str, Any], check: str
+) -> None:
+    assert ids() == set()
+    for name, value in changes.items():
+        setattr(settings, name, value)
+    assert ids() == {check}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_loopback_needs_no_key(settings: Settings, host: str) -> None:
+    settings.SERVER_HOST = host
+    assert ids() == set()
+
+
+def test_unknown_database_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "mysql://localhost/x")
+    assert ids() == {"sopllm.E004"}
+
+
+def test_setting_of_a_later_version_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", "pk-secret")
+    [warning] = run_checks()
+    assert warning.id == "sopllm.W002"
+    assert "pk-secret" not in str(warning)
+
+
+def load_settings(**env: str) -> subprocess.CompletedProcess[str]:
+    code = "from django.conf import settings; print(settings.SECRET_KEY)"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"DJANGO_SETTINGS_MODULE": "sopllm.settings"} | env,
+        cwd=django_settings.BASE_DIR,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_secret_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
+    first, again = (load_settings(VAR_DIR=str(tmp_path)).stdout.strip() for _ in range(2))
+    file = tmp_path / "secret_key"
+    assert len(first) >= 50
+    assert first == again == file.read_text().strip()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_bad_setting_stops_the_start_with_a_sentence(tmp_path: Path) -> None:
+    process = load_settings(VAR_DIR=str(tmp_path), LEASE_SECONDS="soon")
+    assert process.returncode != 0
+    assert "LEASE_SECONDS must be a whole number, not 'soon'" in process.stderr
