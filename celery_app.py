@@ -8,6 +8,7 @@ celery -A celery_app flower
 
 import logging
 import os
+import sys
 from typing import Any
 
 from celery import Celery, signals
@@ -102,6 +103,12 @@ app.autodiscover_tasks(["inference"])
 
 
 # Imports of the apps wait until Django is set up, which Celery does when the worker starts.
+
+
+@signals.worker_init.connect
+def on_worker_start(**_: Any) -> None:
+    """A thread in a database transaction, which others wait for, gets the interpreter back soon."""
+    sys.setswitchinterval(0.001)
 
 
 @signals.worker_ready.connect

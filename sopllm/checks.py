@@ -33,14 +33,6 @@ def check_access(**_: Any) -> list[CheckMessage]:
                 id="sopllm.E001",
             )
         ]
-    if settings.APP_ENV != "local" and not settings.SECRET_KEY:
-        return [
-            Error(
-                "SECRET_KEY is not set.",
-                hint="Give it a long random text; with APP_ENV=local one is made for you.",
-                id="sopllm.E002",
-            )
-        ]
     return []
 
 
@@ -50,11 +42,11 @@ def check_addresses(**_: Any) -> list[CheckMessage]:
     problems: list[CheckMessage] = []
     if urlparse(settings.REDIS_URL).scheme not in _REDIS_SCHEMES:
         hint = "Use redis://host:6379/0, rediss://… or unix:///path; or leave it out."
-        problems.append(Error("REDIS_URL is no Redis address.", hint=hint, id="sopllm.E003"))
+        problems.append(Error("REDIS_URL is no Redis address.", hint=hint, id="sopllm.E002"))
     database = os.environ.get("DATABASE_URL", "")
     if database and urlparse(database).scheme not in _DATABASE_SCHEMES:
         hint = "Use postgres://user:password@host:5432/name or sqlite:///path; or leave it out."
-        problems.append(Error("DATABASE_URL is not supported.", hint=hint, id="sopllm.E004"))
+        problems.append(Error("DATABASE_URL is not supported.", hint=hint, id="sopllm.E003"))
     return problems
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import dj_database_url
 import django_stubs_ext
+from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
 from sopllm import __version__
@@ -37,8 +38,13 @@ MODELS_DIR.mkdir(parents=True, exist_ok=True)
 def _secret_key() -> str:
     """The configured key; locally one is made on the first run and kept in var/, mode 0600."""
     key = env_str("SECRET_KEY")
-    if key or APP_ENV != "local":
+    if key:
         return key
+    if APP_ENV != "local":
+        raise ImproperlyConfigured(
+            "SECRET_KEY is not set: give it a long random text, such as `openssl rand -hex 32` "
+            "prints; with APP_ENV=local one is made for you."
+        )
     path = VAR_DIR / "secret_key"
     try:
         path.touch(mode=0o600, exist_ok=False)

@@ -66,7 +66,8 @@ def test_broker_takes_the_most_urgent_message_first(new_task: NewTask) -> None:
     tasks = {priority: new_task(priority=priority).pk for priority in (1, 100, 40, 80)}
     wait_until_rung()
     with current_app.connection_for_read() as connection:
-        queue = connection.SimpleQueue(current_app.amqp.queues[Queue.API])
+        of_workers: Any = current_app.amqp.queues[Queue.API]
+        queue = connection.SimpleQueue(of_workers)
         taken = [queue.get(timeout=5).headers["id"] for _ in tasks]
         queue.close()
     assert taken == [tasks[priority] for priority in (100, 80, 40, 1)]

@@ -1,6 +1,6 @@
 """Running a claimed task: what a provider does, and what the row says afterwards."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import pytest
 
@@ -19,7 +19,7 @@ NewTask = Callable[..., GenerationTask]
 # Committed rows, which the lease keeper's thread reads too.
 pytestmark = pytest.mark.django_db(transaction=True)
 
-Script = Callable[[GenerationRequest, Progress], Iterator[str]]
+Script = Callable[[GenerationRequest, Progress], Generator[str, None, None]]
 
 
 class ScriptedProvider(Provider):
@@ -29,7 +29,9 @@ class ScriptedProvider(Provider):
     script: Script
     is_closed = False
 
-    def generate(self, request: GenerationRequest, progress: Progress) -> Iterator[str]:
+    def generate(
+        self, request: GenerationRequest, progress: Progress
+    ) -> Generator[str, None, None]:
         try:
             yield from self.script(request, progress)
         finally:
@@ -51,7 +53,7 @@ def run(task: GenerationTask) -> GenerationTask:
 def test_answer_comes_with_usage_and_times(new_task: NewTask, provider: ScriptedProvider) -> None:
     seen: list[GenerationRequest] = []
 
-    def script(request: GenerationRequest, progress: Progress) -> Iterator[str]:
+    def script(request: GenerationRequest, progress: Progress) -> Generator[str, None, None]:
         seen.append(request)
         progress.prompt_tokens, progress.model_load_ms = 3, 0.001
         for word in ("", "Hello", "", " world"):
@@ -87,7 +89,8 @@ def test_answer_comes_with_usage_and_times(new_task: NewTask, provider: Scripted
 
 
 def test_answer_without_text_is_an_answer(new_task: NewTask, provider: ScriptedProvider) -> None:
-    provider.script = lambda request, progress: iter(())
+    nothing: list[str] = []
+    provider.script = lambda request, progress: (text for text in nothing)
     task = run(new_task())
     assert task.status == "completed"
     assert task.result is not None
@@ -96,7 +99,7 @@ def test_answer_without_text_is_an_answer(new_task: NewTask, provider: ScriptedP
 
 
 def test_timeout_keeps_the_partial_text(new_task: NewTask, provider: ScriptedProvider) -> None:
-    def script(request: GenerationRequest, progress: Progress) -> Iterator[str]:
+    def script(request: GenerationRequest, progress: Progress) -> Generator[str, None, None]:
         yield "partial"
         while True:
             yield ""
@@ -115,7 +118,7 @@ def test_timeout_keeps_the_partial_text(new_task: NewTask, provider: ScriptedPro
 def test_cancel_keeps_the_partial_text(new_task: NewTask, provider: ScriptedProvider) -> None:
     task = new_task()
 
-    def script(request: GenerationRequest, progress: Progress) -> Iterator[str]:
+    def script(request: GenerationRequest, progress: Progress) -> Generator[str, None, None]:
         yield "partial"
         lifecycle.cancel(task)
         while True:
@@ -134,7 +137,7 @@ def test_cancel_keeps_the_partial_text(new_task: NewTask, provider: ScriptedProv
 def test_failure_of_the_provider_is_told(
     new_task: NewTask, provider: ScriptedProvider, text: str
 ) -> None:
-    def script(request: GenerationRequest, progress: Progress) -> Iterator[str]:
+    def script(request: GenerationRequest, progress: Progress) -> Generator[str, None, None]:
         yield text
         raise InferenceError("Set the key.", ErrorCode.PROVIDER_ERROR)
 
@@ -152,7 +155,7 @@ def test_failure_of_the_provider_is_told(
 def test_unexpected_error_leaks_nothing(
     new_task: NewTask, provider: ScriptedProvider, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def script(request: GenerationRequest, progress: Progress) -> Iterator[str]:
+    def script(request: GenerationRequest, progress: Progress) -> Generator[str, None, None]:
         yield "partial"
         raise KeyError("sk-secret")
 
@@ -169,7 +172,7 @@ def test_unexpected_error_leaks_nothing(
 def test_lost_lease_leaves_no_trace(new_task: NewTask, provider: ScriptedProvider) -> None:
     task = new_task()
 
-    def script(request: GenerationRequest, progress: Progress) -> Iterator[str]:
+    def script(request: GenerationRequest, progress: Progress) -> Generator[str, None, None]:
         yield "of the lost"
         expire(task)
         lifecycle.sweep()
@@ -196,7 +199,7 @@ def test_flags_are_read_between_chunks(new_task: NewTask, provider: ScriptedProv
     lease: Lease = claimed(new_task())
     said: list[str] = []
 
-    def script(request: GenerationRequest, progress: Progress) -> Iterator[str]:
+    def script(request: GenerationRequest, progress: Progress) -> Generator[str, None, None]:
         for word in ("one", "two", "three"):
             said.append(word)
             lease.cancel_requested = word == "two"

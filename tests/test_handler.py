@@ -38,8 +38,17 @@ def talk(conversation: Conversation, host: str = "127.0.0.1") -> Any:
                 for _ in range(settings.WEB_THREADS):
                     await loop.run_in_executor(handler._pool, connections.close_all)
                 handler._pool.shutdown()
+                await stop_listening(handler)
 
     return asyncio.run(run())
+
+
+async def stop_listening(handler: PooledHandler) -> None:
+    """The client library may swallow a cancel that comes while it connects: ask until it obeys."""
+    listener = handler._ended._listener
+    while listener and not listener.done():
+        listener.cancel()
+        await asyncio.wait({listener}, timeout=0.1)
 
 
 def get(path: str, host: str = "127.0.0.1", **headers: str) -> httpx.Response:
@@ -98,9 +107,16 @@ async def call(receive: Callable[[], Awaitable[dict[str, Any]]], path: str = "/"
         sent.append(message)
 
     headers = [(b"host", b"127.0.0.1")]
-    scope = {"type": "http", "method": "GET", "path": path.partition("?")[0], "headers": headers}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "GET",
+        "path": path.partition("?")[0],
+        "headers": headers,
+    }
     scope |= {"query_string": path.partition("?")[2].encode()}
-    await PooledHandler()(scope, receive, send)
+    handler = PooledHandler()
+    await handler(scope, receive, send)
+    await stop_listening(handler)
     return sent
 
 
@@ -175,7 +191,10 @@ def test_end_is_noticed_without_redis(new_task: NewTask, valkey: Valkey) -> None
 
 
 def test_client_that_left_is_not_waited_for(new_task: NewTask) -> None:
-    messages = [{"type": "http.request", "body": b""}, {"type": "http.disconnect"}]
+    messages: list[dict[str, Any]] = [
+        {"type": "http.request", "body": b""},
+        {"type": "http.disconnect"},
+    ]
 
     async def receive() -> dict[str, Any]:
         return messages.pop(0)
@@ -199,7 +218,9 @@ def test_cookies_are_sent() -> None:
     assert "csrftoken" in response.cookies
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/api/v1/nothing", "/api/v2/tasks", "/static/none.js"])
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/api/v1/nothing", "/api/v2/tasks", "/static/none.js"]
+)
 def test_unknown_address_is_told_in_json(path: str) -> None:
     assert_error(get(path), 404, "not_found")
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from rest_framework.response import Response
 from rest_framework.test import APIClient
 
 from inference import lifecycle
@@ -21,9 +20,7 @@ MODEL_FIELDS = {
 }
 
 
-def register(
-    api: APIClient, name: str = "new", provider: str = "echo", **config: object
-) -> Response:
+def register(api: APIClient, name: str = "new", provider: str = "echo", **config: object) -> Any:
     body = {"name": name, "provider": provider, "config": config}
     return api.post(f"{MODELS}/register", body, format="json")
 

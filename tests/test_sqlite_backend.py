@@ -5,20 +5,20 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 from django.conf import settings
 from django.db import connection, transaction
 
 from inference.models import RegisteredModel
-from tests.conftest import wait_until
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.skipif(connection.vendor != "sqlite", reason="a backend for SQLite alone"),
 ]
 
-NUM_WRITES = 40
+NUM_WRITES = 10
 WRITER = """
 import sys, django
 django.setup()
@@ -29,7 +29,7 @@ connection.settings_dict["NAME"] = sys.argv[1]
 mode = sys.argv[2]
 if mode == "hold":
     with transaction.atomic():
-        RegisteredModel.objects.update(size_bytes=-1)
+        RegisteredModel.objects.update(size_bytes=1000)
         print("holding", flush=True)
         sys.stdin.read()
 for _ in range(int(mode)):
@@ -63,6 +63,18 @@ def count() -> int:
 def add_one() -> None:
     with transaction.atomic():
         RegisteredModel.objects.filter(name="counter").update(size_bytes=count() + 1)
+
+
+def write_and_close() -> None:
+    add_one()
+    connection.close()
+
+
+def descriptor() -> int | None:
+    """That of the lock file, while this thread's connection holds the lock."""
+    backend: Any = connection
+    found: int | None = backend._lock_descriptor
+    return found
 
 
 @pytest.mark.usefixtures("_counter")
@@ -116,12 +128,13 @@ def test_killed_holder_frees_the_lock_and_leaves_nothing() -> None:
 
 @pytest.mark.usefixtures("_counter")
 def test_rollback_frees_the_lock() -> None:
-    with pytest.raises(RuntimeError), transaction.atomic():
+    with transaction.atomic():
         add_one()
-        raise RuntimeError("the view broke")
-    process = writer("1")
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
+        transaction.set_rollback(True)
+    assert descriptor() is None
+    thread = threading.Thread(target=write_and_close)
+    thread.start()
+    thread.join(20)
     assert count() == 1
 
 
@@ -143,11 +156,11 @@ def test_closed_connection_frees_the_lock() -> None:
 def test_nested_transactions_take_the_lock_once() -> None:
     with transaction.atomic():
         add_one()
-        with pytest.raises(RuntimeError), transaction.atomic():
+        with transaction.atomic():
             add_one()
-            raise RuntimeError("only the inner one")
-        assert connection._lock_descriptor is not None
-    assert connection._lock_descriptor is None
+            transaction.set_rollback(True)
+        assert descriptor() is not None
+    assert descriptor() is None
     assert count() == 1
 
 
@@ -171,6 +184,5 @@ def test_forked_child_starts_with_a_lock_of_its_own() -> None:
         os._exit(1 if base._one_thread.locked() else 0)
     release.set()
     thread.join()
-    statuses: list[int] = []
-    wait_until(lambda: statuses.extend(s for p, s in [os.waitpid(child, 0)]) or True)
-    assert statuses == [0]
+    _, status = os.waitpid(child, 0)
+    assert status == 0

@@ -54,8 +54,8 @@ def test_statement_is_compiled_once(
 
 def test_insert_adds_a_row() -> None:
     row = RegisteredModel.objects.create(name="template", provider="echo", config={"a": 1})
-    row.name = Parameter("name")  # type: ignore[assignment]
-    row.size_bytes = Parameter("size", FloatField())  # type: ignore[assignment]
+    row.name = Parameter("name")
+    row.size_bytes = Parameter("size", FloatField())
     statement = Statement(lambda: compile_insert(row))
     assert statement.run(name="one", size=5) == 1
     made = RegisteredModel.objects.get(name="one")

@@ -6,13 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.test import Client
 from pytest_django import Settings
-from rest_framework.response import Response
 from rest_framework.test import APIClient
 
 from conversations.models import Conversation
 from inference import lifecycle
-from inference.models import GenerationTask, RegisteredModel, TaskResult
+from inference.models import GenerationTask, RegisteredModel, TaskResult, Usage
 from monitoring import logs, streams
 from monitoring.redis_client import client
 from tests.conftest import wait_until_rung
@@ -31,15 +31,15 @@ NewTask = Callable[..., GenerationTask]
 pytestmark = pytest.mark.usefixtures("echo")
 
 
-def submit(api: APIClient, **fields: Any) -> Response:
+def submit(api: APIClient, **fields: Any) -> Any:
     return api.post(TASKS, {"model": "echo", "prompt": "hello"} | fields, format="json")
 
 
-def post_json(api: APIClient, body: str) -> Response:
+def post_json(api: APIClient, body: str) -> Any:
     return api.post(TASKS, body, content_type="application/json")
 
 
-def assert_error(response: Response, status: int, code: str, field: str | None = None) -> None:
+def assert_error(response: Any, status: int, code: str, field: str | None = None) -> None:
     """The one shape of all errors; `field` is where `details` puts the blame."""
     body = response.json()
     assert (response.status_code, body["error"]) == (status, code), body
@@ -58,11 +58,12 @@ def end(task: GenerationTask, text: str = "done") -> GenerationTask:
     """Answer the task as a worker does."""
     lease = lifecycle.claim(task.pk)
     assert lease is not None
-    usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4, "cached_tokens": 0}
-    result = {"text": text, "finish_reason": "stop", "usage": usage, "model": "echo"}
-    answer: Any = result | {"parsed": None, "extra": {}}
+    usage = Usage(prompt_tokens=3, completion_tokens=1, total_tokens=4, cached_tokens=0)
+    result = TaskResult(
+        text=text, finish_reason="stop", usage=usage, model="echo", parsed=None, extra={}
+    )
     timings = lifecycle.Timings(None, 1.0, 2.0)
-    assert lifecycle.complete(lease, TaskResult(**answer), timings)
+    assert lifecycle.complete(lease, result, timings)
     task.refresh_from_db()
     return task
 
@@ -117,15 +118,15 @@ def test_metadata_comes_back_untouched(api: APIClient) -> None:
     assert api.get(f"{TASKS}/{body['task_id']}").json()["metadata"] == metadata
 
 
-NOT_YET = [
+NOT_YET: list[tuple[dict[str, Any], str]] = [
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"output_schema": {"type": "object"}}, "output_schema"),
     ({"webhook_url": "https://example.com/hook"}, "webhook_url"),
     ({"fallback_models": ["echo"]}, "fallback_models"),
     ({"extra_params": {"mirostat": 1}}, "extra_params"),
 ]
-OUT_OF_BOUNDS = [
-    *(("temperature", value) for value in (-0.1, 2.1, "hot", [], MANY_DIGITS, "nan", "inf")),
+OUT_OF_BOUNDS: list[tuple[str, Any]] = [
+    *(("temperature", value) for value in (-0.1, 2.1, "hot", [1], MANY_DIGITS, "nan", "inf")),
     *(("top_p", value) for value in (-0.1, 1.1, "nan")),
     *(("top_k", value) for value in (-1, 1.5, 1_000_001, "x", MANY_DIGITS)),
     *(("min_p", value) for value in (-0.1, 1.1, "nan")),
@@ -136,7 +137,7 @@ OUT_OF_BOUNDS = [
     *(("max_tokens", value) for value in (0, -1, 128_001, 1.5)),
     *(("stop_sequences", value) for value in ("text", [""], [1, {}], 17 * ["x"], [1001 * "x"])),
 ]
-BAD_FIELDS = [
+BAD_FIELDS: list[tuple[str, Any]] = [
     *OUT_OF_BOUNDS,
     ("stop", 17 * ["x"]),
     ("stop", "text"),
@@ -214,7 +215,7 @@ def test_field_of_a_later_version_is_refused(
 
 
 def test_empty_values_of_later_fields_are_accepted(api: APIClient) -> None:
-    fields = {"response_format": None, "webhook_url": None, "fallback_models": []}
+    fields: dict[str, Any] = {"response_format": None, "webhook_url": None, "fallback_models": []}
     assert submit(api, **fields, extra_params={}).status_code == 201
 
 
@@ -280,7 +281,7 @@ def test_body_that_is_no_json_object_is_refused(api: APIClient, body: str) -> No
 
 
 def test_bytes_that_are_no_utf8_are_refused(api: APIClient) -> None:
-    response = api.generic("POST", TASKS, b'{"prompt": "\xff\xfe"}', content_type="application/json")
+    response: Any = Client().post(TASKS, b'{"prompt": "\xff\xfe"}', "application/json")
     assert_error(response, 400, "validation_error")
 
 
@@ -288,7 +289,7 @@ def test_bytes_that_are_no_utf8_are_refused(api: APIClient) -> None:
     "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""]
 )
 def test_other_content_types_are_refused(api: APIClient, content_type: str) -> None:
-    response = api.generic("POST", TASKS, b'{"model": "echo"}', content_type=content_type)
+    response = api.generic("POST", TASKS, '{"model": "echo"}', content_type=content_type)
     assert_error(response, 415, "unsupported_media_type")
 
 
@@ -407,7 +408,7 @@ def test_conversation_of_someone_else_does_not_exist(api: APIClient) -> None:
 
 @pytest.mark.parametrize("in_header", [True, False])
 def test_repeated_key_gives_the_first_task(api: APIClient, in_header: bool) -> None:
-    def send(**fields: Any) -> Response:
+    def send(**fields: Any) -> Any:
         if in_header:
             body = {"model": "echo", "prompt": "hello"} | fields
             return api.post(TASKS, body, format="json", headers={"Idempotency-Key": "k1"})
@@ -637,7 +638,7 @@ def test_report_shows_the_running_attempt(api: APIClient, new_task: NewTask) -> 
 # Batch
 
 
-def send_batch(api: APIClient, tasks: object) -> Response:
+def send_batch(api: APIClient, tasks: object) -> Any:
     return api.post(f"{TASKS}/batch", tasks, format="json")
 
 

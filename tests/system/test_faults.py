@@ -8,9 +8,16 @@ from collections.abc import Iterable
 import pytest
 
 from benchmarks import faults
-from benchmarks.running_service import SMOLLM2, VALKEY, RunningService
+from benchmarks.running_service import (
+    API_WORKER,
+    COUNTING,
+    GPU_WORKER,
+    SMOLLM2,
+    VALKEY,
+    RunningService,
+)
 
-COUNT = {"prompt": "Count from 1 to 1000: 1, 2, 3,", "max_tokens": 100, "temperature": 0}
+COUNT = COUNTING | {"max_tokens": 100}
 WORDS = "one two three four five six seven eight"
 
 
@@ -64,7 +71,8 @@ def test_web_process_killed_between_commit_and_message(service: RunningService, 
 
 @pytest.mark.parametrize("round_number", [1, 2])
 def test_valkey_killed_and_empty(service: RunningService, round_number: int) -> None:
-    running = [service.submit(**COUNT), service.submit(WORDS, "slow-echo")]
+    workers = service.pid(GPU_WORKER), service.pid(API_WORKER)
+    running = [service.submit(**COUNT), service.submit(f"{WORDS} {WORDS}", "slow-echo")]
     for task_id in running:
         service.generating(task_id)
     waiting = [service.submit(**COUNT | {"max_tokens": 8}) for _ in range(3)]
@@ -73,6 +81,7 @@ def test_valkey_killed_and_empty(service: RunningService, round_number: int) -> 
     assert_completed_once(service, running + waiting)
     for task_id in running:
         assert outcomes(service, task_id) == ["completed"]
+    assert (service.pid(GPU_WORKER), service.pid(API_WORKER)) == workers
 
 
 def test_stalled_valkey_holds_up_no_submission(service: RunningService) -> None:

@@ -3,15 +3,15 @@
 import time
 from typing import Any
 
-from benchmarks.running_service import RunningService
+from benchmarks.running_service import COUNTING, RunningService
 
-PARIS = {
+PARIS: dict[str, Any] = {
     "prompt": "What is the capital of France? Answer in one short sentence.",
     "max_tokens": 32,
     "temperature": 0,
 }
-LONG = {"prompt": "Count from 1 to 1000: 1, 2, 3,", "max_tokens": 1500, "temperature": 0}
-SHORT = {"prompt": "Say hello.", "max_tokens": 4, "temperature": 0}
+LONG = COUNTING | {"max_tokens": 1500}
+SHORT: dict[str, Any] = {"prompt": "Say hello.", "max_tokens": 4, "temperature": 0}
 
 
 def num_words(task: dict[str, Any]) -> int:

@@ -1,17 +1,15 @@
 """What a user of `make run` sees, from the first line to Ctrl-C."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from benchmarks.running_service import ROOT, RunningService, is_alive
-
-LONG = {"prompt": "Count from 1 to 1000: 1, 2, 3,", "max_tokens": 1500, "temperature": 0}
+from benchmarks.running_service import COUNTING, ROOT, RunningService, is_alive, read_proc
 
 
 @pytest.fixture
@@ -40,15 +38,12 @@ def serve_in_vain(service: RunningService, **variables: str) -> list[str]:
 
 def processes_with(text: str) -> list[str]:
     """The processes that have this in their environment or command line."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as env, open(f"/proc/{pid}/cmdline", "rb") as c:
-                if text.encode() in env.read() + c.read() and is_alive(int(pid)):
-                    found.append(pid)
-        except OSError:
-            continue
-    return found
+    return [
+        path.name
+        for path in Path("/proc").glob("[0-9]*")
+        if text in read_proc(path / "environ") + read_proc(path / "cmdline")
+        and is_alive(int(path.name))
+    ]
 
 
 def test_first_run_shows_an_answer_and_the_addresses_and_ctrl_c_leaves_nothing(
@@ -60,7 +55,7 @@ def test_first_run_shows_an_answer_and_the_addresses_and_ctrl_c_leaves_nothing(
     assert f"http://127.0.0.1:{another.port}/docs" in output
     assert f"http://127.0.0.1:{another.flower_port}/" in output
 
-    another.generating(another.submit(**LONG))
+    another.generating(another.submit(**COUNTING, max_tokens=1500))
     processes = another.processes()
     assert len(processes) >= 9  # serve, Valkey, two web, two workers, a pool child, beat, Flower
     started = time.monotonic()
