@@ -82,7 +82,7 @@ app.conf.update(
     # A child that imports and loads for a while is not dead.
     worker_proc_alive_timeout=60,
     worker_hijack_root_logger=False,
-    # Connections to the database outlive a task; Django closes broken ones.
+    # Connections to the database outlive a task; on_task_start closes broken ones.
     CELERY_DB_REUSE_MAX=1_000_000_000,
     # For Flower.
     worker_send_task_events=True,
@@ -127,6 +127,14 @@ def on_child_start(**_: Any) -> None:
     from monitoring import logs
 
     logs.start()
+
+
+@signals.task_prerun.connect
+def on_task_start(**_: Any) -> None:
+    """As Django does at each request: a connection that has failed is opened anew."""
+    from django.db import close_old_connections
+
+    close_old_connections()
 
 
 @signals.task_failure.connect

@@ -16,6 +16,7 @@ import kombu.exceptions
 import redis
 from celery import current_app
 from django.conf import settings
+from django.db import connection
 from kombu import Connection
 from kombu.pools import producers
 
@@ -128,6 +129,7 @@ class _Bell:
             except Exception:
                 # The thread must live on; what was not rung is rung by the sweep.
                 logger.exception("%d tasks were not rung", len(tasks))
+                connection.close()  # it may be the cause; the next task gets a new one
 
 
 def reset() -> None:
@@ -146,5 +148,5 @@ def _connection() -> Connection:
         "max_retries": 0,
     }
     options = {**current_app.conf.broker_transport_options, **timeouts}
-    connection: Connection = current_app.connection_for_write(transport_options=options)
-    return connection
+    broker: Connection = current_app.connection_for_write(transport_options=options)
+    return broker

@@ -121,11 +121,14 @@ def _insert(task: GenerationTask) -> GenerationTask:
 def _first_with_key(task: GenerationTask) -> GenerationTask | None:
     if task.idempotency_key is None:
         return None
-    first = GenerationTask.objects.filter(
-        owner=task.owner, idempotency_key=task.idempotency_key
-    ).first()
-    if first and first.request_hash != task.request_hash:
-        raise IdempotencyConflictError(task.idempotency_key)
+    return first_with_key(task.owner, task.idempotency_key, task.request_hash)
+
+
+def first_with_key(owner: str, key: str, request_hash: str) -> GenerationTask | None:
+    """The task that was submitted with this key. Raises IdempotencyConflictError if it differs."""
+    first = GenerationTask.objects.filter(owner=owner, idempotency_key=key).first()
+    if first and first.request_hash != request_hash:
+        raise IdempotencyConflictError(key)
     return first
 
 

@@ -1,6 +1,5 @@
 """Registering models: where a file may lie, and what it must be."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +47,24 @@ def resolve_model_path(model_path: str) -> Path:
     return path
 
 
+def shares_file(model: RegisteredModel) -> str | None:
+    """The name of another model whose weights are the same file."""
+    path = _path_or_none(model)
+    others = RegisteredModel.objects.filter(provider=model.provider).exclude(pk=model.pk)
+    return next((other.name for other in others if path and _path_or_none(other) == path), None)
+
+
+def _path_or_none(model: RegisteredModel) -> Path | None:
+    try:
+        return resolve_model_path(model.config["model_path"])
+    except (KeyError, ValueError):
+        return None
+
+
 def delete_file(model: RegisteredModel) -> None:
     """Remove the file of a local model, if it is there and in MODELS_DIR."""
-    model_path = model.config.get("model_path")
-    if model_path:
-        with contextlib.suppress(ValueError):
-            resolve_model_path(model_path).unlink(missing_ok=True)
+    if path := _path_or_none(model):
+        path.unlink(missing_ok=True)
 
 
 def _local_fields(config: dict[str, Any]) -> dict[str, Any]:

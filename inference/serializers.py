@@ -20,7 +20,9 @@ RESERVED_MODEL_NAMES = {
     "unload",
 }
 MAX_METADATA_BYTES = 16 * 1024
+MAX_METADATA_DEPTH = 64
 MAX_BATCH = 1000
+MAX_KEY_LENGTH = 255
 
 
 class StrictSerializer(serializers.Serializer[Any]):
@@ -100,7 +102,9 @@ class TaskSubmissionSerializer(SamplingSerializer):
     grammar = serializers.CharField(required=False, allow_null=True, trim_whitespace=False)
     stream = serializers.BooleanField(default=False)
     webhook_url = serializers.CharField(required=False, allow_null=True)
-    idempotency_key = serializers.CharField(required=False, allow_null=True, max_length=255)
+    idempotency_key = serializers.CharField(
+        required=False, allow_null=True, max_length=MAX_KEY_LENGTH
+    )
     priority = serializers.FloatField(default=1.0, min_value=0, max_value=MAX_PRIORITY)
     fallback_models = serializers.ListField(child=serializers.CharField(), required=False)
     timeout_seconds = serializers.FloatField(default=600.0, min_value=1, max_value=86_400)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +16,7 @@ from inference.engine.gbnf import check_grammar
 from inference.models import GenerationTask, RegisteredModel
 from inference.providers.base import Provider
 from inference.providers.registry import provider_class
-from inference.serializers import MAX_METADATA_BYTES, SAMPLING_FIELDS
+from inference.serializers import MAX_METADATA_BYTES, MAX_METADATA_DEPTH, SAMPLING_FIELDS
 
 # Part of the contract, but not of this version: refused, so that nobody waits for them.
 _NOT_YET = {
@@ -24,6 +25,9 @@ _NOT_YET = {
     "webhook_url": "Webhooks are not available in this version: leave it out, and poll or ?wait.",
     "fallback_models": "Fallbacks are not available in this version: leave the list empty.",
 }
+
+# An escaped NUL, but not a backslash followed by letters.
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 _MODEL_LIST = "GET /api/v1/models lists them."
 
@@ -48,7 +52,7 @@ def build_task(owner: str, data: dict[str, Any], idempotency_key: str | None) ->
         conversation=conversation,
         metadata=_metadata(data),
         idempotency_key=idempotency_key or data.get("idempotency_key"),
-        request_hash=_fingerprint(data),
+        request_hash=fingerprint(data),
         created_at=now,
         updated_at=now,
         rung_at=now,
@@ -166,12 +170,15 @@ def _grammar(grammar: str, model: RegisteredModel) -> str:
 
 def _metadata(data: dict[str, Any]) -> dict[str, Any]:
     metadata = data.get("metadata") or {}
+    if _is_deeper_than(MAX_METADATA_DEPTH, metadata):
+        message = f"It is nested more than {MAX_METADATA_DEPTH} levels deep."
+        raise ValidationError({"metadata": [message]})
     try:
         encoded = json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode()
     except ValueError as error:  # infinite numbers, half surrogate pairs
         message = f"It cannot be written as JSON in UTF-8: {error}."
         raise ValidationError({"metadata": [message]}) from error
-    if b"\\u0000" in encoded:
+    if _NUL.search(encoded):
         raise ValidationError({"metadata": ["It must not contain NUL characters."]})
     if len(encoded) > MAX_METADATA_BYTES:
         message = f"metadata is larger than {MAX_METADATA_BYTES} bytes: store a reference instead."
@@ -179,7 +186,14 @@ def _metadata(data: dict[str, Any]) -> dict[str, Any]:
     return metadata
 
 
-def _fingerprint(data: dict[str, Any]) -> str:
+def _is_deeper_than(num_levels: int, value: Any) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    children = value.values() if isinstance(value, dict) else value
+    return num_levels == 0 or any(_is_deeper_than(num_levels - 1, child) for child in children)
+
+
+def fingerprint(data: dict[str, Any]) -> str:
     """The same for the same request, whatever the order of its fields."""
     relevant = {name: value for name, value in data.items() if name != "idempotency_key"}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()

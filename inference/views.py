@@ -1,6 +1,7 @@
 """The routes of tasks and models: validate, call one thing, respond."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC
 from typing import Any
 
@@ -20,6 +21,7 @@ from inference.pagination import ModelPagination, TaskPagination, queue_position
 from inference.report import report
 from inference.serializers import (
     MAX_BATCH,
+    MAX_KEY_LENGTH,
     ModelRegistrationSerializer,
     RegisteredModelSerializer,
     ReportSerializer,
@@ -61,6 +63,18 @@ def _owner(request: Request) -> str:
     return str(getattr(request.user, "owner", ""))
 
 
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What the lifecycle refuses, as HTTP says it."""
+    try:
+        yield
+    except lifecycle.IdempotencyConflictError as error:
+        message = f"The idempotency key {error} was used for another request: take a new one."
+        raise Conflict(message) from error
+    except lifecycle.QueueFullError as error:
+        raise QueueFull from error
+
+
 class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]):
     """Generation tasks: submit, read, wait, cancel, delete."""
 
@@ -85,10 +99,14 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
     @extend_schema(request=TaskSubmissionSerializer, responses={201: TaskSerializer})
     def create(self, request: Request) -> Response:
         """Submit a task. Repeating an idempotency key gives the first task again, with 200."""
-        task = self._build(request.data)
-        accepted = self._submit([task])[0]
-        is_new = accepted is task
-        return Response(task_body(accepted), status=201 if is_new else 200)
+        fields = submission_validator().run_validation(request.data)
+        key = self._idempotency_key(fields)
+        with _refusals():
+            if first := key and self._first_with_key(key, fields):
+                return Response(task_body(first))
+            task = submission.build_task(_owner(request), fields, key)
+            [accepted] = lifecycle.submit([task])
+        return Response(task_body(accepted), status=201 if accepted is task else 200)
 
     @extend_schema(
         request=TaskSubmissionSerializer(many=True), responses={201: TaskSerializer(many=True)}
@@ -98,8 +116,12 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
         """Submit up to 1,000 tasks, all or none. An error names the index of the task."""
         if not isinstance(request.data, list) or not 1 <= len(request.data) <= MAX_BATCH:
             raise ValidationError({"tasks": [f"Send a JSON list of 1 to {MAX_BATCH} tasks."]})
+        if "Idempotency-Key" in request.headers:
+            message = "A batch takes no such header: give each task an idempotency_key."
+            raise ValidationError({"idempotency_key": [message]})
         tasks = [self._build_indexed(index, data) for index, data in enumerate(request.data)]
-        accepted = self._submit(submission.in_order(tasks))
+        with _refusals():
+            accepted = lifecycle.submit(submission.in_order(tasks))
         context = {"queue_positions": queue_positions(accepted)}
         return Response(TaskSerializer(accepted, many=True, context=context).data, status=201)
 
@@ -139,12 +161,17 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
             raise Conflict("The task has not ended: cancel it first, then delete it.")
         return Response(status=status.HTTP_204_NO_CONTENT)
 
-    def _build(self, data: Any) -> GenerationTask:
-        fields = submission_validator().run_validation(data)
-        key = self.request.headers.get("Idempotency-Key")
-        if key and len(key) > 255:
-            raise ValidationError({"idempotency_key": ["Use at most 255 characters."]})
-        return submission.build_task(_owner(self.request), fields, key)
+    def _idempotency_key(self, fields: dict[str, Any]) -> str | None:
+        key = self.request.headers.get("Idempotency-Key") or fields.get("idempotency_key")
+        if key and len(key) > MAX_KEY_LENGTH:
+            message = f"Use at most {MAX_KEY_LENGTH} characters."
+            raise ValidationError({"idempotency_key": [message]})
+        return key
+
+    def _first_with_key(self, key: str, fields: dict[str, Any]) -> GenerationTask | None:
+        """Looked for first: a repeat is answered though its model is gone or the queue is full."""
+        request_hash = submission.fingerprint(fields)
+        return lifecycle.first_with_key(_owner(self.request), key, request_hash)
 
     def _build_indexed(self, index: int, data: Any) -> GenerationTask:
         try:
@@ -152,15 +179,6 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
             return submission.build_task(_owner(self.request), fields, None)
         except ValidationError as error:
             raise ValidationError({str(index): error.detail}) from error
-
-    def _submit(self, tasks: Sequence[GenerationTask]) -> Sequence[GenerationTask]:
-        try:
-            return lifecycle.submit(tasks)
-        except lifecycle.IdempotencyConflictError as error:
-            message = f"The idempotency key {error} was used for another request: take a new one."
-            raise Conflict(message) from error
-        except lifecycle.QueueFullError as error:
-            raise QueueFull from error
 
     def _filtered(self) -> QuerySet[GenerationTask]:
         params = self.request.query_params
@@ -242,11 +260,13 @@ class RegisteredModelViewSet(
     def destroy(self, request: Request, name: str) -> Response:
         """Forget a model. Its file stays, unless `?delete_file=true`."""
         model = self.get_object()
-        if GenerationTask.objects.unfinished().filter(model_name=model.name).exists():
-            raise Conflict(f"Tasks still use {model.name}: wait for them, or cancel them.")
         delete_file = request.query_params.get("delete_file", "false")
         if delete_file not in ("true", "false"):
             raise ValidationError({"delete_file": ["Give true or false."]})
+        if GenerationTask.objects.unfinished().filter(model_name=model.name).exists():
+            raise Conflict(f"Tasks still use {model.name}: wait for them, or cancel them.")
+        if delete_file == "true" and (other := registration.shares_file(model)):
+            raise Conflict(f"The model {other} uses the same file: delete that model first.")
         model.delete()
         dispatch.unload(model)
         if delete_file == "true":

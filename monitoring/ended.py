@@ -23,11 +23,15 @@ class EndedTasks:
         self._waiters: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._listener: asyncio.Task[None] | None = None
 
+    def start(self) -> None:
+        """Subscribe, so that the first waiter misses nothing."""
+        if self._listener is None:
+            self._listener = asyncio.create_task(self._listen())
+
     @contextlib.contextmanager
     def waiting_for(self, task_id: str) -> Iterator[asyncio.Event]:
         """An event that is set when the task ends, from now on."""
-        if self._listener is None:
-            self._listener = asyncio.create_task(self._listen())
+        self.start()
         event = asyncio.Event()
         self._waiters[task_id].add(event)
         try:

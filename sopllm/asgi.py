@@ -26,6 +26,8 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
 async def _lifespan(receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
+        if message["type"] == "lifespan.startup":
+            _http.start()
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return

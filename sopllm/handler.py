@@ -40,6 +40,10 @@ class PooledHandler(BaseHandler):
         self._pool = ThreadPoolExecutor(settings.WEB_THREADS, thread_name_prefix="web")
         self._ended = EndedTasks()
 
+    def start(self) -> None:
+        """Call it when the event loop runs, before the first request."""
+        self._ended.start()
+
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         body = await _read_body(receive)
         if body is None:

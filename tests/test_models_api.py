@@ -280,3 +280,14 @@ def test_bad_delete_file_deletes_nothing(api: APIClient, echo: RegisteredModel) 
     response = api.delete(f"{MODELS}/echo?delete_file=yes")
     assert_error(response, 400, "validation_error", "delete_file")
     assert api.get(f"{MODELS}/echo").status_code == 200
+
+
+def test_file_of_two_models_is_not_deleted_with_one(api: APIClient, smollm2_file: Path) -> None:
+    config = {"model_path": smollm2_file.name, "context_window": 256}
+    for name in ("one", "two"):
+        body = {"name": name, "provider": "local", "config": config}
+        assert api.post("/api/v1/models/register", body, format="json").status_code == 201
+    answer = api.delete("/api/v1/models/one?delete_file=true")
+    assert answer.status_code == 409
+    assert "two" in answer.json()["message"]
+    assert smollm2_file.exists()

@@ -682,3 +682,34 @@ def test_task_past_its_deadline_shows_when_it_was_due(api: APIClient) -> None:
     task_id = submit(api, deadline_seconds=60).json()["task_id"]
     task = GenerationTask.objects.get(pk=task_id)
     assert task.deadline_at == task.created_at + timedelta(seconds=60)
+
+
+def test_repeat_of_a_key_is_answered_though_its_model_is_gone(
+    api: APIClient, echo: RegisteredModel
+) -> None:
+    body = {"model": "echo", "prompt": "Hello", "idempotency_key": "k"}
+    first = api.post(TASKS, body, format="json").json()
+    echo.delete()
+    repeat = api.post(TASKS, body, format="json")
+    assert repeat.status_code == 200
+    assert repeat.json()["task_id"] == first["task_id"]
+
+
+def test_batch_refuses_the_idempotency_header(api: APIClient, echo: RegisteredModel) -> None:
+    body = [{"model": "echo", "prompt": "Hello"}]
+    answer = api.post(f"{TASKS}/batch", body, format="json", headers={"Idempotency-Key": "k"})
+    assert answer.status_code == 400
+    assert "idempotency_key" in answer.json()["details"]
+
+
+def test_metadata_may_say_backslash_u0000_but_not_be_nested_for_ever(
+    api: APIClient, echo: RegisteredModel
+) -> None:
+    body = {"model": "echo", "prompt": "Hello", "metadata": {"a": "\\u0000"}}
+    assert api.post(TASKS, body, format="json").json()["metadata"] == {"a": "\\u0000"}
+    deep: object = 1
+    for _ in range(70):
+        deep = [deep]
+    answer = api.post(TASKS, body | {"metadata": {"a": deep}}, format="json")
+    assert answer.status_code == 400
+    assert "nested" in answer.json()["message"]
