@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOLLM2 = "smollm2-135m-instruct"
+# Many seconds of work: the model counts as far as max_tokens lets it.
+COUNTING: dict[str, Any] = {"prompt": "Count from 1 to 1000: 1, 2, 3,", "temperature": 0}
 STARTED = "Ctrl-C stops everything."
 START_LIMIT_SECONDS = 90.0
 STOP_LIMIT_SECONDS = 20.0
@@ -57,7 +59,13 @@ class RunningService:
             "SERVER_PORT": str(self.port),
             "FLOWER_PORT": str(self.flower_port),
         }
-        self.env = {**os.environ, "DJANGO_SETTINGS_MODULE": "sopllm.settings", **_OWN_VARIABLES, **own, **variables}
+        self.env = {
+            **os.environ,
+            "DJANGO_SETTINGS_MODULE": "sopllm.settings",
+            **_OWN_VARIABLES,
+            **own,
+            **variables,
+        }
         self.base_url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(
             base_url=f"{self.base_url}/api/v1",
@@ -83,7 +91,7 @@ class RunningService:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=child_set_up(0),
+                preexec_fn=child_set_up(0),  # noqa: PLW1509 - it takes no locks
             )
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
@@ -258,8 +266,8 @@ def age_seconds(pid: int) -> float:
 
 
 def read_proc(path: Path) -> str:
-    """A file of /proc; empty when the process is gone."""
+    """A file of /proc; empty when the process is gone, or not ours."""
     try:
-        return path.read_text()
-    except (FileNotFoundError, ProcessLookupError):
+        return path.read_text(errors="replace")
+    except OSError:
         return ""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.contrib import admin
+from django.contrib.admin.utils import quote
 from django.contrib.auth.models import User
 from django.contrib.staticfiles import finders
 from django.test import Client
@@ -165,7 +166,8 @@ def test_admin_lists_take_few_queries(
         assert first is not None or model._meta.app_label == "auth"
         if first is not None:
             detail = reverse(
-                f"admin:{model._meta.app_label}_{model._meta.model_name}_change", args=[first.pk]
+                f"admin:{model._meta.app_label}_{model._meta.model_name}_change",
+                args=[quote(first.pk)],
             )
             assert staff.get(detail).status_code == 200
 
