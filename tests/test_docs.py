@@ -179,7 +179,7 @@ def test_admin_cancels_tasks_and_changes_none(staff: Client, new_task: NewTask) 
     assert staff.post(url, form, follow=True).status_code == 200
     task.refresh_from_db()
     assert task.status == "cancelled"
-    change = reverse("admin:inference_generationtask_change", args=[task.pk])
+    change = reverse("admin:inference_generationtask_change", args=[quote(task.pk)])
     assert staff.post(change, {"status": "completed"}).status_code == 403
     assert staff.get(reverse("admin:inference_generationtask_add")).status_code == 403
 
