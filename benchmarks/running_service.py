@@ -85,7 +85,7 @@ class RunningService:
         """Start `manage.py serve` alone; it dies with this process, and all of it with it."""
         with self.output_path.open("wb") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "django", "serve", *arguments],
+                [sys.executable, "manage.py", "serve", *arguments],
                 cwd=ROOT,
                 env=self.env,
                 stdout=output,

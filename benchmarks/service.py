@@ -1,7 +1,7 @@
 """How fast the service is around the model: `python benchmarks/service.py [--json FILE]`.
 
 Starts the whole service with a model that answers at once, and measures it from outside with
-asyncio clients; bare Celery on the same Valkey, measured in the same run, is the reference. One minute.
+asyncio clients; the reference is bare Celery on the same Valkey, in the same run. One minute.
 """
 
 import argparse
