@@ -50,9 +50,17 @@ def compile_update(queryset: models.QuerySet[Any], **values: Any) -> Compiled:
     return sql, tuple(params)
 
 
+def column_values(row: models.Model) -> dict[str, Any]:
+    """The row's values by attribute, as the database takes them."""
+    return {
+        field.attname: field.get_db_prep_save(getattr(row, field.attname), connection)
+        for field in row._meta.concrete_fields
+    }
+
+
 def compile_insert(row: models.Model) -> Compiled:
     """`row.save(force_insert=True)`, not executed."""
-    fields = [field for field in row._meta.concrete_fields if not field.primary_key]
+    fields = [f for f in row._meta.concrete_fields if not isinstance(f, models.AutoField)]
     query = InsertQuery(type(row))
     query.insert_values(fields, [row])
     [(sql, params)] = query.get_compiler(connection=connection).as_sql()
