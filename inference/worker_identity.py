@@ -2,6 +2,7 @@
 
 import os
 import socket
+from pathlib import Path
 
 
 def host_prefix() -> str:
@@ -25,4 +26,13 @@ def is_dead(worker: str) -> bool:
         return True
     except PermissionError:
         return False
-    return False
+    return _is_zombie(pid)
+
+
+def _is_zombie(pid: str) -> bool:
+    """Killed, but its parent has not looked yet: it keeps its number and will never run again."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False  # no Linux, or gone this very moment: the next look tells
+    return stat.rpartition(")")[2].split()[0] in ("Z", "X")

@@ -1,5 +1,6 @@
 """One Redis client a process. Everything kept in Redis may vanish: the database is the truth."""
 
+import os
 from functools import cache
 from typing import Any
 
@@ -13,9 +14,17 @@ from redis.retry import Retry
 RedisClient = Any
 
 
-@cache
 def client() -> RedisClient:
     """The process's client (thread-safe pool); each call fails within REDIS_TIMEOUT_SECONDS."""
+    return _client_of(os.getpid())
+
+
+@cache
+def _client_of(pid: int) -> RedisClient:
+    """A forked child makes its own, and never touches the inherited one, not even to delete it.
+
+    A thread of the parent may have held its lock at the fork; the child would wait for ever.
+    """
     return redis.Redis.from_url(
         settings.REDIS_URL,
         decode_responses=True,

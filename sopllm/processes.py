@@ -16,6 +16,7 @@ from sopllm.supervisor import ProcessSpec
 WORKER_STOP_SIGNALS = ((signal.SIGTERM, 3.0), (signal.SIGQUIT, 2.0))
 # The API must answer while a model computes on every core.
 GPU_WORKER_NICE = 5
+FLOWER_NICE = 10
 WEB_GRACE_SECONDS = 3
 
 
@@ -89,10 +90,9 @@ def beat() -> ProcessSpec:
 
 
 def flower() -> ProcessSpec:
-    """Flower, which has no users of its own: on loopback only."""
-    return ProcessSpec(
-        "flower", celery("flower", "--address=127.0.0.1", f"--port={settings.FLOWER_PORT}")
-    )
+    """Flower, which has no users of its own: on loopback only. Others wait for nothing it does."""
+    command = celery("flower", "--address=127.0.0.1", f"--port={settings.FLOWER_PORT}")
+    return ProcessSpec("flower", command, nice=FLOWER_NICE)
 
 
 def celery(*arguments: str) -> list[str]:

@@ -74,7 +74,9 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
         # Writers queue up at BEGIN instead of failing later with "database is locked".
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
-        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+        # A checkpoint syncs to disk while writers wait: every 32 MB instead of every 4 MB.
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; "
+        "PRAGMA wal_autocheckpoint=8000;",
     }
     # A file for the tests too: their threads share it, as the processes of the service do.
     DATABASES["default"]["TEST"] = {"NAME": str(VAR_DIR / "test.sqlite3")}
