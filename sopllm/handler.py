@@ -81,7 +81,10 @@ class PooledHandler(BaseHandler):
                     left = give_up_at - time.monotonic()
                     if not getattr(response, "wait_for_task", None) or left <= 0 or gone.done():
                         return response
-                    await _first_of(ended.wait(), gone, min(left, _LOOK_AGAIN_SECONDS))
+                    try:
+                        await _first_of(ended.wait(), gone, min(left, _LOOK_AGAIN_SECONDS))
+                    except asyncio.CancelledError:  # the server stops: say how far the task is
+                        return response
         finally:
             gone.cancel()
 

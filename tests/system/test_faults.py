@@ -23,7 +23,7 @@ WORDS = "one two three four five six seven eight"
 
 def assert_completed_once(service: RunningService, task_ids: Iterable[str]) -> None:
     for task_id in task_ids:
-        service.ended(task_id, 40)
+        service.ended(task_id, 90)
     reports = [service.report(task_id) for task_id in task_ids]
     assert [faults.what_is_wrong(report) for report in reports] == [None] * len(reports)
 
