@@ -95,6 +95,7 @@ def _insert_all(tasks: Sequence[GenerationTask]) -> None:
     values = column_values(tasks[0])
     with transaction.atomic():
         _SUBMIT.run(**values)
+    tasks[0]._state.adding = False  # as `save` does: the row is there
 
 
 def _num_pending() -> int:
