@@ -62,6 +62,14 @@ def lose(task: GenerationTask) -> None:
     lifecycle.sweep()
 
 
+def run_in_threads(num_threads: int, target: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=target) for _ in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def fresh(task: GenerationTask) -> GenerationTask:
     return GenerationTask.objects.get(pk=task.pk)
 
@@ -84,11 +92,7 @@ def test_task_is_claimed_by_one_of_many(new_task: NewTask) -> None:
         won.extend(task.pk for task in tasks if lifecycle.claim(task.pk))
         connection.close()
 
-    threads = [threading.Thread(target=claim_all) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_in_threads(4, claim_all)
     assert sorted(won) == sorted(task.pk for task in tasks)
     assert {fresh(task).attempt for task in tasks} == {1}
 
@@ -106,11 +110,7 @@ def test_two_workers_drain_a_queue_without_sharing_a_task(new_task: NewTask) -> 
             won.append(lease.task.pk)
         connection.close()
 
-    threads = [threading.Thread(target=drain) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_in_threads(2, drain)
     assert len(won) == len(set(won)) == 10
 
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -32,24 +32,25 @@ def outcomes(service: RunningService, task_id: str) -> list[str]:
     return [attempt["outcome"] for attempt in service.report(task_id)["attempts"]]
 
 
-@pytest.mark.parametrize("round_number", [1, 2])
-def test_killed_pool_child(service: RunningService, round_number: int) -> None:
+def assert_survived(service: RunningService, kill: Callable[[RunningService], object]) -> str:
+    """Kill in mid-generation, with a task waiting behind; the id of the one that was running."""
     running = service.submit(**COUNT)
     waiting = service.submit(**COUNT | {"max_tokens": 8})
     service.generating(running)
-    faults.kill_gpu_child(service)
+    kill(service)
     assert_completed_once(service, [running, waiting])
     assert outcomes(service, running) == ["lost", "completed"]
+    return running
+
+
+@pytest.mark.parametrize("round_number", [1, 2])
+def test_killed_pool_child(service: RunningService, round_number: int) -> None:
+    running = assert_survived(service, faults.kill_gpu_child)
     assert service.task(running)["result"]["text"].startswith("1, 2, 3")
 
 
 def test_killed_gpu_worker(service: RunningService) -> None:
-    running = service.submit(**COUNT)
-    waiting = service.submit(**COUNT | {"max_tokens": 8})
-    service.generating(running)
-    faults.kill_gpu_worker(service)
-    assert_completed_once(service, [running, waiting])
-    assert outcomes(service, running) == ["lost", "completed"]
+    assert_survived(service, faults.kill_gpu_worker)
 
 
 def test_killed_api_worker(service: RunningService) -> None:
