@@ -132,12 +132,6 @@ class _Bell:
                 connection.close()  # it may be the cause; the next task gets a new one
 
 
-def reset() -> None:
-    """Forget that the broker was down."""
-    global _broker_down_until
-    _broker_down_until = 0.0
-
-
 @cache
 def _connection() -> Connection:
     """A broker connection that fails fast: a submission must not wait for a broker that is down."""

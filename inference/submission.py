@@ -51,7 +51,7 @@ def build_task(owner: str, data: dict[str, Any], idempotency_key: str | None) ->
         request=_request(data, model, provider),
         conversation=conversation,
         metadata=_metadata(data),
-        idempotency_key=idempotency_key or data.get("idempotency_key"),
+        idempotency_key=idempotency_key,
         request_hash=fingerprint(data),
         created_at=now,
         updated_at=now,

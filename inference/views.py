@@ -176,7 +176,8 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
     def _build_indexed(self, index: int, data: Any) -> GenerationTask:
         try:
             fields = submission_validator().run_validation(data)
-            return submission.build_task(_owner(self.request), fields, None)
+            key = fields.get("idempotency_key")
+            return submission.build_task(_owner(self.request), fields, key)
         except ValidationError as error:
             raise ValidationError({str(index): error.detail}) from error
 

@@ -70,11 +70,11 @@ def _valkey_process() -> Iterator[Valkey]:
 def valkey(_valkey_process: Valkey) -> Iterator[Valkey]:
     """An empty Valkey; running again when the test has ended."""
     client().flushall()
-    dispatch.reset()
+    dispatch._broker_down_until = 0.0
     yield _valkey_process
     if not _valkey_process.answers():
         _valkey_process.start()
-    dispatch.reset()
+    dispatch._broker_down_until = 0.0
     wait_until_rung()
 
 
@@ -128,7 +128,8 @@ def new_task(echo: RegisteredModel, valkey: Valkey) -> Callable[..., GenerationT
 
     def make(owner: str = "local", **fields: object) -> GenerationTask:
         body = {"model": "echo", "prompt": "one two three"} | fields
-        task = build_task(owner, submission_validator().run_validation(body), None)
+        data = submission_validator().run_validation(body)
+        task = build_task(owner, data, data.get("idempotency_key"))
         return lifecycle.submit([task])[0]
 
     return make

@@ -189,6 +189,6 @@ def test_admin_deletes_ended_tasks_alone(staff: Client, new_task: NewTask) -> No
     lifecycle.complete(claimed(ended), answer(), TIMINGS)
     wait_until_rung()
     for task, status in ((pending, 403), (ended, 302)):
-        url = reverse("admin:inference_generationtask_delete", args=[task.pk])
+        url = reverse("admin:inference_generationtask_delete", args=[quote(task.pk)])
         assert staff.post(url, {"post": "yes"}).status_code == status
     assert not TaskAttempt.objects.exists()
