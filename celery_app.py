@@ -42,6 +42,8 @@ class Channel(_KombuChannel):  # type: ignore[misc]
 redis_transport.Transport.Channel = Channel
 
 app = Celery("sopllm")
+# By name: only the worker imports it.
+app.Task.Request = "inference.worker_request:WorkerRequest"
 
 QUEUES = ("gpu", "api", "embeddings", "default")
 
@@ -114,11 +116,24 @@ def on_worker_start(**_: Any) -> None:
 @signals.worker_ready.connect
 def on_worker_ready(sender: Any, **_: Any) -> None:
     """The worker serves its queues from now on; what died with its predecessor is taken back."""
+    from inference import device_memory
     from monitoring import logs, workers
 
     logs.start()
-    workers.announce(sender.hostname, [queue.name for queue in sender.task_consumer.queues])
+    queues = [queue.name for queue in sender.task_consumer.queues]
+    owns_gpu = "gpu" in queues
+    workers.announce(
+        sender.hostname, queues, also=device_memory.publish if owns_gpu else lambda: None
+    )
     _repair()
+
+
+@signals.worker_shutting_down.connect
+def on_worker_stop(**_: Any) -> None:
+    """What runs may end; nothing else joins it."""
+    from inference import session
+
+    session.drain()
 
 
 @signals.worker_process_init.connect

@@ -77,9 +77,9 @@ class DyingWeb:
         assert self._process.returncode == -signal.SIGKILL, "the submission failed"
 
 
-def kill(pid: int) -> None:
-    """SIGKILL, and wait until the process is gone."""
-    os.kill(pid, signal.SIGKILL)
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send the signal, and wait until the process is gone."""
+    os.kill(pid, number)
     wait_for(lambda: not is_alive(pid))
 
 

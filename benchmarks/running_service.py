@@ -169,6 +169,10 @@ class RunningService:
         """The task as it is."""
         return self._get(f"/tasks/{task_id}")
 
+    def model(self, name: str) -> dict[str, Any]:
+        """The model as it is."""
+        return self._get(f"/models/{name}")
+
     def report(self, task_id: str) -> dict[str, Any]:
         """The task's report."""
         return self._get(f"/tasks/{task_id}/report")

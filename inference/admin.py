@@ -2,7 +2,7 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from inference import lifecycle
+from inference import lifecycle, model_requests
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt
 
 
@@ -57,6 +57,29 @@ class TaskAttemptAdmin(ReadOnlyAdmin, admin.ModelAdmin[TaskAttempt]):
 class RegisteredModelAdmin(ReadOnlyAdmin, admin.ModelAdmin[RegisteredModel]):
     """Registering needs the file's checks: POST /api/v1/models/register does them."""
 
-    list_display = ("name", "provider", "status", "context_window", "size_bytes", "loaded_by")
+    list_display = (
+        *("name", "provider", "status", "requested", "context_window", "size_bytes"),
+        *("loaded_by", "last_used_at", "unload_at", "num_crashes"),
+    )
     list_filter = ("provider", "status")
     search_fields = ("name",)
+    actions = ("load_models", "unload_models")
+
+    @admin.action(description="Load the selected models", permissions=["view"])
+    def load_models(self, request: HttpRequest, models: QuerySet[RegisteredModel]) -> None:
+        self._ask(request, models, RegisteredModel.Request.LOAD)
+
+    @admin.action(description="Unload the selected models", permissions=["view"])
+    def unload_models(self, request: HttpRequest, models: QuerySet[RegisteredModel]) -> None:
+        self._ask(request, models, RegisteredModel.Request.UNLOAD)
+
+    def _ask(
+        self,
+        request: HttpRequest,
+        models: QuerySet[RegisteredModel],
+        what: RegisteredModel.Request,
+    ) -> None:
+        local = models.filter(provider=RegisteredModel.Provider.LOCAL)
+        for model in local:
+            model_requests.ask(model, what)
+        messages.success(request, f"Asked to {what} {len(local)} local models.")

@@ -20,13 +20,16 @@ from django.db import connection
 from kombu import Connection
 from kombu.pools import producers
 
-from inference.models import GenerationTask, Queue, RegisteredModel
+from inference.models import GenerationTask, Queue
+from monitoring import streams
 from monitoring.redis_client import client
 
 logger = logging.getLogger(__name__)
 
 GENERATE = "inference.generate"
-UNLOAD = "inference.unload"
+# A counter that GPU sessions read at each step: tasks were submitted, or cancels asked for.
+GPU_NEWS_KEY = "gpu:news"
+SERVE_MODEL_REQUESTS = "inference.serve_model_requests"
 
 # While the broker is down, submissions do not each wait for its time-out.
 _PAUSE_SECONDS = 1.0
@@ -62,15 +65,28 @@ def ring(tasks: Sequence[GenerationTask]) -> None:
         GenerationTask.objects.pending().filter(pk__in=ids).update(rung_at=None)
 
 
-def unload(model: RegisteredModel) -> None:
-    """Tell the GPU worker to drop a model that is no longer registered; never raises."""
-    if model.provider != RegisteredModel.Provider.LOCAL:
-        return
+def tell_gpu_sessions() -> None:
+    """Have the running sessions look at the database now; without Redis they do so soon."""
     try:
-        _send(UNLOAD, (model.name,), queue=Queue.GPU, priority=0)
+        client().incr(GPU_NEWS_KEY)
+    except redis.RedisError as exc:
+        logger.warning("GPU sessions were not told of news, Redis is unreachable: %s", exc)
+
+
+def news_of_gpu() -> str | None:
+    """The counter as it is now; None without Redis."""
+    return streams.send([], read_key=GPU_NEWS_KEY)
+
+
+def ring_for_models() -> None:
+    """Have a GPU worker look at what the rows of the models ask for; never raises."""
+    try:
+        _send(SERVE_MODEL_REQUESTS, (), queue=Queue.GPU, priority=0)
     except _BROKER_ERRORS as exc:
-        # The next model that needs the room drives it out.
-        logger.warning("Model %s stays in memory, broker unreachable: %s", model.name, exc)
+        # The sweep rings again, and a worker that has tasks to run looks without being rung.
+        logger.warning("Requests for models are kept but not rung, broker unreachable: %s", exc)
+    else:
+        tell_gpu_sessions()
 
 
 def waiting_messages(queue_name: str) -> int | None:
@@ -99,10 +115,12 @@ def _publish(tasks: Sequence[GenerationTask]) -> Sequence[GenerationTask]:
             _broker_down_until = time.monotonic() + _PAUSE_SECONDS
             logger.warning("Task %s is kept but not rung, broker unreachable: %s", task.pk, exc)
             return tasks[index:]
+    if any(task.queue == Queue.GPU for task in tasks):
+        tell_gpu_sessions()
     return []
 
 
-def _send(name: str, args: tuple[str], **options: Any) -> None:
+def _send(name: str, args: tuple[str, ...], **options: Any) -> None:
     """Publish one message, without retries; raises _BROKER_ERRORS."""
     with producers[_connection()].acquire(block=True, timeout=1) as producer:
         current_app.send_task(

@@ -12,6 +12,7 @@ class ErrorCode(StrEnum):
     MODEL_LOAD_FAILED = "model_load_failed"
     MODEL_NOT_FOUND = "model_not_found"
     PROVIDER_ERROR = "provider_error"
+    STRUCTURED_OUTPUT_INVALID = "structured_output_invalid"
     TIMEOUT = "timeout"
     WORKER_LOST = "worker_lost"
 

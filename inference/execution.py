@@ -2,88 +2,164 @@
 
 import logging
 import time
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
-from inference import lease_keeper, lifecycle
+from django.db import Error as DatabaseError
+
+from inference import lease_keeper, lifecycle, structured_output
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle import Lease, Timings
 from inference.models import GenerationTask, RegisteredModel, TaskResult
-from inference.providers.base import GenerationRequest, Progress
+from inference.providers.base import Chunks, GenerationRequest, Progress
 from inference.providers.registry import provider_for
 from monitoring.streams import ChunkWriter
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Run:
-    """One attempt while it runs."""
-
-    lease: Lease
-    started: float = field(default_factory=time.monotonic)
-    first_token: float | None = None
-    text: list[str] = field(default_factory=list)
-    progress: Progress = field(default_factory=Progress)
-
-    def result(self, finish_reason: FinishReason) -> TaskResult:
-        return TaskResult(
-            text="".join(self.text),
-            finish_reason=finish_reason,
-            usage=self.progress.usage(),
-            model=self.lease.task.model_name,
-            parsed=None,
-            extra=self.progress.extra,
-        )
-
-    def timings(self) -> Timings:
-        """Milliseconds: first token since the claim; inference without the model's loading."""
-        load_ms = self.progress.model_load_ms
-        elapsed_ms = (time.monotonic() - self.started) * 1000
-        first = self.first_token
-        return Timings(
-            model_load_ms=load_ms,
-            ttft_ms=None if first is None else (first - self.started) * 1000,
-            inference_ms=elapsed_ms - (load_ms or 0),
-        )
-
-
 def execute(lease: Lease) -> None:
     """Answer a claimed task and store its end. A lost lease ends it without a trace."""
-    run = _Run(lease)
-    try:
-        with lease_keeper.hold(lease):
-            finish_reason = _generate(run)
-    except InferenceError as failure:
-        _fail(run, failure, FinishReason.ERROR)
-    except Exception:
-        logger.exception("Task %s: unexpected error", lease.task.pk)
-        message = "The worker failed unexpectedly; its log has the reason, under the task's id."
-        _fail(run, InferenceError(message, ErrorCode.INTERNAL_ERROR), FinishReason.ERROR)
-    else:
-        _finish(run, finish_reason)
+    attempt = Attempt(lease)
+    while attempt.advance():
+        attempt.chunks.flush_if_due()
 
 
-def _generate(run: _Run) -> FinishReason | None:
-    """Run the provider to its end, or until there is a reason to stop; None: the lease was lost."""
-    task = run.lease.task
-    give_up_at = run.started + task.request["timeout_seconds"]
-    writer = ChunkWriter(task.pk, run.lease.attempt)
-    generation = provider_for(_model(task)).generate(_request(task), run.progress)
-    with closing(generation), closing(writer):
-        for text in generation:
-            if text:
-                run.first_token = run.first_token or time.monotonic()
-                run.text.append(text)
-            writer.write(text)
-            if run.lease.lost:
-                return None
-            if run.lease.cancel_requested:
-                return FinishReason.CANCELLED
-            if time.monotonic() > give_up_at:
-                return FinishReason.TIMEOUT
-    return run.progress.finish_reason or FinishReason.STOP
+class Attempt:
+    """One attempt at a task, taken chunk by chunk; it stores its own end.
+
+    A GPU session advances several in turn; `execute` one after the other.
+    """
+
+    def __init__(self, lease: Lease) -> None:
+        """Renews the lease from now on."""
+        self.lease = lease
+        self.chunks = ChunkWriter(lease.task.pk, lease.attempt)
+        self._started = time.monotonic()
+        self._give_up_at = self._started + lease.task.request["timeout_seconds"]
+        self._first_token: float | None = None
+        self._text: list[str] = []
+        self._progress = Progress()
+        self._generation: Chunks | None = None
+        lease_keeper.hold(lease)
+
+    @property
+    def task_id(self) -> str:
+        return self.lease.task.pk
+
+    @property
+    def model_name(self) -> str:
+        return self.lease.task.model_name
+
+    def advance(self) -> bool:
+        """Take the next chunk. False once the attempt has ended, and its end is stored."""
+        try:
+            self._take(next(self._generate()))
+            stop = self._reason_to_stop()
+        except StopIteration:
+            stop = self._complete
+        except InferenceError as failure:
+            stop = self._failing(failure)
+        except Exception:
+            logger.exception("Task %s: unexpected error", self.task_id)
+            message = "The worker failed unexpectedly; its log has the reason, under the task's id."
+            stop = self._failing(InferenceError(message, ErrorCode.INTERNAL_ERROR))
+        if stop is not None:
+            self._end(stop)
+        return stop is None
+
+    def abandon(self) -> None:
+        """Stop without storing an end: the lease runs out, and the sweep gives the task away."""
+        try:
+            if self._generation is not None:
+                self._generation.close()
+            self._take(self._progress.held_back)
+            self.chunks.flush()
+        finally:
+            lease_keeper.release(self.lease)
+
+    def _generate(self) -> Chunks:
+        """The provider's generator, made by the first call."""
+        if self._generation is None:
+            task = self.lease.task
+            self._generation = provider_for(_model(task)).generate(_request(task), self._progress)
+        return self._generation
+
+    def _take(self, text: str) -> None:
+        if text:
+            self._first_token = self._first_token or time.monotonic()
+            self._text.append(text)
+            self.chunks.write(text)
+
+    def _reason_to_stop(self) -> Callable[[], object] | None:
+        """What is to be stored when the attempt must end now; None while it may go on."""
+        if self.lease.lost:
+            return self._forget
+        if self.lease.cancel_requested:
+            return self._cancel
+        if time.monotonic() > self._give_up_at:
+            return self._time_out
+        return None
+
+    def _end(self, store: Callable[[], object]) -> None:
+        """Free what the attempt holds, then store its end: readers see all chunks before it."""
+        self.abandon()
+        try:
+            store()
+        except DatabaseError as exc:
+            # Others may share this worker: they go on, and the sweep has the task run again.
+            logger.warning("Task %s: its end was not stored: %s", self.task_id, exc)
+
+    def _complete(self) -> None:
+        reason = self._progress.finish_reason or FinishReason.STOP
+        parsed = None
+        if response_format := self.lease.task.request.get("response_format"):
+            try:
+                parsed = structured_output.parse("".join(self._text), reason, response_format)
+            except InferenceError as failure:
+                self._fail(failure, reason)
+                return
+        lifecycle.complete(self.lease, self._result(reason, parsed), self._timings())
+
+    def _cancel(self) -> None:
+        result = self._result(FinishReason.CANCELLED)
+        lifecycle.finish_cancelled(self.lease, result, self._timings())
+
+    def _time_out(self) -> None:
+        seconds = self.lease.task.request["timeout_seconds"]
+        message = f"Not finished within timeout_seconds ({seconds:g}); the result has the text."
+        self._fail(InferenceError(message, ErrorCode.TIMEOUT), FinishReason.TIMEOUT)
+
+    def _forget(self) -> None:
+        logger.warning("Task %s: attempt %d lost its lease", self.task_id, self.lease.attempt)
+
+    def _failing(self, failure: InferenceError) -> Callable[[], object]:
+        return lambda: self._fail(failure, FinishReason.ERROR)
+
+    def _fail(self, failure: InferenceError, reason: FinishReason) -> None:
+        result = self._result(reason) if self._text else None
+        lifecycle.fail(self.lease, failure, result, self._timings())
+
+    def _result(self, finish_reason: FinishReason, parsed: object = None) -> TaskResult:
+        return TaskResult(
+            text="".join(self._text),
+            finish_reason=finish_reason,
+            usage=self._progress.usage(),
+            model=self.model_name,
+            parsed=parsed,
+            extra=self._progress.extra,
+        )
+
+    def _timings(self) -> Timings:
+        """Milliseconds: first token since the claim; inference without the model's loading."""
+        load_ms = self._progress.model_load_ms
+        elapsed_ms = (time.monotonic() - self._started) * 1000
+        first = self._first_token
+        return Timings(
+            model_load_ms=load_ms,
+            ttft_ms=None if first is None else (first - self._started) * 1000,
+            inference_ms=elapsed_ms - (load_ms or 0),
+        )
 
 
 def _model(task: GenerationTask) -> RegisteredModel:
@@ -98,26 +174,9 @@ def _model(task: GenerationTask) -> RegisteredModel:
 
 def _request(task: GenerationTask) -> GenerationRequest:
     return GenerationRequest(
-        task_id=task.pk,
+        request_id=f"{task.pk}#{task.attempt}",
         messages=task.messages(),
         params=task.request["params"],
+        response_format=task.request.get("response_format"),
         context_overflow=task.request["context_overflow"],
     )
-
-
-def _finish(run: _Run, finish_reason: FinishReason | None) -> None:
-    if finish_reason is None:
-        logger.warning("Task %s: attempt %d lost its lease", run.lease.task.pk, run.lease.attempt)
-    elif finish_reason == FinishReason.TIMEOUT:
-        seconds = run.lease.task.request["timeout_seconds"]
-        message = f"Not finished within timeout_seconds ({seconds:g}); the result has the text."
-        _fail(run, InferenceError(message, ErrorCode.TIMEOUT), finish_reason)
-    elif finish_reason == FinishReason.CANCELLED:
-        lifecycle.finish_cancelled(run.lease, run.result(finish_reason), run.timings())
-    else:
-        lifecycle.complete(run.lease, run.result(finish_reason), run.timings())
-
-
-def _fail(run: _Run, failure: InferenceError, finish_reason: FinishReason) -> None:
-    result = run.result(finish_reason) if run.text else None
-    lifecycle.fail(run.lease, failure, result, run.timings())

@@ -3,8 +3,6 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from django.conf import settings
 from django.db import Error as DatabaseError
@@ -23,22 +21,25 @@ _changed = threading.Condition()
 _thread: threading.Thread | None = None
 
 
-@contextmanager
-def hold(lease: Lease) -> Iterator[None]:
-    """Renew the lease while the block runs, and keep its flags up to date."""
+def hold(lease: Lease) -> None:
+    """Renew the lease, and keep its flags up to date, until it is released."""
     global _thread
-    key = (lease.task.pk, lease.attempt)
     with _changed:
-        _leases[key] = lease
+        _leases[_key(lease)] = lease
         if _thread is None or not _thread.is_alive():  # the first, or the first after a fork
             _thread = threading.Thread(target=_keep, name="lease-keeper", daemon=True)
             _thread.start()
         _changed.notify()
-    try:
-        yield
-    finally:
-        with _changed:
-            _leases.pop(key, None)
+
+
+def release(lease: Lease) -> None:
+    """Leave the lease to itself. Can be called twice."""
+    with _changed:
+        _leases.pop(_key(lease), None)
+
+
+def _key(lease: Lease) -> tuple[str, int]:
+    return (lease.task.pk, lease.attempt)
 
 
 def _keep() -> None:

@@ -16,10 +16,11 @@ from django.conf import settings
 from django.db import IntegrityError, connection, models, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from inference import dispatch, worker_identity
 from inference.errors import ErrorCode, InferenceError
-from inference.models import GenerationTask, TaskAttempt, TaskResult
+from inference.models import GenerationTask, Queue, TaskAttempt, TaskResult
 from inference.statements import (
     Compiled,
     Parameter,
@@ -158,18 +159,38 @@ def claim(task_id: str) -> Lease | None:
 
 def claim_most_urgent(queue: str) -> Lease | None:
     """Take the pending task of a queue that goes first; None when there is none."""
-    while True:
-        candidate = (
-            GenerationTask.objects.claimable()
-            .filter(queue=queue)
-            .most_urgent_first()
-            .values_list("pk", flat=True)
-            .first()
-        )
-        if candidate is None:
-            return None
-        if lease := claim(candidate):
+    while (first := _first_in_line(queue)) is not None:
+        if lease := claim(first.pk):
             return lease
+    return None
+
+
+def claim_rider(queue: str, model_name: str) -> Lease | None:
+    """Take the pending task of a model that runs already; None when it is another model's turn.
+
+    That is when a task of another model has a higher priority; or the same, an earlier time, and
+    has waited for longer than SWAP_WINDOW_SECONDS: until then, going on saves two model changes.
+    """
+    while (first := _first_in_line(queue)) is not None:
+        rider: GenerationTask | None = first
+        if first.model_name != model_name:
+            rider = _first_in_line(queue, model_name=model_name)
+            if rider is None or _is_turn_of(first, rider):
+                return None
+        if rider and (lease := claim(rider.pk)):
+            return lease
+    return None
+
+
+def _first_in_line(queue: str, **of_model: str) -> GenerationTask | None:
+    tasks = GenerationTask.objects.claimable().filter(queue=queue, **of_model)
+    shown = tasks.only("pk", "model_name", "priority", "created_at")
+    return shown.most_urgent_first().first()
+
+
+def _is_turn_of(rival: GenerationTask, rider: GenerationTask) -> bool:
+    waited_seconds = (timezone.now() - rival.created_at).total_seconds()
+    return rival.priority > rider.priority or waited_seconds > settings.SWAP_WINDOW_SECONDS
 
 
 def renew(leases: Iterable[Lease]) -> None:
@@ -276,6 +297,8 @@ def cancel(task: GenerationTask) -> bool:
         return True
     # The row may be claimed, or put back, between the two statements: ask in either case.
     asked = row.unfinished().update(cancel_requested=True, updated_at=Now())
+    if asked and task.queue == Queue.GPU:
+        dispatch.tell_gpu_sessions()
     return bool(asked)
 
 

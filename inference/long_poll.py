@@ -1,39 +1,48 @@
-"""Waiting for the end of a task without holding a thread.
+"""Waiting for the end of a task, or of a request for a model, without holding a thread.
 
-A view that was asked to wait answers with the state as it is, and marks the response. The ASGI
-handler, which sees the mark, waits on the event loop and then asks the view again.
+A view that was asked to wait answers with the state as it is, and says what to wait for. The ASGI
+handler, which sees that, waits on the event loop and then asks the view again.
 """
 
 import re
 
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from inference.models import GenerationTask
-
 MAX_WAIT_SECONDS = 60.0
+WAIT_PARAMETER = OpenApiParameter(
+    "wait", float, description=f"Seconds to wait for the end, up to {MAX_WAIT_SECONDS:.0f}."
+)
+
+# In the ASGI scope of a request that the handler makes once more.
+REPEAT = "sopllm.repeat"
 
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+)")
 
 
-class TaskResponse(Response):
-    """A task's state; `wait_for_task` and `wait_seconds` ask the handler to come again."""
+class WaitingResponse(Response):
+    """A state as it is; the handler comes again when the end of `wait_for` is announced.
 
-    wait_for_task: str | None = None
-    wait_seconds: float = 0.0
+    It comes again in any case after `wait_seconds`, and not at all where one of them is missing.
+    """
 
-
-def mark(response: TaskResponse, request: Request, task: GenerationTask) -> TaskResponse:
-    """Ask for a wait when the client did (`?wait=`, `Prefer: wait=`) and the task has not ended."""
-    seconds = _requested_seconds(request)
-    if seconds and not task.has_ended:
-        response.wait_for_task = task.pk
-        response.wait_seconds = seconds
-    return response
+    def __init__(
+        self, body: object, *, wait_for: str | None, wait_seconds: float, status: int = 200
+    ) -> None:
+        super().__init__(body, status=status)
+        self.wait_for = wait_for if wait_seconds else None
+        self.wait_seconds = wait_seconds
 
 
-def _requested_seconds(request: Request) -> float:
+def is_repeat(request: Request) -> bool:
+    """Whether the handler asks again, after a wait: what the request changes is changed already."""
+    return REPEAT in getattr(request, "scope", {})
+
+
+def requested_seconds(request: Request) -> float:
+    """What the client asked for by `?wait=` or `Prefer: wait=`; 0 is no wait at all."""
     text = request.query_params.get("wait")
     if text is None:
         preferred = _PREFER_WAIT.search(request.headers.get("Prefer", ""))

@@ -5,8 +5,10 @@ Status changes of a task are made by `lifecycle.py` alone.
 
 import math
 import uuid
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from django.conf import settings
 from django.db import connection, models
 from django.db.models import F, Q
 from django.db.models.functions import Now
@@ -160,6 +162,15 @@ class GenerationTask(models.Model):
                 name="task_claim",
                 condition=Q(status="pending"),
             ),
+            # For those who may join the model that runs.
+            models.Index(
+                F("model_name"),
+                F("priority").desc(),
+                F("created_at"),
+                F("id"),
+                name="task_model",
+                condition=Q(status="pending"),
+            ),
             models.Index(
                 fields=["lease_until"], name="task_lease", condition=Q(status="processing")
             ),
@@ -263,20 +274,32 @@ class RegisteredModelQuerySet(models.QuerySet["RegisteredModel"]):
         """The model of that name; plain SQL for the reason that tasks are read by it."""
         return next(iter(self.raw(_READ_MODEL, [name])), None)
 
-    def release_from_dead_workers(self) -> None:
-        """A process that died holds no model in memory any more."""
-        for worker in set(self.exclude(loaded_by="").values_list("loaded_by", flat=True)):
-            if worker_identity.is_dead(worker):
-                held = self.filter(loaded_by=worker)
-                held.update(status=RegisteredModel.Status.AVAILABLE, loaded_by="")
+    def requests_pending(self) -> "RegisteredModelQuerySet":
+        """Those that are to be loaded or unloaded, in the order of the requests.
+
+        Not those that another worker holds in memory: only it can serve them.
+        """
+        holders = ["", worker_identity.current()]
+        return (
+            self.exclude(requested="").filter(loaded_by__in=holders).order_by("requested_at", "pk")
+        )
+
+    def idle(self) -> "RegisteredModelQuerySet":
+        """Loaded, and not used for as long as they are kept."""
+        return self.filter(status=RegisteredModel.Status.LOADED, unload_at__lte=Now())
 
 
 class RegisteredModel(models.Model):
     """A model that tasks can name.
 
     available ──first use──▶ loading ──▶ loaded ──▶ available
-                                └──────▶ error
+                                └──────▶ error ──next use──▶ loading
+
+    `requested` is what a GPU worker is to do with it, `unload_at` when an idle one goes: null while
+    it is in use, or is kept for ever. Once `num_crashes` is MAX_CRASHES it is not loaded any more.
     """
+
+    MAX_CRASHES = 2
 
     class Provider(models.TextChoices):
         LOCAL = "local"
@@ -288,11 +311,23 @@ class RegisteredModel(models.Model):
         LOADED = "loaded"
         ERROR = "error"
 
+    class Request(models.TextChoices):
+        NONE = ""
+        LOAD = "load"
+        UNLOAD = "unload"
+
     name = models.CharField(max_length=100, unique=True)
     provider = models.CharField(max_length=20, choices=Provider.choices)
     status = models.CharField(max_length=12, choices=Status.choices, default=Status.AVAILABLE)
     status_message = models.TextField(blank=True)
     loaded_by = models.CharField(max_length=255, blank=True)
+    requested = models.CharField(
+        max_length=6, choices=Request.choices, default=Request.NONE, blank=True
+    )
+    requested_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+    unload_at = models.DateTimeField(null=True, blank=True)
+    num_crashes = models.PositiveSmallIntegerField(default=0)
     config = models.JSONField(default=dict, blank=True)
     extra = models.JSONField(default=dict, blank=True)
     context_window = models.PositiveIntegerField(null=True, blank=True)
@@ -305,6 +340,9 @@ class RegisteredModel(models.Model):
 
     class Meta:
         ordering = ["name"]
+        indexes = [
+            models.Index(fields=["requested_at"], name="model_request", condition=~Q(requested=""))
+        ]
 
     def __str__(self) -> str:
         return self.name
@@ -312,6 +350,30 @@ class RegisteredModel(models.Model):
     @property
     def loaded(self) -> bool:
         return self.status == self.Status.LOADED
+
+    @property
+    def pinned(self) -> bool:
+        """Whether only a request may unload it."""
+        return bool(self.config.get("pinned", False))
+
+    @property
+    def keep_alive(self) -> timedelta | None:
+        """How long it stays in memory when nobody uses it; None: for ever."""
+        seconds = self.config.get("keep_alive_seconds", settings.KEEP_ALIVE_SECONDS)
+        return None if self.pinned or seconds < 0 else timedelta(seconds=seconds)
+
+    @property
+    def crashed_too_often(self) -> bool:
+        return self.num_crashes >= self.MAX_CRASHES
+
+    @property
+    def crash_message(self) -> str:
+        """Why it is not loaded any more, and what to do."""
+        return (
+            f"The model {self.name} has crashed its worker {self.num_crashes} times and is not "
+            "loaded any more: delete it, and register it anew with other values, such as fewer "
+            "gpu_layers, a smaller context_window, a smaller max_num_seqs or another file."
+        )
 
     def set_status(self, status: "RegisteredModel.Status", worker: str = "", why: str = "") -> None:
         """Record where the model is; `worker` holds it in memory, `why` explains an error."""

@@ -1,18 +1,28 @@
-"""The model that this worker process holds in memory: loaded on first use, one at a time."""
+"""The models that this worker process holds in memory: as many as fit, least recently used out.
+
+Not for use by several threads, and never called from within a step of an engine.
+"""
 
 import logging
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db.models.functions import Now
+from django.utils import timezone
 
-from inference import gpu_memory, worker_identity
+from inference import device_memory, model_requests, worker_identity
 from inference.engine.engine import Engine
-from inference.engine.errors import EngineError
+from inference.engine.errors import EngineError, ModelLoadError
+from inference.engine.gguf_header import GGUFHeader, read_header
+from inference.engine.memory_estimate import MemoryEstimate, estimate
 from inference.engine.runner import LoadParams
 from inference.errors import ErrorCode, InferenceError
-from inference.models import RegisteredModel
+from inference.models import GenerationTask, RegisteredModel
 from inference.registration import resolve_model_path
 
 if TYPE_CHECKING:
@@ -20,7 +30,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Request = RegisteredModel.Request
 Status = RegisteredModel.Status
+
+_DEFAULT_BATCH_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,37 +44,117 @@ class Resident:
     runner: "LlamaRunner"
     engine: Engine
     loaded_at: float
+    estimate: MemoryEstimate
 
 
-_resident: Resident | None = None
+# By name, the least recently used first.
+_residents: dict[str, Resident] = {}
+_names_in_use: set[str] = set()
+
+
+class _NoRoomError(ModelLoadError):
+    """The model does not fit into the memory that is free now."""
 
 
 def load(model: RegisteredModel) -> Resident:
-    """The model, loaded now unless it is in memory. Raises InferenceError, in llama.cpp's words."""
-    global _resident
-    if _resident and _is_same(_resident.model, model):
-        return _resident
-    unload()
+    """The model, loaded now unless it is resident. Raises InferenceError MODEL_LOAD_FAILED."""
+    found = _residents.get(model.name)
+    if found is not None and _is_same(found.model, model):
+        return found
+    if model.crashed_too_often:
+        raise InferenceError(model.crash_message, ErrorCode.MODEL_LOAD_FAILED)
+    if model.name in _names_in_use:
+        message = f"The model {model.name} was registered anew while it ran: submit again."
+        raise InferenceError(message, ErrorCode.MODEL_LOAD_FAILED)
+    unload(model.name)
     model.set_status(Status.LOADING, worker_identity.current())
     try:
-        _resident = _load(model)
-    except (EngineError, ValueError) as error:
+        made = _load_with_room(model)
+    except (EngineError, ValueError, OSError) as error:
         model.set_status(Status.ERROR, why=str(error))
+        model_requests.end(model, Request.LOAD)
+        logger.warning("Model %s could not be loaded: %s", model.name, error)
         message = f"The model {model.name} could not be loaded: {error}"
         raise InferenceError(message, ErrorCode.MODEL_LOAD_FAILED) from error
+    _residents[model.name] = made
     model.set_status(Status.LOADED, worker_identity.current())
-    return _resident
+    _record_use(made)
+    model_requests.end(model, Request.LOAD)
+    return made
 
 
-def unload(name: str | None = None) -> None:
-    """Free the resident model: any, or only the one of that name."""
-    global _resident
-    if _resident is None or (name and _resident.model.name != name):
+def resident(name: str) -> Resident:
+    """The model of that name, which must be loaded."""
+    return _residents[name]
+
+
+@contextmanager
+def in_use(used: Resident) -> Iterator[None]:
+    """Keep the model in memory while the block runs, and from then on for as long as it says."""
+    name = used.model.name
+    _residents[name] = _residents.pop(name)
+    _names_in_use.add(name)
+    _record(used, unload_at=None, last_used_at=Now())
+    try:
+        yield
+    finally:
+        _names_in_use.discard(name)
+        _record_use(used)
+
+
+def unload(name: str) -> None:
+    """Free the model of that name, if this worker holds it. Not for one in use."""
+    assert name not in _names_in_use, f"{name} is in use"
+    freed = _residents.pop(name, None)
+    if freed is None:
         return
-    _resident.runner.close()
-    _resident.model.set_status(Status.AVAILABLE)
-    logger.info("Model %s unloaded", _resident.model.name)
-    _resident = None
+    freed.runner.close()
+    _record(freed, status=Status.AVAILABLE, loaded_by="", unload_at=None, updated_at=Now())
+    logger.info("Model %s unloaded", name)
+
+
+def unload_all() -> None:
+    """Free all models."""
+    for name in list(_residents):
+        unload(name)
+
+
+def serve_requests() -> None:
+    """Unload what is deleted or idle, then do what the rows ask for; for between two sessions."""
+    _unload_forgotten()
+    for model in list(RegisteredModel.objects.requests_pending()):
+        _serve(model)
+
+
+def _serve(model: RegisteredModel) -> None:
+    """Whatever happens, the request ends here: it must not stand before all tasks for ever."""
+    try:
+        if model.requested == Request.UNLOAD:
+            unload(model.name)
+        else:
+            _record_use(load(model))
+    except InferenceError:
+        pass  # the row says why
+    finally:
+        model_requests.end(model, Request(model.requested))
+
+
+def _unload_forgotten() -> None:
+    """Unload models that are registered no more, and those that nobody has used for long."""
+    ids = [held.model.pk for held in _residents.values()]
+    rows = RegisteredModel.objects.filter(pk__in=ids) if ids else []
+    known = {model.pk: model for model in rows}
+    for held in list(_residents.values()):
+        model = known.get(held.model.pk)
+        if model is None or _is_idle(model):
+            unload(held.model.name)
+
+
+def _is_idle(model: RegisteredModel) -> bool:
+    """Past its time, and no task is waiting for it."""
+    if model.unload_at is None or model.unload_at > timezone.now():
+        return False
+    return not GenerationTask.objects.pending().filter(model_name=model.name).exists()
 
 
 def _is_same(loaded: RegisteredModel, wanted: RegisteredModel) -> bool:
@@ -69,34 +162,106 @@ def _is_same(loaded: RegisteredModel, wanted: RegisteredModel) -> bool:
     return loaded.pk == wanted.pk and loaded.config == wanted.config
 
 
-def _load(model: RegisteredModel) -> Resident:
+def _record_use(used: Resident) -> None:
+    keep_alive = used.model.keep_alive
+    unload_at = None if keep_alive is None else Now() + keep_alive
+    _record(used, unload_at=unload_at, last_used_at=Now())
+
+
+def _record(held: Resident, **fields: Any) -> None:
+    """Write to the model's row, unless another worker has taken it over or it was deleted."""
+    mine = RegisteredModel.objects.filter(pk=held.model.pk, loaded_by=worker_identity.current())
+    try:
+        mine.update(**fields)
+    except DatabaseError as exc:
+        # Tasks go on; the row is right again when the model is used or unloaded next.
+        logger.warning("Model %s: its row was not updated: %s", held.model.name, exc)
+
+
+def _load_with_room(model: RegisteredModel) -> Resident:
+    """Load it; idle models make room, then sequences. Raises ModelLoadError when all is in vain."""
+    params = wanted = _load_params(model)
+    header = read_header(params.path)
+    while True:
+        try:
+            made = _load(model, params, header)
+        except _NoRoomError as error:
+            if not _evict_least_recently_used(model.name, error):
+                if params.max_num_seqs == 1:
+                    raise
+                params = replace(params, max_num_seqs=params.max_num_seqs // 2)
+            continue
+        if params != wanted:
+            logger.warning(
+                "Model %s: memory for %d of %d sequences",
+                *(model.name, params.max_num_seqs, wanted.max_num_seqs),
+            )
+        return made
+
+
+def _load(model: RegisteredModel, params: LoadParams, header: GGUFHeader) -> Resident:
     # llama.cpp takes a second to import: only the process that runs models pays for it.
     from inference.engine.llama_runner import LlamaRunner
 
     started = time.monotonic()
-    params = _load_params(model)
-    gpu_memory.check_fits(model.size_bytes or 0, params.gpu_layers)
-    runner = LlamaRunner(params)
-    engine = Engine(runner)
+    needed = _checked_estimate(model, params, header)
+    try:
+        runner = LlamaRunner(params)
+    except ModelLoadError as error:
+        # So says llama.cpp when the system does not give what was estimated to be there.
+        if "allocate" in str(error):
+            raise _NoRoomError(str(error)) from error
+        raise
     now = time.monotonic()
     logger.info("Model %s loaded in %.2f s", model.name, now - started)
-    return Resident(model, runner, engine, now)
+    return Resident(model, runner, Engine(runner), now, needed)
+
+
+def _checked_estimate(
+    model: RegisteredModel, params: LoadParams, header: GGUFHeader
+) -> MemoryEstimate:
+    """What the model will need. Raises _NoRoomError when that is not there now."""
+    gpu_layers = device_memory.used_gpu_layers(params.gpu_layers)
+    needed = estimate(
+        header,
+        context_window=params.context_window,
+        max_num_seqs=params.max_num_seqs,
+        num_cache_cells=params.num_cache_cells,
+        num_batch_tokens=params.num_batch_tokens,
+        gpu_layers=gpu_layers,
+    )
+    residents = [held.estimate for held in _residents.values()]
+    try:
+        device_memory.check_fits(model.name, needed, gpu_layers=gpu_layers, residents=residents)
+    except ModelLoadError as error:
+        raise _NoRoomError(str(error)) from error
+    return needed
+
+
+def _evict_least_recently_used(for_name: str, reason: Exception) -> bool:
+    """Free one model that may go. False when there is none."""
+    for name, held in _residents.items():
+        if name not in _names_in_use and not held.model.pinned:
+            logger.info("Model %s makes room for %s: %s", name, for_name, reason)
+            unload(name)
+            return True
+    return False
 
 
 def _load_params(model: RegisteredModel) -> LoadParams:
     """The registration's values, else the settings'. ValueError when the file is gone."""
     config = model.config
     context_window = model.context_window or settings.N_CTX
-    gpu_layers = config.get("gpu_layers", settings.GPU_LAYERS)
-    num_batch_tokens = config.get("num_batch_tokens") or settings.N_BATCH
-    if not num_batch_tokens:
-        # A step is how long a cancel may wait: on a CPU a smaller one keeps it below half a second.
-        num_batch_tokens = 512 if gpu_layers and gpu_memory.has_gpu() else 128
+    wanted = config.get("num_batch_tokens") or settings.N_BATCH or _DEFAULT_BATCH_TOKENS
+    num_batch_tokens = min(wanted, context_window)
+    max_num_seqs = config.get("max_num_seqs", settings.MAX_NUM_SEQS)
     return LoadParams(
         path=resolve_model_path(config["model_path"]),
         context_window=context_window,
-        num_batch_tokens=min(num_batch_tokens, context_window),
-        max_num_seqs=1,
-        gpu_layers=gpu_layers,
+        num_cache_cells=config.get("num_cache_cells"),
+        num_batch_tokens=num_batch_tokens,
+        # A batch has room for one token of each sequence.
+        max_num_seqs=min(max_num_seqs, num_batch_tokens),
+        gpu_layers=config.get("gpu_layers", settings.GPU_LAYERS),
         num_threads=config.get("num_threads", settings.N_THREADS) or None,
     )

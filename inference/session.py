@@ -1,10 +1,41 @@
-"""A GPU session: one worker, one GPU, the pending tasks in exact priority order."""
+"""A GPU session: one Celery task at a time on a GPU, and many sequences in it.
+
+The task that is claimed first is the lead: its model runs. While it does, the session admits other
+pending tasks for the same model straight from the database, most urgent first, whenever a sequence
+is free; their own messages find them claimed later. Nobody else touches the engine meanwhile.
+"""
+
+import faulthandler
+import logging
+import multiprocessing
+import sys
+import time
 
 from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import connection
 
-from inference import gpu_guard, lifecycle
-from inference.execution import execute
-from inference.models import GenerationTask, Queue
+from inference import dispatch, gpu_guard, lifecycle, residency
+from inference.execution import Attempt
+from inference.models import GenerationTask, Queue, RegisteredModel
+from inference.residency import Resident
+from monitoring import streams
+
+logger = logging.getLogger(__name__)
+
+# Chunks go out, and news come in, with one round trip a step, but no more often than this.
+_EXCHANGE_SECONDS = 0.02
+# News may be lost with Redis: the database is looked at this often without any.
+_LOOK_AGAIN_SECONDS = 0.5
+_REARM_SECONDS = 1.0
+
+# Set in the worker's main process when it is told to stop; its children inherit it by fork.
+_draining = multiprocessing.Event()
+
+
+def drain() -> None:
+    """Start nothing new: the worker of this process is to stop."""
+    _draining.set()
 
 
 def run(rung_task_id: str) -> None:
@@ -14,13 +45,130 @@ def run(rung_task_id: str) -> None:
     the database says which task is next.
     """
     with gpu_guard.hold(settings.GPU_INDEX):
-        while _is_pending(rung_task_id):
+        while not _draining.is_set() and _is_pending(rung_task_id):
+            residency.serve_requests()
             lease = lifecycle.claim_most_urgent(Queue.GPU)
             if lease is None:
                 return
-            gpu_guard.show_task(settings.GPU_INDEX, lease.task.pk)
-            execute(lease)
+            _answer(Attempt(lease))
 
 
 def _is_pending(task_id: str) -> bool:
     return GenerationTask.objects.pending().filter(pk=task_id).exists()
+
+
+def _answer(lead: Attempt) -> None:
+    """Run the session of a claimed task, from loading its model to its last sequence's end."""
+    gpu_guard.show_task(settings.GPU_INDEX, lead.task_id)
+    if not lead.advance():  # loads the model and queues the prompt
+        return
+    resident = residency.resident(lead.model_name)
+    with residency.in_use(resident):
+        Session(lead, resident).run()
+
+
+class Session:
+    """The attempts that share an engine, stepped until all of them have ended."""
+
+    def __init__(self, lead: Attempt, resident: Resident) -> None:
+        self._model_name = lead.model_name
+        self._engine = resident.engine
+        self._attempts = [lead]
+        self._shown = lead
+        self._news_seen = dispatch.news_of_gpu()
+        self._has_news = True
+        self._exchanged_at = 0.0
+        self._looked_at = 0.0
+
+    def run(self) -> None:
+        """Step, hand out, admit; whatever fails, no sequence stays behind in the engine."""
+        watchdog = _Watchdog()
+        try:
+            while self._attempts:
+                watchdog.feed()
+                self._engine.step()
+                self._advance()
+                self._exchange()
+                self._look()
+        finally:
+            watchdog.stop()
+            for attempt in self._attempts:
+                attempt.abandon()
+
+    def _advance(self) -> None:
+        """Give each attempt its new text; one that ends makes room, and may let another start."""
+        running = []
+        for attempt in self._attempts:
+            if attempt.advance():
+                running.append(attempt)
+            else:
+                self._has_news = True
+        self._attempts = running
+        if running and running[0] is not self._shown:
+            self._shown = running[0]
+            gpu_guard.show_task(settings.GPU_INDEX, self._shown.task_id)
+
+    def _exchange(self) -> None:
+        """One round trip: chunks out; in comes whether anything was submitted or cancelled."""
+        now = time.monotonic()
+        if now - self._exchanged_at < _EXCHANGE_SECONDS:
+            return
+        self._exchanged_at = now
+        chunks = [attempt.chunks for attempt in self._attempts]
+        news = streams.send(chunks, read_key=dispatch.GPU_NEWS_KEY)
+        if news != self._news_seen:
+            self._news_seen = news
+            self._has_news = True
+
+    def _look(self) -> None:
+        """See in the database, when there is news of it, who is cancelled and who may join."""
+        now = time.monotonic()
+        if not self._has_news and now - self._looked_at < _LOOK_AGAIN_SECONDS:
+            return
+        self._has_news = False
+        self._looked_at = now
+        try:
+            lifecycle.refresh([attempt.lease for attempt in self._attempts])
+            self._admit()
+        except DatabaseError as exc:
+            logger.warning("No tasks are admitted, the database does not answer: %s", exc)
+            connection.close_if_unusable_or_obsolete()
+
+    def _admit(self) -> None:
+        """Claim riders while there are free sequences, and it is the model's turn."""
+        while len(self._attempts) < self._engine.max_num_seqs and self._may_admit():
+            lease = lifecycle.claim_rider(Queue.GPU, self._model_name)
+            if lease is None:
+                return
+            rider = Attempt(lease)
+            if rider.advance():
+                self._attempts.append(rider)
+
+    def _may_admit(self) -> bool:
+        """Not when this worker stops, and not before models that are to be loaded or unloaded."""
+        if _draining.is_set():
+            return False
+        return not RegisteredModel.objects.requests_pending().exists()
+
+
+class _Watchdog:
+    """Ends the process, with the stacks of all threads, when a step of the engine never returns.
+
+    Nothing else can: the lease of a task that hangs in native code is renewed by another thread.
+    """
+
+    def __init__(self) -> None:
+        self._fed_at = float("-inf")
+
+    def feed(self) -> None:
+        """Say that the process lives; the alarm is set anew about once a second."""
+        now = time.monotonic()
+        if now - self._fed_at >= _REARM_SECONDS:
+            self._fed_at = now
+            limit = settings.STEP_TIMEOUT_SECONDS + _REARM_SECONDS
+            # Celery puts a logger in the place of sys.stderr, which has no descriptor.
+            stderr = sys.__stderr__ or sys.stderr
+            faulthandler.dump_traceback_later(limit, exit=True, file=stderr)
+
+    def stop(self) -> None:
+        faulthandler.cancel_dump_traceback_later()

@@ -11,6 +11,7 @@ from django.utils import timezone
 from rest_framework.exceptions import ValidationError
 
 from conversations.models import Conversation
+from inference import structured_output
 from inference.engine.errors import GrammarError
 from inference.engine.gbnf import check_grammar
 from inference.models import GenerationTask, RegisteredModel
@@ -20,8 +21,6 @@ from inference.serializers import MAX_METADATA_BYTES, MAX_METADATA_DEPTH, SAMPLI
 
 # Part of the contract, but not of this version: refused, so that nobody waits for them.
 _NOT_YET = {
-    "response_format": "Structured output is not available in this version: leave it out.",
-    "output_schema": "Structured output is not available in this version: leave it out.",
     "webhook_url": "Webhooks are not available in this version: leave it out, and poll or ?wait.",
     "fallback_models": "Fallbacks are not available in this version: leave the list empty.",
 }
@@ -97,6 +96,8 @@ def _model(data: dict[str, Any], conversation: Conversation | None) -> Registere
     if model is None:
         message = f"There is no model {name}: {_MODEL_LIST}"
         raise ValidationError({"model": [message]})
+    if model.crashed_too_often:
+        raise ValidationError({"model": [model.crash_message]})
     return model
 
 
@@ -116,6 +117,7 @@ def _request(
         "save_to_conversation": data["save_to_conversation"],
         "stream": data["stream"],
         "params": _params(data, model, provider),
+        "response_format": _response_format(data, model, provider),
         "timeout_seconds": data["timeout_seconds"],
         "deadline_seconds": data.get("deadline_seconds"),
         "context_overflow": data["context_overflow"],
@@ -166,6 +168,22 @@ def _grammar(grammar: str, model: RegisteredModel) -> str:
     except GrammarError as error:
         raise ValidationError({"grammar": [str(error)]}) from error
     return grammar
+
+
+def _response_format(
+    data: dict[str, Any], model: RegisteredModel, provider: type[Provider]
+) -> structured_output.ResponseFormat | None:
+    asked, schema = data.get("response_format"), data.get("output_schema")
+    response_format = structured_output.normalize(asked, schema)
+    if response_format is None:
+        return None
+    field = "output_schema" if asked is None else "response_format"
+    if not provider.supports_structured_output:
+        message = f"The {model.provider} provider has no structured output: take a local model."
+        raise ValidationError({field: [message]})
+    if data.get("grammar"):
+        raise ValidationError({field: ["It makes a grammar itself: leave grammar out."]})
+    return response_format
 
 
 def _metadata(data: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """Celery tasks: glue between a message and one domain function. Each may run twice, harmlessly."""
 
 from celery import Task, shared_task
+from django.conf import settings
 
-from inference import dispatch, lifecycle, residency, session
+from inference import dispatch, gpu_guard, lifecycle, model_requests, residency, session
 from inference.execution import execute
-from inference.models import Queue, RegisteredModel
+from inference.models import Queue
 
 
 @shared_task(name=dispatch.GENERATE, bind=True)
@@ -21,7 +22,7 @@ def generate(self: "Task[[str], None]", task_id: str) -> None:
 def sweep() -> None:
     """Repair what crashes left behind."""
     lifecycle.sweep()
-    RegisteredModel.objects.release_from_dead_workers()
+    model_requests.sweep()
 
 
 @shared_task(name="inference.purge")
@@ -31,7 +32,8 @@ def purge() -> None:
         pass
 
 
-@shared_task(name=dispatch.UNLOAD)
-def unload(model_name: str) -> None:
-    """Free a model that this worker holds."""
-    residency.unload(model_name)
+@shared_task(name=dispatch.SERVE_MODEL_REQUESTS)
+def serve_model_requests() -> None:
+    """Load and unload what the rows of the models ask for."""
+    with gpu_guard.hold(settings.GPU_INDEX):
+        residency.serve_requests()

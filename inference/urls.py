@@ -1,6 +1,7 @@
 from rest_framework.routers import DefaultRouter
 
-from inference.views import RegisteredModelViewSet, TaskViewSet
+from inference.model_views import RegisteredModelViewSet
+from inference.views import TaskViewSet
 
 router = DefaultRouter()
 router.trailing_slash = "/?"

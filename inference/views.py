@@ -1,4 +1,4 @@
-"""The routes of tasks and models: validate, call one thing, respond."""
+"""The routes of tasks: validate, call one thing, respond."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,20 +10,20 @@ from django.utils.dateparse import parse_datetime
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, status, viewsets
 from rest_framework.decorators import action
-from rest_framework.exceptions import APIException, NotFound, ValidationError
+from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
-from inference import dispatch, lifecycle, long_poll, registration, submission
-from inference.models import GenerationTask, RegisteredModel
-from inference.pagination import ModelPagination, TaskPagination, queue_positions
+from inference import lifecycle, submission
+from inference.api_errors import Conflict, QueueFull
+from inference.long_poll import WAIT_PARAMETER, WaitingResponse, requested_seconds
+from inference.models import GenerationTask
+from inference.pagination import TaskPagination, queue_positions
 from inference.report import report
 from inference.serializers import (
     MAX_BATCH,
     MAX_KEY_LENGTH,
-    ModelRegistrationSerializer,
-    RegisteredModelSerializer,
     ReportSerializer,
     TaskSerializer,
     TaskSubmissionSerializer,
@@ -31,7 +31,6 @@ from inference.serializers import (
     task_body,
 )
 
-_WAIT = OpenApiParameter("wait", float, description="Seconds to wait for the task's end, up to 60.")
 _FILTERS = [
     OpenApiParameter("status", str, enum=GenerationTask.Status.values),
     OpenApiParameter("model", str),
@@ -45,18 +44,6 @@ _EXACT_FILTERS = {
     "conversation_id": "conversation_id",
 }
 _TIME_FILTERS = {"created_after": "created_at__gt", "created_before": "created_at__lt"}
-
-
-class Conflict(APIException):
-    status_code = status.HTTP_409_CONFLICT
-    default_code = "conflict"
-
-
-class QueueFull(APIException):
-    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
-    default_detail = "Too many tasks are pending: submit again in a few seconds."
-    default_code = "queue_full"
-    wait = 5
 
 
 def _owner(request: Request) -> str:
@@ -132,11 +119,15 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
         context = {"queue_positions": queue_positions(list(page))}
         return self.get_paginated_response(TaskSerializer(page, many=True, context=context).data)
 
-    @extend_schema(parameters=[_WAIT])
+    @extend_schema(parameters=[WAIT_PARAMETER])
     def retrieve(self, request: Request, pk: str) -> Response:
         """A task; with `?wait=30` or `Prefer: wait=30` as soon as it has ended."""
         task = self.get_object()
-        return long_poll.mark(long_poll.TaskResponse(task_body(task)), request, task)
+        return WaitingResponse(
+            task_body(task),
+            wait_for=None if task.has_ended else task.pk,
+            wait_seconds=requested_seconds(request),
+        )
 
     @extend_schema(responses=ReportSerializer)
     @action(detail=True, methods=["get"])
@@ -204,72 +195,3 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
         except (ValueError, OverflowError):  # no date, or before the year 1 in UTC
             pass
         raise ValidationError({name: ["Give ISO 8601 with a zone: 2026-01-31T12:00:00Z."]})
-
-
-class RegisteredModelViewSet(
-    mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[RegisteredModel]
-):
-    """Models that tasks can name."""
-
-    queryset = RegisteredModel.objects.order_by("name")
-    serializer_class = RegisteredModelSerializer
-    pagination_class = ModelPagination
-    lookup_field = "name"
-    lookup_value_regex = "[A-Za-z0-9._:-]{1,100}"
-
-    def get_object(self) -> RegisteredModel:
-        model = RegisteredModel.objects.read(self.kwargs["name"])
-        if model is None:
-            raise NotFound(
-                f"There is no model {self.kwargs['name']}: GET /api/v1/models lists them."
-            )
-        return model
-
-    def get_queryset(self) -> QuerySet[RegisteredModel]:
-        models = super().get_queryset()
-        params = self.request.query_params
-        if provider := params.get("provider"):
-            if provider not in RegisteredModel.Provider.values:
-                choices = ", ".join(RegisteredModel.Provider.values)
-                raise ValidationError({"provider": [f"Choose one of {choices}."]})
-            models = models.filter(provider=provider)
-        if loaded := params.get("loaded"):
-            if loaded not in ("true", "false"):
-                raise ValidationError({"loaded": ["Give true or false."]})
-            is_loaded = {"status": RegisteredModel.Status.LOADED}
-            models = models.filter(**is_loaded) if loaded == "true" else models.exclude(**is_loaded)
-        return models
-
-    @extend_schema(parameters=[OpenApiParameter("provider", str), OpenApiParameter("loaded", bool)])
-    def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """All registered models."""
-        return super().list(request, *args, **kwargs)
-
-    @extend_schema(request=ModelRegistrationSerializer, responses={201: RegisteredModelSerializer})
-    @action(detail=False, methods=["post"])
-    def register(self, request: Request) -> Response:
-        """Register a model. `local`: a GGUF file in MODELS_DIR. `echo`: says the prompt back."""
-        fields = ModelRegistrationSerializer().run_validation(request.data)
-        try:
-            model = registration.register(**fields)
-        except registration.ModelExistsError as error:
-            message = f"There is a model {error} already: delete it first, or take another name."
-            raise Conflict(message) from error
-        return Response(RegisteredModelSerializer(model).data, status=201)
-
-    @extend_schema(parameters=[OpenApiParameter("delete_file", bool)])
-    def destroy(self, request: Request, name: str) -> Response:
-        """Forget a model. Its file stays, unless `?delete_file=true`."""
-        model = self.get_object()
-        delete_file = request.query_params.get("delete_file", "false")
-        if delete_file not in ("true", "false"):
-            raise ValidationError({"delete_file": ["Give true or false."]})
-        if GenerationTask.objects.unfinished().filter(model_name=model.name).exists():
-            raise Conflict(f"Tasks still use {model.name}: wait for them, or cancel them.")
-        if delete_file == "true" and (other := registration.shares_file(model)):
-            raise Conflict(f"The model {other} uses the same file: delete that model first.")
-        model.delete()
-        dispatch.unload(model)
-        if delete_file == "true":
-            registration.delete_file(model)
-        return Response(status=status.HTTP_204_NO_CONTENT)

@@ -1,4 +1,7 @@
-"""Waking the long polls of a web process when a task ends."""
+"""Waking the long polls of a web process when what they wait for has ended.
+
+A task is announced by its id, anything else by a key that no task can have.
+"""
 
 import asyncio
 import contextlib
@@ -8,7 +11,7 @@ from collections.abc import Iterator
 
 import redis
 
-from monitoring.redis_client import async_client
+from monitoring.redis_client import async_client, client
 from monitoring.streams import ENDED_CHANNEL
 
 logger = logging.getLogger(__name__)
@@ -16,7 +19,15 @@ logger = logging.getLogger(__name__)
 _RECONNECT_SECONDS = 1.0
 
 
-class EndedTasks:
+def announce(key: str) -> None:
+    """Wake everyone who waits for this; without Redis they look for themselves."""
+    try:
+        client().publish(ENDED_CHANNEL, key)
+    except redis.RedisError as exc:
+        logger.warning("The end of %s was not announced: %s", key, exc)
+
+
+class Waiters:
     """One subscription for all waiters of a process; must live on one event loop."""
 
     def __init__(self) -> None:
@@ -29,22 +40,22 @@ class EndedTasks:
             self._listener = asyncio.create_task(self._listen())
 
     @contextlib.contextmanager
-    def waiting_for(self, task_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set when the task ends, from now on."""
+    def waiting_for(self, key: str) -> Iterator[asyncio.Event]:
+        """An event that is set when the end is announced, from now on."""
         self.start()
         event = asyncio.Event()
-        self._waiters[task_id].add(event)
+        self._waiters[key].add(event)
         try:
             yield event
         finally:
-            self._waiters[task_id].discard(event)
-            if not self._waiters[task_id]:
-                del self._waiters[task_id]
+            self._waiters[key].discard(event)
+            if not self._waiters[key]:
+                del self._waiters[key]
 
     async def _listen(self) -> None:
         while True:
             try:
-                async with async_client() as client, client.pubsub() as pubsub:
+                async with async_client() as redis_client, redis_client.pubsub() as pubsub:
                     await pubsub.subscribe(ENDED_CHANNEL)
                     async for message in pubsub.listen():
                         for event in self._waiters.get(str(message["data"]), ()):

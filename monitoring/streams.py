@@ -7,12 +7,12 @@ a preview for readers; the saved result is the truth. It lives as long as the ta
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import redis
 from django.conf import settings
 
-from monitoring.redis_client import client
+from monitoring.redis_client import RedisClient, client
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 ENDED_CHANNEL = "tasks:ended"
 
 _FLUSH_SECONDS = 0.03
+_WARN_AGAIN_SECONDS = 10.0
+
+_warned_at = float("-inf")
 
 
 def stream_key(task_id: str) -> str:
@@ -28,7 +31,7 @@ def stream_key(task_id: str) -> str:
 
 
 class ChunkWriter:
-    """Writes the text of one attempt, several chunks a round trip; never fails the generation."""
+    """Collects the text of one attempt for its stream; several chunks go out in a round trip."""
 
     def __init__(self, task_id: str, attempt: int) -> None:
         self._task_id = task_id
@@ -38,31 +41,53 @@ class ChunkWriter:
         self._flushed_at = 0.0
 
     def write(self, text: str) -> None:
-        """Queue a chunk; what is queued goes out about every 30 ms, the first chunk at once."""
-        if text:
-            self._buffer.append(text)
-        if self._buffer and time.monotonic() - self._flushed_at >= _FLUSH_SECONDS:
-            self.flush()
+        """Queue a chunk."""
+        self._buffer.append(text)
 
-    def close(self) -> None:
-        """Send the rest."""
-        self.flush()
+    def flush_if_due(self) -> None:
+        """Send what is queued about every 30 ms, the first chunk at once."""
+        if time.monotonic() - self._flushed_at >= _FLUSH_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         """Send what is queued in one round trip. Without Redis only the preview is lost."""
         self._flushed_at = time.monotonic()
-        if not self._buffer:
-            return
-        pipe = client().pipeline(transaction=False)
+        if self._buffer:
+            send([self])
+
+    def put_into(self, pipe: RedisClient) -> None:
+        """Queue the commands that send what is queued."""
         for text in self._buffer:
             entry = {"type": "token", "text": text, "index": self._index, "attempt": self._attempt}
             pipe.xadd(stream_key(self._task_id), entry)
             self._index += 1
         self._buffer.clear()
-        try:
-            pipe.execute()
-        except redis.RedisError as exc:
-            logger.warning("Task %s: no live tokens, Redis is unreachable: %s", self._task_id, exc)
+
+
+def send(writers: Iterable[ChunkWriter], read_key: str | None = None) -> str | None:
+    """Send the chunks of several attempts in one round trip, and read a key in the same.
+
+    None without Redis, or without a value. Never fails the generation.
+    """
+    pipe = client().pipeline(transaction=False)
+    for writer in writers:
+        writer.put_into(pipe)
+    if read_key:
+        pipe.get(read_key)
+    try:
+        answers = pipe.execute()
+    except redis.RedisError as exc:
+        _warn("No live tokens, Redis is unreachable: %s", exc)
+        return None
+    return answers[-1] if read_key else None
+
+
+def _warn(message: str, error: Exception) -> None:
+    """At most one line in ten seconds: there is a chunk every few milliseconds."""
+    global _warned_at
+    if time.monotonic() - _warned_at > _WARN_AGAIN_SECONDS:
+        _warned_at = time.monotonic()
+        logger.warning(message, error)
 
 
 def end(task_id: str, attempt: int, status: str) -> None:

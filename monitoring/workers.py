@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 
 import redis
 
@@ -13,10 +14,15 @@ _BEAT_SECONDS = 5
 _ALIVE_SECONDS = 15
 
 
-def announce(worker: str, queues: list[str]) -> threading.Event:
-    """Say every 5 s, from a daemon thread, that `worker` serves `queues`; set the event to stop."""
+def announce(
+    worker: str, queues: list[str], also: Callable[[], object] = lambda: None
+) -> threading.Event:
+    """Say every 5 s, from a daemon thread, that `worker` serves `queues`; set the event to stop.
+
+    `also` is called each time; it must not raise.
+    """
     stop = threading.Event()
-    threading.Thread(target=_beat, args=(worker, queues, stop), daemon=True).start()
+    threading.Thread(target=_beat, args=(worker, queues, also, stop), daemon=True).start()
     return stop
 
 
@@ -28,9 +34,12 @@ def count(queues: list[str]) -> dict[str, int]:
     }
 
 
-def _beat(worker: str, queues: list[str], stop: threading.Event) -> None:
+def _beat(
+    worker: str, queues: list[str], also: Callable[[], object], stop: threading.Event
+) -> None:
     keys = [f"worker:{queue}:{worker}" for queue in queues]
     while True:
+        also()
         try:
             pipe = client().pipeline(transaction=False)
             for key in keys:

@@ -18,14 +18,15 @@ from django.core.handlers.base import BaseHandler
 from django.http import HttpResponse, HttpResponseBase, JsonResponse
 from django.urls import set_script_prefix
 
-from monitoring.ended import EndedTasks
+from inference import long_poll
+from monitoring.ended import Waiters
 from sopllm.exceptions import error_body
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# A task that ends without being announced (Redis away) is noticed after this.
+# An end that is not announced (Redis away) is noticed after this.
 _LOOK_AGAIN_SECONDS = 2.0
 # A body too large is read to its end, within reason: most clients read no answer before.
 _DRAIN_FACTOR = 8
@@ -38,11 +39,11 @@ class PooledHandler(BaseHandler):
         super().__init__()
         self.load_middleware(is_async=False)
         self._pool = ThreadPoolExecutor(settings.WEB_THREADS, thread_name_prefix="web")
-        self._ended = EndedTasks()
+        self._waiters = Waiters()
 
     def start(self) -> None:
         """Call it when the event loop runs, before the first request."""
-        self._ended.start()
+        self._waiters.start()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         body = await _read_body(receive)
@@ -50,7 +51,7 @@ class PooledHandler(BaseHandler):
             await _send(send, _too_large())
             return
         response = await self._respond(scope, body)
-        if getattr(response, "wait_for_task", None):
+        if getattr(response, "wait_for", None):
             response = await self._respond_after_end(scope, receive, body, response)
         await _send(send, response)
 
@@ -70,20 +71,21 @@ class PooledHandler(BaseHandler):
     async def _respond_after_end(
         self, scope: Message, receive: Receive, body: bytes, first: Any
     ) -> HttpResponse:
-        """Ask the view again when its task has ended, the time is over, or the client is gone."""
+        """Ask the view again when the end has come, the time is over, or the client is gone."""
+        scope = {**scope, long_poll.REPEAT: True}
         give_up_at = time.monotonic() + first.wait_seconds
         gone = asyncio.ensure_future(receive())
         try:
-            with self._ended.waiting_for(first.wait_for_task) as ended:
+            with self._waiters.waiting_for(first.wait_for) as ended:
                 while True:
-                    # Asked first once the waiter stands: the task may have ended in between.
+                    # Asked first once the waiter stands: the end may have come in between.
                     response = await self._respond(scope, body)
                     left = give_up_at - time.monotonic()
-                    if not getattr(response, "wait_for_task", None) or left <= 0 or gone.done():
+                    if not getattr(response, "wait_for", None) or left <= 0 or gone.done():
                         return response
                     try:
                         await _first_of(ended.wait(), gone, min(left, _LOOK_AGAIN_SECONDS))
-                    except asyncio.CancelledError:  # the server stops: say how far the task is
+                    except asyncio.CancelledError:  # the server stops: say how far it is
                         return response
         finally:
             gone.cancel()

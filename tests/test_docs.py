@@ -66,6 +66,9 @@ def test_description_names_every_route(schema: Any) -> None:
         ("get", "/api/v1/models"),
         ("get", "/api/v1/models/{}"),
         ("delete", "/api/v1/models/{}"),
+        ("post", "/api/v1/models/check-compatibility"),
+        ("post", "/api/v1/models/load"),
+        ("post", "/api/v1/models/unload"),
         ("post", "/api/v1/models/register"),
     }
 

@@ -11,8 +11,8 @@ import pytest
 from django.conf import settings
 from django.db import connections
 
-from inference import lifecycle
-from inference.models import GenerationTask
+from inference import lifecycle, model_requests
+from inference.models import GenerationTask, RegisteredModel
 from sopllm.asgi import application
 from sopllm.handler import PooledHandler
 from tests.conftest import Valkey
@@ -45,7 +45,7 @@ def talk(conversation: Conversation, host: str = "127.0.0.1") -> Any:
 
 async def stop_listening(handler: PooledHandler) -> None:
     """The client library may swallow a cancel that comes while it connects: ask until it obeys."""
-    listener = handler._ended._listener
+    listener = handler._waiters._listener
     while listener and not listener.done():
         listener.cancel()
         await asyncio.wait({listener}, timeout=0.1)
@@ -188,6 +188,39 @@ def test_end_is_noticed_without_redis(new_task: NewTask, valkey: Valkey) -> None
         return await waiting
 
     assert talk(conversation).json()["status"] == "completed"
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_wait_answers_when_the_model_is_loaded_or_cannot_be(valkey: Valkey, succeeds: bool) -> None:
+    model = RegisteredModel.objects.create(name="weights", provider="local")
+    path = "/api/v1/models/load?wait=30"
+
+    async def conversation(client: httpx.AsyncClient) -> httpx.Response:
+        waiting = asyncio.create_task(client.post(path, json={"model": "weights"}))
+        while not await asyncio.to_thread(is_requested):
+            assert not waiting.done()
+        await asyncio.to_thread(serve)
+        return await waiting
+
+    def is_requested() -> bool:
+        model.refresh_from_db()
+        connections.close_all()
+        return model.requested == "load"
+
+    def serve() -> None:
+        statuses = RegisteredModel.Status
+        model.set_status(statuses.LOADED if succeeds else statuses.ERROR, why="as tried")
+        model_requests.end(model, RegisteredModel.Request.LOAD)
+        connections.close_all()
+
+    started = time.monotonic()
+    response = talk(conversation)
+    assert response.status_code == 202
+    body = response.json()
+    assert (body["status"], body["requested"]) == ("loaded" if succeeds else "error", None)
+    assert time.monotonic() - started < 15
+    model.refresh_from_db()
+    assert model.requested == ""  # what is asked again after the wait asks for nothing
 
 
 def test_client_that_left_is_not_waited_for(new_task: NewTask) -> None:

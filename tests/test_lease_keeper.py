@@ -1,10 +1,12 @@
 """The thread that renews leases and learns of cancels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from inference import lease_keeper, lifecycle
+from inference.lifecycle import Lease
 from inference.models import GenerationTask
 from tests.conftest import wait_until
 from tests.test_lifecycle import claimed, expire, fresh
@@ -13,18 +15,27 @@ NewTask = Callable[..., GenerationTask]
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+@contextmanager
+def held(*leases: Lease) -> Iterator[None]:
+    for lease in leases:
+        lease_keeper.hold(lease)
+    yield
+    for lease in leases:
+        lease_keeper.release(lease)
+
+
 def test_held_lease_is_renewed(new_task: NewTask) -> None:
     lease = claimed(new_task())
     before = lease.task.lease_until
     assert before is not None
-    with lease_keeper.hold(lease):
+    with held(lease):
         wait_until(lambda: (fresh(lease.task).lease_until or before) > before)
     assert not lease.lost
 
 
 def test_cancel_is_learned_of(new_task: NewTask) -> None:
     lease, other = claimed(new_task()), claimed(new_task())
-    with lease_keeper.hold(lease), lease_keeper.hold(other):
+    with held(lease, other):
         lifecycle.cancel(lease.task)
         wait_until(lambda: lease.cancel_requested, seconds=2)
     assert not other.cancel_requested
@@ -32,7 +43,7 @@ def test_cancel_is_learned_of(new_task: NewTask) -> None:
 
 def test_lost_lease_is_learned_of(new_task: NewTask) -> None:
     lease = claimed(new_task())
-    with lease_keeper.hold(lease):
+    with held(lease):
         expire(lease.task)
         lifecycle.sweep()
         wait_until(lambda: lease.lost)
@@ -40,11 +51,11 @@ def test_lost_lease_is_learned_of(new_task: NewTask) -> None:
 
 def test_two_attempts_in_one_process_are_told_apart(new_task: NewTask) -> None:
     lost = claimed(new_task())
-    with lease_keeper.hold(lost):
+    with held(lost):
         expire(lost.task)
         lifecycle.sweep()
         second = claimed(lost.task)
-        with lease_keeper.hold(second):
+        with held(second):
             wait_until(lambda: lost.lost)
             lifecycle.cancel(second.task)
             wait_until(lambda: second.cancel_requested)
@@ -53,23 +64,22 @@ def test_two_attempts_in_one_process_are_told_apart(new_task: NewTask) -> None:
 
 def test_second_attempt_stays_held_when_the_first_gives_up(new_task: NewTask) -> None:
     first = claimed(new_task())
-    holding_first = lease_keeper.hold(first)
-    holding_first.__enter__()
+    lease_keeper.hold(first)
     expire(first.task)
     lifecycle.sweep()
     second = claimed(first.task)
-    with lease_keeper.hold(second):
-        holding_first.__exit__(None, None, None)
+    with held(second):
+        lease_keeper.release(first)
         lifecycle.cancel(second.task)
         wait_until(lambda: second.cancel_requested)
 
 
 def test_lease_that_is_given_back_is_not_renewed(new_task: NewTask) -> None:
-    given_back, held = claimed(new_task()), claimed(new_task())
-    with lease_keeper.hold(held):
-        with lease_keeper.hold(given_back):
-            pass
-        lifecycle.cancel(held.task)
+    given_back, kept = claimed(new_task()), claimed(new_task())
+    with held(kept):
+        lease_keeper.hold(given_back)
+        lease_keeper.release(given_back)
+        lifecycle.cancel(kept.task)
         lifecycle.cancel(given_back.task)
-        wait_until(lambda: held.cancel_requested)
+        wait_until(lambda: kept.cancel_requested)
     assert not given_back.cancel_requested

@@ -9,8 +9,7 @@ import pytest
 from django.conf import settings
 
 from conversations.models import Conversation
-from inference import execution, lifecycle, registration, residency
-from inference.lifecycle import Lease
+from inference import lifecycle, registration, residency, session
 from inference.models import GenerationTask, RegisteredModel
 from tests.test_lifecycle import fresh
 
@@ -35,19 +34,13 @@ def smol(db: None, smollm2_file: Path, monkeypatch: pytest.MonkeyPatch) -> Regis
 @pytest.fixture(scope="module", autouse=True)
 def _unload(django_db_blocker: Any) -> Iterator[None]:
     yield
-    if residency._resident:
-        residency._resident.runner.close()
-        residency._resident = None
-
-
-def claimed(task: GenerationTask) -> Lease:
-    lease = lifecycle.claim(task.pk)
-    assert lease is not None
-    return lease
+    for resident in residency._residents.values():
+        resident.runner.close()
+    residency._residents.clear()
 
 
 def run(task: GenerationTask) -> GenerationTask:
-    execution.execute(claimed(task))
+    session.run(task.pk)
     return fresh(task)
 
 
@@ -58,7 +51,7 @@ def result_of(task: GenerationTask) -> dict[str, Any]:
 
 
 def test_first_task_loads_the_model(new_task: NewTask, smol: RegisteredModel) -> None:
-    residency.unload()
+    residency.unload_all()
     task = run(new_task(**GREEDY))
     smol.refresh_from_db()
     assert (smol.status, smol.loaded_by != "") == ("loaded", True)
@@ -66,8 +59,6 @@ def test_first_task_loads_the_model(new_task: NewTask, smol: RegisteredModel) ->
     assert task.model_load_ms > 0
     again = run(new_task(**GREEDY))
     assert again.model_load_ms is None
-    residency.unload("another model")
-    assert residency._resident is not None
     residency.unload("smol")
     smol.refresh_from_db()
     assert (smol.status, smol.loaded_by) == ("available", "")
@@ -164,27 +155,26 @@ def test_cancel_is_obeyed_in_each_phase(
     new_task: NewTask, smol: RegisteredModel, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(new_task(**GREEDY))  # loads the model
-    assert residency._resident is not None
-    engine = residency._resident.engine
+    monkeypatch.setattr(session, "_EXCHANGE_SECONDS", 0.0)
+    engine = residency.resident("smol").engine
     unique = "prefill and more " if phase == "prefill" else "decode "
     prompt = (40 if phase == "prefill" else 1) * unique
-    lease = claimed(new_task(**GREEDY | {"max_tokens": 100}, prompt=prompt))
+    task = new_task(**GREEDY | {"max_tokens": 100}, prompt=prompt)
     step, num_steps = engine.step, 0
+    last_step = 1 if phase == "prefill" else 8
 
     def counted_step() -> Any:
         nonlocal num_steps
         num_steps += 1
-        if num_steps == (1 if phase == "prefill" else 4):
-            lease.cancel_requested = True
+        if num_steps == last_step:
+            lifecycle.cancel(task)
         return step()
 
     monkeypatch.setattr(engine, "step", counted_step)
-    execution.execute(lease)
-    task = fresh(lease.task)
-    result = result_of(task)
+    result = result_of(task := run(task))
     assert (task.status, result["finish_reason"]) == ("cancelled", "cancelled")
     assert (result["text"] == "") == (phase == "prefill")
-    assert num_steps == (1 if phase == "prefill" else 4)
+    assert last_step <= num_steps <= last_step + 1
     assert not engine.has_unfinished
     monkeypatch.undo()
     assert run(new_task(**GREEDY)).status == "completed"

@@ -8,15 +8,15 @@ import pytest
 from django.conf import settings
 from rest_framework.test import APIClient
 
-from inference import lifecycle
-from inference.models import RegisteredModel
+from inference import dispatch, lifecycle
+from inference.models import Queue, RegisteredModel
 from tests.test_tasks_api import NewTask, assert_error
 
 MODELS = "/api/v1/models"
 MODEL_FIELDS = {
     *("name", "provider", "context_window", "max_output_tokens", "supports_streaming"),
-    *("supports_structured_output", "status", "status_message", "loaded", "size_bytes"),
-    *("config", "extra"),
+    *("supports_structured_output", "status", "status_message", "loaded", "requested"),
+    *("last_used_at", "unload_at", "size_bytes", "config", "extra"),
 }
 
 
@@ -221,6 +221,11 @@ def test_bad_registration_is_refused_by_the_field(
         ("gpu_layers", -2),
         ("num_threads", 0),
         ("num_batch_tokens", 0),
+        ("max_num_seqs", 0),
+        ("max_num_seqs", 257),
+        ("num_cache_cells", 63),
+        ("keep_alive_seconds", -2),
+        ("pinned", "perhaps"),
         ("max_output_tokens", 128_001),
         ("generation_params", {"temperature": 3}),
         ("api_key", "secret"),
@@ -291,3 +296,51 @@ def test_file_of_two_models_is_not_deleted_with_one(api: APIClient, smollm2_file
     assert answer.status_code == 409
     assert "two" in answer.json()["message"]
     assert smollm2_file.exists()
+
+
+@pytest.fixture
+def weights(db: None) -> RegisteredModel:
+    return RegisteredModel.objects.create(name="weights", provider="local", status="available")
+
+
+def ask(api: APIClient, what: str, query: str = "", **body: object) -> Any:
+    return api.post(f"{MODELS}/{what}{query}", body, format="json")
+
+
+def test_load_is_accepted_and_shown(api: APIClient, weights: RegisteredModel) -> None:
+    answer = ask(api, "load", model="weights")
+    assert answer.status_code == 202
+    assert set(answer.json()) == MODEL_FIELDS
+    assert (answer.json()["status"], answer.json()["requested"]) == ("available", "load")
+    assert api.get(f"{MODELS}/weights").json() == answer.json()
+    changed = ask(api, "unload", "/", model="weights")
+    assert (changed.status_code, changed.json()["requested"]) == (202, "unload")
+
+
+def test_what_is_so_already_asks_for_nothing(api: APIClient, weights: RegisteredModel) -> None:
+    assert ask(api, "unload", model="weights").json()["requested"] is None
+    weights.set_status(RegisteredModel.Status.LOADED, "worker:1")
+    answer = ask(api, "load", model="weights").json()
+    assert (answer["loaded"], answer["requested"]) == (True, None)
+
+
+@pytest.mark.parametrize("what", ["load", "unload"])
+def test_bad_request_for_a_model_is_refused(
+    api: APIClient, weights: RegisteredModel, echo: RegisteredModel, what: str
+) -> None:
+    assert_error(ask(api, what, model="gone"), 404, "not_found")
+    assert_error(ask(api, what, model="echo"), 400, "validation_error", "model")
+    assert_error(ask(api, what), 400, "validation_error", "model")
+    assert_error(ask(api, what, model="a\0b"), 400, "validation_error", "model")
+    assert_error(ask(api, what, model="weights", force=True), 400, "validation_error", "force")
+    assert_error(ask(api, what, "?wait=61", model="weights"), 400, "validation_error", "wait")
+    weights.refresh_from_db()
+    assert weights.requested == ""
+
+
+def test_deleted_local_model_is_told_to_the_gpu_worker(
+    api: APIClient, weights: RegisteredModel, echo: RegisteredModel
+) -> None:
+    for model, num_rung in ((echo, 0), (weights, 1)):
+        assert api.delete(f"{MODELS}/{model.name}").status_code == 204
+        assert dispatch.waiting_messages(Queue.GPU) == num_rung

@@ -1,5 +1,6 @@
 """Tasks over HTTP: submit, list, read, cancel, delete, report, batch."""
 
+import json
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -94,6 +95,7 @@ def test_parameters_as_used_show_the_defaults(api: APIClient) -> None:
         "save_to_conversation": True,
         "stream": False,
         "params": {"max_tokens": 512, "stop_sequences": []},
+        "response_format": None,
         "timeout_seconds": 600.0,
         "deadline_seconds": None,
         "context_overflow": "truncate",
@@ -119,8 +121,6 @@ def test_metadata_comes_back_untouched(api: APIClient) -> None:
 
 
 NOT_YET: list[tuple[dict[str, Any], str]] = [
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"output_schema": {"type": "object"}}, "output_schema"),
     ({"webhook_url": "https://example.com/hook"}, "webhook_url"),
     ({"fallback_models": ["echo"]}, "fallback_models"),
     ({"extra_params": {"mirostat": 1}}, "extra_params"),
@@ -215,8 +215,67 @@ def test_field_of_a_later_version_is_refused(
 
 
 def test_empty_values_of_later_fields_are_accepted(api: APIClient) -> None:
-    fields: dict[str, Any] = {"response_format": None, "webhook_url": None, "fallback_models": []}
-    assert submit(api, **fields, extra_params={}).status_code == 201
+    fields: dict[str, Any] = {"webhook_url": None, "fallback_models": [], "extra_params": {}}
+    assert submit(api, **fields).status_code == 201
+
+
+@pytest.fixture
+def local(db: None) -> RegisteredModel:
+    config = {"model_path": "model.gguf"}
+    return RegisteredModel.objects.create(name="local", provider="local", config=config)
+
+
+@pytest.mark.usefixtures("local")
+def test_structured_output_is_kept_for_the_worker(api: APIClient) -> None:
+    schema = {"type": "object", "properties": {"b": {"type": "null"}, "a": {"type": "null"}}}
+    kept = {"type": "json_schema", "name": "answer", "schema": json.dumps(schema)}
+    described = {"type": "json_schema", "json_schema": {"schema": schema}}
+    submissions: list[tuple[dict[str, Any], object]] = [
+        ({"response_format": described}, kept),
+        ({"output_schema": schema}, kept),
+        ({"response_format": {"type": "json_object"}}, {"type": "json_object"}),
+        ({"response_format": {"type": "text"}, "output_schema": schema}, None),
+        ({"response_format": None, "output_schema": None}, None),
+    ]
+    for fields, expected in submissions:
+        task_id = submit(api, model="local", **fields).json()["task_id"]
+        assert GenerationTask.objects.get(pk=task_id).request["response_format"] == expected
+
+
+@pytest.mark.usefixtures("local")
+@pytest.mark.parametrize(
+    ("fields", "blamed"),
+    [
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"output_schema": {"uniqueItems": True}}, "output_schema"),
+        ({"output_schema": {"$ref": "https://example.com"}}, "output_schema"),
+        ({"output_schema": {}, "grammar": 'root ::= "a"'}, "output_schema"),
+        (
+            {"response_format": {"type": "json_object"}, "grammar": 'root ::= "a"'},
+            "response_format",
+        ),
+    ],
+)
+def test_bad_structured_output_is_refused_by_its_field(
+    api: APIClient, fields: dict[str, Any], blamed: str
+) -> None:
+    assert_error(submit(api, model="local", **fields), 400, "validation_error", blamed)
+    assert not GenerationTask.objects.exists()
+
+
+@pytest.mark.parametrize("field", ["response_format", "output_schema"])
+def test_provider_without_structured_output_refuses_it(api: APIClient, field: str) -> None:
+    value = {"response_format": {"type": "json_object"}, "output_schema": {"type": "object"}}
+    assert_error(submit(api, **{field: value[field]}), 400, "validation_error", field)
+
+
+@pytest.mark.parametrize("depth", [200, 900])
+def test_schema_nested_too_deep_is_refused(api: APIClient, depth: int) -> None:
+    schema = depth * '{"items": ' + "{}" + depth * "}"
+    for more in ("", ', "idempotency_key": "k"'):
+        body = f'{{"model": "echo", "prompt": "a", "output_schema": {schema}{more}}}'
+        assert_error(post_json(api, body), 400, "validation_error")
 
 
 @pytest.mark.parametrize(
@@ -585,7 +644,9 @@ def test_unfinished_task_cannot_be_deleted(api: APIClient, new_task: NewTask) ->
 def test_deleted_task_leaves_nothing_behind(api: APIClient, new_task: NewTask) -> None:
     task = end(new_task())
     wait_until_rung()
-    streams.ChunkWriter(task.pk, 1).write("token")
+    writer = streams.ChunkWriter(task.pk, 1)
+    writer.write("token")
+    writer.flush()
     client().xadd(f"task:{task.pk}:log", {"timestamp": "t", "level": "INFO", "message": "m"})
     assert client().keys(f"*{task.pk}*")
     response = api.delete(f"{TASKS}/{task.pk}")

@@ -22,6 +22,16 @@ def test_announced_worker_is_counted_until_it_stops(valkey: Valkey) -> None:
     wait_until(lambda: set(workers.count(["gpu", "api", "default"]).values()) == {0})
 
 
+def test_worker_says_more_with_each_sign_of_life(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_BEAT_SECONDS", 0.02)
+    said: list[int] = []
+    stop = workers.announce("gpu@host", ["gpu"], also=lambda: said.append(1))
+    wait_until(lambda: len(said) > 2)
+    stop.set()
+
+
 def test_worker_that_is_silent_is_forgotten(valkey: Valkey) -> None:
     stop = workers.announce("gpu@host", ["gpu"])
     wait_until(lambda: workers.count(["gpu"]) == {"gpu": 1})

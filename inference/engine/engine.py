@@ -1,11 +1,14 @@
 """Continuous batching: schedule -> decode -> sample -> collect."""
 
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from inference.engine.errors import EngineError, InvalidRequestError, PromptTooLongError
 from inference.engine.kv_cache import KVCache
-from inference.engine.runner import Runner
+from inference.engine.prefill_budget import PrefillBudget
+from inference.engine.runner import Chunk, Runner
 from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
 
@@ -26,8 +29,16 @@ class StepOutput:
 class Engine:
     """Runs many sequences on one model, one batch a step. Not for use by several threads."""
 
-    def __init__(self, runner: Runner, max_num_seqs: int | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        max_num_seqs: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         """`max_num_seqs`: sequences that run at a time, None = as many as the runner has room for.
+
+        With fewer, the runner's other slots keep the histories of sequences that have ended.
+        `clock`, in seconds, times the steps.
 
         Raises ValueError when a batch cannot hold one token of each.
         """
@@ -39,8 +50,15 @@ class Engine:
             )
         self.runner = runner
         self.max_num_seqs = max_num_seqs
-        self._kv_cache = KVCache(max_num_seqs, runner.num_cells)
-        self._scheduler = Scheduler(self._kv_cache, runner.max_batch_tokens)
+        self._clock = clock
+        self._kv_cache = KVCache(runner.memory, runner.max_num_seqs, runner.num_cells)
+        self._prefill_budget = PrefillBudget(runner.max_batch_tokens)
+        self._scheduler = Scheduler(
+            self._kv_cache,
+            self._prefill_budget,
+            max_num_seqs=max_num_seqs,
+            max_batch_tokens=runner.max_batch_tokens,
+        )
         self._sequences: dict[str, Sequence] = {}
 
     @property
@@ -77,17 +95,14 @@ class Engine:
         batch = self._scheduler.schedule()
         if not batch:
             return []
+        started = self._clock()
+        num_prefilled = sum(len(chunk.tokens) for seq, chunk in batch if seq.is_prefilling)
         try:
             rows = self.runner.decode([chunk for _, chunk in batch])
         except EngineError as error:
-            logger.warning("A batch of %d sequences failed: %s", len(batch), error)
-            return [self._fail(sequence, error) for sequence, _ in batch]
-        outputs: list[StepOutput] = []
-        for (sequence, chunk), row in zip(batch, rows, strict=True):
-            self._kv_cache.append(chunk.slot, chunk.tokens)
-            sequence.num_computed_tokens += len(chunk.tokens)
-            if chunk.needs_logits:
-                outputs.append(self._sample(sequence, row))
+            return self._fail_all(batch, error)
+        outputs = self._collect(batch, rows)
+        self._prefill_budget.measure(num_prefilled, self._clock() - started)
         return outputs
 
     def abort(self, request_id: str, reason: FinishReason) -> StepOutput | None:
@@ -111,6 +126,25 @@ class Engine:
             raise InvalidRequestError(
                 f"The prompt has tokens outside of the vocabulary 0 to {last}."
             )
+
+    def _collect(self, batch: list[tuple[Sequence, Chunk]], rows: list[int]) -> list[StepOutput]:
+        """Note what was computed, and sample where a sequence's last token was."""
+        outputs: list[StepOutput] = []
+        for (sequence, chunk), row in zip(batch, rows, strict=True):
+            self._kv_cache.append(chunk.slot, chunk.tokens)
+            sequence.num_computed_tokens += len(chunk.tokens)
+            if chunk.needs_logits:
+                outputs.append(self._sample(sequence, row))
+        return outputs
+
+    def _fail_all(
+        self, batch: list[tuple[Sequence, Chunk]], error: EngineError
+    ) -> list[StepOutput]:
+        """End the sequences of a batch that could not be computed: their memory is undefined."""
+        logger.warning("A batch of %d sequences failed: %s", len(batch), error)
+        for _, chunk in batch:
+            self._kv_cache.forget(chunk.slot)
+        return [self._fail(sequence, error) for sequence, _ in batch]
 
     def _sample(self, sequence: Sequence, row: int) -> StepOutput:
         """Choose the sequence's next token and see whether it ends here."""
@@ -139,11 +173,9 @@ class Engine:
         num_new_tokens: int = 0,
         error: str | None = None,
     ) -> StepOutput:
-        """End the sequence and free all it held."""
+        """End the sequence; what it has computed stays in the cache."""
         text += sequence.assembler.finish()
         sequence.finish(reason, error)
-        if sequence.slot is not None:
-            self.runner.remove_sequence(sequence.slot)
         self._scheduler.remove(sequence)
         self.runner.free_sampler(sequence.sampler)
         del self._sequences[sequence.request_id]

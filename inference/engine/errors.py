@@ -36,6 +36,10 @@ class GrammarError(InvalidRequestError):
     """The grammar is no valid GBNF."""
 
 
+class SchemaError(InvalidRequestError):
+    """The JSON Schema cannot be made into a grammar; the message starts with a pointer to where."""
+
+
 class ChatTemplateError(EngineError):
     """The model's chat template does not compile, or refuses these messages."""
 

@@ -8,6 +8,72 @@ from inference.engine.runner import Chunk
 from inference.engine.sequence import SamplingParams
 
 
+class FakeMemory:
+    """The tokens of each slot, kept as llama.cpp keeps them: `window` tokens and `num_spare` more.
+
+    `is_recurrent`: it can only go on from its last token. `loses(num_changes)` says whether a
+    cut or copy, counted from 1, fails though it should not have.
+    """
+
+    def __init__(
+        self,
+        *,
+        can_copy: bool = True,
+        is_recurrent: bool = False,
+        window: int | None = None,
+        num_spare: int = 0,
+        loses: Callable[[int], bool] = lambda _num_changes: False,
+    ) -> None:
+        self.can_copy = can_copy and not is_recurrent
+        self.tokens: dict[int, list[int]] = {}
+        self.num_changes = 0
+        self._is_recurrent = is_recurrent
+        self._window = window
+        self._num_spare = num_spare
+        self._loses = loses
+        self._oldest: dict[int, int] = {}
+
+    def can_keep_prefix(self, slot: int, num_tokens: int) -> bool:
+        if num_tokens == len(self.tokens.get(slot, [])):
+            return True
+        return not self._is_recurrent and self._has_window(slot, num_tokens)
+
+    def keep_prefix(self, slot: int, num_tokens: int) -> bool:
+        self.num_changes += 1
+        if self._loses(self.num_changes):
+            self.remove_sequence(slot)
+            return False
+        _require(self.can_keep_prefix(slot, num_tokens), "a prefix that can be kept")
+        del self.tokens[slot][num_tokens:]
+        return True
+
+    def copy_prefix(self, source: int, target: int, num_tokens: int) -> bool:
+        _require(self.can_copy and source != target, "a memory that can copy")
+        self.tokens[target] = list(self.tokens[source])
+        self._oldest[target] = self._oldest.get(source, 0)
+        return self.keep_prefix(target, num_tokens)
+
+    def remove_sequence(self, slot: int) -> None:
+        self.tokens.pop(slot, None)
+        self._oldest.pop(slot, None)
+
+    def extend(self, slot: int, start_position: int, tokens: list[int]) -> list[int]:
+        """Add computed tokens; all that the slot holds then."""
+        held = self.tokens.setdefault(slot, [])
+        _require(start_position == len(held), "no gaps in the positions of a sequence")
+        _require(self._has_window(slot, start_position), "the window of the tokens to compute")
+        held.extend(tokens)
+        if self._window is not None:
+            oldest = len(held) - self._window - self._num_spare
+            self._oldest[slot] = max(self._oldest.get(slot, 0), oldest)
+        return held
+
+    def _has_window(self, slot: int, num_tokens: int) -> bool:
+        if self._window is None:
+            return True
+        return self._oldest.get(slot, 0) <= max(0, num_tokens - self._window)
+
+
 class FakeRunner:
     """Tokens are bytes; 256 ends the text. The next token depends on all tokens before it.
 
@@ -25,6 +91,7 @@ class FakeRunner:
         n_ctx_per_seq: int = 64,
         num_cells: int | None = None,
         max_batch_tokens: int = 16,
+        memory: FakeMemory | None = None,
         fails: Callable[[int], bool] = lambda _num_decodes: False,
         next_token: Callable[[list[int]], int] | None = None,
     ) -> None:
@@ -33,9 +100,10 @@ class FakeRunner:
         self.num_cells = n_ctx_per_seq * max_num_seqs if num_cells is None else num_cells
         self.max_batch_tokens = max_batch_tokens
         self.vocab_size = 257
-        self.memory: dict[int, list[int]] = {}
+        self.memory = memory or FakeMemory()
         self.samplers: set[int] = set()
         self.num_decodes = 0
+        self.num_computed_tokens = 0
         self.is_closed = False
         self._fails = fails
         self._next_token = next_token or _hashed_token
@@ -64,31 +132,30 @@ class FakeRunner:
     def decode(self, chunks: list[Chunk]) -> list[int]:
         self.num_decodes += 1
         if self._fails(self.num_decodes):
+            self.memory.tokens |= {chunk.slot: [-1] for chunk in chunks}  # whatever is left there
             raise DecodeError("The fake runner was told to fail.")
         self._rows = {}
         rows: list[int] = []
         num_tokens = 0
+        _require(chunks == sorted(chunks, key=lambda c: c.slot), "slots that follow one another")
         for chunk in chunks:
-            held = self.memory.setdefault(chunk.slot, [])
-            _require(chunk.start_position == len(held), "no gaps in the positions of a sequence")
             _require(len(chunk.tokens) > 0, "no empty chunks")
             _require(0 <= chunk.slot < self.max_num_seqs, "a slot there is")
-            held.extend(chunk.tokens)
+            held = self.memory.extend(chunk.slot, chunk.start_position, chunk.tokens)
             _require(len(held) <= self.n_ctx_per_seq, "a sequence within the context window")
             num_tokens += len(chunk.tokens)
             rows.append(num_tokens - 1)
             if chunk.needs_logits:
                 self._rows[num_tokens - 1] = list(held)
         _require(num_tokens <= self.max_batch_tokens, "a batch within its budget")
-        _require(sum(map(len, self.memory.values())) <= self.num_cells, "cells for all tokens")
+        num_held = sum(map(len, self.memory.tokens.values()))
+        _require(num_held <= self.num_cells, "cells for all tokens")
+        self.num_computed_tokens += num_tokens
         return rows
 
     def sample(self, sampler: int, row: int) -> int:
         _require(sampler in self.samplers, "a sampler that was not freed")
         return self._next_token(self._rows[row])
-
-    def remove_sequence(self, slot: int) -> None:
-        self.memory.pop(slot, None)
 
     def close(self) -> None:
         self.is_closed = True

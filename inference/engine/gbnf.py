@@ -37,8 +37,11 @@ class _Grammar:
     num_elements: int = 0
 
 
-def check_grammar(text: str) -> None:
-    """Raises GrammarError unless the text is GBNF that llama.cpp can run, with a rule `root`."""
+def check_grammar(text: str, *, must_end: bool = False) -> None:
+    """Raises GrammarError unless the text is GBNF that llama.cpp can run, with a rule `root`.
+
+    `must_end`: also unless there is a text, however long, that is complete.
+    """
     if len(text.encode(errors="replace")) > MAX_GRAMMAR_BYTES:
         raise GrammarError(f"The grammar is longer than {MAX_GRAMMAR_BYTES} bytes.")
     grammar = _Grammar(text)
@@ -49,6 +52,8 @@ def check_grammar(text: str) -> None:
         _parse_rule(grammar)
     _check_references(grammar)
     _check_left_recursion(grammar.rules)
+    if must_end and "root" not in _rules_of(grammar.rules, {None}):
+        raise GrammarError("No text that the grammar allows ever ends.")
 
 
 def _parse_rule(grammar: _Grammar) -> None:
@@ -185,7 +190,7 @@ def _check_references(grammar: _Grammar) -> None:
 
 def _check_left_recursion(rules: dict[str, list[list[_Symbol]]]) -> None:
     """A rule that comes back to itself without consuming text would never end."""
-    nullable = _nullable_rules(rules)
+    nullable = _rules_of(rules, set())
     graph: dict[str, set[str]] = {name: set() for name in rules}
     for name, alternates in rules.items():
         for symbols in alternates:
@@ -202,15 +207,19 @@ def _check_left_recursion(rules: dict[str, list[list[_Symbol]]]) -> None:
         raise GrammarError(f"The grammar has a left recursion{where}.") from error
 
 
-def _nullable_rules(rules: dict[str, list[list[_Symbol]]]) -> set[_Symbol]:
-    nullable: set[_Symbol] = set()
+def _rules_of(rules: dict[str, list[list[_Symbol]]], symbols: set[_Symbol]) -> set[_Symbol]:
+    """The rules that have an alternative of these symbols, or of such rules, alone.
+
+    Of no symbols: the rules that may be empty. Of what consumes text: those that may end.
+    """
+    found = set(symbols)
     size = -1
-    while size != len(nullable):
-        size = len(nullable)
+    while size != len(found):
+        size = len(found)
         for name, alternates in rules.items():
-            if any(all(symbol in nullable for symbol in symbols) for symbols in alternates):
-                nullable.add(name)
-    return nullable
+            if any(all(symbol in found for symbol in alternate) for alternate in alternates):
+                found.add(name)
+    return found
 
 
 def _count(grammar: _Grammar, num_elements: int) -> None:

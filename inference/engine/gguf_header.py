@@ -1,46 +1,60 @@
-"""What a GGUF file says about itself, read without its weights and without llama.cpp.
+"""What a GGUF file says about its model: what it is called, and what it needs of memory."""
 
-Source: docs/gguf.md of ggml. The gguf library gives the constants only: its reader decodes the
-vocabulary entry by entry (2.3 s for a model of 135 M) and trusts the lengths it reads.
-"""
-
-import mmap
-import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 from inference.engine.errors import InvalidGGUFError
+from inference.engine.gguf_file import GGUFFile, Metadata, Tensor, read_file
 
-_MAGIC = b"GGUF"
-_VERSIONS = (2, 3)
-_STRING, _ARRAY = 8, 9
-# By GGUF value type: uint8 int8 uint16 int16 uint32 int32 float32 bool, uint64 int64 float64.
-_FORMATS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
+# Keys and values are kept at 16 bits each, the state of recurrent layers at 32.
+_KV_BYTES, _STATE_BYTES = 2, 4
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp
+# Tensors by which a layer is known to carry a state from token to token.
+_RECURRENT_TENSORS = ("ssm_", "shortconv", "time_mix")
+# Every how many layers one looks back to the start, and whether it is the first of them, where
+# llama.cpp does not ask the file. Source: load_swa_pattern in src/models/*.cpp of llama.cpp.
+_PATTERNS = {
+    "afmoe": (4, False),
+    "cohere2": (4, False),
+    "cohere2moe": (4, True),
+    "exaone-moe": (4, False),
+    "gemma2": (2, False),
+    "gemma3": (6, False),
+    "gemma3n": (5, False),
+    "gpt-oss": (2, False),
+    "llama4": (4, False),
+    "mellum": (4, False),
+    "olmo2": (4, False),
+    "plamo3": (8, False),
+    "smallthinker": (4, True),
 }
-_MAX_ARRAY = 1024
+_DEFAULT_WINDOWS = {"exaone-moe": 128, "gemma2": 4096, "llama4": 8192}
 
-Scalar = int | float | bool | str
-Value = Scalar | list[Scalar]
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one layer keeps in memory.
+
+    `kv_bytes_per_token`: keys and values, `state_bytes`: what a recurrent layer keeps of each
+    sequence instead. `is_sliding`: it looks back no further than the sliding window.
+    """
+
+    weights_bytes: int
+    kv_bytes_per_token: int
+    state_bytes: int = 0
+    is_sliding: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
     """What is known of a model before it is loaded. Sizes in bytes; 0 where the file is silent.
 
-    `kv_bytes_per_token`: keys and values of one token in all layers, at 16 bits each.
     `sliding_window`: tokens some layers look back at most, None where all look back to the start.
+    `embedding_bytes` of the weights turn tokens into vectors, `output_bytes` vectors into logits;
+    where `ties_embeddings`, the former serve as the latter.
+    `query_length`, `key_length`: numbers a token has in all heads of a layer together;
+    `inner_length`: in the inner part of the layer, in each of `num_experts_used`.
     """
 
     architecture: str
@@ -48,209 +62,194 @@ class GGUFHeader:
     num_parameters: int
     quantization: str
     context_length: int
-    num_layers: int
     embedding_length: int
+    query_length: int
+    key_length: int
+    inner_length: int
+    num_experts_used: int
     vocab_size: int
     sliding_window: int | None
-    kv_bytes_per_token: int
+    layers: tuple[Layer, ...]
     chat_template: str | None
     size_bytes: int
     weights_bytes: int
+    embedding_bytes: int
+    output_bytes: int
+    ties_embeddings: bool
 
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
 
-@dataclass(frozen=True, slots=True)
-class _Tensors:
-    num_parameters: int
-    weights_bytes: int
-    end: int
-    bytes_by_type: dict[str, int]
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of one token in all layers."""
+        return sum(layer.kv_bytes_per_token for layer in self.layers)
 
 
 def read_header(path: Path) -> GGUFHeader:
-    """Read the metadata of one GGUF file (of a split model: of this part).
+    """Read what one GGUF file says about its model (of a split model: this part).
 
     Raises InvalidGGUFError for a file that is no GGUF, cut short, or of another version, and
     OSError for one that cannot be opened.
     """
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        if size < 24:
-            raise InvalidGGUFError(f"{path.name} is no GGUF file: it has {size} bytes.")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            cursor = _Cursor(data, path.name)
-            num_tensors, num_values = _read_start(cursor)
-            values, lengths = _read_values(cursor, num_values)
-            tensors = _read_tensors(cursor, num_tensors, values)
-    if tensors.end > size:
-        raise InvalidGGUFError(
-            f"{path.name} is cut short: it has {size} bytes of {tensors.end}. Download it again."
-        )
-    return _to_header(values, lengths, tensors, size)
-
-
-class _Cursor:
-    """Reads little-endian values one after another; running past the end is an error in words."""
-
-    def __init__(self, data: mmap.mmap, name: str) -> None:
-        self._data = data
-        self.name = name
-        self.pos = 0
-
-    def take(self, code: str) -> int | float | bool:
-        size = struct.calcsize("<" + code)
-        self.skip(size)
-        value: int | float | bool = struct.unpack_from("<" + code, self._data, self.pos - size)[0]
-        return value
-
-    def take_int(self, code: str) -> int:
-        return int(self.take(code))
-
-    def take_string(self) -> str:
-        length = self.take_int("Q")
-        self.skip(length)
-        return self._data[self.pos - length : self.pos].decode(errors="replace")
-
-    def skip(self, num_bytes: int) -> None:
-        if num_bytes > len(self._data) - self.pos:
-            raise InvalidGGUFError(
-                f"{self.name} is cut short or damaged: its metadata goes past the end of the file."
-            )
-        self.pos += num_bytes
-
-    def skip_strings(self, count: int) -> None:
-        """The vocabulary is hundreds of thousands of strings: this loop is what reading costs."""
-        data, pos, end = self._data, self.pos, len(self._data) - 8
-        unpack = struct.Struct("<Q").unpack_from
-        for _ in range(count):
-            if pos > end:
-                pos = end + 9  # one byte past the end, for skip to refuse
-                break
-            pos += 8 + unpack(data, pos)[0]
-        self.skip(pos - self.pos)
-
-
-def _read_start(cursor: _Cursor) -> tuple[int, int]:
-    """Number of tensors and of metadata values."""
-    magic = struct.pack("<I", cursor.take_int("I"))
-    if magic != _MAGIC:
-        raise InvalidGGUFError(f"{cursor.name} is no GGUF file: it starts with {magic!r}.")
-    version = cursor.take_int("I")
-    if version not in _VERSIONS:
-        raise InvalidGGUFError(
-            f"{cursor.name} is GGUF version {version}, and versions 2 and 3 in little-endian order"
-            " are supported: convert the model anew."
-        )
-    return cursor.take_int("Q"), cursor.take_int("Q")
-
-
-def _read_values(cursor: _Cursor, count: int) -> tuple[dict[str, Value], dict[str, int]]:
-    """The metadata, and the length of each array; long arrays are skipped."""
-    values: dict[str, Value] = {}
-    lengths: dict[str, int] = {}
-    for _ in range(count):
-        key = cursor.take_string()
-        kind = cursor.take_int("I")
-        if kind != _ARRAY:
-            values[key] = _read_scalar(cursor, kind)
-            continue
-        kind, lengths[key] = cursor.take_int("I"), cursor.take_int("Q")
-        if kind == _STRING:
-            cursor.skip_strings(lengths[key])
-        elif lengths[key] > _MAX_ARRAY:
-            cursor.skip(lengths[key] * struct.calcsize(_format(cursor, kind)))
-        else:
-            values[key] = [_read_scalar(cursor, kind) for _ in range(lengths[key])]
-    return values, lengths
-
-
-def _read_scalar(cursor: _Cursor, kind: int) -> Scalar:
-    return cursor.take_string() if kind == _STRING else cursor.take(_format(cursor, kind))
-
-
-def _format(cursor: _Cursor, kind: int) -> str:
-    if kind not in _FORMATS:
-        raise InvalidGGUFError(f"{cursor.name} is damaged: there is no value type {kind}.")
-    return _FORMATS[kind]
-
-
-def _read_tensors(cursor: _Cursor, count: int, values: dict[str, Value]) -> _Tensors:
-    # gguf imports numpy and more, half a second that only a caller of this function pays.
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    known_types = {quantization.value for quantization in GGMLQuantizationType}
-    num_parameters = weights_bytes = end = 0
-    bytes_by_type: Counter[str] = Counter()
-    for _ in range(count):
-        cursor.take_string()
-        num_elements = 1
-        for _ in range(cursor.take_int("I")):
-            num_elements *= cursor.take_int("Q")
-        kind, offset = cursor.take_int("I"), cursor.take_int("Q")
-        num_parameters += num_elements
-        if kind in known_types:  # a type newer than the library has no known size
-            quantization = GGMLQuantizationType(kind)
-            block_size, block_bytes = GGML_QUANT_SIZES[quantization]
-            num_bytes = num_elements // block_size * block_bytes
-            bytes_by_type[quantization.name] += num_bytes
-            weights_bytes += num_bytes
-            end = max(end, offset + num_bytes)
-    alignment = _int(values, "general.alignment") or 32
-    start = -(-cursor.pos // alignment) * alignment
-    return _Tensors(num_parameters, weights_bytes, start + end, bytes_by_type)
-
-
-def _to_header(
-    values: dict[str, Value], lengths: dict[str, int], tensors: _Tensors, size: int
-) -> GGUFHeader:
-    architecture = str(values.get("general.architecture", ""))
-    template = values.get("tokenizer.chat_template")
-
-    def number(key: str) -> int:
-        return _int(values, f"{architecture}.{key}")
-
+    file = read_file(path)
+    metadata, tensors = file.metadata, file.tensors
+    num_heads = metadata.of_model("attention.head_count")
+    key_length = _head_length(metadata, "key")
     return GGUFHeader(
-        architecture=architecture,
-        name=str(values.get("general.name", "")),
-        num_parameters=tensors.num_parameters,
-        quantization=_quantization(values, tensors),
-        context_length=number("context_length"),
-        num_layers=number("block_count"),
-        embedding_length=number("embedding_length"),
-        vocab_size=number("vocab_size") or lengths.get("tokenizer.ggml.tokens", 0),
-        sliding_window=number("attention.sliding_window") or None,
-        kv_bytes_per_token=_kv_bytes_per_token(values, architecture),
-        chat_template=template if isinstance(template, str) else None,
-        size_bytes=size,
-        weights_bytes=tensors.weights_bytes,
+        architecture=metadata.architecture,
+        name=metadata.text("general.name"),
+        num_parameters=sum(tensor.num_elements for tensor in tensors),
+        quantization=_quantization(file),
+        context_length=metadata.of_model("context_length"),
+        embedding_length=metadata.of_model("embedding_length"),
+        query_length=num_heads * key_length,
+        key_length=metadata.of_model("attention.head_count_kv", num_heads) * key_length,
+        inner_length=_inner_length(metadata),
+        num_experts_used=metadata.of_model("expert_used_count") or 1,
+        vocab_size=_vocab_size(metadata),
+        sliding_window=_sliding_window(metadata),
+        layers=_layers(file),
+        chat_template=metadata.text("tokenizer.chat_template") or None,
+        size_bytes=file.size_bytes,
+        weights_bytes=sum(tensor.num_bytes for tensor in tensors),
+        embedding_bytes=sum(tensor.num_bytes for tensor in tensors if _is_embedding(tensor)),
+        output_bytes=sum(tensor.num_bytes for tensor in tensors if _is_output(tensor)),
+        ties_embeddings=all(tensor.name != "output.weight" for tensor in tensors),
     )
 
 
-def _kv_bytes_per_token(values: dict[str, Value], architecture: str) -> int:
-    """Some models give the number of KV heads layer by layer."""
-    prefix = f"{architecture}.attention."
-    num_layers = _int(values, f"{architecture}.block_count")
-    num_heads = _int(values, prefix + "head_count") or 1
-    per_head = _int(values, f"{architecture}.embedding_length") // num_heads
-    kv_heads = values.get(prefix + "head_count_kv", num_heads)
-    total = sum(map(int, kv_heads)) if isinstance(kv_heads, list) else int(kv_heads) * num_layers
-    keys = _int(values, prefix + "key_length") or per_head
-    return total * 2 * (keys + (_int(values, prefix + "value_length") or per_head))
+def _vocab_size(metadata: Metadata) -> int:
+    return metadata.of_model("vocab_size") or metadata.lengths.get("tokenizer.ggml.tokens", 0)
 
 
-def _quantization(values: dict[str, Value], tensors: _Tensors) -> str:
+def _inner_length(metadata: Metadata) -> int:
+    """Of the feed-forward part, of one expert, or of a recurrent layer, which needs it twice."""
+    feed_forward = metadata.of_model("feed_forward_length")
+    if metadata.of_model("expert_used_count"):
+        feed_forward = metadata.of_model("expert_feed_forward_length", feed_forward)
+    return max(feed_forward, 2 * metadata.of_model("ssm.inner_size"))
+
+
+def _is_embedding(tensor: Tensor) -> bool:
+    return tensor.name.startswith(("token_", "position_", "per_layer_token_"))
+
+
+def _is_output(tensor: Tensor) -> bool:
+    return not tensor.name.startswith("blk.") and not _is_embedding(tensor)
+
+
+def _layers(file: GGUFFile) -> tuple[Layer, ...]:
+    metadata = file.metadata
+    num_layers = metadata.of_model("block_count")
+    if num_layers > _MAX_LAYERS:
+        raise InvalidGGUFError(f"The model has {num_layers} layers: llama.cpp takes {_MAX_LAYERS}.")
+    num_heads = metadata.of_model("attention.head_count") or 1
+    kv_heads = metadata.of_layers("attention.head_count_kv", num_layers, num_heads)
+    # The last layers may use the cache of others, or predict tokens ahead, which is not done here.
+    num_without = metadata.of_model("attention.shared_kv_layers")
+    num_without += metadata.of_model("nextn_predict_layers")
+    kv_heads[num_layers - min(num_without, num_layers) :] = [0] * min(num_without, num_layers)
+    tensors = _tensors_by_layer(file.tensors)
+    are_sliding = _sliding_layers(metadata, num_layers)
+    return tuple(
+        _layer(metadata, tensors[index], kv_heads[index], is_sliding=are_sliding[index])
+        for index in range(num_layers)
+    )
+
+
+def _layer(
+    metadata: Metadata, tensors: dict[str, int], num_kv_heads: int, *, is_sliding: bool
+) -> Layer:
+    is_recurrent = any(name.startswith(_RECURRENT_TENSORS) for name in tensors)
+    has_attention = not is_recurrent or "attn_k.weight" in tensors
+    per_head = _kv_bytes_per_head(metadata, is_sliding=is_sliding)
+    return Layer(
+        weights_bytes=sum(tensors.values()),
+        kv_bytes_per_token=num_kv_heads * per_head if has_attention else 0,
+        state_bytes=_state_bytes(metadata) if is_recurrent else 0,
+        is_sliding=is_sliding,
+    )
+
+
+def _tensors_by_layer(tensors: list[Tensor]) -> defaultdict[int, dict[str, int]]:
+    """Bytes of the tensors `blk.<layer>.<name>`."""
+    by_layer: defaultdict[int, dict[str, int]] = defaultdict(dict)
+    for tensor in tensors:
+        block, _, rest = tensor.name.partition(".")
+        index, _, name = rest.partition(".")
+        if block == "blk" and index.isdecimal():
+            by_layer[int(index)][name] = tensor.num_bytes
+    return by_layer
+
+
+def _head_length(metadata: Metadata, what: str, suffix: str = "") -> int:
+    """Numbers in a `key` or `value` of one head."""
+    num_heads = metadata.of_model("attention.head_count") or 1
+    default = metadata.of_model("embedding_length") // num_heads
+    length = metadata.of_model(f"attention.{what}_length", default)
+    return metadata.of_model(f"attention.{what}_length{suffix}", length)
+
+
+def _kv_bytes_per_head(metadata: Metadata, *, is_sliding: bool) -> int:
+    suffix = "_swa" if is_sliding else ""
+    keys = _head_length(metadata, "key", suffix)
+    # With multi-head latent attention the values are a part of what is kept as keys.
+    is_latent = metadata.of_model("attention.key_length_mla")
+    return _KV_BYTES * (keys + (0 if is_latent else _head_length(metadata, "value", suffix)))
+
+
+def _state_bytes(metadata: Metadata) -> int:
+    """State of one sequence in one recurrent layer.
+
+    Source: n_embd_r and n_embd_s in src/llama-hparams.cpp of llama.cpp.
+    """
+    number = metadata.of_model
+    if wkv_head_size := number("wkv.head_size"):
+        num_shifted = number("token_shift_count", 2)
+        return _STATE_BYTES * number("embedding_length") * (num_shifted + wkv_head_size)
+    if short_convolution := number("shortconv.l_cache"):
+        return _STATE_BYTES * number("embedding_length") * (short_convolution - 1)
+    kernel, inner, state = (
+        number(f"ssm.{key}") for key in ("conv_kernel", "inner_size", "state_size")
+    )
+    if head := number("kda.head_dim"):
+        inner = number("attention.head_count") * head
+        return _STATE_BYTES * inner * (3 * (kernel - 1 if kernel else 3) + head)
+    convolution = max(kernel - 1, 0) * (inner + 2 * number("ssm.group_count") * state)
+    return _STATE_BYTES * (convolution + inner * state)
+
+
+def _sliding_window(metadata: Metadata) -> int | None:
+    default = _DEFAULT_WINDOWS.get(metadata.architecture, 0)
+    return metadata.of_model("attention.sliding_window", default) or None
+
+
+def _sliding_layers(metadata: Metadata, num_layers: int) -> list[bool]:
+    """Which layers look back no further than the window; none where llama.cpp takes no notice."""
+    key = "attention.sliding_window_pattern"
+    given = metadata.values.get(f"{metadata.architecture}.{key}")
+    known = metadata.architecture in _PATTERNS
+    if not _sliding_window(metadata) or (given is None and not known):
+        return [False] * num_layers
+    if isinstance(given, list):
+        return [bool(entry) for entry in metadata.of_layers(key, num_layers)]
+    every, is_first = _PATTERNS.get(metadata.architecture, (1, False))
+    every = metadata.of_model(key, every) or num_layers + 1
+    full = 0 if is_first else every - 1
+    return [index % every != full for index in range(num_layers)]
+
+
+def _quantization(file: GGUFFile) -> str:
     """The file's own name for its mix, such as Q4_K_M; else the type most of its bytes have."""
-    from gguf.constants import LlamaFileType
+    from gguf.constants import LlamaFileType  # with numpy and more: see gguf_file
 
-    file_type = _int(values, "general.file_type", default=-1)
+    file_type = file.metadata.number("general.file_type", default=-1)
     for known in LlamaFileType:
         if known.value == file_type:
             return known.name.removeprefix("MOSTLY_").removeprefix("ALL_")
-    return max(tensors.bytes_by_type, key=lambda name: tensors.bytes_by_type[name], default="")
-
-
-def _int(values: dict[str, Value], key: str, default: int = 0) -> int:
-    """A number of the metadata; of one given layer by layer, the greatest."""
-    value = values.get(key, default)
-    if isinstance(value, list):
-        value = max(value, default=default)
-    return int(value) if isinstance(value, int | float) else default
+    bytes_by_type: Counter[str] = Counter()
+    for tensor in file.tensors:
+        bytes_by_type[tensor.quantization] += tensor.num_bytes
+    return max(bytes_by_type, key=lambda name: bytes_by_type[name], default="")

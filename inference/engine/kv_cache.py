@@ -1,8 +1,12 @@
-"""Who holds which part of the model's memory."""
+"""Which slot of the model's memory holds which tokens, and which prompts can start from them."""
 
-import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+from inference.engine.runner import SequenceMemory
+
+# A copy moves the whole buffer of a sequence: as much work as computing a few tokens.
+MIN_COPY_TOKENS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,56 +17,160 @@ class Allocation:
     num_cached_tokens: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Slot:
-    max_cells: int
+    """`tokens` are those whose keys and values it holds, from position 0.
+
+    `max_cells` is what a running sequence has reserved, 0 = idle.
+    """
+
+    number: int
     tokens: list[int] = field(default_factory=list)
+    max_cells: int = 0
+    used_at: int = 0
+
+    @property
+    def is_idle(self) -> bool:
+        return self.max_cells == 0
+
+    @property
+    def num_cells(self) -> int:
+        return self.max_cells or len(self.tokens)
 
 
 class KVCache:
-    """Which sequence id (slot) holds which tokens, and how many cells are spoken for.
+    """The slots of a model's memory: the books, and every change of the memory they describe.
 
     A cell is the keys and values of one token in all layers. A sequence reserves the cells of
-    its whole life when it is admitted, so that no running sequence is ever out of memory.
-    The cache only keeps the books: the caller clears the runner's memory of a slot it frees.
+    its whole life when it is admitted, so that no running sequence is ever out of memory. What
+    an ended sequence has computed stays, and prompts that begin alike start from it, until the
+    slot or its cells are needed, least recently used first.
     """
 
-    def __init__(self, num_slots: int, num_cells: int) -> None:
-        self.num_slots = num_slots
+    def __init__(self, memory: SequenceMemory, num_slots: int, num_cells: int) -> None:
+        """Empties the memory, of which nothing else must change anything from then on."""
         self.num_cells = num_cells
-        self.num_free_cells = num_cells
-        self._free_slots = list(range(num_slots))
-        self._used: dict[int, _Slot] = {}
+        self._memory = memory
+        self._slots = [_Slot(number) for number in range(num_slots)]
+        self._num_uses = 0
+        for number in range(num_slots):
+            self.forget(number)
 
     @property
     def num_free_slots(self) -> int:
-        return len(self._free_slots)
+        return sum(slot.is_idle for slot in self._slots)
+
+    @property
+    def num_free_cells(self) -> int:
+        """Cells that no running sequence has reserved."""
+        return self.num_cells - sum(slot.max_cells for slot in self._slots)
 
     def allocate(self, prompt_tokens: list[int], max_cells: int) -> Allocation | None:
         """Reserve a slot and `max_cells` cells; None while there is no room.
 
-        The prompt is what a slot with a common prefix will be chosen by; nothing of an ended
-        sequence is kept yet, so that every prompt starts from nothing.
+        The slot then holds the longest part of the prompt that memory had, but never all of it:
+        the last token is to be computed, because its logits are needed.
         """
-        if not self._free_slots or max_cells > self.num_free_cells:
+        if self.num_free_slots == 0 or max_cells > self.num_free_cells:
             return None
-        slot = heapq.heappop(self._free_slots)
-        self._used[slot] = _Slot(max_cells)
-        self.num_free_cells -= max_cells
-        return Allocation(slot)
+        slot = self._place(prompt_tokens)
+        slot.max_cells = max_cells
+        self._touch(slot)
+        self._reclaim_cells()
+        return Allocation(slot.number, len(slot.tokens))
 
     def append(self, slot: int, tokens: Iterable[int]) -> None:
         """Note that these tokens have been computed and follow those the slot held."""
-        held = self._used[slot]
+        held = self._slots[slot]
         held.tokens.extend(tokens)
         if len(held.tokens) > held.max_cells:
             raise AssertionError("a sequence outgrew its cells")
 
+    def release(self, slot: int) -> None:
+        """The sequence has ended: free what it reserved, keep what it has computed."""
+        self._slots[slot].max_cells = 0
+        self._touch(self._slots[slot])
+
+    def forget(self, slot: int) -> None:
+        """Empty the slot, for instance because its memory is undefined after an error."""
+        self._memory.remove_sequence(slot)
+        self._slots[slot].tokens = []
+
     def tokens(self, slot: int) -> list[int]:
         """The tokens whose keys and values the slot holds, from position 0."""
-        return self._used[slot].tokens
+        return self._slots[slot].tokens
 
-    def free(self, slot: int) -> None:
-        """Give the slot and its cells back."""
-        self.num_free_cells += self._used.pop(slot).max_cells
-        heapq.heappush(self._free_slots, slot)
+    def gains_by_copy(self, prompt_tokens: list[int], source: int, num_tokens: int) -> bool:
+        """Whether a copy of `num_tokens`, once `source` has them, beats what other slots have."""
+        if not self._memory.can_copy or num_tokens < MIN_COPY_TOKENS:
+            return False
+        others = [slot for slot in self._slots if slot.number != source]
+        best = max((self._num_reusable(slot, prompt_tokens) for slot in others), default=0)
+        return num_tokens - best >= MIN_COPY_TOKENS
+
+    def _place(self, prompt_tokens: list[int]) -> _Slot:
+        """The idle slot to run in, holding as much of the prompt as is worth having.
+
+        A history of which the prompt keeps little is left for those who may come back to it:
+        what they share is copied to the slot that is lost most easily.
+        """
+        reusable = {slot: self._num_reusable(slot, prompt_tokens) for slot in self._slots}
+        idle = [slot for slot in self._slots if slot.is_idle]
+        source = max(self._slots, key=reusable.__getitem__)
+        expendable = min(idle, key=self._value)
+        home = max(
+            (s for s in idle if s is expendable or 0 < len(s.tokens) <= 2 * reusable[s]),
+            key=lambda slot: (reusable[slot], -len(slot.tokens)),
+        )
+        if self._memory.can_copy and reusable[source] - reusable[home] >= MIN_COPY_TOKENS:
+            self._copy(source, expendable, reusable[source])
+            return expendable
+        self._cut(home, reusable[home])
+        return home
+
+    def _num_reusable(self, slot: _Slot, prompt_tokens: list[int]) -> int:
+        """How many tokens of the prompt a sequence could take over from the slot."""
+        length = min(common_prefix_length(slot.tokens, prompt_tokens), len(prompt_tokens) - 1)
+        can_keep = length > 0 and self._memory.can_keep_prefix(slot.number, length)
+        return length if can_keep else 0
+
+    def _value(self, slot: _Slot) -> tuple[bool, int, int]:
+        """What is lost with an idle slot: the slot of the least value is given away first.
+
+        Among histories, those beside running sequences go first, because llama.cpp computes
+        sequences together only where their ids follow one another.
+        """
+        first, last = max(slot.number - 1, 0), slot.number + 1
+        num_neighbours = sum(not other.is_idle for other in self._slots[first : last + 1])
+        return bool(slot.tokens), -num_neighbours, slot.used_at
+
+    def _copy(self, source: _Slot, target: _Slot, num_tokens: int) -> None:
+        done = self._memory.copy_prefix(source.number, target.number, num_tokens)
+        target.tokens = source.tokens[:num_tokens] if done else []
+
+    def _cut(self, slot: _Slot, num_tokens: int) -> None:
+        if num_tokens == 0:
+            self.forget(slot.number)
+        elif num_tokens < len(slot.tokens):
+            done = self._memory.keep_prefix(slot.number, num_tokens)
+            slot.tokens = slot.tokens[:num_tokens] if done else []
+
+    def _touch(self, slot: _Slot) -> None:
+        self._num_uses += 1
+        slot.used_at = self._num_uses
+
+    def _reclaim_cells(self) -> None:
+        """Empty idle slots until what is reserved and what is kept fit together.
+
+        Only where sequences share one buffer: buffers of their own are as large as a sequence.
+        """
+        while sum(slot.num_cells for slot in self._slots) > self.num_cells:
+            kept = [slot for slot in self._slots if slot.is_idle and slot.tokens]
+            self.forget(min(kept, key=lambda slot: slot.used_at).number)
+
+
+def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences have in common from the start."""
+    pairs = enumerate(zip(one, other, strict=False))
+    shorter = min(len(one), len(other))
+    return next((index for index, (a, b) in pairs if a != b), shorter)

@@ -14,6 +14,7 @@ from llama_cpp import llama_cpp as _bindings
 
 from inference.engine.chat_template import ChatTemplate
 from inference.engine.errors import DecodeError, EngineError, ModelLoadError, PromptTooLongError
+from inference.engine.llama_memory import LlamaMemory
 from inference.engine.llama_sampler import SamplerChain
 from inference.engine.native_log import NativeLog
 from inference.engine.runner import Chunk, LoadParams
@@ -46,6 +47,7 @@ class LlamaRunner:
         """
         self._model: Any = None
         self._context: Any = None
+        self.memory = LlamaMemory(llama)
         self._max_piece_bytes: int | None = None
         self._samplers: dict[int, SamplerChain] = {}
         self._num_samplers = 0
@@ -65,6 +67,7 @@ class LlamaRunner:
         for chain in self._samplers.values():
             chain.free()
         self._samplers.clear()
+        self.memory.close()
         if self._context:
             llama.llama_free(self._context)
             self._context = None
@@ -80,12 +83,7 @@ class LlamaRunner:
         self._check_open()
         data = text.encode(errors="replace")
         self._check_text_size(len(data))
-        room = len(data) + 2
-        tokens = (ctypes.c_int32 * room)()
-        count = llama.llama_tokenize(self._vocab, data, len(data), tokens, room, True, True)
-        if count < 0:
-            raise EngineError(f"A text of {len(data)} bytes could not be tokenized.")
-        return self._without_doubled_ends(tokens[:count])
+        return self._without_doubled_ends(self._tokens(data, room=len(data) + 2))
 
     def token_to_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; empty for control tokens."""
@@ -120,6 +118,8 @@ class LlamaRunner:
         _native_log.clear_errors()
         status = llama.llama_decode(self._context, self._batch.native)
         if status == 0:
+            # A GPU computes on while this returns: the time of a step must not be the next one's.
+            llama.llama_synchronize(self._context)
             return rows
         reason = _native_log.last_errors() or "the memory has no room for the batch"
         raise DecodeError(f"llama.cpp could not compute a batch (status {status}): {reason}.")
@@ -127,11 +127,6 @@ class LlamaRunner:
     def sample(self, sampler: int, row: int) -> int:
         """Choose and accept the next token from a row of the last batch. Raises DecodeError."""
         return self._samplers[sampler].sample(self._context, row)
-
-    def remove_sequence(self, slot: int) -> None:
-        """Forget all tokens of the slot."""
-        if self._context:
-            llama.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
     def _load_model(self, params: LoadParams) -> None:
         if not params.path.is_file():
@@ -175,19 +170,24 @@ class LlamaRunner:
         options.n_seq_max = params.max_num_seqs
         options.n_threads = options.n_threads_batch = threads
         options.kv_unified = num_cells < most_cells
-        # A sliding window's cells are kept for the window only: much less memory, no prefix reuse.
+        # A sliding window's cells are kept for the window only: much less memory, and a history
+        # can be continued, but not cut by much.
         options.swa_full = False
         options.no_perf = True
         self._context = llama.llama_init_from_model(self._model, options)
         if not self._context:
             raise ModelLoadError(_load_failure(params, "its memory could not be allocated"))
-        self._memory = llama.llama_get_memory(self._context)
-        if not self._memory:
-            raise ModelLoadError(f"{params.path} has no KV cache: it cannot generate text.")
+        self._open_memory(params, is_shared=options.kv_unified)
         self.num_cells = int(llama.llama_n_ctx(self._context))
         self.n_ctx_per_seq = min(window, int(llama.llama_n_ctx_seq(self._context)))
         self.max_num_seqs = params.max_num_seqs
         self.max_batch_tokens = int(llama.llama_n_batch(self._context))
+
+    def _open_memory(self, params: LoadParams, *, is_shared: bool) -> None:
+        try:
+            self.memory.open(self._model, self._context, is_shared=is_shared)
+        except EngineError as error:
+            raise ModelLoadError(f"{params.path}: {error}.") from error
 
     def _read_chat_template(self) -> ChatTemplate:
         source = llama.llama_model_chat_template(self._model, None)
@@ -211,6 +211,12 @@ class LlamaRunner:
         num_tokens = num_bytes // max(self._max_piece_bytes, 1)
         if num_tokens >= self.n_ctx_per_seq:
             raise PromptTooLongError(num_tokens, self.n_ctx_per_seq - 1)
+
+    def _tokens(self, data: bytes, room: int) -> list[int]:
+        """The tokens of a text; `room` is a first guess, llama.cpp says what is needed."""
+        tokens = (ctypes.c_int32 * room)()
+        count = llama.llama_tokenize(self._vocab, data, len(data), tokens, room, True, True)
+        return self._tokens(data, -count) if count < 0 else tokens[:count]
 
     def _without_doubled_ends(self, tokens: list[int]) -> list[int]:
         """Drop the BOS a chat template wrote beside the tokenizer's, and an EOS: more follows."""

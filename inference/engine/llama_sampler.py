@@ -32,6 +32,7 @@ class SamplerChain:
     ) -> None:
         """Raises GrammarError."""
         self._llama = llama
+        self._vocab_size = vocab_size
         self._grammar = _new_grammar(llama, vocab, params.grammar)
         self._candidates = _Candidates(llama, vocab_size) if self._grammar else None
         options = llama.llama_sampler_chain_default_params()
@@ -39,6 +40,12 @@ class SamplerChain:
         self._chain = llama.llama_sampler_chain_init(options)
         self._add_penalties(vocab_size, context_window, params, prompt_tokens)
         self._add_choice(params)
+        # The chain would copy all logits to find the largest: twice the time of looking at them.
+        self._picks_the_best = (
+            params.temperature == 0
+            and self._grammar is None
+            and self._llama.llama_sampler_chain_n(self._chain) == 1
+        )
 
     def free(self) -> None:
         self._llama.llama_sampler_free(self._chain)
@@ -47,6 +54,9 @@ class SamplerChain:
 
     def sample(self, context: Any, row: int) -> int:
         """Choose and accept a token from a row of the last batch. Raises DecodeError."""
+        if self._picks_the_best:
+            logits = self._llama.llama_get_logits_ith(context, row)
+            return int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax())
         if self._candidates is None:
             return int(self._llama.llama_sampler_sample(self._chain, context, row))
         token = self._sample_with_grammar(self._candidates, context, row)

@@ -15,8 +15,9 @@ class LoadParams:
     `context_window`: tokens a sequence may have, 0 = what the model was trained for.
     `num_cache_cells`: tokens all sequences may have together, None = a whole window each; fewer
     save memory when few sequences are long.
-    `num_batch_tokens`: tokens computed in one step; a step is also how long a cancellation or a
-    running answer can wait, so take fewer (128) on a CPU. `gpu_layers`: -1 = all.
+    `num_batch_tokens`: tokens computed in one step at most. With fewer than 64 on a CPU, greedy
+    answers depend less on what else is in the batch: from 64 on, llama.cpp's attention uses
+    another kernel, which is up to a third faster. `gpu_layers`: -1 = all.
     `num_threads`: None = one for each core this process may use.
     """
 
@@ -46,8 +47,43 @@ class Chunk:
     needs_logits: bool
 
 
+class SequenceMemory(Protocol):
+    """What a model remembers of several sequences, addressed by slot: keys and values, or states.
+
+    A slot holds the tokens 0 to n without a gap. Not every memory can be cut: a recurrent state
+    is that of all its tokens, and of a sliding window the oldest are gone.
+    """
+
+    @property
+    def can_copy(self) -> bool:
+        """Whether a prefix of one slot can be copied to another at all."""
+        ...
+
+    def can_keep_prefix(self, slot: int, num_tokens: int) -> bool:
+        """Whether a sequence could go on after the first `num_tokens` of those the slot holds."""
+        ...
+
+    def keep_prefix(self, slot: int, num_tokens: int) -> bool:
+        """Cut the slot after `num_tokens`. False when that failed: the slot is empty then."""
+        ...
+
+    def copy_prefix(self, source: int, target: int, num_tokens: int) -> bool:
+        """Replace what `target` holds by the first `num_tokens` of `source`.
+
+        False when that failed: the target is empty then.
+        """
+        ...
+
+    def remove_sequence(self, slot: int) -> None:
+        """Forget all tokens of the slot."""
+        ...
+
+
 class Runner(Protocol):
-    """A loaded model with memory for several sequences, addressed by slot."""
+    """A loaded model with memory for several sequences."""
+
+    @property
+    def memory(self) -> SequenceMemory: ...
 
     @property
     def n_ctx_per_seq(self) -> int:
@@ -87,16 +123,13 @@ class Runner(Protocol):
     def decode(self, chunks: list[Chunk]) -> list[int]:
         """Compute one batch; return for each chunk the row of its last token in the batch.
 
+        Chunks in the order of their slots are computed together as far as these have no gaps.
         Raises DecodeError; then the memory of the slots in the batch is undefined.
         """
         ...
 
     def sample(self, sampler: int, row: int) -> int:
         """Choose the next token from the logits of a row of the last batch. Raises DecodeError."""
-        ...
-
-    def remove_sequence(self, slot: int) -> None:
-        """Forget all tokens of the slot."""
         ...
 
     def close(self) -> None:

@@ -2,7 +2,8 @@
 
 from collections import deque
 
-from inference.engine.kv_cache import KVCache
+from inference.engine.kv_cache import KVCache, common_prefix_length
+from inference.engine.prefill_budget import PrefillBudget
 from inference.engine.runner import Chunk
 from inference.engine.sequence import Sequence
 
@@ -12,11 +13,21 @@ class Scheduler:
 
     Running answers go first, one token each, so that none stalls behind a long prompt; then the
     prompts of admitted sequences, in chunks; then waiting sequences are admitted, strictly in
-    order of arrival (none overtakes one that waits for more cells, so none starves).
+    order of arrival (none overtakes one that waits for more cells, so none starves). One that
+    begins like a prompt being computed waits until it can copy what they share.
     """
 
-    def __init__(self, kv_cache: KVCache, max_batch_tokens: int) -> None:
+    def __init__(
+        self,
+        kv_cache: KVCache,
+        prefill_budget: PrefillBudget,
+        *,
+        max_num_seqs: int,
+        max_batch_tokens: int,
+    ) -> None:
         self.kv_cache = kv_cache
+        self.prefill_budget = prefill_budget
+        self.max_num_seqs = max_num_seqs
         self.max_batch_tokens = max_batch_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -25,39 +36,36 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Take an ended sequence out, whichever queue it is in, and free its cells."""
+        """Take an ended sequence out, whichever queue it is in, and free its slot."""
         if sequence.slot is None:
             self.waiting.remove(sequence)
             return
         self.running.remove(sequence)
-        self.kv_cache.free(sequence.slot)
+        self.kv_cache.release(sequence.slot)
         sequence.slot = None
 
     def schedule(self) -> list[tuple[Sequence, Chunk]]:
-        """The next batch: at most `max_batch_tokens` tokens, one chunk a sequence."""
-        batch: list[tuple[Sequence, Chunk]] = []
-        budget = self.max_batch_tokens
-        prefilling: list[Sequence] = []
-        for sequence in self.running:
-            if sequence.is_prefilling:
-                prefilling.append(sequence)
-            else:
-                batch.append((sequence, _next_chunk(sequence, budget)))
-                budget -= 1
-        for sequence in prefilling:
-            if budget == 0:
-                return batch
+        """The next batch, in the order of slots: one chunk a sequence, within both budgets."""
+        decoding = [sequence for sequence in self.running if not sequence.is_prefilling]
+        prefilling = [sequence for sequence in self.running if sequence.is_prefilling]
+        batch = [(sequence, _next_chunk(sequence, 1)) for sequence in decoding]
+        budget = min(self.prefill_budget.num_tokens, self.max_batch_tokens - len(batch))
+        while budget > 0:
+            sequence = prefilling.pop(0) if prefilling else self._admit()
+            if sequence is None:
+                break
             batch.append((sequence, chunk := _next_chunk(sequence, budget)))
             budget -= len(chunk.tokens)
-        while budget > 0 and (admitted := self._admit()) is not None:
-            batch.append((admitted, chunk := _next_chunk(admitted, budget)))
-            budget -= len(chunk.tokens)
+        batch.sort(key=_slot)
         return batch
 
     def _admit(self) -> Sequence | None:
-        if not self.waiting:
+        """Start the sequence that has waited longest; None when it has to wait on."""
+        if not self.waiting or len(self.running) >= self.max_num_seqs:
             return None
         sequence = self.waiting[0]
+        if self._can_soon_share(sequence):
+            return None
         allocation = self.kv_cache.allocate(sequence.prompt_tokens, sequence.max_cells)
         if allocation is None:
             return None
@@ -65,6 +73,24 @@ class Scheduler:
         sequence.num_cached_tokens = sequence.num_computed_tokens = allocation.num_cached_tokens
         self.running.append(self.waiting.popleft())
         return sequence
+
+    def _can_soon_share(self, sequence: Sequence) -> bool:
+        """Whether a prompt being computed will bring more of this one than there is now.
+
+        It ends with the part they share, which never takes longer than computing it twice.
+        """
+        prompt = sequence.prompt_tokens
+        for other in self.running:
+            if other.is_prefilling and other.slot is not None:
+                shared = common_prefix_length(other.prompt_tokens, prompt)
+                is_coming = shared > other.num_computed_tokens
+                if is_coming and self.kv_cache.gains_by_copy(prompt, other.slot, shared):
+                    return True
+        return False
+
+
+def _slot(scheduled: tuple[Sequence, Chunk]) -> int:
+    return scheduled[1].slot
 
 
 def _next_chunk(sequence: Sequence, budget: int) -> Chunk:

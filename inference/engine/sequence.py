@@ -94,6 +94,10 @@ class Sequence:
         """The text released so far; all of it once the sequence has finished."""
         return self.assembler.text
 
+    def take_text(self) -> str:
+        """The text released since it was last taken."""
+        return self.assembler.take()
+
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_tokens) + len(self.output_tokens)

@@ -8,27 +8,39 @@ from typing import Any, ClassVar
 from conversations.models import ChatMessage
 from inference.engine.sequence import FinishReason
 from inference.models import Queue, RegisteredModel, Usage
+from inference.structured_output import ResponseFormat
+
+# The text of an answer, piece by piece.
+Chunks = Generator[str, None, None]
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What is asked: `params` are the sampling fields of the API, defaults filled in."""
+    """What is asked: `params` are the sampling fields of the API, defaults filled in.
 
-    task_id: str
+    `request_id` names the attempt: a lost one may still be running when the next one starts.
+    """
+
+    request_id: str
     messages: list[ChatMessage]
     params: dict[str, Any]
+    response_format: ResponseFormat | None = None
     context_overflow: str = "truncate"
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a generation is; kept by the provider, and right at every chunk it yields."""
+    """How far a generation is; kept by the provider, and right at every chunk it yields.
+
+    `held_back` is the text that has not been yielded when the generator ends or is closed.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     finish_reason: FinishReason | None = None
     model_load_ms: float | None = None
+    held_back: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def usage(self) -> Usage:
@@ -53,9 +65,7 @@ class Provider(ABC):
         self.model = model
 
     @abstractmethod
-    def generate(
-        self, request: GenerationRequest, progress: Progress
-    ) -> Generator[str, None, None]:
+    def generate(self, request: GenerationRequest, progress: Progress) -> Chunks:
         """Yield the answer's text as it comes, and "" where a step gave none.
 
         The caller may close the generator between chunks: that cancels. `progress.finish_reason`

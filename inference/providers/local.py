@@ -1,18 +1,17 @@
 """GGUF models on this machine, through the engine."""
 
 import time
-from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from conversations.context import drop_oldest_turns
 from conversations.models import ChatMessage
-from inference import residency
+from inference import residency, structured_output
 from inference.engine.engine import Engine
 from inference.engine.errors import ChatTemplateError, EngineError, PromptTooLongError
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
 from inference.errors import ErrorCode, InferenceError
 from inference.models import Queue
-from inference.providers.base import GenerationRequest, Progress, Provider
+from inference.providers.base import Chunks, GenerationRequest, Progress, Provider
 
 if TYPE_CHECKING:
     from inference.engine.llama_runner import LlamaRunner
@@ -22,19 +21,19 @@ class LocalProvider(Provider):
     """Answers with a model that this worker holds in memory, loaded when first asked for."""
 
     queue = Queue.GPU
+    supports_structured_output = True
     # llama.cpp's own defaults.
     default_params = {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "min_p": 0.05}
 
-    def generate(
-        self, request: GenerationRequest, progress: Progress
-    ) -> Generator[str, None, None]:
+    def generate(self, request: GenerationRequest, progress: Progress) -> Chunks:
+        """The session steps the engine between two chunks."""
         started = time.monotonic()
         resident = residency.load(self.model)
         if resident.loaded_at >= started:
             progress.model_load_ms = (time.monotonic() - started) * 1000
         try:
             sequence = self._add(resident.engine, resident.runner, request, progress)
-            yield from self._run(resident.engine, sequence, progress)
+            yield from self._follow(resident.engine, sequence, progress)
         except PromptTooLongError as error:
             raise InferenceError(str(error), ErrorCode.CONTEXT_LENGTH_EXCEEDED) from error
         except EngineError as error:
@@ -51,22 +50,21 @@ class LocalProvider(Provider):
         if num_dropped:
             progress.extra["truncated_messages"] = num_dropped
         progress.prompt_tokens = len(tokens)
-        return engine.add_request(request.task_id, tokens, _sampling(request.params))
+        return engine.add_request(request.request_id, tokens, _sampling(request))
 
-    def _run(
-        self, engine: Engine, sequence: Sequence, progress: Progress
-    ) -> Generator[str, None, None]:
+    def _follow(self, engine: Engine, sequence: Sequence, progress: Progress) -> Chunks:
+        """Yield what each step has brought: "" too, so that a cancel is seen in a long prompt."""
         try:
-            while engine.has_unfinished:
-                text = "".join(output.text for output in engine.step())
-                progress.completion_tokens = len(sequence.output_tokens)
-                progress.cached_tokens = sequence.num_cached_tokens
-                if sequence.finish_reason == FinishReason.ERROR:
-                    raise EngineError(sequence.error or "The engine gave no reason.")
-                progress.finish_reason = sequence.finish_reason
-                yield text  # "" too: between the chunks of a long prompt a cancel must be seen
+            while sequence.finish_reason is None:
+                _note(sequence, progress)
+                yield sequence.take_text()
         finally:
             engine.abort(sequence.request_id, FinishReason.CANCELLED)
+            _note(sequence, progress)
+            progress.held_back = sequence.take_text()
+        if sequence.finish_reason == FinishReason.ERROR:
+            raise EngineError(sequence.error or "The engine gave no reason.")
+        progress.finish_reason = sequence.finish_reason
 
 
 def _prompt_tokens(runner: "LlamaRunner", request: GenerationRequest) -> tuple[list[int], int]:
@@ -94,7 +92,21 @@ def _count(tokenize: Any, messages: list[ChatMessage]) -> float:
         return float("inf")
 
 
-def _sampling(params: dict[str, Any]) -> SamplingParams:
-    names = SamplingParams.__dataclass_fields__.keys() - {"stop"}
-    known = {name: value for name, value in params.items() if name in names}
-    return SamplingParams(**known, stop=tuple(params["stop_sequences"]))
+def _note(sequence: Sequence, progress: Progress) -> None:
+    progress.completion_tokens = len(sequence.output_tokens)
+    progress.cached_tokens = sequence.num_cached_tokens
+
+
+def _sampling(request: GenerationRequest) -> SamplingParams:
+    names = SamplingParams.__dataclass_fields__.keys() - {"stop", "grammar"}
+    known = {name: value for name, value in request.params.items() if name in names}
+    return SamplingParams(
+        **known, stop=tuple(request.params["stop_sequences"]), grammar=_grammar(request)
+    )
+
+
+def _grammar(request: GenerationRequest) -> str | None:
+    if request.response_format is not None:
+        return structured_output.grammar_for(request.response_format)
+    grammar: str | None = request.params.get("grammar")
+    return grammar

@@ -1,141 +1,28 @@
-"""Scheduling, cells and ends, with a model without weights."""
+"""Scheduling, ends and refusals, with a model without weights."""
 
-from dataclasses import dataclass
+import itertools
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from inference.engine.engine import Engine, StepOutput
 from inference.engine.errors import GrammarError, InvalidRequestError, PromptTooLongError
-from inference.engine.fake_runner import FakeRunner
-from inference.engine.sequence import FinishReason, SamplingParams, Sequence
-
-MAX_STEPS = 5000
-
-
-@dataclass(frozen=True)
-class Request:
-    prompt: list[int]
-    max_tokens: int
-    arrives_at: int
-    aborted_at: int | None
+from inference.engine.fake_runner import FakeMemory, FakeRunner
+from inference.engine.prefill_budget import MIN_PREFILL_TOKENS, TARGET_STEP_SECONDS
+from inference.engine.runner import Chunk
+from inference.engine.sequence import FinishReason, SamplingParams
 
 
-REQUESTS = st.lists(
-    st.builds(
-        Request,
-        prompt=st.lists(st.integers(0, 255), min_size=1, max_size=60),
-        max_tokens=st.integers(1, 40),
-        arrives_at=st.integers(0, 30),
-        aborted_at=st.none() | st.integers(0, 60),
-    ),
-    max_size=12,
-)
-RUNNERS = st.builds(
-    FakeRunner,
-    max_num_seqs=st.integers(1, 4),
-    n_ctx_per_seq=st.just(64),
-    num_cells=st.integers(64, 200),
-    max_batch_tokens=st.integers(4, 32),
-)
-
-
-def run_alone(prompt: list[int], max_tokens: int) -> Sequence:
-    engine = Engine(FakeRunner(max_num_seqs=1, n_ctx_per_seq=64))
-    sequence = engine.add_request("alone", prompt, SamplingParams(max_tokens=max_tokens))
+def run(engine: Engine) -> None:
     while engine.has_unfinished:
         engine.step()
-    return sequence
-
-
-def run_all(
-    engine: Engine, requests: list[Request]
-) -> tuple[dict[str, Sequence], dict[str, list[StepOutput]]]:
-    """Submit and abort at the steps asked for, until nothing is left."""
-    sequences: dict[str, Sequence] = {}
-    outputs: dict[str, list[StepOutput]] = {}
-    for step in range(MAX_STEPS):
-        for index, request in enumerate(requests):
-            name = str(index)
-            if request.arrives_at == step:
-                params = SamplingParams(max_tokens=request.max_tokens)
-                sequences[name] = engine.add_request(name, request.prompt, params)
-                outputs[name] = []
-            if request.aborted_at == step and name in sequences:
-                last = engine.abort(name, FinishReason.CANCELLED)
-                outputs[name] += [last] if last else []
-        if not engine.has_unfinished and all(r.arrives_at <= step for r in requests):
-            return sequences, outputs
-        for output in engine.step():
-            outputs[output.request_id].append(output)
-    raise AssertionError("the engine does not come to an end")
 
 
 def assert_nothing_is_held(engine: Engine, runner: FakeRunner) -> None:
     cache = engine._kv_cache
     assert cache.num_free_cells == cache.num_cells
-    assert cache.num_free_slots == cache.num_slots
-    assert runner.memory == {}
+    assert cache.num_free_slots == runner.max_num_seqs
     assert runner.samplers == set()
     assert engine.num_unfinished == 0
-
-
-@given(RUNNERS, REQUESTS)
-@settings(max_examples=150, deadline=None)
-def test_every_request_ends_once_with_the_text_it_has_alone(
-    runner: FakeRunner, requests: list[Request]
-) -> None:
-    engine = Engine(runner)
-    sequences, outputs = run_all(engine, requests)
-    assert_nothing_is_held(engine, runner)
-    for index, request in enumerate(requests):
-        sequence, received = sequences[str(index)], outputs[str(index)]
-        assert [output.finish_reason for output in received[:-1]] == [None] * (len(received) - 1)
-        assert received[-1].finish_reason == sequence.finish_reason
-        assert "".join(output.text for output in received) == sequence.text
-        assert sum(output.num_new_tokens for output in received) == len(sequence.output_tokens)
-        alone = run_alone(request.prompt, request.max_tokens)
-        if sequence.finish_reason == FinishReason.CANCELLED:
-            assert request.aborted_at is not None
-            end = len(sequence.output_tokens)
-            assert sequence.output_tokens == alone.output_tokens[:end]
-        else:
-            assert sequence.finish_reason == alone.finish_reason
-            assert sequence.text == alone.text
-
-
-@given(RUNNERS, REQUESTS, st.sets(st.integers(1, 40), max_size=8))
-@settings(max_examples=100, deadline=None)
-def test_failed_batches_end_their_sequences_and_no_others(
-    runner: FakeRunner, requests: list[Request], failing: set[int]
-) -> None:
-    runner._fails = failing.__contains__
-    engine = Engine(runner)
-    sequences, _ = run_all(engine, requests)
-    assert_nothing_is_held(engine, runner)
-    for index, request in enumerate(requests):
-        sequence = sequences[str(index)]
-        if sequence.finish_reason == FinishReason.ERROR:
-            assert sequence.error
-        elif sequence.finish_reason != FinishReason.CANCELLED:
-            assert sequence.text == run_alone(request.prompt, request.max_tokens).text
-
-
-@given(REQUESTS)
-@settings(max_examples=50, deadline=None)
-def test_requests_are_admitted_in_order_of_arrival(requests: list[Request]) -> None:
-    engine = Engine(FakeRunner(max_num_seqs=3, num_cells=100, n_ctx_per_seq=64))
-    sequences = [
-        engine.add_request(str(i), request.prompt, SamplingParams(max_tokens=request.max_tokens))
-        for i, request in enumerate(requests)
-    ]
-    admitted: list[str] = []
-    while engine.has_unfinished:
-        engine.step()
-        started = [s for s in sequences if s.slot is not None or s.finish_reason is not None]
-        admitted += [s.request_id for s in started if s.request_id not in admitted]
-    assert admitted == [sequence.request_id for sequence in sequences]
 
 
 def never_ending(tokens: list[int]) -> int:
@@ -153,19 +40,144 @@ def test_running_answer_gets_a_token_in_every_step_of_a_long_prefill() -> None:
     assert [output.request_id for output in engine.step()] == ["short", "long"]
 
 
+def test_follow_up_computes_only_what_is_new() -> None:
+    runner = FakeRunner(next_token=never_ending)
+    engine = Engine(runner)
+    first = engine.add_request("first", [1, 2, 3], SamplingParams(max_tokens=5))
+    run(engine)
+    turn = [*first.prompt_tokens, *first.output_tokens, 4]
+    second = engine.add_request("second", turn, SamplingParams(max_tokens=1))
+    runner.num_computed_tokens = 0
+    run(engine)
+    assert second.num_cached_tokens == 7
+    assert runner.num_computed_tokens == 2
+
+
+@pytest.mark.parametrize("reason", [FinishReason.CANCELLED, FinishReason.TIMEOUT])
+def test_what_an_aborted_sequence_has_computed_is_kept(reason: FinishReason) -> None:
+    engine = Engine(FakeRunner(n_ctx_per_seq=100))
+    engine.add_request("first", list(range(60)), SamplingParams())
+    engine.step()
+    engine.abort("first", reason)
+    second = engine.add_request("second", list(range(60)), SamplingParams())
+    engine.step()
+    assert second.num_cached_tokens == MIN_PREFILL_TOKENS
+
+
+def test_failed_sequence_leaves_nothing_to_reuse() -> None:
+    runner = FakeRunner(next_token=never_ending, fails=lambda num_decodes: num_decodes == 3)
+    engine = Engine(runner)
+    first = engine.add_request("first", [1, 2, 3], SamplingParams(max_tokens=9))
+    run(engine)
+    assert first.finish_reason == FinishReason.ERROR
+    second = engine.add_request("second", [1, 2, 3], SamplingParams(max_tokens=2))
+    run(engine)
+    assert (second.num_cached_tokens, second.text) == (0, "xx")
+
+
+def test_system_prompt_of_tasks_that_come_together_is_computed_once() -> None:
+    runner = FakeRunner(n_ctx_per_seq=128, max_batch_tokens=32, next_token=never_ending)
+    engine = Engine(runner)
+    system = list(range(1, 91))
+    sequences = [
+        engine.add_request(str(tail), [*system, tail], SamplingParams(max_tokens=3))
+        for tail in range(4)
+    ]
+    run(engine)
+    assert [sequence.num_cached_tokens for sequence in sequences] == [0, 90, 90, 90]
+    assert runner.num_computed_tokens == 90 + 4 * 3
+
+
+def test_sequence_does_not_wait_for_a_prefix_that_is_no_longer_coming() -> None:
+    runner = FakeRunner(n_ctx_per_seq=128, max_batch_tokens=32, next_token=never_ending)
+    engine = Engine(runner)
+    engine.add_request("first", list(range(100)), SamplingParams())
+    engine.step()
+    second = engine.add_request("second", [*range(90), 200], SamplingParams())
+    engine.step()
+    assert second.slot is None
+    engine.abort("first", FinishReason.CANCELLED)
+    engine.step()
+    assert second.slot is not None
+    assert second.num_cached_tokens >= MIN_PREFILL_TOKENS
+
+
+def test_no_sequence_waits_for_a_prefix_that_cannot_be_copied() -> None:
+    memory = FakeMemory(is_recurrent=True)
+    runner = FakeRunner(n_ctx_per_seq=128, memory=memory, next_token=never_ending)
+    engine = Engine(runner, clock=itertools.count().__next__)
+    engine.add_request("first", [*range(90), 1], SamplingParams())
+    second = engine.add_request("second", [*range(90), 2], SamplingParams())
+    num_steps, num_left = divmod(91, MIN_PREFILL_TOKENS)
+    for _ in range(num_steps):
+        engine.step()
+    assert second.slot is None
+    engine.step()
+    assert second.num_computed_tokens == MIN_PREFILL_TOKENS - num_left
+
+
+def test_engine_may_run_fewer_sequences_than_the_runner_has_room_for() -> None:
+    runner = FakeRunner(max_num_seqs=4, next_token=never_ending)
+    engine = Engine(runner, max_num_seqs=1)
+    prompts = [[10, 11, 12], [20, 21, 22], [30, 31, 32]]
+    sequences = [engine.add_request(str(p), p, SamplingParams(max_tokens=4)) for p in prompts]
+    engine.step()
+    assert [sequence.slot for sequence in sequences] == [0, None, None]
+    run(engine)
+    turns = [[*first.prompt_tokens, *first.output_tokens] for first in sequences]
+    again = [engine.add_request(str(turn), turn, SamplingParams(max_tokens=1)) for turn in turns]
+    run(engine)
+    assert [sequence.num_cached_tokens for sequence in again] == [6, 6, 6]
+
+
+class SlowRunner(FakeRunner):
+    """Each token of a batch takes `seconds_per_token` on the clock."""
+
+    def __init__(self, seconds_per_token: float) -> None:
+        super().__init__(n_ctx_per_seq=2000, max_batch_tokens=512, next_token=never_ending)
+        self.seconds_per_token = seconds_per_token
+        self.now = 0.0
+        self.longest_step = 0.0
+
+    def decode(self, chunks: list[Chunk]) -> list[int]:
+        seconds = self.seconds_per_token * sum(len(chunk.tokens) for chunk in chunks)
+        self.longest_step = max(self.longest_step, seconds)
+        self.now += seconds
+        return super().decode(chunks)
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_token", "num_tokens"), [(0.005, 39), (0.1, 16), (0.0001, 511)]
+)
+def test_prompt_is_computed_in_pieces_that_take_the_time_of_a_step(
+    seconds_per_token: float, num_tokens: int
+) -> None:
+    runner = SlowRunner(seconds_per_token)
+    engine = Engine(runner, clock=lambda: runner.now)
+    engine.add_request("answer", [1], SamplingParams(max_tokens=1000))
+    engine.step()
+    long = engine.add_request("long", [2] * 1900, SamplingParams(max_tokens=1))
+    computed = [0]
+    while long.is_prefilling:
+        engine.step()
+        computed.append(long.num_computed_tokens)
+    pieces = [after - before for before, after in itertools.pairwise(computed)]
+    assert pieces[0] == MIN_PREFILL_TOKENS
+    assert max(pieces[:-1]) == pytest.approx(num_tokens, abs=1)
+    assert runner.longest_step <= max(TARGET_STEP_SECONDS, seconds_per_token * 17) * 1.01
+
+
 def test_max_tokens_ends_with_length() -> None:
     engine = Engine(FakeRunner(next_token=never_ending))
     sequence = engine.add_request("r", [1, 2], SamplingParams(max_tokens=3))
-    while engine.has_unfinished:
-        engine.step()
+    run(engine)
     assert (sequence.text, sequence.finish_reason) == ("xxx", FinishReason.LENGTH)
 
 
 def test_context_window_ends_with_length() -> None:
     engine = Engine(FakeRunner(n_ctx_per_seq=10, next_token=never_ending))
     sequence = engine.add_request("r", [1] * 6, SamplingParams(max_tokens=100))
-    while engine.has_unfinished:
-        engine.step()
+    run(engine)
     assert (sequence.text, sequence.finish_reason) == ("xxxx", FinishReason.LENGTH)
 
 
@@ -174,8 +186,7 @@ def test_stop_sequence_ends_with_stop_and_is_not_in_the_text() -> None:
     runner = FakeRunner(next_token=lambda tokens: text[len(tokens) - 1])
     engine = Engine(runner)
     sequence = engine.add_request("r", [1], SamplingParams(max_tokens=50, stop=(" thr",)))
-    while engine.has_unfinished:
-        engine.step()
+    run(engine)
     assert (sequence.text, sequence.finish_reason) == ("one two", FinishReason.STOP)
     assert_nothing_is_held(engine, runner)
 
@@ -185,10 +196,22 @@ def test_abort_returns_the_text_held_back() -> None:
     sequence = engine.add_request("r", [1], SamplingParams(max_tokens=50, stop=("xxxxx",)))
     for _ in range(3):
         engine.step()
+    assert sequence.take_text() == ""
     last = engine.abort("r", FinishReason.TIMEOUT)
     assert last == StepOutput("r", "xxx", 0, FinishReason.TIMEOUT)
-    assert sequence.text == "xxx"
+    assert sequence.text == sequence.take_text() == "xxx"
     assert engine.abort("r", FinishReason.TIMEOUT) is None
+
+
+def test_text_is_taken_between_steps() -> None:
+    engine = Engine(FakeRunner(next_token=never_ending))
+    sequence = engine.add_request("r", [1], SamplingParams(max_tokens=4))
+    engine.step()
+    engine.step()
+    assert [sequence.take_text(), sequence.take_text()] == ["xx", ""]
+    run(engine)
+    assert sequence.take_text() == "xx"
+    assert sequence.text == "xxxx"
 
 
 def test_end_of_generation_can_be_the_first_token() -> None:
@@ -206,8 +229,7 @@ def test_failure_is_told_in_words_and_the_engine_goes_on() -> None:
     assert output.finish_reason == FinishReason.ERROR
     assert output.error == failed.error == "The fake runner was told to fail."
     sequence = engine.add_request("b", [1], SamplingParams(max_tokens=2))
-    while engine.has_unfinished:
-        engine.step()
+    run(engine)
     assert sequence.text == "xx"
 
 

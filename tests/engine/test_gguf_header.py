@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from inference.engine.errors import InvalidGGUFError
-from inference.engine.gguf_header import read_header
+from inference.engine.gguf_header import GGUFHeader, read_header
+
+Keys = dict[str, int | list[int]]
+
+# Four layers with four heads of 16.
+SHAPE: Keys = {
+    "block_count": 4,
+    "embedding_length": 64,
+    "attention.head_count": 4,
+}
 
 
 def test_header_of_a_real_model(model_path: Path) -> None:
@@ -47,30 +56,128 @@ def numbers(key: str, values: list[int]) -> bytes:
     return string(key) + struct.pack(f"<IIQ{len(values)}I", 9, 4, len(values), *values)
 
 
-def tensor(shape: list[int], kind: int, offset: int = 0) -> bytes:
+def tensor(shape: list[int], kind: int, offset: int = 0, name: str = "weight") -> bytes:
     dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
-    return string("weight") + dimensions + struct.pack("<IQ", kind, offset)
+    return string(name) + dimensions + struct.pack("<IQ", kind, offset)
+
+
+def header_of(
+    tmp_path: Path,
+    architecture: str,
+    keys: Keys,
+    tensor_names: list[str] | None = None,
+) -> GGUFHeader:
+    """Of a file with these keys of the architecture, and with tensors of two floats each."""
+    values = [text_value("general.architecture", architecture)]
+    for name, value in keys.items():
+        key = f"{architecture}.{name}"
+        values.append(numbers(key, value) if isinstance(value, list) else number(key, value))
+    tensors = [tensor([2], 0, name=name) for name in tensor_names or []]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf(values, tensors) + bytes(64))
+    return read_header(path)
 
 
 def test_kv_heads_can_be_given_layer_by_layer(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    path.write_bytes(
-        gguf(
-            [
-                text_value("general.architecture", "x"),
-                number("x.block_count", 3),
-                number("x.embedding_length", 64),
-                number("x.attention.head_count", 4),
-                numbers("x.attention.head_count_kv", [0, 1, 2]),
-                number("x.attention.sliding_window", 512),
-            ]
-        )
-        + bytes(32)
-    )
-    header = read_header(path)
+    keys = SHAPE | {"attention.head_count_kv": [0, 1, 2, 0], "attention.sliding_window": 512}
+    header = header_of(tmp_path, "x", keys)
+    assert [layer.kv_bytes_per_token for layer in header.layers] == [0, 64, 128, 0]
     assert header.kv_bytes_per_token == 3 * (16 + 16) * 2
     assert header.sliding_window == 512
     assert (header.chat_template, header.quantization) == (None, "")
+
+
+def test_length_of_keys_and_values_can_be_given(tmp_path: Path) -> None:
+    keys = SHAPE | {"attention.key_length": 24, "attention.value_length": 8}
+    assert header_of(tmp_path, "x", keys).kv_bytes_per_token == 4 * 4 * (24 + 8) * 2
+
+
+def test_latent_attention_keeps_no_values(tmp_path: Path) -> None:
+    keys = SHAPE | {
+        "attention.head_count_kv": 1,
+        "attention.key_length": 576,
+        "attention.value_length": 512,
+        "attention.key_length_mla": 192,
+    }
+    assert header_of(tmp_path, "deepseek2", keys).kv_bytes_per_token == 4 * 576 * 2
+
+
+@pytest.mark.parametrize("key", ["attention.shared_kv_layers", "nextn_predict_layers"])
+def test_last_layers_may_keep_nothing(tmp_path: Path, key: str) -> None:
+    header = header_of(tmp_path, "x", SHAPE | {key: 3})
+    assert [layer.kv_bytes_per_token for layer in header.layers] == [256, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "pattern", "sliding"),
+    [
+        ("gemma2", None, [1, 0, 1, 0]),
+        ("gemma3", None, [1, 1, 1, 1]),
+        ("smallthinker", None, [0, 1, 1, 1]),
+        ("gemma3", 3, [1, 1, 0, 1]),
+        ("gemma4", [0, 1, 1, 0], [0, 1, 1, 0]),
+        ("phi3", None, [0, 0, 0, 0]),
+    ],
+)
+def test_which_layers_have_a_sliding_window(
+    tmp_path: Path, architecture: str, pattern: int | list[int] | None, sliding: list[int]
+) -> None:
+    keys = SHAPE | {"attention.sliding_window": 512}
+    if pattern is not None:
+        keys["attention.sliding_window_pattern"] = pattern
+    header = header_of(tmp_path, architecture, keys)
+    assert [layer.is_sliding for layer in header.layers] == list(map(bool, sliding))
+
+
+def test_without_a_window_no_layer_slides(tmp_path: Path) -> None:
+    header = header_of(tmp_path, "gemma3", SHAPE)
+    assert not any(layer.is_sliding for layer in header.layers)
+
+
+def test_recurrent_layers_keep_a_state_for_each_sequence(tmp_path: Path) -> None:
+    keys: Keys = {"ssm.conv_kernel": 4, "ssm.inner_size": 100, "ssm.state_size": 10}
+    names = ["blk.0.ssm_in.weight", "blk.1.attn_k.weight", "blk.2.ssm_in.weight"]
+    names += ["blk.2.attn_k.weight"]
+    first, second, third, fourth = header_of(tmp_path, "hybrid", SHAPE | keys, names).layers
+    state = (3 * 100 + 100 * 10) * 4
+    assert (first.kv_bytes_per_token, first.state_bytes) == (0, state)
+    assert (second.kv_bytes_per_token, second.state_bytes) == (256, 0)
+    assert (third.kv_bytes_per_token, third.state_bytes) == (256, state)
+    assert (fourth.kv_bytes_per_token, fourth.state_bytes) == (256, 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "name", "num_floats"),
+    [
+        ({"wkv.head_size": 16}, "time_mix_key.weight", 64 * (2 + 16)),
+        ({"shortconv.l_cache": 3}, "shortconv.conv.weight", 64 * 2),
+        ({"kda.head_dim": 16, "ssm.conv_kernel": 4}, "ssm_a", 64 * (3 * 3 + 16)),
+    ],
+)
+def test_state_of_other_recurrent_families(
+    tmp_path: Path, keys: Keys, name: str, num_floats: int
+) -> None:
+    header = header_of(tmp_path, "x", SHAPE | keys, [f"blk.0.{name}"])
+    assert header.layers[0].state_bytes == 4 * num_floats
+
+
+def test_weights_are_told_apart_by_where_they_are_used(tmp_path: Path) -> None:
+    names = [
+        "token_embd.weight",
+        "blk.1.attn_q.weight",
+        "blk.1.ffn_up.weight",
+        "output_norm.weight",
+    ]
+    header = header_of(tmp_path, "x", SHAPE, names)
+    assert [layer.weights_bytes for layer in header.layers] == [0, 16, 0, 0]
+    assert (header.embedding_bytes, header.output_bytes, header.weights_bytes) == (8, 8, 32)
+    assert header.ties_embeddings
+    assert not header_of(tmp_path, "x", SHAPE, [*names, "output.weight"]).ties_embeddings
+
+
+def test_more_layers_than_llama_cpp_takes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidGGUFError, match="2000000000 layers"):
+        header_of(tmp_path, "x", SHAPE | {"block_count": 2_000_000_000})
 
 
 def test_quantization_falls_back_to_the_type_of_most_bytes(tmp_path: Path) -> None:

@@ -3,11 +3,9 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from inference.engine.chat_template import ChatMessage
-from inference.engine.engine import Engine
 from inference.engine.errors import (
     DecodeError,
     EngineError,
@@ -15,9 +13,10 @@ from inference.engine.errors import (
     ModelLoadError,
     PromptTooLongError,
 )
-from inference.engine.llama_runner import LlamaRunner, llama
+from inference.engine.llama_runner import LlamaRunner
 from inference.engine.runner import Chunk, LoadParams
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
+from tests.engine.replay import assert_same_but_for_ties, new_engine
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
 QUESTIONS = [
@@ -26,9 +25,6 @@ QUESTIONS = [
     "Write one sentence about the sea.",
     "Count from one to ten.",
 ]
-# Batches of different sizes may add floats in different orders, so a choice between two tokens
-# that are all but equally likely may turn out differently on some processors.
-MAX_TIE = 0.1
 
 
 def prompt(runner: LlamaRunner, question: str) -> list[int]:
@@ -37,7 +33,7 @@ def prompt(runner: LlamaRunner, question: str) -> list[int]:
 
 
 def run(runner: LlamaRunner, requests: list[tuple[str, SamplingParams]]) -> list[Sequence]:
-    engine = Engine(runner)
+    engine = new_engine(runner)
     sequences = [
         engine.add_request(str(index), prompt(runner, question), params)
         for index, (question, params) in enumerate(requests)
@@ -48,27 +44,6 @@ def run(runner: LlamaRunner, requests: list[tuple[str, SamplingParams]]) -> list
     return sequences
 
 
-def assert_same_but_for_ties(runner: LlamaRunner, one: Sequence, other: Sequence) -> None:
-    """Equal outputs; where they part, the two tokens were all but equally likely."""
-    pairs = zip(one.output_tokens, other.output_tokens, strict=False)
-    for index, (token, other_token) in enumerate(pairs):
-        if token != other_token:
-            logits = logits_after(runner, one.prompt_tokens + one.output_tokens[:index])
-            assert abs(logits[token] - logits[other_token]) < MAX_TIE
-            return
-    assert one.text == other.text
-
-
-def logits_after(
-    runner: LlamaRunner, tokens: list[int]
-) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
-    (row,) = runner.decode([Chunk(0, 0, tokens, needs_logits=True)])
-    pointer = llama.llama_get_logits_ith(runner._context, row)
-    logits = np.ctypeslib.as_array(pointer, (runner.vocab_size,)).copy()
-    runner.remove_sequence(0)
-    return logits
-
-
 def test_greedy_text_is_the_same_alone_and_among_four(runner: LlamaRunner) -> None:
     together = run(runner, [(question, GREEDY) for question in QUESTIONS])
     for question, sequence in zip(QUESTIONS, together, strict=True):
@@ -76,24 +51,8 @@ def test_greedy_text_is_the_same_alone_and_among_four(runner: LlamaRunner) -> No
         assert_same_but_for_ties(runner, alone, sequence)
 
 
-def test_text_does_not_depend_on_the_neighbours_in_a_shared_buffer(model_path: Path) -> None:
-    # Fewer cells than a window each: one buffer for all, where only a mask keeps them apart.
-    shared = LlamaRunner(
-        LoadParams(
-            path=model_path, context_window=256, num_cache_cells=512, max_num_seqs=4, num_threads=1
-        )
-    )
-    same_length = [f"What is the capital of {name}?" for name in ("France", "Spain", "Italy")]
-    params = SamplingParams(temperature=0, max_tokens=12)
-    first, *_ = run(shared, [(same_length[0], params)] * 3)
-    again, *_ = run(shared, [(question, params) for question in same_length])
-    assert shared.num_cells == 512
-    assert first.output_tokens == again.output_tokens
-    shared.close()
-
-
 def test_sequences_join_and_leave_at_different_steps(runner: LlamaRunner) -> None:
-    engine = Engine(runner)
+    engine = new_engine(runner)
     lengths = [20, 4, 12, 8]
     sequences = []
     for question, max_tokens in zip(QUESTIONS, lengths, strict=True):
@@ -146,7 +105,7 @@ def test_max_tokens_is_kept(runner: LlamaRunner) -> None:
     ],
 )
 def test_penalties_make_repetition_rarer(runner: LlamaRunner, params: SamplingParams) -> None:
-    engine = Engine(runner)
+    engine = new_engine(runner)
     tokens = runner.tokenize("echo echo echo echo echo echo echo echo")
     plain = SamplingParams(temperature=0, max_tokens=30)
     without = engine.add_request("without", tokens, plain)
@@ -189,7 +148,7 @@ def test_grammar_that_allows_no_token_ends_in_error_and_not_in_an_abort(
 
 
 def test_bad_grammar_is_refused_in_words(runner: LlamaRunner) -> None:
-    engine = Engine(runner)
+    engine = new_engine(runner)
     with pytest.raises(GrammarError, match="line 1, column 10: expected"):
         engine.add_request("r", [1], SamplingParams(grammar="root ::= %"))
     with pytest.raises(GrammarError, match="refuses"):
@@ -198,7 +157,7 @@ def test_bad_grammar_is_refused_in_words(runner: LlamaRunner) -> None:
 
 
 def test_prompt_longer_than_the_context_is_refused(runner: LlamaRunner) -> None:
-    engine = Engine(runner)
+    engine = new_engine(runner)
     with pytest.raises(PromptTooLongError, match="255 fit"):
         engine.add_request("r", [5] * 256, GREEDY)
     with pytest.raises(PromptTooLongError):
@@ -206,13 +165,17 @@ def test_prompt_longer_than_the_context_is_refused(runner: LlamaRunner) -> None:
 
 
 def test_prompt_larger_than_a_batch_is_computed_in_chunks(model_path: Path) -> None:
-    small = LlamaRunner(
-        LoadParams(
-            path=model_path, context_window=128, num_batch_tokens=16, max_num_seqs=2, num_threads=1
+    small, large = (
+        LlamaRunner(
+            LoadParams(
+                path=model_path,
+                context_window=128,
+                num_batch_tokens=num_batch_tokens,
+                max_num_seqs=2,
+                num_threads=1,
+            )
         )
-    )
-    large = LlamaRunner(
-        LoadParams(path=model_path, context_window=128, max_num_seqs=1, num_threads=1)
+        for num_batch_tokens in (16, 63)
     )
     question = "The sea is blue and the sky is too. " * 6 + "What is blue?"
     (chunked,) = run(small, [(question, GREEDY)])
@@ -230,10 +193,11 @@ def test_batch_over_its_budget_is_an_error_and_not_an_abort(runner: LlamaRunner)
 
 
 def test_gap_in_positions_is_an_error_and_the_runner_goes_on(runner: LlamaRunner) -> None:
+    runner.memory.remove_sequence(0)
     runner.decode([Chunk(0, 0, [1, 2], needs_logits=True)])
     with pytest.raises(DecodeError, match="status -1"):
         runner.decode([Chunk(0, 9, [3], needs_logits=True)])
-    runner.remove_sequence(0)
+    runner.memory.remove_sequence(0)
     (sequence,) = run(runner, [(QUESTIONS[1], SamplingParams(temperature=0, max_tokens=2))])
     assert sequence.finish_reason == FinishReason.LENGTH
 
@@ -300,3 +264,5 @@ def test_close_frees_and_can_be_repeated(model_path: Path) -> None:
         loaded.decode([Chunk(0, 0, [1], needs_logits=True)])
     with pytest.raises(EngineError, match="closed"):
         loaded.tokenize("text")
+    with pytest.raises(EngineError, match="closed"):
+        loaded.memory.can_keep_prefix(0, 1)

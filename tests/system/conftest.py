@@ -5,8 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.running_service import RunningService, wait_for
+from benchmarks.running_service import SMOLLM2, RunningService, wait_for
 
+# SmolLM2 once more, without any sharing of batches: what waits for it really waits.
+ONE_AT_A_TIME = "one-at-a-time"
 SETTINGS = {"LEASE_SECONDS": "6", "SWEEP_INTERVAL_SECONDS": "1", "RING_AGAIN_SECONDS": "1"}
 
 
@@ -17,11 +19,19 @@ def _running_service(request: pytest.FixtureRequest) -> Iterator[RunningService]
         service.start("--no-demo")
         service.register_echo()
         service.register_echo("slow-echo", delay_ms=100)
+        _register_one_at_a_time(service)
         yield service
     finally:
         if request.session.testsfailed:
             sys.stderr.write(service.log_tails())
         service.close()
+
+
+def _register_one_at_a_time(service: RunningService) -> None:
+    weights = service.model(SMOLLM2)["config"]["model_path"]
+    config = {"model_path": weights, "context_window": 2048, "max_num_seqs": 1}
+    body = {"name": ONE_AT_A_TIME, "provider": "local", "config": config}
+    service.http.post("/models/register", json=body).raise_for_status()
 
 
 @pytest.fixture

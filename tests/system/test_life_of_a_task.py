@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from benchmarks.running_service import COUNTING, RunningService
+from tests.system.conftest import ONE_AT_A_TIME
 
 PARIS: dict[str, Any] = {
     "prompt": "What is the capital of France? Answer in one short sentence.",
@@ -49,9 +50,12 @@ def test_wait_answers_with_the_state_when_the_time_is_over(service: RunningServi
 
 
 def test_higher_priority_goes_first(service: RunningService) -> None:
-    running = service.submit(**LONG | {"max_tokens": 150})
+    running = service.submit(**LONG | {"max_tokens": 150}, model=ONE_AT_A_TIME)
     service.processing(running)
-    waiting = {service.submit(**SHORT, priority=priority): priority for priority in (1, 5, 50)}
+    waiting = {
+        service.submit(**SHORT, model=ONE_AT_A_TIME, priority=priority): priority
+        for priority in (1, 5, 50)
+    }
     assert service.task(running)["status"] == "processing", "too short to queue behind"
     ended = [service.ended(task_id) for task_id in waiting]
     assert {task["status"] for task in ended} == {"completed"}
@@ -71,7 +75,7 @@ def test_cancel_of_a_running_generation_keeps_its_text(service: RunningService) 
 
 
 def test_cancel_is_heard_during_a_long_prompt(service: RunningService) -> None:
-    task_id = service.submit("word " * 3500, max_tokens=8)
+    task_id = service.submit("word " * 1900, max_tokens=8)
     service.processing(task_id)
     service.http.post(f"/tasks/{task_id}/cancel").raise_for_status()
     task = service.ended(task_id, 5)
@@ -88,9 +92,9 @@ def test_timeout_keeps_the_text(service: RunningService) -> None:
 
 
 def test_task_that_cannot_start_before_its_deadline_fails(service: RunningService) -> None:
-    running = service.submit(**LONG)
+    running = service.submit(**LONG, model=ONE_AT_A_TIME)
     service.processing(running)
-    task = service.ended(service.submit(**SHORT, deadline_seconds=0.2), 10)
+    task = service.ended(service.submit(**SHORT, model=ONE_AT_A_TIME, deadline_seconds=0.2), 10)
     assert (task["status"], task["error_code"]) == ("failed", "deadline_exceeded")
     assert task["attempt"] == 0
     service.http.post(f"/tasks/{running}/cancel").raise_for_status()

@@ -1,0 +1,234 @@
+"""Would a model fit into the memory there is, and if not, in which quantization would it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from django.conf import settings
+
+from inference import device_memory
+from inference.device_memory import Kind
+from inference.engine.errors import InvalidGGUFError
+from inference.engine.gguf_header import GGUFHeader, Layer, read_header
+from inference.engine.memory_estimate import MemoryEstimate, estimate
+from inference.models import RegisteredModel
+from inference.quantizations import BITS, RECOMMENDED_BITS
+from inference.registration import resolve_model_path
+from presets.packaged import PackagedPreset
+
+_DEFAULT_BATCH_TOKENS = 512
+_NOTHING = MemoryEstimate(weights_bytes=0, kv_cache_bytes=0, compute_bytes=0, device_bytes=0)
+_GUESSED = "The model's file is not here: these are the figures of a usual model of its size."
+_NOT_PUBLISHED = (
+    "No GPU worker tells what memory it has: these are the figures of the machine that answers."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Compatibility:
+    """The verdict; `required_bytes` of the estimate have to lie in `available_bytes`."""
+
+    estimate: MemoryEstimate
+    required_bytes: int
+    available_bytes: int
+    recommended_quantization: str | None = None
+    warning: str | None = None
+
+    @property
+    def is_compatible(self) -> bool:
+        return self.required_bytes <= self.available_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """A model and how a worker would load it."""
+
+    header: GGUFHeader
+    context_window: int
+    max_num_seqs: int
+    num_cache_cells: int | None
+    num_batch_tokens: int
+    gpu_layers: int
+
+    def estimate(self) -> MemoryEstimate:
+        return estimate(
+            self.header,
+            context_window=self.context_window,
+            max_num_seqs=self.max_num_seqs,
+            num_cache_cells=self.num_cache_cells,
+            num_batch_tokens=self.num_batch_tokens,
+            gpu_layers=self.gpu_layers,
+        )
+
+    def required_bytes(self) -> int:
+        """On the GPU, or in RAM for a model that has no layers there."""
+        needed = self.estimate()
+        return needed.device_bytes if self.gpu_layers else needed.total_bytes
+
+    def fits(self, usable_bytes: int) -> bool:
+        return self.required_bytes() <= usable_bytes
+
+    def with_as_many_seqs_as_fit(self, usable_bytes: int) -> "_Load":
+        """As workers do it: half as many, down to one, until it fits."""
+        load = self
+        while load.max_num_seqs > 1 and not load.fits(usable_bytes):
+            load = replace(load, max_num_seqs=load.max_num_seqs // 2)
+        return load
+
+
+def check_model(
+    model: RegisteredModel, quantization: str | None, context_window: int | None
+) -> Compatibility:
+    """Check a registered model; one that does not run here needs nothing."""
+    if model.provider != RegisteredModel.Provider.LOCAL:
+        return Compatibility(_NOTHING, required_bytes=0, available_bytes=0)
+    header, warnings = _header_of_model(model)
+    window = context_window or model.context_window
+    verdict = _check(header, model.config, quantization, window, warnings)
+    if model.loaded and not quantization and not context_window:
+        # What it holds itself is not in its way.
+        available = verdict.available_bytes + verdict.required_bytes
+        verdict = replace(verdict, available_bytes=available)
+    return verdict
+
+
+def check_preset(
+    preset: PackagedPreset, quantization: str | None, context_window: int | None
+) -> Compatibility:
+    """Check a preset, by its file where that is installed, else by its number of parameters."""
+    path = preset.installed_file()
+    header = read_header(path) if path else usual_header(int(preset.size_b * 1e9))
+    window = context_window or preset.provider_config.get("context_window")
+    warnings = [] if path else [_GUESSED]
+    return _check(header, preset.provider_config, quantization, window, warnings)
+
+
+def usual_header(num_parameters: int, quantization: str = "Q4_K_M") -> GGUFHeader:
+    """The header that a decoder of so many parameters is likely to have.
+
+    12 * layers * hidden^2 parameters with hidden = 128 * layers, and 8 KV heads of 128: for 8e9
+    the shape of Llama 3 8B.
+    """
+    hidden = max(128, round((num_parameters * 128 / 12) ** (1 / 3) / 128) * 128)
+    num_layers = hidden // 128
+    weights_bytes = round(num_parameters * BITS[quantization] / 8)
+    layer = Layer(weights_bytes // num_layers, kv_bytes_per_token=2 * 2 * min(hidden, 1024))
+    return GGUFHeader(
+        architecture="",
+        name="",
+        num_parameters=num_parameters,
+        quantization=quantization,
+        context_length=0,
+        embedding_length=hidden,
+        query_length=hidden,
+        key_length=min(hidden, 1024),
+        inner_length=hidden * 7 // 2,
+        num_experts_used=1,
+        vocab_size=128_256,
+        sliding_window=None,
+        layers=(layer,) * num_layers,
+        chat_template=None,
+        size_bytes=weights_bytes,
+        weights_bytes=weights_bytes,
+        embedding_bytes=0,
+        output_bytes=0,
+        ties_embeddings=False,
+    )
+
+
+def _header_of_model(model: RegisteredModel) -> tuple[GGUFHeader, list[str]]:
+    try:
+        return read_header(resolve_model_path(model.config["model_path"])), []
+    except (OSError, ValueError, InvalidGGUFError):
+        known = model.extra.get("quantization")
+        header = usual_header(
+            model.extra.get("parameters", 0), known if known in BITS else "Q4_K_M"
+        )
+        return header, [_GUESSED]
+
+
+def _check(
+    header: GGUFHeader,
+    config: dict[str, Any],
+    quantization: str | None,
+    context_window: int | None,
+    warnings: list[str],
+) -> Compatibility:
+    gpu_layers = config.get("gpu_layers", settings.GPU_LAYERS)
+    memory = device_memory.published()
+    if memory is None or (memory.kind == Kind.GPU and not gpu_layers):
+        memory = device_memory.read(gpu_layers)
+        warnings = [*warnings, _NOT_PUBLISHED]
+    window = context_window or min(header.context_length or settings.N_CTX, settings.N_CTX)
+    as_is = _load(header, config, window, gpu_layers if memory.kind == Kind.GPU else 0)
+    wanted = as_is
+    if quantization:
+        wanted = replace(as_is, header=_requantized(header, quantization))
+    loaded = wanted.with_as_many_seqs_as_fit(memory.usable_bytes)
+    warnings = [*warnings, *_warnings(wanted, loaded, memory.usable_bytes)]
+    return Compatibility(
+        estimate=loaded.estimate(),
+        required_bytes=loaded.required_bytes(),
+        available_bytes=memory.usable_bytes,
+        recommended_quantization=_recommended(as_is, memory.usable_bytes),
+        warning=" ".join(warnings) or None,
+    )
+
+
+def _warnings(wanted: _Load, loaded: _Load, usable_bytes: int) -> Iterator[str]:
+    trained = wanted.header.context_length
+    if 0 < trained < wanted.context_window:
+        yield f"It was trained for contexts of {trained} tokens."
+    if not loaded.fits(usable_bytes):
+        if names := _names_in_memory():
+            yield f"Of the models in memory ({names}), idle ones make room for it."
+    elif loaded.max_num_seqs < wanted.max_num_seqs:
+        yield (
+            f"It fits with {loaded.max_num_seqs} sequences at a time instead of "
+            f"{wanted.max_num_seqs}."
+        )
+
+
+def _load(header: GGUFHeader, config: dict[str, Any], window: int, gpu_layers: int) -> _Load:
+    num_batch_tokens = config.get("num_batch_tokens") or settings.N_BATCH or _DEFAULT_BATCH_TOKENS
+    return _Load(
+        header=header,
+        context_window=window,
+        max_num_seqs=config.get("max_num_seqs", settings.MAX_NUM_SEQS),
+        num_cache_cells=config.get("num_cache_cells"),
+        num_batch_tokens=min(num_batch_tokens, window),
+        gpu_layers=gpu_layers,
+    )
+
+
+def _recommended(load: _Load, usable_bytes: int) -> str | None:
+    """The best quantization that fits with all sequences, else the best that fits with one."""
+    for num_seqs in (load.max_num_seqs, 1):
+        for name in sorted(RECOMMENDED_BITS, key=RECOMMENDED_BITS.__getitem__, reverse=True):
+            header = _requantized(load.header, name)
+            if replace(load, header=header, max_num_seqs=num_seqs).fits(usable_bytes):
+                return name
+    return None
+
+
+def _requantized(header: GGUFHeader, quantization: str) -> GGUFHeader:
+    """The header of the same model with weights of another size."""
+    if quantization == header.quantization or not header.weights_bytes:
+        return header
+    factor = header.num_parameters * BITS[quantization] / 8 / header.weights_bytes
+    layers = (
+        replace(layer, weights_bytes=round(layer.weights_bytes * factor)) for layer in header.layers
+    )
+    return replace(
+        header,
+        quantization=quantization,
+        layers=tuple(layers),
+        weights_bytes=round(header.weights_bytes * factor),
+        embedding_bytes=round(header.embedding_bytes * factor),
+        output_bytes=round(header.output_bytes * factor),
+    )
+
+
+def _names_in_memory() -> str:
+    loaded = RegisteredModel.objects.filter(status=RegisteredModel.Status.LOADED)
+    return ", ".join(loaded.values_list("name", flat=True))

@@ -1,0 +1,168 @@
+"""What may be used of the memory that models live in, and whether one more fits.
+
+A GPU's as NVML tells it; without a GPU the machine's, or of a container its share.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+
+import psutil
+import redis
+from django.conf import settings
+
+from inference import container_memory
+from inference.engine.errors import ModelLoadError
+from inference.engine.memory_estimate import MemoryEstimate
+from monitoring.redis_client import client
+
+logger = logging.getLogger(__name__)
+
+_MB = 1024 * 1024
+_PUBLISHED_SECONDS = 30
+_LIMIT_REMEDY = "raise MODEL_MEMORY_LIMIT_MB"
+_GPU_REMEDY = (
+    "give it fewer gpu_layers, free some, lower VRAM_RESERVE_MB, or raise MAX_VRAM_USAGE_PERCENT"
+)
+_RAM_REMEDY = "free some, lower RAM_RESERVE_MB, or raise MAX_RAM_USAGE_PERCENT"
+
+
+class Kind(StrEnum):
+    GPU = "gpu"
+    RAM = "ram"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """One reading; `usable_bytes` may be taken: the reserve and the percentage are respected."""
+
+    kind: Kind
+    total_bytes: int
+    free_bytes: int
+    usable_bytes: int
+
+
+def has_gpu() -> bool:
+    """Whether NVML sees the GPU that this worker is for."""
+    return _read_gpu() is not None
+
+
+def used_gpu_layers(gpu_layers: int) -> int:
+    """How many layers will be on the GPU: none without one, whatever was asked for."""
+    return gpu_layers if gpu_layers and has_gpu() else 0
+
+
+def read(gpu_layers: int) -> DeviceMemory:
+    """The memory for a model's layers: RAM with `gpu_layers` 0, and where NVML sees no GPU.
+
+    What may be used is at most MODEL_MEMORY_LIMIT_MB, where that is set.
+    """
+    memory = (_read_gpu() if gpu_layers else None) or _read_ram()
+    limit_bytes = settings.MODEL_MEMORY_LIMIT_MB * _MB or memory.total_bytes
+    return replace(memory, usable_bytes=min(memory.usable_bytes, limit_bytes))
+
+
+def check_fits(
+    model_name: str,
+    needed: MemoryEstimate,
+    *,
+    gpu_layers: int,
+    residents: Sequence[MemoryEstimate] = (),
+) -> None:
+    """Raise ModelLoadError, saying what is missing and what to change, unless the model fits.
+
+    `residents`: what the models take that this worker has in memory. `gpu_layers` and the
+    estimates come from `used_gpu_layers`.
+    """
+    if settings.MODEL_MEMORY_LIMIT_MB:
+        held = sum(resident.total_bytes for resident in residents)
+        left = settings.MODEL_MEMORY_LIMIT_MB * _MB - held
+        where = "memory under MODEL_MEMORY_LIMIT_MB"
+        _check(model_name, needed, needed.total_bytes, left, where, _LIMIT_REMEDY)
+    if gpu_layers and (gpu := _read_gpu()):
+        usable = gpu.usable_bytes
+        _check(model_name, needed, needed.device_bytes, usable, "GPU memory", _GPU_REMEDY)
+    ram = _read_ram()
+    # Weights are mapped from their file, and look like free memory though they are in use.
+    held = sum(resident.host_bytes for resident in residents)
+    usable = min(ram.usable_bytes, _usable_ram(ram.total_bytes, ram.total_bytes - held))
+    _check(model_name, needed, needed.host_bytes, usable, "RAM", _RAM_REMEDY)
+
+
+def publish() -> None:
+    """Tell other processes, for 30 s, what this worker's models may use."""
+    reading = json.dumps(asdict(read(settings.GPU_LAYERS)))
+    try:
+        client().set(_key(), reading, ex=_PUBLISHED_SECONDS)
+    except redis.RedisError as exc:
+        logger.warning("GPU %d: its memory cannot be published: %s", settings.GPU_INDEX, exc)
+
+
+def published() -> DeviceMemory | None:
+    """The last reading of the worker for GPU_INDEX; None without one, and without Redis."""
+    try:
+        reading = client().get(_key())
+    except redis.RedisError as exc:
+        logger.debug("GPU %d: no published reading: %s", settings.GPU_INDEX, exc)
+        return None
+    if reading is None:
+        return None
+    fields = json.loads(reading)
+    return DeviceMemory(**fields | {"kind": Kind(fields["kind"])})
+
+
+def _check(
+    model_name: str,
+    needed: MemoryEstimate,
+    share_bytes: int,
+    usable_bytes: int,
+    where: str,
+    remedy: str,
+) -> None:
+    if share_bytes <= usable_bytes:
+        return
+    parts = (
+        f"weights {needed.weights_bytes / _MB:.0f} MB, KV cache {needed.kv_cache_bytes / _MB:.0f}"
+        f" MB, compute {needed.compute_bytes / _MB:.0f} MB"
+    )
+    raise ModelLoadError(
+        f"{model_name} needs {share_bytes / _MB:.0f} MB of {where} (in all {parts}), and "
+        f"{max(0, usable_bytes) / _MB:.0f} MB may be used: lower its context_window or "
+        f"max_num_seqs (MAX_NUM_SEQS), take a smaller quantization, {remedy}."
+    )
+
+
+def _read_gpu() -> DeviceMemory | None:
+    # Few processes ask, and most machines that run the tests have no driver.
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        memory = pynvml.nvmlDeviceGetMemoryInfo(
+            pynvml.nvmlDeviceGetHandleByIndex(settings.GPU_INDEX)
+        )
+    except pynvml.NVMLError as exc:
+        logger.debug("GPU %d: no NVML reading: %s", settings.GPU_INDEX, exc)
+        return None
+    may_be_used = int(memory.total * settings.MAX_VRAM_USAGE_PERCENT / 100) - memory.used
+    usable = min(may_be_used, memory.free - settings.VRAM_RESERVE_MB * _MB)
+    return DeviceMemory(Kind.GPU, memory.total, memory.free, max(0, usable))
+
+
+def _read_ram() -> DeviceMemory:
+    machine = psutil.virtual_memory()
+    container = container_memory.read()
+    total = min(machine.total, container.total_bytes if container else machine.total)
+    free = min(machine.available, container.free_bytes if container else machine.available)
+    return DeviceMemory(Kind.RAM, total, free, _usable_ram(total, free))
+
+
+def _usable_ram(total: int, free: int) -> int:
+    may_be_used = int(total * settings.MAX_RAM_USAGE_PERCENT / 100) - (total - free)
+    return max(0, min(may_be_used, free - settings.RAM_RESERVE_MB * _MB))
+
+
+def _key() -> str:
+    return f"gpu:{settings.GPU_INDEX}:memory"

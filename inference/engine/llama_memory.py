@@ -1,0 +1,76 @@
+"""What llama.cpp remembers of the sequences of one context."""
+
+from typing import Any
+
+from inference.engine.errors import EngineError
+
+
+class LlamaMemory:
+    """Keys and values, or recurrent states, by slot. Implements `SequenceMemory`.
+
+    `llama` is the library's binding, handed in by the runner, which alone imports it.
+    Source: llama-kv-cache.cpp and llama-memory-recurrent.cpp of llama.cpp.
+    """
+
+    def __init__(self, llama: Any) -> None:
+        self._llama = llama
+        self._memory: Any = None
+        self.can_copy = False
+
+    def open(self, model: Any, context: Any, *, is_shared: bool) -> None:
+        """Take over a context's memory; `is_shared`: its sequences have one buffer for all.
+
+        Raises EngineError for a model that has none.
+        """
+        llama = self._llama
+        self._memory = llama.llama_get_memory(context)
+        if not self._memory:
+            raise EngineError("it has no KV cache and cannot generate text")
+        self._window = int(llama.llama_model_n_swa(model))
+        self._is_recurrent = bool(
+            llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model)
+        )
+        # Cells of two sequences are never given up for new tokens, not even when both windows
+        # have passed them: they would fill up the one buffer of all windows.
+        self.can_copy = not self._is_recurrent and not (is_shared and self._window)
+
+    def close(self) -> None:
+        """The context is about to be freed."""
+        self._memory = None
+
+    def can_keep_prefix(self, slot: int, num_tokens: int) -> bool:
+        """Whether a sequence could go on after the first `num_tokens` of those the slot holds.
+
+        The next token's window must still be there; a recurrent state must not be cut at all.
+        """
+        memory = self._opened()
+        if self._llama.llama_memory_seq_pos_max(memory, slot) == num_tokens - 1:
+            return True
+        oldest = self._llama.llama_memory_seq_pos_min(memory, slot)
+        return not self._is_recurrent and oldest <= max(0, num_tokens - self._window)
+
+    def keep_prefix(self, slot: int, num_tokens: int) -> bool:
+        """Cut the slot after `num_tokens`. False when that failed: the slot is empty then."""
+        if self._llama.llama_memory_seq_rm(self._opened(), slot, num_tokens, -1):
+            return True
+        self.remove_sequence(slot)
+        return False
+
+    def copy_prefix(self, source: int, target: int, num_tokens: int) -> bool:
+        """Replace what `target` holds by the first `num_tokens` of `source`; False as above.
+
+        Between buffers llama.cpp copies all or aborts, so what is too much is cut afterwards. In
+        one buffer for all nothing is moved: the cells belong to both then.
+        """
+        self.remove_sequence(target)
+        self._llama.llama_memory_seq_cp(self._opened(), source, target, -1, -1)
+        return self.keep_prefix(target, num_tokens)
+
+    def remove_sequence(self, slot: int) -> None:
+        """Forget all tokens of the slot."""
+        self._llama.llama_memory_seq_rm(self._opened(), slot, -1, -1)
+
+    def _opened(self) -> Any:
+        if not self._memory:
+            raise EngineError("The model has been closed.")
+        return self._memory

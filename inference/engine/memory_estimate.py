@@ -1,0 +1,140 @@
+"""What a model will need of memory, told from its file's header before it is loaded.
+
+Follows what llama.cpp allocates: src/llama-context.cpp, llama-kv-cache-iswa.cpp and
+llama-memory-recurrent.cpp. The formula of the compute buffer was found by loading models of many
+shapes; it holds with flash attention, which llama.cpp turns on wherever it can.
+"""
+
+from dataclasses import dataclass
+
+from inference.engine.gguf_header import GGUFHeader, Layer
+
+_CELL_PADDING = 256
+# Tokens that LlamaRunner has llama.cpp compute at once.
+_MAX_TOKENS_ON_GPU, _MAX_TOKENS_ON_CPU = 512, 63
+_FLOAT_BYTES, _MASK_BYTES = 4, 2
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes a loaded model takes; `device_bytes` of the total lie on the GPU, the rest in RAM."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    compute_bytes: int
+    device_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        return self.total_bytes - self.device_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """How llama.cpp lays out the cells: `num_buffers`, each with so many cells in a layer."""
+
+    num_seqs: int
+    num_buffers: int
+    num_cells: int
+    num_sliding_cells: int
+
+    def layer_bytes(self, layer: Layer) -> int:
+        num_cells = self.num_sliding_cells if layer.is_sliding else self.num_cells
+        num_cells *= self.num_buffers
+        return layer.kv_bytes_per_token * num_cells + layer.state_bytes * self.num_seqs
+
+
+def estimate(
+    header: GGUFHeader,
+    *,
+    context_window: int,
+    max_num_seqs: int,
+    num_cache_cells: int | None,
+    num_batch_tokens: int,
+    gpu_layers: int,
+) -> MemoryEstimate:
+    """The memory of a model that is loaded with these values of LoadParams.
+
+    `gpu_layers`: 0 = none, -1 = all.
+    """
+    max_tokens = _MAX_TOKENS_ON_GPU if gpu_layers else _MAX_TOKENS_ON_CPU
+    num_tokens = min(num_batch_tokens, max_tokens)
+    window = context_window or header.context_length
+    cache = _cache(header, window, max_num_seqs, num_cache_cells, num_tokens)
+    graph = _graph_bytes(header, cache, num_tokens)
+    on_device = _layers_on_device(header, gpu_layers)
+    is_all_on_device = bool(gpu_layers) and len(on_device) == header.num_layers
+    weights, device = header.weights_bytes, 0
+    compute = header.vocab_size * max_num_seqs * _FLOAT_BYTES  # the logits, handed to the sampler
+    compute += _inputs_bytes(header, cache, num_tokens) if is_all_on_device else graph
+    if gpu_layers:
+        # The embeddings stay in RAM; where they are the output too, the GPU has a copy of them.
+        copied = header.embedding_bytes if header.ties_embeddings else 0
+        weights += copied
+        compute += graph
+        device = copied + header.output_bytes + graph
+        device += sum(layer.weights_bytes + cache.layer_bytes(layer) for layer in on_device)
+    return MemoryEstimate(
+        weights_bytes=weights,
+        kv_cache_bytes=sum(map(cache.layer_bytes, header.layers)),
+        compute_bytes=compute,
+        device_bytes=device,
+    )
+
+
+def _layers_on_device(header: GGUFHeader, gpu_layers: int) -> tuple[Layer, ...]:
+    """The last ones; the output counts as one layer more, behind them."""
+    if gpu_layers < 0:
+        return header.layers
+    return header.layers[max(0, header.num_layers + 1 - gpu_layers) :]
+
+
+def _cache(
+    header: GGUFHeader, window: int, num_seqs: int, num_cells: int | None, num_tokens: int
+) -> _Cache:
+    """A buffer for each sequence's whole window, or a smaller one that they share."""
+    is_shared = num_cells is not None and num_cells < window * num_seqs
+    sliding_window = header.sliding_window or 0
+    if is_shared and num_cells is not None:
+        cells, sliding = _padded(num_cells), sliding_window * num_seqs + num_tokens
+        return _Cache(num_seqs, 1, cells, min(cells, _padded(sliding)))
+    cells = _padded(window)
+    return _Cache(num_seqs, num_seqs, cells, min(cells, _padded(sliding_window + num_tokens)))
+
+
+def _graph_bytes(header: GGUFHeader, cache: _Cache, num_tokens: int) -> int:
+    """The compute buffer: the masks and the larger of a layer's and the output's vectors."""
+    hidden, query, key = header.embedding_length, header.query_length, header.key_length
+    experts = header.num_experts_used
+    inner = 3 * header.inner_length * experts
+    if experts > 1 and hidden > 2 * header.inner_length:
+        inner += hidden * experts
+    attention = max(2 * query + key, query + 3 * key) + 2 * hidden
+    in_layer = max(attention, 3 * hidden + query + inner) * num_tokens * _FLOAT_BYTES
+    # llama.cpp reserves for logits of every token of the batch.
+    in_output = (header.vocab_size + 2 * hidden) * num_tokens * _FLOAT_BYTES
+    return max(in_layer + _masks_bytes(header, cache, num_tokens), in_output)
+
+
+def _inputs_bytes(header: GGUFHeader, cache: _Cache, num_tokens: int) -> int:
+    """What is handed from RAM to a GPU that computes all layers."""
+    embeddings = header.embedding_length * num_tokens * _FLOAT_BYTES
+    return embeddings + _masks_bytes(header, cache, num_tokens)
+
+
+def _masks_bytes(header: GGUFHeader, cache: _Cache, num_tokens: int) -> int:
+    """Which token sees which cell: one table for all full layers, one for all sliding ones."""
+    num_cells = 0
+    if any(layer.kv_bytes_per_token and not layer.is_sliding for layer in header.layers):
+        num_cells += cache.num_cells
+    if any(layer.is_sliding for layer in header.layers):
+        num_cells += cache.num_sliding_cells
+    return num_cells * num_tokens * _MASK_BYTES
+
+
+def _padded(num_cells: int) -> int:
+    return -(-num_cells // _CELL_PADDING) * _CELL_PADDING

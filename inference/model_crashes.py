@@ -1,0 +1,61 @@
+"""Native crashes: a registration that has crashed its worker twice is not loaded again."""
+
+import logging
+import re
+import signal
+from datetime import timedelta
+
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from inference import worker_identity
+from inference.models import GenerationTask, RegisteredModel, TaskAttempt
+
+logger = logging.getLogger(__name__)
+
+# What native code dies of. Not SIGKILL: operators and the out-of-memory killer send that.
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+_SIGNAL = re.compile(r"signal (\d+)")
+# Longer than a death can go unnoticed; the number of a process may come again.
+_RECENT = timedelta(minutes=1)
+
+
+def count(pid: int, reason: str) -> None:
+    """Count the death of a process of this host on the models that it was loading or running.
+
+    `reason` is the message of WorkerLostError, which names the signal.
+    """
+    died_of = _SIGNAL.search(reason)
+    if died_of is None or int(died_of[1]) not in _CRASHES:
+        return
+    names = _names_in_use_by(f"{worker_identity.host_prefix()}{pid}")
+    local = RegisteredModel.objects.filter(provider=RegisteredModel.Provider.LOCAL)
+    for model in local.filter(name__in=names):
+        local.filter(pk=model.pk).update(num_crashes=F("num_crashes") + 1, updated_at=Now())
+        model.refresh_from_db()
+        logger.error("Model %s: crash %d: %s", model.name, model.num_crashes, reason)
+        if model.crashed_too_often:
+            model.set_status(RegisteredModel.Status.ERROR, why=model.crash_message)
+
+
+def _names_in_use_by(worker: str) -> set[str]:
+    """The models that it was loading, or ran tasks on; but see `_had_grammar`."""
+    loading = RegisteredModel.objects.filter(status=RegisteredModel.Status.LOADING)
+    tasks = _tasks_of(worker)
+    running = set() if _had_grammar(tasks) else {task.model_name for task in tasks}
+    return {*loading.filter(loaded_by=worker).values_list("name", flat=True), *running}
+
+
+def _tasks_of(worker: str) -> list[GenerationTask]:
+    """Those that it ran when it died; a sweep may have taken them back since."""
+    lost = TaskAttempt.objects.filter(
+        worker=worker, outcome=TaskAttempt.Outcome.LOST, ended_at__gte=Now() - _RECENT
+    )
+    running = Q(worker=worker, status=GenerationTask.Status.PROCESSING)
+    taken_back = Q(pk__in=lost.values("task"))
+    return list(GenerationTask.objects.filter(running | taken_back).only("model_name", "request"))
+
+
+def _had_grammar(tasks: list[GenerationTask]) -> bool:
+    """Some grammars grow in llama.cpp until it dies: the model must not suffer for its users."""
+    return any(task.request["params"].get("grammar") for task in tasks)

@@ -1,0 +1,75 @@
+"""Requests to load or unload a model: a row says what is to be done, a message rings a worker.
+
+A GPU worker serves them between two sessions, see `residency.serve_requests`.
+"""
+
+import logging
+
+from django.db.models.functions import Now
+
+from inference import dispatch, worker_identity
+from inference.models import Queue, RegisteredModel
+from monitoring import ended
+
+logger = logging.getLogger(__name__)
+
+Request = RegisteredModel.Request
+Status = RegisteredModel.Status
+
+_HELD = (Status.LOADING, Status.LOADED)
+
+
+def ask(model: RegisteredModel, request: "Request") -> None:
+    """Have a worker load or unload the model, unless it is so already; reads the row anew."""
+    rows = RegisteredModel.objects.filter(pk=model.pk)
+    if not _is_done(model, request):
+        rows.exclude(requested=request).update(requested=request, requested_at=Now())
+        dispatch.ring_for_models()
+    elif request == Request.LOAD and model.keep_alive is not None:
+        rows.exclude(unload_at=None).update(unload_at=Now() + model.keep_alive)
+    model.refresh_from_db()
+
+
+def _is_done(model: RegisteredModel, request: "Request") -> bool:
+    if model.requested:
+        return False
+    return model.loaded if request == Request.LOAD else model.status not in _HELD
+
+
+def end(model: RegisteredModel, request: "Request") -> None:
+    """The request has been served, or cannot be: who waits for it is told."""
+    mine = RegisteredModel.objects.filter(pk=model.pk, requested=request)
+    if mine.update(requested=Request.NONE, requested_at=None):
+        ended.announce(wait_key(model))
+
+
+def wait_key(model: RegisteredModel) -> str:
+    """What the end of a model's request is announced by."""
+    return f"model:{model.name}"
+
+
+def sweep() -> None:
+    """Repair what dead workers left behind, and ring for what nobody has served."""
+    _release_from_dead_workers()
+    waiting = RegisteredModel.objects.exclude(requested=Request.NONE)
+    if not (waiting.exists() or RegisteredModel.objects.idle().exists()):
+        return
+    # Any message of that queue has the worker look at the requests too.
+    if dispatch.waiting_messages(Queue.GPU) == 0:
+        dispatch.ring_for_models()
+
+
+def _release_from_dead_workers() -> None:
+    """A process that died holds no model any more, and a load that it was at is not repeated."""
+    held = RegisteredModel.objects.exclude(loaded_by="")
+    for model in held:
+        if not worker_identity.is_dead(model.loaded_by):
+            continue
+        row = held.filter(pk=model.pk, loaded_by=model.loaded_by)
+        if model.status == Status.LOADING and model.requested == Request.LOAD:
+            why = "The worker was lost while it loaded this model: look at its log, then try again."
+            row.update(status=Status.ERROR, loaded_by="", unload_at=None, status_message=why)
+            end(model, Request.LOAD)
+        else:
+            row.update(status=Status.AVAILABLE, loaded_by="", unload_at=None)
+            end(model, Request.UNLOAD)

@@ -1,0 +1,355 @@
+"""Models in and out of the worker's memory: real ones, with small windows."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.utils import timezone
+from pytest_django import Settings
+
+from inference import device_memory, model_requests, registration, residency
+from inference.engine import llama_runner
+from inference.engine.errors import ModelLoadError
+from inference.engine.sequence import SamplingParams
+from inference.errors import ErrorCode, InferenceError
+from inference.models import GenerationTask, RegisteredModel
+from inference.residency import Resident
+
+NewTask = Callable[..., GenerationTask]
+Register = Callable[..., RegisteredModel]
+MB = 1024 * 1024
+
+
+@pytest.fixture(autouse=True)
+def _empty_memory(db: None) -> Iterator[None]:
+    yield
+    residency.unload_all()
+
+
+@pytest.fixture
+def register(db: None, smollm2_file: Path) -> Register:
+    """Registers SmolLM2 under a name, small; keys of its config may be given."""
+
+    def make(name: str, **config: object) -> RegisteredModel:
+        small = {"model_path": smollm2_file.name, "context_window": 256, "num_threads": 1}
+        small |= {"gpu_layers": 0, "num_batch_tokens": 64}
+        return registration.register(name, "local", small | config)
+
+    return make
+
+
+def loaded_names() -> set[str]:
+    return set(residency._residents)
+
+
+def row(model: RegisteredModel) -> RegisteredModel:
+    return RegisteredModel.objects.get(pk=model.pk)
+
+
+def mb_of(resident: Resident) -> int:
+    return -(-resident.estimate.total_bytes // MB)
+
+
+def use(resident: Resident) -> str:
+    """Generate a few tokens, as a session does."""
+    tokens = resident.runner.tokenize("Once upon a time")
+    with residency.in_use(resident):
+        params = SamplingParams(temperature=0.0, max_tokens=4)
+        sequence = resident.engine.add_request("request", tokens, params)
+        while resident.engine.has_unfinished:
+            resident.engine.step()
+    return resident.runner.token_to_bytes(sequence.output_tokens[0]).decode()
+
+
+def failure_of_loading(model: RegisteredModel) -> str:
+    with pytest.raises(InferenceError) as raised:
+        residency.load(model)
+    assert raised.value.code == ErrorCode.MODEL_LOAD_FAILED
+    return raised.value.message
+
+
+def test_model_is_loaded_once(register: Register) -> None:
+    model = register("one")
+    resident = residency.load(model)
+    assert residency.load(row(model)) is resident
+    assert residency.resident("one") is resident
+    shown = row(model)
+    assert (shown.status, shown.loaded_by != "") == ("loaded", True)
+    assert use(resident)
+
+
+def test_sizes_of_the_registration_are_those_of_the_model(register: Register) -> None:
+    sizes = {"max_num_seqs": 3, "num_cache_cells": 512, "context_window": 256}
+    runner = residency.load(register("sized", **sizes)).runner
+    assert (runner.max_num_seqs, runner.num_cells, runner.n_ctx_per_seq) == (3, 512, 256)
+
+
+def test_setting_says_how_many_sequences_where_the_registration_is_silent(
+    register: Register, settings: Settings
+) -> None:
+    settings.MAX_NUM_SEQS = 5
+    assert residency.load(register("silent")).engine.max_num_seqs == 5
+
+
+def test_there_are_no_more_sequences_than_tokens_in_a_batch(register: Register) -> None:
+    resident = residency.load(register("narrow", num_batch_tokens=2))
+    assert resident.engine.max_num_seqs == 2
+
+
+def test_models_stay_together_while_they_fit(register: Register, gemma_file: Path) -> None:
+    smol = residency.load(register("smol"))
+    gemma = residency.load(register("gemma", model_path=gemma_file.name))
+    assert loaded_names() == {"smol", "gemma"}
+    assert use(smol)
+    assert use(gemma)
+
+
+def test_least_recently_used_model_makes_room(register: Register, settings: Settings) -> None:
+    first, second, third = (register(name) for name in ("first", "second", "third"))
+    used = residency.load(first)
+    residency.load(second)
+    settings.MODEL_MEMORY_LIMIT_MB = mb_of(used) * 2
+    use(used)
+    residency.load(third)
+    assert loaded_names() == {"first", "third"}
+    assert (row(second).status, row(second).loaded_by) == ("available", "")
+    assert row(first).status == "loaded"
+
+
+def test_pinned_model_is_not_driven_out(register: Register, settings: Settings) -> None:
+    pinned = residency.load(register("pinned", pinned=True))
+    residency.load(register("second"))
+    settings.MODEL_MEMORY_LIMIT_MB = mb_of(pinned) * 2
+    residency.load(register("third"))
+    assert loaded_names() == {"pinned", "third"}
+
+
+def test_model_in_use_is_not_driven_out(register: Register, settings: Settings) -> None:
+    busy = residency.load(register("busy"))
+    residency.load(register("idle"))
+    settings.MODEL_MEMORY_LIMIT_MB = mb_of(busy) * 2
+    with residency.in_use(busy):
+        residency.load(register("third"))
+    assert loaded_names() == {"busy", "third"}
+
+
+def test_sequences_are_halved_only_when_no_model_can_go(
+    register: Register, settings: Settings
+) -> None:
+    # Long windows, so that the sequences weigh more than the weights.
+    config: dict[str, Any] = {"max_num_seqs": 4, "context_window": 2048}
+    alone = residency.load(register("alone", **config))
+    whole_mb = mb_of(alone)
+    per_sequence_mb = alone.estimate.kv_cache_bytes // 4 // MB
+    settings.MODEL_MEMORY_LIMIT_MB = whole_mb
+    assert residency.load(register("next", **config)).runner.max_num_seqs == 4
+    assert loaded_names() == {"next"}
+    settings.MODEL_MEMORY_LIMIT_MB = whole_mb - per_sequence_mb
+    fewer = residency.load(register("fewer", **config))
+    assert loaded_names() == {"fewer"}
+    assert fewer.runner.max_num_seqs == fewer.engine.max_num_seqs == 2
+    assert use(fewer)
+
+
+def test_model_too_large_fails_in_words_and_the_others_go_on(
+    register: Register, settings: Settings
+) -> None:
+    pinned = residency.load(register("pinned", pinned=True))
+    settings.MODEL_MEMORY_LIMIT_MB = mb_of(pinned) + 1
+    large = register("large")
+    message = failure_of_loading(large)
+    assert "MODEL_MEMORY_LIMIT_MB" in message
+    assert (row(large).status, row(large).loaded_by) == ("error", "")
+    assert "MODEL_MEMORY_LIMIT_MB" in row(large).status_message
+    assert use(pinned)
+    settings.MODEL_MEMORY_LIMIT_MB = 0
+    residency.load(large)
+    assert (row(large).status, row(large).status_message) == ("loaded", "")
+
+
+def refuse_memory(monkeypatch: pytest.MonkeyPatch, while_loaded: str) -> None:
+    """As a system that gives less than was measured, for as long as a model is in memory."""
+    real = llama_runner.LlamaRunner
+
+    def load(params: Any) -> Any:
+        if while_loaded in loaded_names():
+            raise ModelLoadError("llama.cpp: failed to allocate buffer for kv cache.")
+        return real(params)
+
+    monkeypatch.setattr(llama_runner, "LlamaRunner", load)
+
+
+def test_allocation_that_fails_after_all_drives_models_out_too(
+    register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    residency.load(register("first"))
+    residency.load(register("second"))
+    refuse_memory(monkeypatch, while_loaded="first")
+    residency.load(register("third"))
+    assert loaded_names() == {"second", "third"}
+
+
+def test_allocation_that_always_fails_is_told_in_words(
+    register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = residency.load(register("pinned", pinned=True))
+    refuse_memory(monkeypatch, while_loaded="pinned")
+    assert "failed to allocate" in failure_of_loading(register("second"))
+    assert use(pinned)
+
+
+def test_file_that_cannot_be_used_drives_no_model_out(
+    register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    residency.load(register("first"))
+
+    def load(params: Any) -> Any:
+        raise ModelLoadError("llama.cpp: unknown model architecture: 'new'.")
+
+    monkeypatch.setattr(llama_runner, "LlamaRunner", load)
+    assert "unknown model architecture" in failure_of_loading(register("new"))
+    assert loaded_names() == {"first"}
+
+
+def test_model_registered_anew_is_loaded_anew(register: Register) -> None:
+    old = register("same")
+    first = residency.load(old)
+    old.delete()
+    second = residency.load(register("same", max_num_seqs=2))
+    assert second is not first
+    assert second.engine.max_num_seqs == 2
+
+
+def test_model_registered_anew_while_it_runs_is_refused(register: Register) -> None:
+    old = register("same")
+    with residency.in_use(residency.load(old)):
+        old.delete()
+        assert "submit again" in failure_of_loading(register("same"))
+    residency.serve_requests()
+    assert residency.load(RegisteredModel.objects.get(name="same"))
+
+
+def test_model_that_crashed_twice_is_not_loaded(register: Register) -> None:
+    model = register("crashing")
+    model.num_crashes = 2
+    model.save(update_fields=["num_crashes"])
+    assert "register it anew" in failure_of_loading(model)
+    assert loaded_names() == set()
+
+
+def test_idle_time_begins_when_use_ends(register: Register, settings: Settings) -> None:
+    settings.KEEP_ALIVE_SECONDS = 600
+    model = register("one")
+    resident = residency.load(model)
+    loaded_until = row(model).unload_at
+    assert loaded_until is not None
+    with residency.in_use(resident):
+        assert row(model).unload_at is None
+    shown = row(model)
+    assert shown.last_used_at is not None
+    assert shown.unload_at == shown.last_used_at + timedelta(seconds=600)
+    assert shown.unload_at > loaded_until
+
+
+@pytest.mark.parametrize("config", [{"keep_alive_seconds": -1}, {"pinned": True}])
+def test_model_may_be_kept_for_ever(register: Register, config: dict[str, Any]) -> None:
+    model = register("kept", **config)
+    use(residency.load(model))
+    assert row(model).unload_at is None
+    residency.serve_requests()
+    assert loaded_names() == {"kept"}
+
+
+def test_idle_model_is_unloaded_when_its_time_is_over(register: Register) -> None:
+    short, long = register("short", keep_alive_seconds=0), register("long", keep_alive_seconds=60)
+    use(residency.load(short))
+    use(residency.load(long))
+    residency.serve_requests()
+    assert loaded_names() == {"long"}
+    assert (row(short).status, row(short).unload_at) == ("available", None)
+
+
+def test_idle_model_stays_for_tasks_that_wait_for_it(register: Register, new_task: NewTask) -> None:
+    use(residency.load(register("short", keep_alive_seconds=0)))
+    task = new_task(model="short")
+    residency.serve_requests()
+    assert loaded_names() == {"short"}
+    task.delete()
+    residency.serve_requests()
+    assert loaded_names() == set()
+
+
+def test_deleted_model_is_unloaded(register: Register) -> None:
+    model = register("gone")
+    residency.load(model)
+    model.delete()
+    residency.serve_requests()
+    assert loaded_names() == set()
+
+
+def test_model_that_another_worker_has_taken_over_keeps_its_row(register: Register) -> None:
+    model = register("shared")
+    residency.load(model)
+    model.set_status(RegisteredModel.Status.LOADED, "another-host:1")
+    residency.unload("shared")
+    assert (row(model).status, row(model).loaded_by) == ("loaded", "another-host:1")
+
+
+def test_requests_are_served_in_their_order(register: Register) -> None:
+    first, second = register("first"), register("second")
+    residency.load(first)
+    for model, request in ((second, "load"), (first, "unload")):
+        model_requests.ask(row(model), RegisteredModel.Request(request))
+    residency.serve_requests()
+    assert loaded_names() == {"second"}
+    assert (row(first).status, row(second).status) == ("available", "loaded")
+    assert not RegisteredModel.objects.requests_pending().exists()
+
+
+def test_request_that_cannot_be_served_ends_with_the_reason(
+    register: Register, settings: Settings
+) -> None:
+    model = register("large")
+    settings.MODEL_MEMORY_LIMIT_MB = 1
+    model_requests.ask(model, RegisteredModel.Request.LOAD)
+    residency.serve_requests()
+    shown = row(model)
+    assert (shown.status, shown.requested) == ("error", "")
+    assert "MODEL_MEMORY_LIMIT_MB" in shown.status_message
+
+
+def test_unexpected_fault_ends_the_request_too(
+    register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = register("odd")
+    model_requests.ask(model, RegisteredModel.Request.LOAD)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("unexpected")
+
+    monkeypatch.setattr(device_memory, "check_fits", fail)
+    with pytest.raises(RuntimeError):
+        residency.serve_requests()
+    assert row(model).requested == ""
+    residency.serve_requests()
+
+
+def test_request_for_a_model_of_another_worker_is_left_to_it(register: Register) -> None:
+    model = register("elsewhere")
+    model.set_status(RegisteredModel.Status.LOADED, "another-host:1")
+    model_requests.ask(row(model), RegisteredModel.Request.UNLOAD)
+    residency.serve_requests()
+    assert row(model).requested == "unload"
+
+
+def test_request_to_load_a_loaded_model_prolongs_its_stay(register: Register) -> None:
+    model = register("one", keep_alive_seconds=60)
+    residency.load(model)
+    RegisteredModel.objects.update(unload_at=timezone.now())
+    model_requests.ask(row(model), RegisteredModel.Request.LOAD)
+    shown = row(model)
+    assert shown.requested == ""
+    assert shown.unload_at is not None
+    assert shown.unload_at > timezone.now() + timedelta(seconds=30)

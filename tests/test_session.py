@@ -1,0 +1,301 @@
+"""GPU sessions: who runs with whom, who waits, and what is left when something breaks."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.conf import LazySettings
+from django.db import OperationalError
+
+from inference import lifecycle, residency, session
+from inference.engine.chat_template import ChatTemplate
+from inference.engine.engine import Engine
+from inference.engine.fake_runner import FakeRunner
+from inference.models import GenerationTask, RegisteredModel
+from tests.conftest import Valkey, wait_until_rung
+from tests.test_lifecycle import expire, fresh, outcomes
+
+NewTask = Callable[..., GenerationTask]
+# Committed rows, which the lease keeper's thread reads too.
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class TemplatedRunner(FakeRunner):
+    chat_template = ChatTemplate(None)
+
+
+class Residents:
+    """Two models without weights, `a` and `b`, whose answers go on until max_tokens."""
+
+    def __init__(self, max_num_seqs: int) -> None:
+        self.engines = {name: self._engine(max_num_seqs) for name in ("a", "b")}
+        self.num_steps = 0
+        self.at_step: dict[int, Callable[[], object]] = {}
+
+    def _engine(self, max_num_seqs: int) -> Engine:
+        runner = TemplatedRunner(
+            max_num_seqs=max_num_seqs,
+            n_ctx_per_seq=256,
+            max_batch_tokens=64,
+            next_token=lambda tokens: ord("x"),
+        )
+        engine = Engine(runner)
+        step = engine.step
+
+        def counted_step() -> Any:
+            self.num_steps += 1
+            self.at_step.pop(self.num_steps, lambda: None)()
+            return step()
+
+        engine.step = counted_step  # type: ignore[method-assign]
+        return engine
+
+    def load(self, model: RegisteredModel) -> Any:
+        return self.resident(model.name)
+
+    def resident(self, name: str) -> Any:
+        engine = self.engines[name]
+
+        class Resident:
+            runner = engine.runner
+            loaded_at = 0.0
+
+        Resident.engine = engine  # type: ignore[attr-defined]
+        return Resident
+
+    @contextmanager
+    def in_use(self, resident: Any) -> Iterator[None]:
+        yield
+
+
+@pytest.fixture
+def max_num_seqs() -> int:
+    return 4
+
+
+@pytest.fixture
+def residents(db: None, monkeypatch: pytest.MonkeyPatch, max_num_seqs: int) -> Residents:
+    for name in ("a", "b"):
+        RegisteredModel.objects.create(name=name, provider="local")
+    made = Residents(max_num_seqs)
+    monkeypatch.setattr(residency, "load", made.load)
+    monkeypatch.setattr(residency, "resident", made.resident)
+    monkeypatch.setattr(residency, "in_use", made.in_use)
+    monkeypatch.setattr(residency, "serve_requests", lambda: None)
+    monkeypatch.setattr(session, "_EXCHANGE_SECONDS", 0.0)  # these engines take no time
+    return made
+
+
+@pytest.fixture
+def submit(new_task: NewTask) -> NewTask:
+    def make(model: str = "a", **fields: object) -> GenerationTask:
+        return new_task(model=model, temperature=0, **{"max_tokens": 8, **fields})
+
+    return make
+
+
+def text(task: GenerationTask) -> str:
+    result = fresh(task).result
+    assert result is not None
+    return str(result["text"])
+
+
+def in_order_of_start(*tasks: GenerationTask) -> list[GenerationTask]:
+    """The tasks as they were claimed: the table of attempts grows as they end, so not by it."""
+    return sorted(tasks, key=lambda task: fresh(task).started_at or task.created_at)
+
+
+def test_tasks_of_one_model_run_together(residents: Residents, submit: NewTask) -> None:
+    tasks = [submit() for _ in range(4)]
+    session.run(tasks[0].pk)
+    assert [text(task) for task in tasks] == ["x" * 8] * 4
+    assert [outcomes(task) for task in tasks] == [["completed"]] * 4
+    assert residents.num_steps < 2 * 8
+
+
+def test_task_submitted_meanwhile_joins(residents: Residents, submit: NewTask) -> None:
+    late: list[GenerationTask] = []
+    lead = submit(max_tokens=100)
+
+    def submit_another() -> None:
+        late.append(submit(max_tokens=4))
+        wait_until_rung()
+
+    residents.at_step[3] = submit_another
+    session.run(lead.pk)
+    assert fresh(late[0]).status == "completed"
+    assert residents.num_steps <= 101
+    assert (fresh(late[0]).finished_at or 0) < (fresh(lead).finished_at or 0)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("max_num_seqs", [1])
+def test_with_one_sequence_tasks_run_one_at_a_time_by_priority(
+    residents: Residents, submit: NewTask
+) -> None:
+    low, high, middle = submit(priority=1), submit(priority=50), submit(priority=5)
+    session.run(low.pk)
+    assert in_order_of_start(low, high, middle) == [high, middle, low]
+    assert residents.num_steps == 3 * 8
+
+
+def test_session_ends_for_a_more_urgent_task_of_another_model(
+    residents: Residents, submit: NewTask
+) -> None:
+    later: list[GenerationTask] = []
+    lead = submit(max_tokens=50)
+
+    def rivals() -> None:
+        later.extend([submit("a"), submit("b", priority=50)])
+        wait_until_rung()
+
+    residents.at_step[3] = rivals
+    session.run(lead.pk)
+    own, rival = later
+    assert fresh(own).status == "pending"  # its own message is still to come
+    session.run(own.pk)
+    assert in_order_of_start(own, rival) == [rival, own]
+
+
+@pytest.mark.parametrize(("window", "first"), [(60.0, "own"), (0.0, "rival")])
+def test_equal_task_of_another_model_waits_for_the_swap_window(
+    residents: Residents, submit: NewTask, settings: LazySettings, window: float, first: str
+) -> None:
+    settings.SWAP_WINDOW_SECONDS = window
+    lead, rival, own = submit(max_tokens=50), submit("b"), submit("a")
+    session.run(lead.pk)
+    session.run(own.pk)
+    session.run(rival.pk)
+    assert in_order_of_start(own, rival)[0] == {"own": own, "rival": rival}[first]
+
+
+def test_less_urgent_task_of_another_model_does_not_close_the_session(
+    residents: Residents, submit: NewTask, settings: LazySettings
+) -> None:
+    settings.SWAP_WINDOW_SECONDS = 0.0
+    rival, lead, own = submit("b", priority=1), submit(priority=2), submit(priority=2)
+    session.run(lead.pk)
+    assert fresh(own).status == "completed"
+    assert fresh(rival).status == "pending"
+
+
+def test_more_tasks_than_sequences_follow_each_other(residents: Residents, submit: NewTask) -> None:
+    tasks = [submit() for _ in range(10)]
+    session.run(tasks[0].pk)
+    assert {fresh(task).status for task in tasks} == {"completed"}
+
+
+def test_cancel_of_one_leaves_the_others(residents: Residents, submit: NewTask) -> None:
+    lead, rider = submit(max_tokens=60), submit(max_tokens=200)
+    residents.at_step[5] = lambda: lifecycle.cancel(fresh(rider))
+    session.run(lead.pk)
+    assert (fresh(lead).status, fresh(rider).status) == ("completed", "cancelled")
+    assert text(rider) == "x" * len(text(rider))
+    assert 1 <= len(text(rider)) < 60
+
+
+def test_lost_lease_of_one_leaves_the_others(residents: Residents, submit: NewTask) -> None:
+    lead, rider = submit(max_tokens=200), submit(max_tokens=200)
+
+    def lose() -> None:
+        expire(rider)
+        lifecycle.sweep()
+
+    residents.at_step[5] = lose
+    session.run(lead.pk)
+    assert fresh(lead).status == "completed"
+    # Taken back, and admitted again by the same session.
+    assert (fresh(rider).status, fresh(rider).attempt) == ("completed", 2)
+    assert sorted(outcomes(rider)) == ["completed", "lost"]
+
+
+def test_bad_request_fails_by_itself(residents: Residents, submit: NewTask) -> None:
+    lead, too_long, fine = submit(), submit(prompt="p" * 300), submit()
+    session.run(lead.pk)
+    assert [fresh(task).status for task in (lead, too_long, fine)] == [
+        "completed",
+        "failed",
+        "completed",
+    ]
+    assert fresh(too_long).error_code == "context_length_exceeded"
+
+
+def test_broken_engine_leaves_nothing_behind(residents: Residents, submit: NewTask) -> None:
+    tasks = [submit(), submit()]
+
+    def fail() -> None:
+        raise MemoryError("no more")
+
+    residents.at_step[3] = fail
+    with pytest.raises(MemoryError):
+        session.run(tasks[0].pk)
+    assert not residents.engines["a"].has_unfinished
+    for task in tasks:
+        expire(task)
+    lifecycle.sweep()
+    session.run(tasks[0].pk)
+    assert [text(task) for task in tasks] == ["x" * 8] * 2
+
+
+def test_database_away_stops_admission_alone(
+    residents: Residents, submit: NewTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OperationalError("gone")
+
+    lead, rider = submit(), submit()
+    with monkeypatch.context() as broken:
+        broken.setattr(lifecycle, "claim_rider", fail)
+        session.run(lead.pk)
+    assert (fresh(lead).status, fresh(rider).status) == ("completed", "pending")
+
+
+def test_worker_that_stops_starts_nothing_new(
+    residents: Residents, submit: NewTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lead, rider = submit(), submit()
+    residents.at_step[1] = session.drain
+    try:
+        session.run(lead.pk)
+        session.run(rider.pk)
+    finally:
+        session._draining.clear()
+    assert fresh(lead).status == "completed"
+    assert fresh(rider).status == "pending"
+
+
+def test_model_to_be_loaded_ends_admission(residents: Residents, submit: NewTask) -> None:
+    lead, rider = submit(), submit()
+    RegisteredModel.objects.filter(name="b").update(requested="load")
+    session.run(lead.pk)
+    assert (fresh(lead).status, fresh(rider).status) == ("completed", "pending")
+
+
+def test_session_does_without_redis(residents: Residents, submit: NewTask, valkey: Valkey) -> None:
+    lead, rider, late = submit(max_tokens=100), submit(max_tokens=200), submit()
+    lifecycle.cancel(late)
+    residents.at_step[3] = valkey.stop
+    residents.at_step[10] = lambda: lifecycle.cancel(fresh(rider))
+    session.run(lead.pk)
+    assert (fresh(lead).status, fresh(rider).status) == ("completed", "cancelled")
+
+
+def test_step_that_never_returns_ends_the_process() -> None:
+    program = """
+import time, django
+django.setup()
+from django.conf import settings
+from inference.session import _Watchdog
+settings.STEP_TIMEOUT_SECONDS = 0.1
+_Watchdog().feed()
+def hanging_step():
+    time.sleep(60)
+hanging_step()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert ended.returncode == 1
+    assert "hanging_step" in ended.stderr
