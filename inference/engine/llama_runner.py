@@ -55,7 +55,7 @@ class LlamaRunner:
         try:
             self._load_model(params)
             self._new_context(params)
-            self._batch = _Batch(self.max_batch_tokens)
+            self._batch = _Batch(self.max_batch_tokens, self.max_num_seqs)
             self._piece_buffer = ctypes.create_string_buffer(256)
             self.chat_template = self._read_chat_template()
         except BaseException:
@@ -159,6 +159,11 @@ class LlamaRunner:
             raise ModelLoadError(
                 f"max_num_seqs is {params.max_num_seqs}: llama.cpp takes 1 to 256."
             )
+        if params.num_batch_tokens < params.max_num_seqs:
+            raise ModelLoadError(
+                f"num_batch_tokens is {params.num_batch_tokens}: a batch must have room for a token"
+                f" of each of {params.max_num_seqs} sequences."
+            )
         window = params.context_window or int(llama.llama_model_n_ctx_train(self._model))
         most_cells = window * params.max_num_seqs
         num_cells = min(params.num_cache_cells or most_cells, most_cells)
@@ -168,6 +173,8 @@ class LlamaRunner:
         options.n_batch = params.num_batch_tokens
         options.n_ubatch = min(params.num_batch_tokens, 512)
         options.n_seq_max = params.max_num_seqs
+        # Room for the logits of every token would be most of what a small model takes to compute.
+        options.n_outputs_max = params.max_num_seqs
         options.n_threads = options.n_threads_batch = threads
         options.kv_unified = num_cells < most_cells
         # A sliding window's cells are kept for the window only: much less memory, and a history
@@ -246,8 +253,9 @@ class LlamaRunner:
 class _Batch:
     """A llama_batch over numpy arrays that are filled in place, one row a token."""
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, max_outputs: int) -> None:
         self._max_tokens = max_tokens
+        self._max_outputs = max_outputs
         self._tokens = np.zeros(max_tokens, dtype=np.int32)
         self._positions = np.zeros(max_tokens, dtype=np.int32)
         self._slots = np.zeros(max_tokens, dtype=np.int32)
@@ -288,6 +296,8 @@ class _Batch:
             rows.append(end - 1)
         if end == 0:
             raise DecodeError("The batch is empty.")
+        if sum(chunk.needs_logits for chunk in chunks) > self._max_outputs:
+            raise DecodeError(f"The batch asks for more than {self._max_outputs} rows of logits.")
         self.native.n_tokens = end
         return rows
 

@@ -11,7 +11,7 @@ from inference.engine.gguf_header import GGUFHeader, Layer
 
 _CELL_PADDING = 256
 # Tokens that LlamaRunner has llama.cpp compute at once.
-_MAX_TOKENS_ON_GPU, _MAX_TOKENS_ON_CPU = 512, 63
+_MAX_TOKENS = 512
 _FLOAT_BYTES, _MASK_BYTES = 4, 2
 
 
@@ -61,8 +61,7 @@ def estimate(
 
     `gpu_layers`: 0 = none, -1 = all.
     """
-    max_tokens = _MAX_TOKENS_ON_GPU if gpu_layers else _MAX_TOKENS_ON_CPU
-    num_tokens = min(num_batch_tokens, max_tokens)
+    num_tokens = min(num_batch_tokens, _MAX_TOKENS)
     window = context_window or header.context_length
     cache = _cache(header, window, max_num_seqs, num_cache_cells, num_tokens)
     graph = _graph_bytes(header, cache, num_tokens)
@@ -115,8 +114,9 @@ def _graph_bytes(header: GGUFHeader, cache: _Cache, num_tokens: int) -> int:
         inner += hidden * experts
     attention = max(2 * query + key, query + 3 * key) + 2 * hidden
     in_layer = max(attention, 3 * hidden + query + inner) * num_tokens * _FLOAT_BYTES
-    # llama.cpp reserves for logits of every token of the batch.
-    in_output = (header.vocab_size + 2 * hidden) * num_tokens * _FLOAT_BYTES
+    # LlamaRunner asks for the logits of one token of each sequence.
+    num_outputs = min(num_tokens, cache.num_seqs)
+    in_output = (header.vocab_size * num_outputs + 2 * hidden * num_tokens) * _FLOAT_BYTES
     return max(in_layer + _masks_bytes(header, cache, num_tokens), in_output)
 
 

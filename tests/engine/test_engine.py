@@ -88,6 +88,17 @@ def test_system_prompt_of_tasks_that_come_together_is_computed_once() -> None:
     assert runner.num_computed_tokens == 90 + 4 * 3
 
 
+def test_sequence_waits_for_what_it_shares_and_not_for_the_rest() -> None:
+    runner = FakeRunner(n_ctx_per_seq=128, max_batch_tokens=32, next_token=never_ending)
+    engine = Engine(runner)
+    first = engine.add_request("first", list(range(100)), SamplingParams())
+    second = engine.add_request("second", [*range(60), 200], SamplingParams(max_tokens=1))
+    while first.is_prefilling:
+        assert second.slot is None
+        engine.step()
+    assert second.num_cached_tokens == 60
+
+
 def test_sequence_does_not_wait_for_a_prefix_that_is_no_longer_coming() -> None:
     runner = FakeRunner(n_ctx_per_seq=128, max_batch_tokens=32, next_token=never_ending)
     engine = Engine(runner)

@@ -35,11 +35,11 @@ def run_alone(prompt: list[int], max_tokens: int) -> Sequence:
 def prompts(draw: st.DrawFn, earlier: list[Request]) -> list[int]:
     """One that begins like others, or that goes on where an earlier one's answer ended."""
     tail = draw(st.lists(st.integers(0, 255), min_size=1, max_size=20))
-    if earlier and draw(st.booleans()):
-        previous = draw(st.sampled_from(earlier))
-        history = previous.prompt + run_alone(previous.prompt, previous.max_tokens).output_tokens
-    else:
+    previous = draw(st.sampled_from([None, *earlier]))
+    if previous is None:
         history = [draw(st.integers(0, 1))] * 90
+    else:
+        history = previous.prompt + run_alone(previous.prompt, previous.max_tokens).output_tokens
     return (history[: draw(st.integers(0, N_CTX))] + tail)[: N_CTX - 1]
 
 

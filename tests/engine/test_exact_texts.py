@@ -53,7 +53,7 @@ def alone(runner: LlamaRunner) -> list[Sequence]:
 
 def answer_together(engine: Engine, prompts: list[list[int]]) -> list[Sequence]:
     """Each joins three steps after the one before it."""
-    sequences = []
+    sequences: list[Sequence] = []
     for tokens in prompts:
         sequences.append(engine.add_request(str(len(sequences)), tokens, GREEDY))
         for _ in range(3):

@@ -95,6 +95,15 @@ def test_prefix_of_a_long_history_is_copied_and_the_history_survives() -> None:
     assert cache.tokens(0) == long
 
 
+def test_of_two_histories_the_one_that_loses_less_is_continued() -> None:
+    cache = cache_of()
+    start(cache, [*SYSTEM, *range(500, 550)])
+    start(cache, SYSTEM)
+    cache.release(0)
+    cache.release(1)
+    assert start(cache, [*SYSTEM, 900]) == Allocation(1, 100)
+
+
 def test_prefix_is_copied_from_a_running_sequence() -> None:
     cache = cache_of()
     start(cache, [*SYSTEM, 500])
