@@ -14,20 +14,24 @@ class BareLoop:
         self._memory = llama.llama_get_memory(self._context)
         self._batch = llama.llama_batch_init(runner.max_batch_tokens, 0, 1)
         self._sampler = llama.llama_sampler_init_greedy()
+        self._tokens: list[int] = []
+        self._position = 0
 
     def close(self) -> None:
         llama.llama_sampler_free(self._sampler)
         llama.llama_batch_free(self._batch)
 
-    def seconds(self, prompts: list[list[int]], num_steps: int) -> float:
-        """Time of the steps alone: one token for each prompt a step, prompts computed before."""
+    def start(self, prompts: list[list[int]]) -> None:
+        """Compute prompts of equal length, in place of what was there before."""
         llama.llama_memory_clear(self._memory, True)
-        tokens = [self._prefill(slot, prompt) for slot, prompt in enumerate(prompts)]
-        position = len(prompts[0])
+        self._tokens = [self._prefill(slot, prompt) for slot, prompt in enumerate(prompts)]
+        self._position = len(prompts[0])
+
+    def step_seconds(self) -> float:
+        """The time of one step: a token for each prompt."""
         started = time.perf_counter()
-        for _ in range(num_steps):
-            tokens = self._step(tokens, position)
-            position += 1
+        self._tokens = self._step(self._tokens, self._position)
+        self._position += 1
         return time.perf_counter() - started
 
     def _prefill(self, slot: int, prompt: list[int]) -> int:

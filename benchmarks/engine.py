@@ -56,40 +56,42 @@ def greedy(num_tokens: int) -> SamplingParams:
 
 
 def measure_decode(model_path: Path) -> dict[str, Figures]:
-    """Tokens a second of engine and bare loop, each in turn on the same context."""
-    runner = LlamaRunner(LoadParams(path=model_path, context_window=256, max_num_seqs=16))
+    """Tokens a second of engine and bare loop, which take turns step by step.
+
+    So whatever else the machine does slows both alike; the median step counts.
+    """
+    params = LoadParams(path=model_path, context_window=256, max_num_seqs=16)
+    runner, for_bare = LlamaRunner(params), LlamaRunner(params)
     prompts = Prompts(runner)
-    bare = BareLoop(runner)
+    bare = BareLoop(for_bare)
     figures = {}
     for batch_size in BATCH_SIZES:
-        fixed = [prompts.new(NUM_PROMPT_TOKENS) for _ in range(batch_size)]
-        rates: dict[str, list[float]] = {"engine": [], "bare": []}
-        for _ in range(NUM_ROUNDS + 1):
-            rates["engine"].append(engine_rate(runner, fixed))
-            rates["bare"].append(batch_size * NUM_STEPS / bare.seconds(fixed, NUM_STEPS))
-        medians = {name: median(values[1:]) for name, values in rates.items()}
+        pairs = []
+        for _ in range(NUM_ROUNDS):
+            fixed = [prompts.new(NUM_PROMPT_TOKENS) for _ in range(batch_size)]
+            engine = decoding(runner, fixed)
+            bare.start(fixed)
+            pairs += [
+                (step_seconds(engine, batch_size), bare.step_seconds()) for _ in range(NUM_STEPS)
+            ]
+        ours, reference = (batch_size / median(each) for each in zip(*pairs, strict=True))
         figures[f"batch {batch_size}"] = {
-            "engine_tokens_per_second": round(medians["engine"], 1),
-            "bare_tokens_per_second": round(medians["bare"], 1),
-            "ratio": round(medians["engine"] / medians["bare"], 3),
+            "engine_tokens_per_second": round(ours, 1),
+            "bare_tokens_per_second": round(reference, 1),
+            "ratio": round(ours / reference, 3),
         }
     bare.close()
     runner.close()
+    for_bare.close()
     return figures
 
 
-def engine_rate(runner: LlamaRunner, prompts: list[list[int]]) -> float:
-    """Tokens a second once all prompts have been computed."""
+def decoding(runner: LlamaRunner, prompts: list[list[int]]) -> Engine:
+    """An engine that has computed all the prompts."""
     engine = Engine(runner)
     sequences = add(engine, prompts, 4 * NUM_STEPS)
     step_until(engine, lambda: all(sequence.output_tokens for sequence in sequences))
-    before = sum(len(sequence.output_tokens) for sequence in sequences)
-    started = time.perf_counter()
-    for _ in range(NUM_STEPS):
-        engine.step()
-    seconds = time.perf_counter() - started
-    assert engine.num_unfinished == len(prompts), "an answer has ended: the prompts are bad"
-    return (sum(len(sequence.output_tokens) for sequence in sequences) - before) / seconds
+    return engine
 
 
 def measure_follow_up(model_path: Path) -> Figures:
@@ -132,20 +134,20 @@ def measure_gaps(model_path: Path) -> dict[str, Figures]:
     engine = Engine(runner)
     running = add(engine, [prompts.new(NUM_PROMPT_TOKENS) for _ in range(NUM_RUNNING)], 4000)
     step_until(engine, lambda: all(sequence.output_tokens for sequence in running))
-    alone = [step_seconds(engine) for _ in range(NUM_STEPS)]
+    alone = [step_seconds(engine, NUM_RUNNING) for _ in range(NUM_STEPS)]
     (long,) = add(engine, [prompts.new(NUM_LONG_PROMPT_TOKENS)], 1)
     beside = []
     while not long.output_tokens and long.finish_reason is None:
-        beside.append(step_seconds(engine))
+        beside.append(step_seconds(engine, NUM_RUNNING))
     runner.close()
     return {"alone": gaps(alone), f"beside {NUM_LONG_PROMPT_TOKENS} tokens": gaps(beside)}
 
 
-def step_seconds(engine: Engine) -> float:
+def step_seconds(engine: Engine, num_running: int) -> float:
     """Every running answer gets a token in every step, so that a step is a gap."""
     started = time.perf_counter()
     outputs = engine.step()
-    assert len(outputs) >= NUM_RUNNING, "an answer has ended: the prompts are bad"
+    assert len(outputs) >= num_running, "an answer has ended: the prompts are bad"
     return time.perf_counter() - started
 
 
