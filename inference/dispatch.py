@@ -21,14 +21,13 @@ from kombu import Connection
 from kombu.pools import producers
 
 from inference.models import GenerationTask, Queue
-from monitoring import streams
 from monitoring.redis_client import client
 
 logger = logging.getLogger(__name__)
 
 GENERATE = "inference.generate"
-# A counter that GPU sessions read at each step: tasks were submitted, or cancels asked for.
-GPU_NEWS_KEY = "gpu:news"
+# Counters that GPU sessions read at each step: tasks were submitted; cancels were asked for.
+GPU_NEWS_KEYS = ("gpu:submitted", "gpu:cancelled")
 SERVE_MODEL_REQUESTS = "inference.serve_model_requests"
 
 # While the broker is down, submissions do not each wait for its time-out.
@@ -65,17 +64,12 @@ def ring(tasks: Sequence[GenerationTask]) -> None:
         GenerationTask.objects.pending().filter(pk__in=ids).update(rung_at=None)
 
 
-def tell_gpu_sessions() -> None:
+def tell_gpu_sessions(*, cancelled: bool) -> None:
     """Have the running sessions look at the database now; without Redis they do so soon."""
     try:
-        client().incr(GPU_NEWS_KEY)
+        client().incr(GPU_NEWS_KEYS[cancelled])
     except redis.RedisError as exc:
         logger.warning("GPU sessions were not told of news, Redis is unreachable: %s", exc)
-
-
-def news_of_gpu() -> str | None:
-    """The counter as it is now; None without Redis."""
-    return streams.send([], read_key=GPU_NEWS_KEY)
 
 
 def ring_for_models() -> None:
@@ -86,7 +80,7 @@ def ring_for_models() -> None:
         # The sweep rings again, and a worker that has tasks to run looks without being rung.
         logger.warning("Requests for models are kept but not rung, broker unreachable: %s", exc)
     else:
-        tell_gpu_sessions()
+        tell_gpu_sessions(cancelled=False)
 
 
 def waiting_messages(queue_name: str) -> int | None:
@@ -116,7 +110,7 @@ def _publish(tasks: Sequence[GenerationTask]) -> Sequence[GenerationTask]:
             logger.warning("Task %s is kept but not rung, broker unreachable: %s", task.pk, exc)
             return tasks[index:]
     if any(task.queue == Queue.GPU for task in tasks):
-        tell_gpu_sessions()
+        tell_gpu_sessions(cancelled=False)
     return []
 
 

@@ -9,7 +9,8 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -27,6 +28,7 @@ from inference.statements import (
     Statement,
     column_values,
     compile_insert,
+    compile_select,
     compile_update,
 )
 from monitoring import logs, streams
@@ -159,38 +161,38 @@ def claim(task_id: str) -> Lease | None:
 
 def claim_most_urgent(queue: str) -> Lease | None:
     """Take the pending task of a queue that goes first; None when there is none."""
-    while (first := _first_in_line(queue)) is not None:
-        if lease := claim(first.pk):
+    while row := _FIRST_IN_LINE.first_row(queue=queue):
+        if lease := claim(row[0]):
             return lease
     return None
 
 
-def claim_rider(queue: str, model_name: str) -> Lease | None:
+def claim_rider(queue: str, model_name: str, session_start: datetime) -> Lease | None:
     """Take the pending task of a model that runs already; None when it is another model's turn.
 
-    That is when a task of another model has a higher priority; or the same, an earlier time, and
-    has waited for longer than SWAP_WINDOW_SECONDS: until then, going on saves two model changes.
+    That is when a task of another model has a higher priority; or the same and an earlier time, and
+    the session has let it wait for longer than SWAP_WINDOW_SECONDS: two model changes are saved for
+    each time that the session goes on.
     """
-    while (first := _first_in_line(queue)) is not None:
-        rider: GenerationTask | None = first
-        if first.model_name != model_name:
-            rider = _first_in_line(queue, model_name=model_name)
-            if rider is None or _is_turn_of(first, rider):
+    while row := _FIRST_IN_LINE.first_row(queue=queue):
+        rider_id, first_model, first_priority = row
+        if first_model != model_name:
+            rider = _FIRST_OF_MODEL.first_row(queue=queue, model_name=model_name)
+            if rider is None or first_priority > rider[2] or _is_turn_of(row[0], session_start):
                 return None
-        if rider and (lease := claim(rider.pk)):
+            rider_id = rider[0]
+        if lease := claim(rider_id):
             return lease
     return None
 
 
-def _first_in_line(queue: str, **of_model: str) -> GenerationTask | None:
-    tasks = GenerationTask.objects.claimable().filter(queue=queue, **of_model)
-    shown = tasks.only("pk", "model_name", "priority", "created_at")
-    return shown.most_urgent_first().first()
-
-
-def _is_turn_of(rival: GenerationTask, rider: GenerationTask) -> bool:
-    waited_seconds = (timezone.now() - rival.created_at).total_seconds()
-    return rival.priority > rider.priority or waited_seconds > settings.SWAP_WINDOW_SECONDS
+def _is_turn_of(rival_id: str, session_start: datetime) -> bool:
+    """Whether a task of another model has been passed over for long enough."""
+    rival = GenerationTask.objects.read(rival_id)
+    if rival is None:
+        return False
+    waiting_since = max(rival.created_at, session_start)
+    return (timezone.now() - waiting_since).total_seconds() > settings.SWAP_WINDOW_SECONDS
 
 
 def renew(leases: Iterable[Lease]) -> None:
@@ -298,7 +300,7 @@ def cancel(task: GenerationTask) -> bool:
     # The row may be claimed, or put back, between the two statements: ask in either case.
     asked = row.unfinished().update(cancel_requested=True, updated_at=Now())
     if asked and task.queue == Queue.GPU:
-        dispatch.tell_gpu_sessions()
+        dispatch.tell_gpu_sessions(cancelled=True)
     return bool(asked)
 
 
@@ -442,6 +444,13 @@ def _compile_submit() -> Compiled:
     return compile_insert(row(**{f.attname: Parameter(f.attname, f) for f in fields}))
 
 
+def _compile_first_in_line(*conditions: str) -> Compiled:
+    """Of the tasks that may start, the one that goes first: its id, model and priority."""
+    parameters = {name: Parameter(name) for name in conditions}
+    tasks = GenerationTask.objects.claimable().filter(**parameters).most_urgent_first()
+    return compile_select(tasks.values_list("pk", "model_name", "priority")[:1])
+
+
 def _compile_claim() -> Compiled:
     return compile_update(
         GenerationTask.objects.claimable().filter(pk=Parameter("task_id")),
@@ -485,6 +494,8 @@ def _compile_attempt() -> Compiled:
 
 
 _SUBMIT = Statement(_compile_submit)
+_FIRST_IN_LINE = Statement(partial(_compile_first_in_line, "queue"))
+_FIRST_OF_MODEL = Statement(partial(_compile_first_in_line, "queue", "model_name"))
 _CLAIM = Statement(_compile_claim)
 _FINISH = Statement(_compile_finish)
 _ADD_ATTEMPT = Statement(_compile_attempt)

@@ -9,6 +9,7 @@ from django.db.models.functions import Now
 
 from inference import dispatch, worker_identity
 from inference.models import Queue, RegisteredModel
+from inference.statements import Compiled, Parameter, Statement, compile_select
 from monitoring import ended
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,11 @@ def _is_done(model: RegisteredModel, request: "Request") -> bool:
     if model.requested:
         return False
     return model.loaded if request == Request.LOAD else model.status not in _HELD
+
+
+def are_pending() -> bool:
+    """Whether this worker has requests to serve; a session asks before each task it takes in."""
+    return _PENDING.first_row(worker=worker_identity.current()) is not None
 
 
 def end(model: RegisteredModel, request: "Request") -> None:
@@ -73,3 +79,11 @@ def _release_from_dead_workers() -> None:
         else:
             row.update(status=Status.AVAILABLE, loaded_by="", unload_at=None)
             end(model, Request.UNLOAD)
+
+
+def _compile_pending() -> Compiled:
+    waiting = RegisteredModel.objects.requests_for(Parameter("worker"))
+    return compile_select(waiting.values_list("pk")[:1])
+
+
+_PENDING = Statement(_compile_pending)

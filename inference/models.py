@@ -14,7 +14,6 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from conversations.models import ChatMessage, Conversation
-from inference import worker_identity
 
 MAX_PRIORITY = 100
 
@@ -274,15 +273,13 @@ class RegisteredModelQuerySet(models.QuerySet["RegisteredModel"]):
         """The model of that name; plain SQL for the reason that tasks are read by it."""
         return next(iter(self.raw(_READ_MODEL, [name])), None)
 
-    def requests_pending(self) -> "RegisteredModelQuerySet":
-        """Those that are to be loaded or unloaded, in the order of the requests.
+    def requests_for(self, worker: Any) -> "RegisteredModelQuerySet":
+        """Those that the worker is to load or unload, in the order of the requests.
 
-        Not those that another worker holds in memory: only it can serve them.
+        Not those that another one holds in memory: only it can serve them.
         """
-        holders = ["", worker_identity.current()]
-        return (
-            self.exclude(requested="").filter(loaded_by__in=holders).order_by("requested_at", "pk")
-        )
+        mine = Q(loaded_by="") | Q(loaded_by=worker)
+        return self.exclude(requested="").filter(mine).order_by("requested_at", "pk")
 
     def idle(self) -> "RegisteredModelQuerySet":
         """Loaded, and not used for as long as they are kept."""

@@ -122,7 +122,7 @@ def unload_all() -> None:
 def serve_requests() -> None:
     """Unload what is deleted or idle, then do what the rows ask for; for between two sessions."""
     _unload_forgotten()
-    for model in list(RegisteredModel.objects.requests_pending()):
+    for model in list(RegisteredModel.objects.requests_for(worker_identity.current())):
         _serve(model)
 
 

@@ -14,10 +14,11 @@ import time
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection
+from django.utils import timezone
 
-from inference import dispatch, gpu_guard, lifecycle, residency
+from inference import dispatch, gpu_guard, lifecycle, model_requests, residency
 from inference.execution import Attempt
-from inference.models import GenerationTask, Queue, RegisteredModel
+from inference.models import GenerationTask, Queue
 from inference.residency import Resident
 from monitoring import streams
 
@@ -71,12 +72,13 @@ class Session:
     """The attempts that share an engine, stepped until all of them have ended."""
 
     def __init__(self, lead: Attempt, resident: Resident) -> None:
+        self._start = timezone.now()
         self._model_name = lead.model_name
         self._engine = resident.engine
         self._attempts = [lead]
         self._shown = lead
-        self._news_seen = dispatch.news_of_gpu()
-        self._has_news = True
+        self._news_seen: list[str | None] = [None, None]
+        self._may_join = True
         self._exchanged_at = 0.0
         self._looked_at = 0.0
 
@@ -88,8 +90,7 @@ class Session:
                 watchdog.feed()
                 self._engine.step()
                 self._advance()
-                self._exchange()
-                self._look()
+                self._exchange_and_admit()
         finally:
             watchdog.stop()
             for attempt in self._attempts:
@@ -102,11 +103,19 @@ class Session:
             if attempt.advance():
                 running.append(attempt)
             else:
-                self._has_news = True
+                self._may_join = True
         self._attempts = running
         if running and running[0] is not self._shown:
             self._shown = running[0]
             gpu_guard.show_task(settings.GPU_INDEX, self._shown.task_id)
+
+    def _exchange_and_admit(self) -> None:
+        try:
+            self._exchange()
+            self._admit()
+        except DatabaseError as exc:
+            logger.warning("No tasks are admitted, the database does not answer: %s", exc)
+            connection.close_if_unusable_or_obsolete()
 
     def _exchange(self) -> None:
         """One round trip: chunks out; in comes whether anything was submitted or cancelled."""
@@ -115,40 +124,34 @@ class Session:
             return
         self._exchanged_at = now
         chunks = [attempt.chunks for attempt in self._attempts]
-        news = streams.send(chunks, read_key=dispatch.GPU_NEWS_KEY)
-        if news != self._news_seen:
-            self._news_seen = news
-            self._has_news = True
-
-    def _look(self) -> None:
-        """See in the database, when there is news of it, who is cancelled and who may join."""
-        now = time.monotonic()
-        if not self._has_news and now - self._looked_at < _LOOK_AGAIN_SECONDS:
-            return
-        self._has_news = False
-        self._looked_at = now
-        try:
+        submitted, cancelled = streams.send(chunks, read=dispatch.GPU_NEWS_KEYS)
+        if submitted != self._news_seen[0]:
+            self._may_join = True
+        if cancelled != self._news_seen[1]:
+            # The lease keeper would learn of it too, a little later.
             lifecycle.refresh([attempt.lease for attempt in self._attempts])
-            self._admit()
-        except DatabaseError as exc:
-            logger.warning("No tasks are admitted, the database does not answer: %s", exc)
-            connection.close_if_unusable_or_obsolete()
+        self._news_seen = [submitted, cancelled]
 
     def _admit(self) -> None:
         """Claim riders while there are free sequences, and it is the model's turn."""
-        while len(self._attempts) < self._engine.max_num_seqs and self._may_admit():
-            lease = lifecycle.claim_rider(Queue.GPU, self._model_name)
+        now = time.monotonic()
+        if not self._may_join and now - self._looked_at < _LOOK_AGAIN_SECONDS:
+            return
+        self._may_join = False
+        self._looked_at = now
+        while len(self._attempts) < self._engine.max_num_seqs and self._is_open():
+            lease = lifecycle.claim_rider(Queue.GPU, self._model_name, self._start)
             if lease is None:
                 return
             rider = Attempt(lease)
             if rider.advance():
                 self._attempts.append(rider)
 
-    def _may_admit(self) -> bool:
+    def _is_open(self) -> bool:
         """Not when this worker stops, and not before models that are to be loaded or unloaded."""
         if _draining.is_set():
             return False
-        return not RegisteredModel.objects.requests_pending().exists()
+        return not model_requests.are_pending()
 
 
 class _Watchdog:

@@ -33,13 +33,22 @@ class Statement:
 
     def run(self, **values: Any) -> int:
         """Execute with the parameters' values, as the database takes them; the rows changed."""
+        with connection.cursor() as cursor:
+            cursor.execute(*self._with(values))
+            return int(cursor.rowcount)
+
+    def first_row(self, **values: Any) -> tuple[Any, ...] | None:
+        """Execute a SELECT; its first row as the database gives it, None without rows."""
+        with connection.cursor() as cursor:
+            cursor.execute(*self._with(values))
+            row: tuple[Any, ...] | None = cursor.fetchone()
+            return row
+
+    def _with(self, values: dict[str, Any]) -> tuple[str, list[Any]]:
         if self._compiled is None:
             self._compiled = self._compile_it()
         sql, params = self._compiled
-        actual = [values[p.name] if isinstance(p, Parameter) else p for p in params]
-        with connection.cursor() as cursor:
-            cursor.execute(sql, actual)
-            return int(cursor.rowcount)
+        return sql, [values[p.name] if isinstance(p, Parameter) else p for p in params]
 
 
 def compile_update(queryset: models.QuerySet[Any], **values: Any) -> Compiled:
@@ -47,6 +56,12 @@ def compile_update(queryset: models.QuerySet[Any], **values: Any) -> Compiled:
     query: Any = queryset.query.chain(UpdateQuery)
     query.add_update_values(values)
     sql, params = query.get_compiler(connection=connection).as_sql()
+    return sql, tuple(params)
+
+
+def compile_select(queryset: models.QuerySet[Any, Any]) -> Compiled:
+    """The queryset's SELECT, not executed."""
+    sql, params = queryset.query.get_compiler(connection=connection).as_sql()
     return sql, tuple(params)
 
 

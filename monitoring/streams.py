@@ -7,7 +7,7 @@ a preview for readers; the saved result is the truth. It lives as long as the ta
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import redis
 from django.conf import settings
@@ -64,22 +64,24 @@ class ChunkWriter:
         self._buffer.clear()
 
 
-def send(writers: Iterable[ChunkWriter], read_key: str | None = None) -> str | None:
-    """Send the chunks of several attempts in one round trip, and read a key in the same.
+def send(writers: Iterable[ChunkWriter], read: Sequence[str] = ()) -> list[str | None]:
+    """Send the chunks of several attempts in one round trip, and read some keys in the same.
 
-    None without Redis, or without a value. Never fails the generation.
+    The keys' values, None for one that is not there, and for all without Redis. Never fails the
+    generation.
     """
     pipe = client().pipeline(transaction=False)
     for writer in writers:
         writer.put_into(pipe)
-    if read_key:
-        pipe.get(read_key)
+    if read:
+        pipe.mget(read)
     try:
         answers = pipe.execute()
     except redis.RedisError as exc:
         _warn("No live tokens, Redis is unreachable: %s", exc)
-        return None
-    return answers[-1] if read_key else None
+        return [None] * len(read)
+    values: list[str | None] = answers[-1] if read else []
+    return values
 
 
 def _warn(message: str, error: Exception) -> None:

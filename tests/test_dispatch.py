@@ -122,12 +122,12 @@ def test_broker_that_is_back_is_rung_by_the_sweep(new_task: NewTask, valkey: Val
 def test_request_for_a_model_goes_before_all_tasks_and_reaches_running_sessions(
     valkey: Valkey,
 ) -> None:
-    news = dispatch.news_of_gpu()
+    assert client().mget(dispatch.GPU_NEWS_KEYS) == [None, None]
     dispatch.ring_for_models()
     [message] = messages("gpu")
     assert message["headers"]["task"] == dispatch.SERVE_MODEL_REQUESTS
     assert message["properties"]["priority"] == 0
-    assert dispatch.news_of_gpu() != news
+    assert client().mget(dispatch.GPU_NEWS_KEYS) == ["1", None]
 
 
 def test_request_for_a_model_does_without_the_broker(valkey: Valkey) -> None:

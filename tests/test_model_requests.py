@@ -114,9 +114,9 @@ def test_sweep_rings_for_a_model_that_is_idle_for_too_long(model: RegisteredMode
 def test_requests_are_served_by_whoever_holds_the_model(model: RegisteredModel) -> None:
     model.set_status(Status.LOADED, worker_identity.current())
     model_requests.ask(row(model), Request.UNLOAD)
-    assert RegisteredModel.objects.requests_pending().get() == model
+    assert model_requests.are_pending()
     model.set_status(Status.LOADED, "another-host:1")
-    assert not RegisteredModel.objects.requests_pending().exists()
+    assert not model_requests.are_pending()
 
 
 @pytest.mark.parametrize("status", ["loading", "loaded"])

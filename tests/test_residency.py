@@ -305,7 +305,7 @@ def test_requests_are_served_in_their_order(register: Register) -> None:
     residency.serve_requests()
     assert loaded_names() == {"second"}
     assert (row(first).status, row(second).status) == ("available", "loaded")
-    assert not RegisteredModel.objects.requests_pending().exists()
+    assert not model_requests.are_pending()
 
 
 def test_request_that_cannot_be_served_ends_with_the_reason(

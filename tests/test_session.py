@@ -10,12 +10,12 @@ import pytest
 from django.conf import LazySettings
 from django.db import OperationalError
 
-from inference import lifecycle, residency, session
+from inference import lease_keeper, lifecycle, residency, session
 from inference.engine.chat_template import ChatTemplate
 from inference.engine.engine import Engine
 from inference.engine.fake_runner import FakeRunner
 from inference.models import GenerationTask, RegisteredModel
-from tests.conftest import Valkey, wait_until_rung
+from tests.conftest import Valkey, wait_until, wait_until_rung
 from tests.test_lifecycle import expire, fresh, outcomes
 
 NewTask = Callable[..., GenerationTask]
@@ -274,10 +274,15 @@ def test_model_to_be_loaded_ends_admission(residents: Residents, submit: NewTask
 
 
 def test_session_does_without_redis(residents: Residents, submit: NewTask, valkey: Valkey) -> None:
-    lead, rider, late = submit(max_tokens=100), submit(max_tokens=200), submit()
-    lifecycle.cancel(late)
-    residents.at_step[3] = valkey.stop
-    residents.at_step[10] = lambda: lifecycle.cancel(fresh(rider))
+    lead, rider = submit(max_tokens=100), submit(max_tokens=200)
+
+    def cancel() -> None:
+        valkey.stop()
+        lifecycle.cancel(fresh(rider))
+        lease = lease_keeper._leases[(rider.pk, 1)]
+        wait_until(lambda: lease.cancel_requested)
+
+    residents.at_step[3] = cancel
     session.run(lead.pk)
     assert (fresh(lead).status, fresh(rider).status) == ("completed", "cancelled")
 

@@ -41,8 +41,7 @@ def test_chunks_of_several_tasks_and_a_key_take_one_round_trip(valkey: Valkey) -
     one.write("a")
     two.write("b")
     client().set("news", 7)
-    assert streams.send([one, two], read_key="news") == "7"
-    assert streams.send([one, two], read_key="no news") is None
+    assert streams.send([one, two], read=["news", "no news"]) == ["7", None]
     assert [entry["text"] for entry in entries("one")] == ["a"]
     assert [entry["attempt"] for entry in entries("two")] == ["3"]
 
@@ -106,7 +105,7 @@ def test_dead_redis_costs_the_preview_alone(
     writer = streams.ChunkWriter("task_1", 1)
     for _ in range(3):
         writer.write("secret text")
-        assert streams.send([writer], read_key="news") is None
+        assert streams.send([writer], read=["news"]) == [None]
     assert caplog.text.count("No live tokens") == 1  # not a line for each chunk
     streams.end("task_1", 1, "completed")
     streams.delete(["task_1"])
