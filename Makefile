@@ -25,8 +25,9 @@ fix: setup ## Mend what ruff can mend
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: setup ## Measure the service
+bench: setup ## Measure the service and the engine
 	@$(PYTHON_BIN) benchmarks/service.py
+	@$(PYTHON_BIN) benchmarks/engine.py
 
 LOCK := .venv/bin/uv pip compile --quiet --no-header --no-annotate --strip-extras --python-version 3.11 pyproject.toml
 

@@ -27,7 +27,7 @@ from inference.engine.sequence import SamplingParams
 NUM_CLIENTS = 8
 NUM_TASKS = 24
 NUM_NEW_TOKENS = 64
-NUM_ROUNDS = 3
+NUM_ROUNDS = 5
 SECOND_MODEL = "gemma-3-270m"
 LIMIT_SECONDS = 300.0
 

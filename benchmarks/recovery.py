@@ -28,8 +28,9 @@ from benchmarks.running_service import (
 )
 from sopllm.supervisor import STEADY_SECONDS
 
-COUNT = COUNTING | {"max_tokens": 60}
+COUNT = COUNTING | {"max_tokens": 100}
 WORDS = "one two three four five six seven eight"
+NUM_SEQUENCES = 8
 LIMIT_SECONDS = 60.0
 
 
@@ -43,12 +44,12 @@ class Round:
 
 
 def gpu_child(service: RunningService) -> Round:
-    """The pool process dies in mid-generation."""
+    """The pool process dies while it writes eight answers."""
     return _in_mid_generation(service, faults.kill_gpu_child)
 
 
 def gpu_worker(service: RunningService) -> Round:
-    """The whole GPU worker dies in mid-generation."""
+    """The whole GPU worker dies while it writes eight answers."""
     _wait_until_steady(service, GPU_WORKER)
     return _in_mid_generation(service, faults.kill_gpu_worker)
 
@@ -83,11 +84,14 @@ FAULTS: dict[str, Callable[[RunningService], Round]] = {
 
 
 def _in_mid_generation(service: RunningService, strike: Callable[[RunningService], None]) -> Round:
-    running, waiting = service.submit(**COUNT), service.submit(**COUNT)
-    service.generating(running)
+    """With as many answers as the model writes at a time, and one that waits."""
+    tasks = [service.submit(**COUNT) for _ in range(NUM_SEQUENCES)]
+    for task_id in tasks:
+        service.generating(task_id)
+    waiting = service.submit(**COUNT)
     struck_at = time.time()
     strike(service)
-    return Round(running, [waiting], struck_at)
+    return Round(tasks[0], [*tasks[1:], waiting], struck_at)
 
 
 def _wait_until_steady(service: RunningService, mark: str) -> None:

@@ -47,10 +47,6 @@ class Attempt:
     def task_id(self) -> str:
         return self.lease.task.pk
 
-    @property
-    def model_name(self) -> str:
-        return self.lease.task.model_name
-
     def advance(self) -> bool:
         """Take the next chunk. False once the attempt has ended, and its end is stored."""
         try:
@@ -145,7 +141,7 @@ class Attempt:
             text="".join(self._text),
             finish_reason=finish_reason,
             usage=self._progress.usage(),
-            model=self.model_name,
+            model=self.lease.task.model_name,
             parsed=parsed,
             extra=self._progress.extra,
         )

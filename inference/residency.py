@@ -5,7 +5,7 @@ Not for use by several threads, and never called from within a step of an engine
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -182,6 +182,8 @@ def _load_with_room(model: RegisteredModel) -> Resident:
     """Load it; idle models make room, then sequences. Raises ModelLoadError when all is in vain."""
     params = wanted = _load_params(model)
     header = read_header(params.path)
+    # No model is driven out for one that would not fit even into the room of all of them.
+    _checked_estimate(model, replace(params, max_num_seqs=1), header, leaving=_expendable())
     while True:
         try:
             made = _load(model, params, header)
@@ -218,9 +220,15 @@ def _load(model: RegisteredModel, params: LoadParams, header: GGUFHeader) -> Res
 
 
 def _checked_estimate(
-    model: RegisteredModel, params: LoadParams, header: GGUFHeader
+    model: RegisteredModel,
+    params: LoadParams,
+    header: GGUFHeader,
+    leaving: Sequence[Resident] = (),
 ) -> MemoryEstimate:
-    """What the model will need. Raises _NoRoomError when that is not there now."""
+    """What the model will need. Raises _NoRoomError when that is not there now.
+
+    `leaving`: resident models that are taken as gone.
+    """
     gpu_layers = device_memory.used_gpu_layers(params.gpu_layers)
     needed = estimate(
         header,
@@ -230,9 +238,14 @@ def _checked_estimate(
         num_batch_tokens=params.num_batch_tokens,
         gpu_layers=gpu_layers,
     )
-    residents = [held.estimate for held in _residents.values()]
     try:
-        device_memory.check_fits(model.name, needed, gpu_layers=gpu_layers, residents=residents)
+        device_memory.check_fits(
+            model.name,
+            needed,
+            gpu_layers=gpu_layers,
+            residents=[held.estimate for held in _residents.values() if held not in leaving],
+            leaving=[held.estimate for held in leaving],
+        )
     except ModelLoadError as error:
         raise _NoRoomError(str(error)) from error
     return needed
@@ -240,12 +253,22 @@ def _checked_estimate(
 
 def _evict_least_recently_used(for_name: str, reason: Exception) -> bool:
     """Free one model that may go. False when there is none."""
-    for name, held in _residents.items():
-        if name not in _names_in_use and not held.model.pinned:
-            logger.info("Model %s makes room for %s: %s", name, for_name, reason)
-            unload(name)
-            return True
-    return False
+    expendable = _expendable()
+    if not expendable:
+        return False
+    name = expendable[0].model.name
+    logger.info("Model %s makes room for %s: %s", name, for_name, reason)
+    unload(name)
+    return True
+
+
+def _expendable() -> list[Resident]:
+    """Models that may go, neither in use nor pinned; the least recently used first."""
+    return [
+        held
+        for name, held in _residents.items()
+        if name not in _names_in_use and not held.model.pinned
+    ]
 
 
 def _load_params(model: RegisteredModel) -> LoadParams:

@@ -17,9 +17,10 @@ from django.db import connection
 from django.utils import timezone
 
 from inference import dispatch, gpu_guard, lifecycle, model_requests, residency
+from inference.engine.engine import Engine
 from inference.execution import Attempt
+from inference.lifecycle import Lease
 from inference.models import GenerationTask, Queue
-from inference.residency import Resident
 from monitoring import streams
 
 logger = logging.getLogger(__name__)
@@ -51,50 +52,50 @@ def run(rung_task_id: str) -> None:
             lease = lifecycle.claim_most_urgent(Queue.GPU)
             if lease is None:
                 return
-            _answer(Attempt(lease))
+            Session(lease).run()
 
 
 def _is_pending(task_id: str) -> bool:
     return GenerationTask.objects.pending().filter(pk=task_id).exists()
 
 
-def _answer(lead: Attempt) -> None:
-    """Run the session of a claimed task, from loading its model to its last sequence's end."""
-    gpu_guard.show_task(settings.GPU_INDEX, lead.task_id)
-    if not lead.advance():  # loads the model and queues the prompt
-        return
-    resident = residency.resident(lead.model_name)
-    with residency.in_use(resident):
-        Session(lead, resident).run()
-
-
 class Session:
-    """The attempts that share an engine, stepped until all of them have ended."""
+    """The attempts that share an engine, from the loading of its model to the last one's end."""
 
-    def __init__(self, lead: Attempt, resident: Resident) -> None:
+    def __init__(self, lead: Lease) -> None:
+        self._model_name = lead.task.model_name
         self._start = timezone.now()
-        self._model_name = lead.model_name
-        self._engine = resident.engine
-        self._attempts = [lead]
-        self._shown = lead
+        self._attempts = [Attempt(lead)]
+        self._shown: Attempt | None = None
         self._news_seen: list[str | None] = [None, None]
         self._may_join = True
         self._exchanged_at = 0.0
         self._looked_at = 0.0
 
     def run(self) -> None:
-        """Step, hand out, admit; whatever fails, no sequence stays behind in the engine."""
+        """Answer the lead and its riders; whatever fails, nothing stays behind in the engine."""
+        try:
+            self._show_task()
+            self._advance()  # loads the model and queues the lead's prompt
+            if self._attempts:
+                resident = residency.resident(self._model_name)
+                with residency.in_use(resident):
+                    self._run_on(resident.engine)
+        finally:
+            for attempt in self._attempts:
+                attempt.abandon()
+
+    def _run_on(self, engine: Engine) -> None:
+        """Step, hand out, admit, until all have ended."""
         watchdog = _Watchdog()
         try:
             while self._attempts:
                 watchdog.feed()
-                self._engine.step()
+                engine.step()
                 self._advance()
-                self._exchange_and_admit()
+                self._exchange_and_admit(engine.max_num_seqs)
         finally:
             watchdog.stop()
-            for attempt in self._attempts:
-                attempt.abandon()
 
     def _advance(self) -> None:
         """Give each attempt its new text; one that ends makes room, and may let another start."""
@@ -105,14 +106,18 @@ class Session:
             else:
                 self._may_join = True
         self._attempts = running
-        if running and running[0] is not self._shown:
-            self._shown = running[0]
+        self._show_task()
+
+    def _show_task(self) -> None:
+        """Say which task the GPU works on: the one that has run longest."""
+        if self._attempts and self._attempts[0] is not self._shown:
+            self._shown = self._attempts[0]
             gpu_guard.show_task(settings.GPU_INDEX, self._shown.task_id)
 
-    def _exchange_and_admit(self) -> None:
+    def _exchange_and_admit(self, max_num_seqs: int) -> None:
         try:
             self._exchange()
-            self._admit()
+            self._admit(max_num_seqs)
         except DatabaseError as exc:
             logger.warning("No tasks are admitted, the database does not answer: %s", exc)
             connection.close_if_unusable_or_obsolete()
@@ -132,14 +137,14 @@ class Session:
             lifecycle.refresh([attempt.lease for attempt in self._attempts])
         self._news_seen = [submitted, cancelled]
 
-    def _admit(self) -> None:
+    def _admit(self, max_num_seqs: int) -> None:
         """Claim riders while there are free sequences, and it is the model's turn."""
         now = time.monotonic()
         if not self._may_join and now - self._looked_at < _LOOK_AGAIN_SECONDS:
             return
         self._may_join = False
         self._looked_at = now
-        while len(self._attempts) < self._engine.max_num_seqs and self._is_open():
+        while len(self._attempts) < max_num_seqs and self._is_open():
             lease = lifecycle.claim_rider(Queue.GPU, self._model_name, self._start)
             if lease is None:
                 return

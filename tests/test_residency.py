@@ -169,6 +169,16 @@ def test_model_too_large_fails_in_words_and_the_others_go_on(
     assert (row(large).status, row(large).status_message) == ("loaded", "")
 
 
+def test_model_that_could_never_fit_drives_no_model_out(
+    register: Register, settings: Settings
+) -> None:
+    idle = residency.load(register("idle"))
+    settings.MODEL_MEMORY_LIMIT_MB = mb_of(idle)
+    message = failure_of_loading(register("large", context_window=8192))
+    assert "MODEL_MEMORY_LIMIT_MB" in message
+    assert loaded_names() == {"idle"}
+
+
 def refuse_memory(monkeypatch: pytest.MonkeyPatch, while_loaded: str) -> None:
     """As a system that gives less than was measured, for as long as a model is in memory."""
     real = llama_runner.LlamaRunner
