@@ -10,26 +10,26 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
-from typing import Any
 
 from django.conf import settings
-from django.db import IntegrityError, connection, models, transaction
-from django.db.models import F, Q
+from django.db import IntegrityError, connection, transaction
+from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from inference import dispatch, worker_identity
 from inference.errors import ErrorCode, InferenceError
 from inference.models import GenerationTask, Queue, TaskAttempt, TaskResult
-from inference.statements import (
-    Compiled,
-    Parameter,
-    Statement,
-    column_values,
-    compile_insert,
-    compile_select,
-    compile_update,
+from inference.statements import column_values
+from inference.task_statements import (
+    ADD_ATTEMPT,
+    CLAIM,
+    FINISH,
+    FIRST_IN_LINE,
+    FIRST_OF_MODEL,
+    SUBMIT,
+    end_fields,
+    lease_end,
 )
 from monitoring import logs, streams
 
@@ -97,7 +97,7 @@ def _insert_all(tasks: Sequence[GenerationTask]) -> None:
         return
     values = column_values(tasks[0])
     with transaction.atomic():
-        _SUBMIT.run(**values)
+        SUBMIT.run(**values)
     tasks[0]._state.adding = False  # as `save` does: the row is there
 
 
@@ -150,7 +150,7 @@ def first_with_key(owner: str, key: str, request_hash: str) -> GenerationTask | 
 def claim(task_id: str) -> Lease | None:
     """Take a pending task. None when another worker has it, or it may not start (now)."""
     with transaction.atomic():
-        if not _CLAIM.run(task_id=task_id, worker=worker_identity.current()):
+        if not CLAIM.run(task_id=task_id, worker=worker_identity.current()):
             return None
     task = GenerationTask.objects.read(task_id)
     if task is None or task.worker != worker_identity.current():
@@ -161,7 +161,7 @@ def claim(task_id: str) -> Lease | None:
 
 def claim_most_urgent(queue: str) -> Lease | None:
     """Take the pending task of a queue that goes first; None when there is none."""
-    while row := _FIRST_IN_LINE.first_row(queue=queue):
+    while row := FIRST_IN_LINE.first_row(queue=queue):
         if lease := claim(row[0]):
             return lease
     return None
@@ -174,10 +174,10 @@ def claim_rider(queue: str, model_name: str, session_start: datetime) -> Lease |
     the session has let it wait for longer than SWAP_WINDOW_SECONDS: two model changes are saved for
     each time that the session goes on.
     """
-    while row := _FIRST_IN_LINE.first_row(queue=queue):
+    while row := FIRST_IN_LINE.first_row(queue=queue):
         rider_id, first_model, first_priority = row
         if first_model != model_name:
-            rider = _FIRST_OF_MODEL.first_row(queue=queue, model_name=model_name)
+            rider = FIRST_OF_MODEL.first_row(queue=queue, model_name=model_name)
             if rider is None or first_priority > rider[2] or _is_turn_of(row[0], session_start):
                 return None
             rider_id = rider[0]
@@ -201,7 +201,7 @@ def renew(leases: Iterable[Lease]) -> None:
         pk__in=[lease.task.pk for lease in leases],
         status=Status.PROCESSING,
         worker=worker_identity.current(),
-    ).update(lease_until=_lease_end())
+    ).update(lease_until=lease_end())
 
 
 def refresh(leases: Iterable[Lease]) -> None:
@@ -245,7 +245,7 @@ def _finish(
 ) -> bool:
     task = lease.task
     with transaction.atomic():
-        won = _FINISH.run(
+        won = FINISH.run(
             task_id=task.pk,
             attempt=lease.attempt,
             status=status.value,
@@ -269,7 +269,7 @@ def _finish(
 
 def _add_attempt(task: GenerationTask, outcome: TaskAttempt.Outcome) -> None:
     """Record the attempt that ends now; call it in the transaction that ends it."""
-    _ADD_ATTEMPT.run(
+    ADD_ATTEMPT.run(
         task_id=task.pk,
         number=task.attempt,
         worker=task.worker,
@@ -293,7 +293,7 @@ def _question(task: GenerationTask) -> str:
 def cancel(task: GenerationTask) -> bool:
     """Cancel a pending task, or ask the worker of a processing one. False when it has ended."""
     row = GenerationTask.objects.filter(pk=task.pk)
-    if row.pending().update(**_ended(Status.CANCELLED)):
+    if row.pending().update(**end_fields(Status.CANCELLED)):
         _log(task, logging.INFO, "Cancelled before it started")
         _announce_end(task, Status.CANCELLED)
         return True
@@ -331,9 +331,9 @@ def _take_back_expired_leases() -> None:
 def _take_back(task: GenerationTask) -> None:
     """Back to pending; cancelled if that was asked; failed if the last attempt is used up."""
     if task.cancel_requested:
-        change = _ended(Status.CANCELLED)
+        change = end_fields(Status.CANCELLED)
     elif task.attempt >= settings.MAX_ATTEMPTS:
-        change = _ended(Status.FAILED) | {
+        change = end_fields(Status.FAILED) | {
             "error_code": ErrorCode.WORKER_LOST,
             "error": f"The worker was lost {task.attempt} times while it ran this task. "
             "Look at the worker's log before you submit it again.",
@@ -360,7 +360,7 @@ def _fail_past_deadline() -> None:
             "error_code": ErrorCode.DEADLINE_EXCEEDED,
             "error": "The task was not started within its deadline_seconds.",
         }
-        change = _ended(Status.FAILED) | reason
+        change = end_fields(Status.FAILED) | reason
         if late.filter(pk=task.pk).update(**change):
             _log(task, logging.INFO, "Not started before its deadline")
             _announce_end(task, Status.FAILED)
@@ -409,21 +409,6 @@ def _forget(task_ids: list[str]) -> None:
     logs.delete(task_ids)
 
 
-def _lease_end() -> Any:
-    return Now() + timedelta(seconds=settings.LEASE_SECONDS)
-
-
-def _ended(status: "Status | Parameter") -> dict[str, Any]:
-    """The fields that every end of a task sets."""
-    return {
-        "status": status,
-        "finished_at": Now(),
-        "updated_at": Now(),
-        "expires_at": Now() + timedelta(seconds=settings.TASK_TTL_SECONDS),
-        "lease_until": None,
-    }
-
-
 def _announce_end(task: GenerationTask, status: "Status") -> None:
     """Tell readers, and ring the next task of the conversation: it waited for this one."""
     streams.end(task.pk, task.attempt, status)
@@ -436,66 +421,3 @@ def _log(task: GenerationTask, level: int, message: str, *args: object) -> None:
     """Log a line that the task's report shows too; DEBUG ones it shows alone."""
     line = f"Task %s: {message}"
     logger.log(level, line, task.pk, *args, extra={"task_id": task.pk})
-
-
-def _compile_submit() -> Compiled:
-    row: Any = GenerationTask
-    fields = GenerationTask._meta.concrete_fields
-    return compile_insert(row(**{f.attname: Parameter(f.attname, f) for f in fields}))
-
-
-def _compile_first_in_line(*conditions: str) -> Compiled:
-    """Of the tasks that may start, the one that goes first: its id, model and priority."""
-    parameters = {name: Parameter(name) for name in conditions}
-    tasks = GenerationTask.objects.claimable().filter(**parameters).most_urgent_first()
-    return compile_select(tasks.values_list("pk", "model_name", "priority")[:1])
-
-
-def _compile_claim() -> Compiled:
-    return compile_update(
-        GenerationTask.objects.claimable().filter(pk=Parameter("task_id")),
-        status=Status.PROCESSING,
-        attempt=F("attempt") + 1,
-        worker=Parameter("worker"),
-        lease_until=_lease_end(),
-        started_at=Now(),
-        updated_at=Now(),
-    )
-
-
-def _compile_finish() -> Compiled:
-    attempt = Parameter("attempt", models.IntegerField())
-    mine = GenerationTask.objects.filter(pk=Parameter("task_id"), attempt=attempt)
-    return compile_update(
-        mine.filter(status=Status.PROCESSING),
-        result=Parameter("result", models.JSONField()),
-        error=Parameter("error"),
-        error_code=Parameter("error_code"),
-        model_load_ms=Parameter("model_load_ms", models.FloatField()),
-        ttft_ms=Parameter("ttft_ms", models.FloatField()),
-        inference_ms=Parameter("inference_ms", models.FloatField()),
-        **_ended(Parameter("status")),
-    )
-
-
-def _compile_attempt() -> Compiled:
-    row: Any = TaskAttempt
-    return compile_insert(
-        row(
-            task_id=Parameter("task_id"),
-            number=Parameter("number", models.IntegerField()),
-            worker=Parameter("worker"),
-            model_name=Parameter("model_name"),
-            started_at=Parameter("started_at", models.DateTimeField()),
-            ended_at=Now(),
-            outcome=Parameter("outcome"),
-        )
-    )
-
-
-_SUBMIT = Statement(_compile_submit)
-_FIRST_IN_LINE = Statement(partial(_compile_first_in_line, "queue"))
-_FIRST_OF_MODEL = Statement(partial(_compile_first_in_line, "queue", "model_name"))
-_CLAIM = Statement(_compile_claim)
-_FINISH = Statement(_compile_finish)
-_ADD_ATTEMPT = Statement(_compile_attempt)

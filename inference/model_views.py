@@ -13,15 +13,15 @@ from rest_framework.response import Response
 from inference import compatibility, dispatch, long_poll, model_requests, registration
 from inference.api_errors import Conflict
 from inference.long_poll import WAIT_PARAMETER, WaitingResponse
-from inference.models import GenerationTask, RegisteredModel
-from inference.pagination import ModelPagination
-from inference.serializers import (
+from inference.model_serializers import (
     CompatibilityRequestSerializer,
     CompatibilitySerializer,
     ModelNameSerializer,
     ModelRegistrationSerializer,
     RegisteredModelSerializer,
 )
+from inference.models import GenerationTask, RegisteredModel
+from inference.pagination import ModelPagination
 from presets.packaged import PackagedPreset, packaged_presets
 
 

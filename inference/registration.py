@@ -8,8 +8,8 @@ from django.db import IntegrityError, transaction
 from rest_framework.exceptions import ValidationError
 
 from inference.engine.errors import InvalidGGUFError
+from inference.model_serializers import EchoConfigSerializer, LocalConfigSerializer
 from inference.models import RegisteredModel
-from inference.serializers import EchoConfigSerializer, LocalConfigSerializer
 
 
 class ModelExistsError(Exception):
