@@ -27,6 +27,7 @@ from inference.task_statements import (
     FINISH,
     FIRST_IN_LINE,
     FIRST_OF_MODEL,
+    HELD,
     SUBMIT,
     end_fields,
     lease_end,
@@ -206,17 +207,11 @@ def renew(leases: Iterable[Lease]) -> None:
 
 def refresh(leases: Iterable[Lease]) -> None:
     """Read what became of leases since: whether a cancel was asked for, or the lease was lost."""
-    leases = list(leases)
-    ids = {lease.task.pk for lease in leases}
-    rows = GenerationTask.objects.filter(pk__in=ids, status=Status.PROCESSING)
-    seen = {
-        pk: (attempt, cancel_requested)
-        for pk, attempt, cancel_requested in rows.values_list("pk", "attempt", "cancel_requested")
-    }
+    held = {row[0]: row[1:] for row in HELD.rows(worker=worker_identity.current())}
     for lease in leases:
-        attempt, cancel_requested = seen.get(lease.task.pk, (None, False))
+        attempt, cancel_requested = held.get(lease.task.pk, (None, False))
         lease.lost = attempt != lease.attempt
-        lease.cancel_requested = lease.cancel_requested or cancel_requested
+        lease.cancel_requested = lease.cancel_requested or bool(cancel_requested)
 
 
 def complete(lease: Lease, result: TaskResult, timings: Timings) -> bool:

@@ -26,7 +26,7 @@ from monitoring import streams
 logger = logging.getLogger(__name__)
 
 # Chunks go out, and news come in, with one round trip a step, but no more often than this.
-_EXCHANGE_SECONDS = 0.02
+_EXCHANGE_SECONDS = 0.05
 # News may be lost with Redis: the database is looked at this often without any.
 _LOOK_AGAIN_SECONDS = 0.5
 _REARM_SECONDS = 1.0

@@ -37,12 +37,15 @@ class Statement:
             cursor.execute(*self._with(values))
             return int(cursor.rowcount)
 
-    def first_row(self, **values: Any) -> tuple[Any, ...] | None:
-        """Execute a SELECT; its first row as the database gives it, None without rows."""
+    def rows(self, **values: Any) -> list[tuple[Any, ...]]:
+        """Execute a SELECT; its rows as the database gives them."""
         with connection.cursor() as cursor:
             cursor.execute(*self._with(values))
-            row: tuple[Any, ...] | None = cursor.fetchone()
-            return row
+            return list(cursor.fetchall())
+
+    def first_row(self, **values: Any) -> tuple[Any, ...] | None:
+        """The first row of a SELECT; None without rows."""
+        return next(iter(self.rows(**values)), None)
 
     def _with(self, values: dict[str, Any]) -> tuple[str, list[Any]]:
         if self._compiled is None:

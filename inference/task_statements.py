@@ -61,6 +61,14 @@ def _compile_claim() -> Compiled:
     )
 
 
+def _compile_held() -> Compiled:
+    """The tasks that a worker runs: id, attempt, and whether a cancel was asked for."""
+    held = GenerationTask.objects.filter(
+        status=GenerationTask.Status.PROCESSING, worker=Parameter("worker")
+    )
+    return compile_select(held.values_list("pk", "attempt", "cancel_requested"))
+
+
 def _compile_finish() -> Compiled:
     attempt = Parameter("attempt", models.IntegerField())
     mine = GenerationTask.objects.filter(pk=Parameter("task_id"), attempt=attempt)
@@ -95,5 +103,6 @@ SUBMIT = Statement(_compile_submit)
 FIRST_IN_LINE = Statement(partial(_compile_first_in_line, "queue"))
 FIRST_OF_MODEL = Statement(partial(_compile_first_in_line, "queue", "model_name"))
 CLAIM = Statement(_compile_claim)
+HELD = Statement(_compile_held)
 FINISH = Statement(_compile_finish)
 ADD_ATTEMPT = Statement(_compile_attempt)

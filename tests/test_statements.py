@@ -7,7 +7,14 @@ from django.db.utils import IntegrityError
 from pytest_django import DjangoAssertNumQueries
 
 from inference.models import RegisteredModel
-from inference.statements import Compiled, Parameter, Statement, compile_insert, compile_update
+from inference.statements import (
+    Compiled,
+    Parameter,
+    Statement,
+    compile_insert,
+    compile_select,
+    compile_update,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -76,3 +83,14 @@ def test_value_is_data_and_never_sql() -> None:
 def test_missing_value_is_an_error() -> None:
     with pytest.raises(KeyError):
         Statement(compile_rename).run(old="a")
+
+
+def test_select_gives_rows_and_the_first_of_them() -> None:
+    for name, provider in (("a", "echo"), ("b", "echo"), ("c", "local")):
+        RegisteredModel.objects.create(name=name, provider=provider)
+    of_provider = RegisteredModel.objects.filter(provider=Parameter("provider"))
+    names = of_provider.order_by("name").values_list("name")
+    statement = Statement(lambda: compile_select(names))
+    assert statement.rows(provider="echo") == [("a",), ("b",)]
+    assert statement.first_row(provider="local") == ("c",)
+    assert statement.first_row(provider="none") is None
