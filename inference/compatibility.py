@@ -10,13 +10,13 @@ from inference import device_memory
 from inference.device_memory import Kind
 from inference.engine.errors import InvalidGGUFError
 from inference.engine.gguf_header import GGUFHeader, Layer, read_header
-from inference.engine.memory_estimate import MemoryEstimate, estimate
+from inference.engine.memory_estimate import MemoryEstimate
+from inference.model_sizes import ModelSizes, model_sizes
 from inference.models import RegisteredModel
 from inference.quantizations import BITS, RECOMMENDED_BITS
 from inference.registration import resolve_model_path
 from presets.packaged import PackagedPreset
 
-_DEFAULT_BATCH_TOKENS = 512
 _NOTHING = MemoryEstimate(weights_bytes=0, kv_cache_bytes=0, compute_bytes=0, device_bytes=0)
 _GUESSED = "The model's file is not here: these are the figures of a usual model of its size."
 _NOT_PUBLISHED = (
@@ -44,21 +44,11 @@ class _Load:
     """A model and how a worker would load it."""
 
     header: GGUFHeader
-    context_window: int
-    max_num_seqs: int
-    num_cache_cells: int | None
-    num_batch_tokens: int
+    sizes: ModelSizes
     gpu_layers: int
 
     def estimate(self) -> MemoryEstimate:
-        return estimate(
-            self.header,
-            context_window=self.context_window,
-            max_num_seqs=self.max_num_seqs,
-            num_cache_cells=self.num_cache_cells,
-            num_batch_tokens=self.num_batch_tokens,
-            gpu_layers=self.gpu_layers,
-        )
+        return self.sizes.estimate(self.header, self.gpu_layers)
 
     def required_bytes(self) -> int:
         """On the GPU, or in RAM for a model that has no layers there."""
@@ -71,8 +61,8 @@ class _Load:
     def with_as_many_seqs_as_fit(self, usable_bytes: int) -> "_Load":
         """As workers do it: half as many, down to one, until it fits."""
         load = self
-        while load.max_num_seqs > 1 and not load.fits(usable_bytes):
-            load = replace(load, max_num_seqs=load.max_num_seqs // 2)
+        while load.sizes.max_num_seqs > 1 and not load.fits(usable_bytes):
+            load = replace(load, sizes=load.sizes.with_half_the_seqs())
         return load
 
 
@@ -160,7 +150,8 @@ def _check(
         memory = device_memory.read(gpu_layers)
         warnings = [*warnings, _NOT_PUBLISHED]
     window = context_window or min(header.context_length or settings.N_CTX, settings.N_CTX)
-    as_is = _load(header, config, window, gpu_layers if memory.kind == Kind.GPU else 0)
+    used_gpu_layers = gpu_layers if memory.kind == Kind.GPU else 0
+    as_is = _Load(header, model_sizes(config, window), used_gpu_layers)
     wanted = as_is
     if quantization:
         wanted = replace(as_is, header=_requantized(header, quantization))
@@ -177,36 +168,24 @@ def _check(
 
 def _warnings(wanted: _Load, loaded: _Load, usable_bytes: int) -> Iterator[str]:
     trained = wanted.header.context_length
-    if 0 < trained < wanted.context_window:
+    if 0 < trained < wanted.sizes.context_window:
         yield f"It was trained for contexts of {trained} tokens."
     if not loaded.fits(usable_bytes):
         if names := _names_in_memory():
             yield f"Of the models in memory ({names}), idle ones make room for it."
-    elif loaded.max_num_seqs < wanted.max_num_seqs:
+    elif loaded.sizes != wanted.sizes:
         yield (
-            f"It fits with {loaded.max_num_seqs} sequences at a time instead of "
-            f"{wanted.max_num_seqs}."
+            f"It fits with {loaded.sizes.max_num_seqs} sequences at a time instead of "
+            f"{wanted.sizes.max_num_seqs}."
         )
-
-
-def _load(header: GGUFHeader, config: dict[str, Any], window: int, gpu_layers: int) -> _Load:
-    num_batch_tokens = config.get("num_batch_tokens") or settings.N_BATCH or _DEFAULT_BATCH_TOKENS
-    return _Load(
-        header=header,
-        context_window=window,
-        max_num_seqs=config.get("max_num_seqs", settings.MAX_NUM_SEQS),
-        num_cache_cells=config.get("num_cache_cells"),
-        num_batch_tokens=min(num_batch_tokens, window),
-        gpu_layers=gpu_layers,
-    )
 
 
 def _recommended(load: _Load, usable_bytes: int) -> str | None:
     """The best quantization that fits with all sequences, else the best that fits with one."""
-    for num_seqs in (load.max_num_seqs, 1):
+    for sizes in (load.sizes, replace(load.sizes, max_num_seqs=1)):
         for name in sorted(RECOMMENDED_BITS, key=RECOMMENDED_BITS.__getitem__, reverse=True):
             header = _requantized(load.header, name)
-            if replace(load, header=header, max_num_seqs=num_seqs).fits(usable_bytes):
+            if replace(load, header=header, sizes=sizes).fits(usable_bytes):
                 return name
     return None
 

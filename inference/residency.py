@@ -7,7 +7,8 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
@@ -19,9 +20,10 @@ from inference import device_memory, model_requests, worker_identity
 from inference.engine.engine import Engine
 from inference.engine.errors import EngineError, ModelLoadError
 from inference.engine.gguf_header import GGUFHeader, read_header
-from inference.engine.memory_estimate import MemoryEstimate, estimate
+from inference.engine.memory_estimate import MemoryEstimate
 from inference.engine.runner import LoadParams
 from inference.errors import ErrorCode, InferenceError
+from inference.model_sizes import ModelSizes, model_sizes
 from inference.models import GenerationTask, RegisteredModel
 from inference.registration import resolve_model_path
 
@@ -32,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 Request = RegisteredModel.Request
 Status = RegisteredModel.Status
-
-_DEFAULT_BATCH_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,33 +180,45 @@ def _record(held: Resident, **fields: Any) -> None:
 
 def _load_with_room(model: RegisteredModel) -> Resident:
     """Load it; idle models make room, then sequences. Raises ModelLoadError when all is in vain."""
-    params = wanted = _load_params(model)
-    header = read_header(params.path)
-    # No model is driven out for one that would not fit even into the room of all of them.
-    _checked_estimate(model, replace(params, max_num_seqs=1), header, leaving=_expendable())
+    path = resolve_model_path(model.config["model_path"])
+    header = read_header(path)
+    sizes = wanted = model_sizes(model.config, model.context_window or settings.N_CTX)
     while True:
         try:
-            made = _load(model, params, header)
+            made = _load(model, path, header, sizes)
         except _NoRoomError as error:
-            if not _evict_least_recently_used(model.name, error):
-                if params.max_num_seqs == 1:
-                    raise
-                params = replace(params, max_num_seqs=params.max_num_seqs // 2)
+            if expendable := _expendable():
+                # None is driven out for a model that would not fit into the room of all of them.
+                smallest = replace(sizes, max_num_seqs=1)
+                _checked_estimate(model, header, smallest, leaving=expendable)
+                name = expendable[0].model.name
+                logger.info("Model %s makes room for %s: %s", name, model.name, error)
+                unload(name)
+            elif sizes.max_num_seqs == 1:
+                raise
+            else:
+                sizes = sizes.with_half_the_seqs()
             continue
-        if params != wanted:
+        if sizes != wanted:
             logger.warning(
                 "Model %s: memory for %d of %d sequences",
-                *(model.name, params.max_num_seqs, wanted.max_num_seqs),
+                *(model.name, sizes.max_num_seqs, wanted.max_num_seqs),
             )
         return made
 
 
-def _load(model: RegisteredModel, params: LoadParams, header: GGUFHeader) -> Resident:
+def _load(model: RegisteredModel, path: Path, header: GGUFHeader, sizes: ModelSizes) -> Resident:
     # llama.cpp takes a second to import: only the process that runs models pays for it.
     from inference.engine.llama_runner import LlamaRunner
 
     started = time.monotonic()
-    needed = _checked_estimate(model, params, header)
+    needed = _checked_estimate(model, header, sizes)
+    params = LoadParams(
+        path=path,
+        **asdict(sizes),
+        gpu_layers=_gpu_layers(model),
+        num_threads=model.config.get("num_threads", settings.N_THREADS) or None,
+    )
     try:
         runner = LlamaRunner(params)
     except ModelLoadError as error:
@@ -221,23 +233,16 @@ def _load(model: RegisteredModel, params: LoadParams, header: GGUFHeader) -> Res
 
 def _checked_estimate(
     model: RegisteredModel,
-    params: LoadParams,
     header: GGUFHeader,
+    sizes: ModelSizes,
     leaving: Sequence[Resident] = (),
 ) -> MemoryEstimate:
     """What the model will need. Raises _NoRoomError when that is not there now.
 
     `leaving`: resident models that are taken as gone.
     """
-    gpu_layers = device_memory.used_gpu_layers(params.gpu_layers)
-    needed = estimate(
-        header,
-        context_window=params.context_window,
-        max_num_seqs=params.max_num_seqs,
-        num_cache_cells=params.num_cache_cells,
-        num_batch_tokens=params.num_batch_tokens,
-        gpu_layers=gpu_layers,
-    )
+    gpu_layers = device_memory.used_gpu_layers(_gpu_layers(model))
+    needed = sizes.estimate(header, gpu_layers)
     try:
         device_memory.check_fits(
             model.name,
@@ -251,15 +256,9 @@ def _checked_estimate(
     return needed
 
 
-def _evict_least_recently_used(for_name: str, reason: Exception) -> bool:
-    """Free one model that may go. False when there is none."""
-    expendable = _expendable()
-    if not expendable:
-        return False
-    name = expendable[0].model.name
-    logger.info("Model %s makes room for %s: %s", name, for_name, reason)
-    unload(name)
-    return True
+def _gpu_layers(model: RegisteredModel) -> int:
+    gpu_layers: int = model.config.get("gpu_layers", settings.GPU_LAYERS)
+    return gpu_layers
 
 
 def _expendable() -> list[Resident]:
@@ -269,22 +268,3 @@ def _expendable() -> list[Resident]:
         for name, held in _residents.items()
         if name not in _names_in_use and not held.model.pinned
     ]
-
-
-def _load_params(model: RegisteredModel) -> LoadParams:
-    """The registration's values, else the settings'. ValueError when the file is gone."""
-    config = model.config
-    context_window = model.context_window or settings.N_CTX
-    wanted = config.get("num_batch_tokens") or settings.N_BATCH or _DEFAULT_BATCH_TOKENS
-    num_batch_tokens = min(wanted, context_window)
-    max_num_seqs = config.get("max_num_seqs", settings.MAX_NUM_SEQS)
-    return LoadParams(
-        path=resolve_model_path(config["model_path"]),
-        context_window=context_window,
-        num_cache_cells=config.get("num_cache_cells"),
-        num_batch_tokens=num_batch_tokens,
-        # A batch has room for one token of each sequence.
-        max_num_seqs=min(max_num_seqs, num_batch_tokens),
-        gpu_layers=config.get("gpu_layers", settings.GPU_LAYERS),
-        num_threads=config.get("num_threads", settings.N_THREADS) or None,
-    )
