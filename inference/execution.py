@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from django.db import Error as DatabaseError
 
@@ -49,17 +50,19 @@ class Attempt:
 
     def advance(self) -> bool:
         """Take the next chunk. False once the attempt has ended, and its end is stored."""
+        stop: Callable[[], object] | None
         try:
             self._take(next(self._generate()))
             stop = self._reason_to_stop()
         except StopIteration:
             stop = self._complete
         except InferenceError as failure:
-            stop = self._failing(failure)
+            stop = partial(self._fail, failure, FinishReason.ERROR)
         except Exception:
             logger.exception("Task %s: unexpected error", self.task_id)
             message = "The worker failed unexpectedly; its log has the reason, under the task's id."
-            stop = self._failing(InferenceError(message, ErrorCode.INTERNAL_ERROR))
+            unexpected = InferenceError(message, ErrorCode.INTERNAL_ERROR)
+            stop = partial(self._fail, unexpected, FinishReason.ERROR)
         if stop is not None:
             self._end(stop)
         return stop is None
@@ -128,9 +131,6 @@ class Attempt:
 
     def _forget(self) -> None:
         logger.warning("Task %s: attempt %d lost its lease", self.task_id, self.lease.attempt)
-
-    def _failing(self, failure: InferenceError) -> Callable[[], object]:
-        return lambda: self._fail(failure, FinishReason.ERROR)
 
     def _fail(self, failure: InferenceError, reason: FinishReason) -> None:
         result = self._result(reason) if self._text else None

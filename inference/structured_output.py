@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, NotRequired, TypedDict
 
 from rest_framework.exceptions import ValidationError
 
+from inference import storable_json
 from inference.engine.errors import SchemaError
 from inference.engine.json_schema import FORMATS, JSON_OBJECT_GRAMMAR, compile_schema, matches
 from inference.engine.sequence import FinishReason
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# An escaped NUL, but not a backslash followed by letters.
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _CUT = "The answer reached its limit of tokens before its JSON was complete"
 _ROOM = "raise max_tokens, or shorten the prompt if the context window is full"
 _MAX_QUOTED = 200
@@ -196,7 +195,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_storable(value: Any) -> None:
     """Raises ValueError on half surrogate pairs, and on NUL, which PostgreSQL does not store."""
-    if _NUL.search(json.dumps(value, ensure_ascii=False).encode()):
+    if storable_json.has_nul(storable_json.encode(value)):
         raise ValueError("it contains a NUL character")
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +10,7 @@ from django.utils import timezone
 from rest_framework.exceptions import ValidationError
 
 from conversations.models import Conversation
-from inference import structured_output
+from inference import storable_json, structured_output
 from inference.engine.errors import GrammarError
 from inference.engine.gbnf import check_grammar
 from inference.models import GenerationTask, RegisteredModel
@@ -24,9 +23,6 @@ _NOT_YET = {
     "webhook_url": "Webhooks are not available in this version: leave it out, and poll or ?wait.",
     "fallback_models": "Fallbacks are not available in this version: leave the list empty.",
 }
-
-# An escaped NUL, but not a backslash followed by letters.
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 _MODEL_LIST = "GET /api/v1/models lists them."
 
@@ -192,11 +188,11 @@ def _metadata(data: dict[str, Any]) -> dict[str, Any]:
         message = f"It is nested more than {MAX_METADATA_DEPTH} levels deep."
         raise ValidationError({"metadata": [message]})
     try:
-        encoded = json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode()
-    except ValueError as error:  # infinite numbers, half surrogate pairs
+        encoded = storable_json.encode(metadata)
+    except ValueError as error:
         message = f"It cannot be written as JSON in UTF-8: {error}."
         raise ValidationError({"metadata": [message]}) from error
-    if _NUL.search(encoded):
+    if storable_json.has_nul(encoded):
         raise ValidationError({"metadata": ["It must not contain NUL characters."]})
     if len(encoded) > MAX_METADATA_BYTES:
         message = f"metadata is larger than {MAX_METADATA_BYTES} bytes: store a reference instead."
