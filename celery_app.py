@@ -108,23 +108,32 @@ app.autodiscover_tasks(["inference"])
 
 
 @signals.worker_init.connect
-def on_worker_start(**_: Any) -> None:
+def on_worker_start(sender: Any, **_: Any) -> None:
     """A thread in a database transaction, which others wait for, gets the interpreter back soon."""
+    from monitoring import logs
+
     sys.setswitchinterval(0.001)
+    logs.start(f"{sender.hostname.partition('@')[0]} worker")
+
+
+@signals.beat_init.connect
+def on_beat_start(**_: Any) -> None:
+    """Its log goes where those of the others go."""
+    from monitoring import logs
+
+    logs.start("beat")
 
 
 @signals.worker_ready.connect
 def on_worker_ready(sender: Any, **_: Any) -> None:
     """The worker serves its queues from now on; what died with its predecessor is taken back."""
-    from inference import device_memory
-    from monitoring import logs, workers
+    from inference import gpu_reporter
+    from monitoring import workers
 
-    logs.start()
     queues = [queue.name for queue in sender.task_consumer.queues]
-    owns_gpu = "gpu" in queues
-    workers.announce(
-        sender.hostname, queues, also=device_memory.publish if owns_gpu else lambda: None
-    )
+    workers.announce(sender.hostname, queues)
+    if "gpu" in queues:
+        gpu_reporter.start()
     _repair()
 
 
@@ -134,14 +143,6 @@ def on_worker_stop(**_: Any) -> None:
     from inference import session
 
     session.drain()
-
-
-@signals.worker_process_init.connect
-def on_child_start(**_: Any) -> None:
-    """In each prefork child, where the generations run."""
-    from monitoring import logs
-
-    logs.start()
 
 
 @signals.task_prerun.connect

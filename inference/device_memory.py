@@ -16,11 +16,12 @@ from django.conf import settings
 from inference import container_memory
 from inference.engine.errors import ModelLoadError
 from inference.engine.memory_estimate import MemoryEstimate
-from monitoring.redis_client import client
+from monitoring import notice_board
 
 logger = logging.getLogger(__name__)
 
 _MB = 1024 * 1024
+_BOARD = "model_memory"
 _PUBLISHED_SECONDS = 30
 _LIMIT_REMEDY = "raise MODEL_MEMORY_LIMIT_MB"
 _GPU_REMEDY = (
@@ -97,23 +98,25 @@ def check_fits(
 def publish() -> None:
     """Tell other processes, for 30 s, what this worker's models may use."""
     reading = json.dumps(asdict(read(settings.GPU_LAYERS)))
+    name = f"{settings.NODE_NAME}:{settings.GPU_INDEX}"
     try:
-        client().set(_key(), reading, ex=_PUBLISHED_SECONDS)
+        notice_board.post(_BOARD, name, reading, _PUBLISHED_SECONDS)
     except redis.RedisError as exc:
         logger.warning("GPU %d: its memory cannot be published: %s", settings.GPU_INDEX, exc)
 
 
 def published() -> DeviceMemory | None:
-    """The last reading of the worker for GPU_INDEX; None without one, and without Redis."""
+    """The last reading of a GPU worker; None without one, and without Redis.
+
+    Of several workers the one that has the least to give: any of them may get the task.
+    """
     try:
-        reading = client().get(_key())
+        readings = [json.loads(text) for text in notice_board.read(_BOARD).values()]
     except redis.RedisError as exc:
-        logger.debug("GPU %d: no published reading: %s", settings.GPU_INDEX, exc)
+        logger.debug("No published readings of memory: %s", exc)
         return None
-    if reading is None:
-        return None
-    fields = json.loads(reading)
-    return DeviceMemory(**fields | {"kind": Kind(fields["kind"])})
+    found = [DeviceMemory(**fields | {"kind": Kind(fields["kind"])}) for fields in readings]
+    return min(found, key=lambda memory: memory.usable_bytes, default=None)
 
 
 def _check(
@@ -138,20 +141,15 @@ def _check(
 
 
 def _read_gpu() -> DeviceMemory | None:
-    # Few processes ask, and most machines that run the tests have no driver.
-    import pynvml
+    from monitoring import nvml  # few processes ask
 
-    try:
-        pynvml.nvmlInit()
-        memory = pynvml.nvmlDeviceGetMemoryInfo(
-            pynvml.nvmlDeviceGetHandleByIndex(settings.GPU_INDEX)
-        )
-    except pynvml.NVMLError as exc:
-        logger.debug("GPU %d: no NVML reading: %s", settings.GPU_INDEX, exc)
+    memory = nvml.memory(settings.GPU_INDEX)
+    if memory is None:
         return None
-    may_be_used = int(memory.total * settings.MAX_VRAM_USAGE_PERCENT / 100) - memory.used
-    usable = min(may_be_used, memory.free - settings.VRAM_RESERVE_MB * _MB)
-    return DeviceMemory(Kind.GPU, memory.total, memory.free, max(0, usable))
+    total, free = memory.total_bytes, memory.free_bytes
+    may_be_used = int(total * settings.MAX_VRAM_USAGE_PERCENT / 100) - memory.used_bytes
+    usable = min(may_be_used, free - settings.VRAM_RESERVE_MB * _MB)
+    return DeviceMemory(Kind.GPU, total, free, max(0, usable))
 
 
 def _read_ram() -> DeviceMemory:
@@ -165,7 +163,3 @@ def _read_ram() -> DeviceMemory:
 def _usable_ram(total: int, free: int) -> int:
     may_be_used = int(total * settings.MAX_RAM_USAGE_PERCENT / 100) - (total - free)
     return max(0, min(may_be_used, free - settings.RAM_RESERVE_MB * _MB))
-
-
-def _key() -> str:
-    return f"gpu:{settings.GPU_INDEX}:memory"

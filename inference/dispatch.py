@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -84,16 +84,29 @@ def ring_for_models() -> None:
 
 
 def waiting_messages(queue_name: str) -> int | None:
-    """Messages in a queue's priority lists that no worker has taken; None while Redis is away."""
-    options = current_app.conf.broker_transport_options
-    pipe = client().pipeline(transaction=False)
-    for step in options["priority_steps"]:
-        pipe.llen(f"{queue_name}{options['sep']}{step}" if step else queue_name)
+    """Messages of a queue that no worker has taken; None while Redis is away."""
     try:
-        return int(sum(pipe.execute()))
+        return sum(messages_by_priority([queue_name])[queue_name].values())
     except redis.RedisError as exc:
         logger.warning("Queue %s cannot be looked at, Redis is unreachable: %s", queue_name, exc)
         return None
+
+
+def messages_by_priority(queue_names: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Messages that no worker has taken, by queue and Redis priority, of which 0 goes first.
+
+    Those priorities alone that have any. Raises redis.RedisError.
+    """
+    options = current_app.conf.broker_transport_options
+    lists = [(name, step) for name in queue_names for step in options["priority_steps"]]
+    pipe = client().pipeline(transaction=False)
+    for name, step in lists:
+        pipe.llen(f"{name}{options['sep']}{step}" if step else name)
+    found: dict[str, dict[str, int]] = {name: {} for name, _ in lists}
+    for (name, step), num_messages in zip(lists, pipe.execute(), strict=True):
+        if num_messages:
+            found[name][str(step)] = num_messages
+    return found
 
 
 def _publish(tasks: Sequence[GenerationTask]) -> Sequence[GenerationTask]:

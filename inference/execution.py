@@ -7,16 +7,20 @@ from functools import partial
 
 from django.db import Error as DatabaseError
 
-from inference import lease_keeper, lifecycle, structured_output
+from inference import lease_keeper, lifecycle, structured_output, task_events
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle import Lease, Timings
 from inference.models import GenerationTask, RegisteredModel, TaskResult
 from inference.providers.base import Chunks, GenerationRequest, Progress
 from inference.providers.registry import provider_for
+from monitoring import publisher
+from monitoring.metrics.counters import ITL, Increments, observe
 from monitoring.streams import ChunkWriter
 
 logger = logging.getLogger(__name__)
+
+_TELL_SECONDS = 0.1
 
 
 def execute(lease: Lease) -> None:
@@ -24,6 +28,7 @@ def execute(lease: Lease) -> None:
     attempt = Attempt(lease)
     while attempt.advance():
         attempt.chunks.flush_if_due()
+        attempt.tell_progress_if_due()
 
 
 class Attempt:
@@ -39,6 +44,10 @@ class Attempt:
         self._started = time.monotonic()
         self._give_up_at = self._started + lease.task.request["timeout_seconds"]
         self._first_token: float | None = None
+        self._latest_text = 0.0
+        self._gaps: Increments = {}
+        self._num_tokens_told = 0
+        self._told_at = self._started
         self._text: list[str] = []
         self._progress = Progress()
         self._generation: Chunks | None = None
@@ -77,6 +86,26 @@ class Attempt:
         finally:
             lease_keeper.release(self.lease)
 
+    def tell_progress_if_due(self) -> None:
+        """Show the feed how far it is, up to ten times a second, if it has come further."""
+        num_tokens = self._progress.completion_tokens
+        now = time.monotonic()
+        if num_tokens == self._num_tokens_told or now - self._told_at < _TELL_SECONDS:
+            return
+        self._num_tokens_told, self._told_at = num_tokens, now
+        task_events.progressed(self.lease.task, num_tokens, self._end_of_text())
+
+    def _end_of_text(self) -> str:
+        """As much as a preview shows: joining all the text each time would take ever longer."""
+        pieces: list[str] = []
+        length = 0
+        for piece in reversed(self._text):
+            pieces.append(piece)
+            length += len(piece)
+            if length >= task_events.MAX_PARTIAL_TEXT:
+                break
+        return "".join(reversed(pieces))
+
     def _generate(self) -> Chunks:
         """The provider's generator, made by the first call."""
         if self._generation is None:
@@ -86,9 +115,19 @@ class Attempt:
 
     def _take(self, text: str) -> None:
         if text:
-            self._first_token = self._first_token or time.monotonic()
+            self._note_time()
             self._text.append(text)
             self.chunks.write(text)
+
+    def _note_time(self) -> None:
+        """Of the first text, and how long after the one before each other one comes."""
+        now = time.monotonic()
+        if self._first_token is None:
+            self._first_token = now
+        else:
+            gap_seconds = now - self._latest_text
+            observe(self._gaps, self.lease.task.model_name, ITL, gap_seconds)
+        self._latest_text = now
 
     def _reason_to_stop(self) -> Callable[[], object] | None:
         """What is to be stored when the attempt must end now; None while it may go on."""
@@ -103,6 +142,7 @@ class Attempt:
     def _end(self, store: Callable[[], object]) -> None:
         """Free what the attempt holds, then store its end: readers see all chunks before it."""
         self.abandon()
+        publisher.count(self._gaps)
         try:
             store()
         except DatabaseError as exc:

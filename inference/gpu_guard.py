@@ -1,4 +1,4 @@
-"""One generation at a time on a GPU, across processes: a lease per GPU index in Redis."""
+"""One generation at a time on a GPU, across processes: a lease per GPU of a node in Redis."""
 
 import logging
 import threading
@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import redis
+from django.conf import settings
 from redis.exceptions import LockError
 from redis.lock import Lock
 
 from inference import worker_identity
+from monitoring import gpu
 from monitoring.redis_client import client
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ class GPUHolder:
 
 @contextmanager
 def hold(gpu_index: int) -> Iterator[None]:
-    """Hold the GPU while the block runs; waits for whoever holds it, and says so.
+    """Hold a GPU of this node while the block runs; waits for whoever holds it, and says so.
 
     A holder whose process is dead on this host is pushed aside; one on another host runs out
     after 15 s. When Redis goes away in the meantime the block goes on: nothing new can be rung.
@@ -105,8 +107,8 @@ def _renew(lock: Lock, done: threading.Event) -> None:
 
 
 def _key(gpu_index: int) -> str:
-    return f"gpu:{gpu_index}:lease"
+    return gpu.lease_key(settings.NODE_NAME, gpu_index)
 
 
 def _task_key(gpu_index: int) -> str:
-    return f"gpu:{gpu_index}:task"
+    return gpu.task_key(settings.NODE_NAME, gpu_index)

@@ -8,8 +8,9 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, connection, transaction
@@ -17,12 +18,19 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from inference import dispatch, worker_identity
+from inference import dispatch, task_events, worker_identity
 from inference.errors import ErrorCode, InferenceError
-from inference.models import GenerationTask, Queue, TaskAttempt, TaskResult
+from inference.models import (
+    GenerationTask,
+    GenerationTaskQuerySet,
+    Queue,
+    TaskAttempt,
+    TaskResult,
+)
 from inference.statements import column_values
 from inference.task_statements import (
     ADD_ATTEMPT,
+    ADD_ENDED,
     CLAIM,
     FINISH,
     FIRST_IN_LINE,
@@ -86,6 +94,7 @@ def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
         accepted = fresh = list(tasks)
     except IntegrityError:
         accepted, fresh = _submit_one_by_one(tasks)
+    task_events.queued(fresh)
     dispatch.ring_soon(fresh)
     return accepted
 
@@ -157,6 +166,7 @@ def claim(task_id: str) -> Lease | None:
     if task is None or task.worker != worker_identity.current():
         return None  # so late that the lease was lost, and the task deleted or given away
     _log(task, logging.DEBUG, "Attempt %d started on %s", task.attempt, task.worker)
+    task_events.started(task)
     return Lease(task)
 
 
@@ -239,26 +249,24 @@ def _finish(
     failure: InferenceError | None = None,
 ) -> bool:
     task = lease.task
+    end = {
+        "status": status.value,
+        "error": failure.message if failure else None,
+        "error_code": failure.code.value if failure else None,
+        **asdict(timings),
+    }
     with transaction.atomic():
-        won = FINISH.run(
-            task_id=task.pk,
-            attempt=lease.attempt,
-            status=status.value,
-            result=None if result is None else json.dumps(result),
-            error=failure.message if failure else None,
-            error_code=failure.code.value if failure else None,
-            model_load_ms=timings.model_load_ms,
-            ttft_ms=timings.ttft_ms,
-            inference_ms=timings.inference_ms,
-        )
+        stored = None if result is None else json.dumps(result)
+        won = FINISH.run(task_id=task.pk, attempt=lease.attempt, result=stored, **end)
         if not won:
             logger.warning("Task %s: attempt %d lost its lease", task.pk, lease.attempt)
             return False
         _add_attempt(task, TaskAttempt.Outcome(status))
+        _store_end(task, {"result": result, **end})
         if status == Status.COMPLETED and result is not None:
             _save_turn(task, result["text"])
     _log(task, logging.INFO, "Attempt %d %s", lease.attempt, status)
-    _announce_end(task, status)
+    _announce_end(task)
     return True
 
 
@@ -271,6 +279,26 @@ def _add_attempt(task: GenerationTask, outcome: TaskAttempt.Outcome) -> None:
         model_name=task.model_name,
         started_at=connection.ops.adapt_datetimefield_value(task.started_at),
         outcome=outcome.value,
+    )
+
+
+def _store_end(task: GenerationTask, change: dict[str, Any]) -> None:
+    """Add the task to the statistics; call it in the transaction that ends it.
+
+    `change`: the fields that its end has set in the row; from now on the task in memory has them.
+    """
+    for name in task_events.END_FIELDS & change.keys():
+        setattr(task, name, change[name])
+    ADD_ENDED.run(
+        model_name=task.model_name,
+        outcome=str(task.status),
+        prompt_tokens=task.usage["prompt_tokens"],
+        completion_tokens=task.usage["completion_tokens"],
+        cached_tokens=task.usage["cached_tokens"],
+        queue_wait_ms=task.queue_wait_ms,
+        ttft_ms=task.ttft_ms,
+        inference_ms=task.inference_ms,
+        total_ms=task.total_ms,
     )
 
 
@@ -288,15 +316,24 @@ def _question(task: GenerationTask) -> str:
 def cancel(task: GenerationTask) -> bool:
     """Cancel a pending task, or ask the worker of a processing one. False when it has ended."""
     row = GenerationTask.objects.filter(pk=task.pk)
-    if row.pending().update(**end_fields(Status.CANCELLED)):
+    if _end_pending(task, row.pending(), end_fields(Status.CANCELLED)):
         _log(task, logging.INFO, "Cancelled before it started")
-        _announce_end(task, Status.CANCELLED)
+        _announce_end(task)
         return True
     # The row may be claimed, or put back, between the two statements: ask in either case.
     asked = row.unfinished().update(cancel_requested=True, updated_at=Now())
     if asked and task.queue == Queue.GPU:
         dispatch.tell_gpu_sessions(cancelled=True)
     return bool(asked)
+
+
+def _end_pending(task: GenerationTask, row: GenerationTaskQuerySet, change: dict[str, Any]) -> bool:
+    """End a task that has not started. False when the row is no longer what it was."""
+    with transaction.atomic():
+        won = row.update(**change)
+        if won:
+            _store_end(task, change)
+    return bool(won)
 
 
 def sweep() -> None:
@@ -343,9 +380,13 @@ def _take_back(task: GenerationTask) -> None:
         if not won:
             return
         _add_attempt(task, TaskAttempt.Outcome.LOST)
+        if change["status"] != Status.PENDING:
+            _store_end(task, change)
     _log(task, logging.WARNING, "Attempt %d lost with its worker %s", task.attempt, task.worker)
-    if change["status"] != Status.PENDING:
-        _announce_end(task, change["status"])
+    if change["status"] == Status.PENDING:
+        task_events.queued([task])
+    else:
+        _announce_end(task)
 
 
 def _fail_past_deadline() -> None:
@@ -356,9 +397,9 @@ def _fail_past_deadline() -> None:
             "error": "The task was not started within its deadline_seconds.",
         }
         change = end_fields(Status.FAILED) | reason
-        if late.filter(pk=task.pk).update(**change):
+        if _end_pending(task, late.filter(pk=task.pk), change):
             _log(task, logging.INFO, "Not started before its deadline")
-            _announce_end(task, Status.FAILED)
+            _announce_end(task)
 
 
 def _ring_again() -> None:
@@ -404,9 +445,10 @@ def _forget(task_ids: list[str]) -> None:
     logs.delete(task_ids)
 
 
-def _announce_end(task: GenerationTask, status: "Status") -> None:
+def _announce_end(task: GenerationTask) -> None:
     """Tell readers, and ring the next task of the conversation: it waited for this one."""
-    streams.end(task.pk, task.attempt, status)
+    streams.end(task.pk, task.attempt, task.status)
+    task_events.ended(task)
     if task.conversation_id:
         following = GenerationTask.objects.claimable().filter(conversation=task.conversation_id)
         dispatch.ring(list(following.order_by("created_at", "id")[:1]))

@@ -7,7 +7,7 @@ import logging
 
 from django.db.models.functions import Now
 
-from inference import dispatch, worker_identity
+from inference import dispatch, task_events, worker_identity
 from inference.models import Queue, RegisteredModel
 from inference.statements import Compiled, Parameter, Statement, compile_select
 from monitoring import ended
@@ -77,7 +77,9 @@ def _release_from_dead_workers() -> None:
             row.update(status=Status.ERROR, loaded_by="", unload_at=None, status_message=why)
             end(model, Request.LOAD)
         else:
-            row.update(status=Status.AVAILABLE, loaded_by="", unload_at=None)
+            freed = row.update(status=Status.AVAILABLE, loaded_by="", unload_at=None)
+            if freed and model.loaded:
+                task_events.unloaded(model, model.loaded_by)
             end(model, Request.UNLOAD)
 
 

@@ -5,7 +5,7 @@ Status changes of a task are made by `lifecycle.py` alone.
 
 import math
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from django.conf import settings
@@ -36,6 +36,9 @@ class Usage(TypedDict):
     cached_tokens: int
 
 
+NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0, cached_tokens=0)
+
+
 class TaskResult(TypedDict):
     """What a generation gave; `model` is the one that answered."""
 
@@ -45,6 +48,11 @@ class TaskResult(TypedDict):
     model: str
     parsed: Any
     extra: dict[str, Any]
+
+
+def milliseconds_between(start: datetime, end: datetime | None) -> float | None:
+    """Never below zero: the database's clock has milliseconds where ours has microseconds."""
+    return max(0.0, round((end - start).total_seconds() * 1000, 2)) if end else None
 
 
 def new_task_id() -> str:
@@ -199,6 +207,24 @@ class GenerationTask(models.Model):
     def broker_priority(self) -> int:
         """Redis priority of the task's message: 0 is the most urgent, 9 the least."""
         return 9 - math.floor(self.priority * 9 / MAX_PRIORITY)
+
+    @property
+    def queue_wait_ms(self) -> float | None:
+        """From submission to the start of the last attempt; None unless it has started."""
+        return milliseconds_between(self.created_at, self.started_at)
+
+    @property
+    def total_ms(self) -> float | None:
+        """From submission to the end of the last attempt; None unless that has told its times."""
+        if self.queue_wait_ms is None or self.inference_ms is None:
+            return None
+        return self.queue_wait_ms + (self.model_load_ms or 0) + self.inference_ms
+
+    @property
+    def usage(self) -> Usage:
+        """What the result says of tokens; zeros without one."""
+        usage: Usage = self.result["usage"] if self.result else NO_USAGE
+        return usage
 
     def queue_position(self) -> int | None:
         """How many pending tasks of the same queue go first; None unless pending."""
@@ -380,3 +406,9 @@ class RegisteredModel(models.Model):
 
 
 _READ_MODEL = f"SELECT * FROM {RegisteredModel._meta.db_table} WHERE name = %s"  # noqa: S608
+
+
+def loaded_models() -> dict[str, bool]:
+    """All registered models by name, and whether each is in memory."""
+    rows = RegisteredModel.objects.values_list("name", "status")
+    return {name: status == RegisteredModel.Status.LOADED for name, status in rows}

@@ -1,9 +1,8 @@
 """Everything that is known about one task."""
 
-from datetime import datetime
 from typing import Any
 
-from inference.models import GenerationTask
+from inference.models import GenerationTask, milliseconds_between
 from inference.serializers import AttemptSerializer, task_body
 from monitoring.logs import task_log
 
@@ -40,18 +39,13 @@ def metrics(task: GenerationTask) -> dict[str, float | None]:
         num_tokens = task.result["usage"]["completion_tokens"]
         tokens_per_second = round(num_tokens / task.inference_ms * 1000, 2)
     return {
-        "queue_wait_ms": _milliseconds(task.created_at, task.started_at),
+        "queue_wait_ms": task.queue_wait_ms,
         "model_load_ms": _rounded(task.model_load_ms),
         "ttft_ms": _rounded(task.ttft_ms),
         "inference_ms": _rounded(task.inference_ms),
-        "total_ms": _milliseconds(task.created_at, task.finished_at),
+        "total_ms": milliseconds_between(task.created_at, task.finished_at),
         "tokens_per_second": tokens_per_second,
     }
-
-
-def _milliseconds(start: datetime, end: datetime | None) -> float | None:
-    """Never below zero: the database's clock has milliseconds where ours has microseconds."""
-    return max(0.0, _rounded((end - start).total_seconds() * 1000) or 0.0) if end else None
 
 
 def _rounded(value: float | None) -> float | None:

@@ -16,7 +16,7 @@ from django.db import Error as DatabaseError
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from inference import device_memory, model_requests, worker_identity
+from inference import device_memory, model_requests, task_events, worker_identity
 from inference.engine.engine import Engine
 from inference.engine.errors import EngineError, ModelLoadError
 from inference.engine.gguf_header import GGUFHeader, read_header
@@ -68,6 +68,7 @@ def load(model: RegisteredModel) -> Resident:
         raise InferenceError(message, ErrorCode.MODEL_LOAD_FAILED)
     unload(model.name)
     model.set_status(Status.LOADING, worker_identity.current())
+    started = time.monotonic()
     try:
         made = _load_with_room(model)
     except (EngineError, ValueError, OSError) as error:
@@ -79,6 +80,8 @@ def load(model: RegisteredModel) -> Resident:
     _residents[model.name] = made
     model.set_status(Status.LOADED, worker_identity.current())
     _record_use(made)
+    load_ms = (made.loaded_at - started) * 1000
+    task_events.loaded(model, worker_identity.current(), load_ms)
     model_requests.end(model, Request.LOAD)
     return made
 
@@ -111,6 +114,7 @@ def unload(name: str) -> None:
     freed.runner.close()
     _record(freed, status=Status.AVAILABLE, loaded_by="", unload_at=None, updated_at=Now())
     logger.info("Model %s unloaded", name)
+    task_events.unloaded(freed.model, worker_identity.current())
 
 
 def unload_all() -> None:

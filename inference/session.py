@@ -25,7 +25,8 @@ from monitoring import streams
 
 logger = logging.getLogger(__name__)
 
-# Chunks go out, and news come in, with one round trip a step, but no more often than this.
+# Chunks go out, and news come in, with one round trip a step, but no more often than this: only the
+# first chunk of an answer goes out at once.
 _EXCHANGE_SECONDS = 0.05
 # News may be lost with Redis: the database is looked at this often without any.
 _LOOK_AGAIN_SECONDS = 0.5
@@ -125,11 +126,14 @@ class Session:
     def _exchange(self) -> None:
         """One round trip: chunks out; in comes whether anything was submitted or cancelled."""
         now = time.monotonic()
-        if now - self._exchanged_at < _EXCHANGE_SECONDS:
+        chunks = [attempt.chunks for attempt in self._attempts]
+        is_first_due = any(each.is_first_due for each in chunks)
+        if now - self._exchanged_at < _EXCHANGE_SECONDS and not is_first_due:
             return
         self._exchanged_at = now
-        chunks = [attempt.chunks for attempt in self._attempts]
         submitted, cancelled = streams.send(chunks, read=dispatch.GPU_NEWS_KEYS)
+        for attempt in self._attempts:
+            attempt.tell_progress_if_due()
         if submitted != self._news_seen[0]:
             self._may_join = True
         if cancelled != self._news_seen[1]:

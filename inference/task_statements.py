@@ -18,6 +18,7 @@ from inference.statements import (
     compile_select,
     compile_update,
 )
+from monitoring.models import EndedTask
 
 
 def lease_end() -> Any:
@@ -99,6 +100,13 @@ def _compile_attempt() -> Compiled:
     )
 
 
+def _compile_ended() -> Compiled:
+    """The task's figures, for the statistics."""
+    row: Any = EndedTask
+    fields = [f for f in EndedTask._meta.concrete_fields if f.name not in ("id", "ended_at")]
+    return compile_insert(row(ended_at=Now(), **{f.name: Parameter(f.name, f) for f in fields}))
+
+
 SUBMIT = Statement(_compile_submit)
 FIRST_IN_LINE = Statement(partial(_compile_first_in_line, "queue"))
 FIRST_OF_MODEL = Statement(partial(_compile_first_in_line, "queue", "model_name"))
@@ -106,3 +114,4 @@ CLAIM = Statement(_compile_claim)
 HELD = Statement(_compile_held)
 FINISH = Statement(_compile_finish)
 ADD_ATTEMPT = Statement(_compile_attempt)
+ADD_ENDED = Statement(_compile_ended)

@@ -6,6 +6,7 @@ from django.conf import settings
 from inference import dispatch, gpu_guard, lifecycle, model_requests, residency, session
 from inference.execution import execute
 from inference.models import Queue
+from monitoring.models import EndedTask
 
 
 @shared_task(name=dispatch.GENERATE, bind=True)
@@ -27,8 +28,10 @@ def sweep() -> None:
 
 @shared_task(name="inference.purge")
 def purge() -> None:
-    """Delete tasks past their time to live."""
+    """Delete tasks past their time to live, and statistics that are too old to be asked for."""
     while lifecycle.purge():
+        pass
+    while EndedTask.objects.purge():
         pass
 
 

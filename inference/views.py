@@ -6,6 +6,7 @@ from datetime import UTC
 from typing import Any
 
 from django.db.models import QuerySet
+from django.http import HttpResponseBase
 from django.utils.dateparse import parse_datetime
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, status, viewsets
@@ -15,7 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
-from inference import lifecycle, submission
+from inference import lifecycle, submission, task_stream
 from inference.api_errors import Conflict, QueueFull
 from inference.long_poll import WAIT_PARAMETER, WaitingResponse, requested_seconds
 from inference.models import GenerationTask
@@ -30,6 +31,7 @@ from inference.serializers import (
     submission_validator,
     task_body,
 )
+from inference.transcript import FINAL_ID
 
 _FILTERS = [
     OpenApiParameter("status", str, enum=GenerationTask.Status.values),
@@ -134,6 +136,16 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
     def report(self, request: Request, pk: str) -> Response:
         """A task with its metrics, parameters as used, attempts and logs."""
         return Response(report(self.get_object()))
+
+    @extend_schema(parameters=task_stream.PARAMETERS, responses=task_stream.RESPONSES)
+    @action(detail=True, methods=["get"], content_negotiation_class=task_stream.AnyAccept)
+    def stream(self, request: Request, pk: str) -> HttpResponseBase:
+        """The text as it comes, then the task: `token`, `restart`, and how it has ended."""
+        task = self.get_object()
+        event_id = task_stream.last_event_id(request)
+        if task.has_ended and event_id == FINAL_ID:
+            return Response(status=status.HTTP_204_NO_CONTENT)  # no need to connect again
+        return task_stream.response(task, task_stream.position_after(event_id), request)
 
     @extend_schema(request=None, responses=TaskSerializer)
     @action(detail=True, methods=["post"])

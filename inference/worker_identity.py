@@ -2,7 +2,8 @@
 
 import os
 import socket
-from pathlib import Path
+
+from monitoring import process_liveness
 
 
 def host_prefix() -> str:
@@ -18,21 +19,4 @@ def current() -> str:
 def is_dead(worker: str) -> bool:
     """True when `worker` was a process of this host and is no more; False when in doubt."""
     host, _, pid = worker.rpartition(":")
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return _is_zombie(pid)
-
-
-def _is_zombie(pid: str) -> bool:
-    """Killed, but its parent has not looked yet: it keeps its number and will never run again."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False  # no Linux, or gone this very moment: the next look tells
-    return stat.rpartition(")")[2].split()[0] in ("Z", "X")
+    return process_liveness.is_dead(host, int(pid)) if pid.isdecimal() else False

@@ -45,6 +45,7 @@ def async_client() -> RedisClient:
     return redis.asyncio.Redis.from_url(
         settings.REDIS_URL,
         decode_responses=True,
+        socket_timeout=None,
         socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
         health_check_interval=30,
     )

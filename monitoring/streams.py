@@ -1,13 +1,23 @@
 """The token stream of a task: a Redis stream with its text chunks and its end.
 
-Entries: `token` {"text", "index", "attempt"} and, last, `end` {"status", "attempt"}. The stream is
-a preview for readers; the saved result is the truth. It lives as long as the task's row.
+Entries: `token` {"text", "index"} and, last, `end` {"status", "attempt"}. The id of a chunk is
+`{attempt}-{n}`, where n is how many characters the text of the attempt has with it: whoever has
+read so far can go on from here, or from the saved result. Redis takes no id below its last one, so
+a chunk that is sent twice is kept once, and a lost attempt can add nothing once the next one has
+begun, nor after the end: that is `{attempt + 1}-1`, where the next one would have begun.
+
+The stream is a preview for readers; the saved result is the truth. It lives as long as the task's
+row.
 """
 
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import redis
 from django.conf import settings
@@ -18,9 +28,14 @@ logger = logging.getLogger(__name__)
 
 # Every end of a task is announced here, for the long polls of all web processes.
 ENDED_CHANNEL = "tasks:ended"
+# Of each attempt while Redis is away; readers get what is dropped from the saved result.
+MAX_UNSENT = 10_000
 
 _FLUSH_SECONDS = 0.03
 _WARN_AGAIN_SECONDS = 10.0
+# What was kept back goes out in parts: each is packed anew while Redis stays away.
+_MAX_PER_ROUND_TRIP = 256
+_REFUSED_ID = "The ID specified in XADD is equal or smaller"
 
 _warned_at = float("-inf")
 
@@ -30,19 +45,58 @@ def stream_key(task_id: str) -> str:
     return f"task:{task_id}:stream"
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A chunk of an attempt's text, or the end of the stream.
+
+    `num_chars` is the length of that text with the chunk, `index` counts the chunks before it.
+    """
+
+    id: str
+    attempt: int
+    num_chars: int
+    index: int
+    text: str
+    is_end: bool
+
+
+def entry(entry_id: str, fields: dict[str, str]) -> Entry:
+    """What Redis holds under an id of a token stream."""
+    attempt, _, num_chars = entry_id.partition("-")
+    return Entry(
+        id=entry_id,
+        attempt=int(attempt),
+        num_chars=int(num_chars),
+        index=int(fields.get("index", 0)),
+        text=fields.get("text", ""),
+        is_end=fields["type"] == "end",
+    )
+
+
 class ChunkWriter:
     """Collects the text of one attempt for its stream; several chunks go out in a round trip."""
 
     def __init__(self, task_id: str, attempt: int) -> None:
-        self._task_id = task_id
+        self._key = stream_key(task_id)
         self._attempt = attempt
-        self._buffer: list[str] = []
-        self._index = 0
-        self._flushed_at = 0.0
+        self._unsent: deque[tuple[str, dict[str, str | int]]] = deque(maxlen=MAX_UNSENT)
+        self._num_chars = 0
+        self._num_chunks = 0
+        self._num_offered = 0
+        self._was_offered = False
+        self._flushed_at = float("-inf")
+
+    @property
+    def is_first_due(self) -> bool:
+        """Whether the first chunk is there, and nobody has tried to send it yet."""
+        return bool(self._unsent) and not self._was_offered
 
     def write(self, text: str) -> None:
-        """Queue a chunk."""
-        self._buffer.append(text)
+        """Queue a chunk; it must not be empty."""
+        self._num_chars += len(text)
+        fields: dict[str, str | int] = {"type": "token", "text": text, "index": self._num_chunks}
+        self._unsent.append((f"{self._attempt}-{self._num_chars}", fields))
+        self._num_chunks += 1
 
     def flush_if_due(self) -> None:
         """Send what is queued about every 30 ms, the first chunk at once."""
@@ -50,18 +104,24 @@ class ChunkWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Send what is queued in one round trip. Without Redis only the preview is lost."""
+        """Send all that is queued; without Redis it stays queued, and goes with the next."""
         self._flushed_at = time.monotonic()
-        if self._buffer:
-            send([self])
+        while self._unsent:
+            if _deliver([self]) is None:
+                return
 
     def put_into(self, pipe: RedisClient) -> None:
-        """Queue the commands that send what is queued."""
-        for text in self._buffer:
-            entry = {"type": "token", "text": text, "index": self._index, "attempt": self._attempt}
-            pipe.xadd(stream_key(self._task_id), entry)
-            self._index += 1
-        self._buffer.clear()
+        """Queue the commands that send what is queued, or the first part of it."""
+        self._was_offered = self._was_offered or bool(self._unsent)
+        self._num_offered = min(len(self._unsent), _MAX_PER_ROUND_TRIP)
+        for entry_id, fields in islice(self._unsent, self._num_offered):
+            pipe.xadd(self._key, fields, id=entry_id)
+
+    def confirm(self) -> None:
+        """What was put into a pipe has arrived."""
+        for _ in range(self._num_offered):
+            self._unsent.popleft()
+        self._num_offered = 0
 
 
 def send(writers: Iterable[ChunkWriter], read: Sequence[str] = ()) -> list[str | None]:
@@ -70,18 +130,36 @@ def send(writers: Iterable[ChunkWriter], read: Sequence[str] = ()) -> list[str |
     The keys' values, None for one that is not there, and for all without Redis. Never fails the
     generation.
     """
+    answers = _deliver(writers, read)
+    return [None] * len(read) if answers is None else answers
+
+
+def _deliver(writers: Iterable[ChunkWriter], read: Sequence[str] = ()) -> list[str | None] | None:
+    """As `send`; None without Redis."""
+    writers = list(writers)
     pipe = client().pipeline(transaction=False)
     for writer in writers:
         writer.put_into(pipe)
     if read:
         pipe.mget(read)
     try:
-        answers = pipe.execute()
+        answers = _execute(pipe)
     except redis.RedisError as exc:
-        _warn("No live tokens, Redis is unreachable: %s", exc)
-        return [None] * len(read)
+        _warn("Live tokens are kept back, Redis is unreachable: %s", exc)
+        return None
+    for writer in writers:
+        writer.confirm()
     values: list[str | None] = answers[-1] if read else []
     return values
+
+
+def _execute(pipe: RedisClient) -> list[Any]:
+    """The answers of a pipeline; an id that Redis refuses is no error. Raises redis.RedisError."""
+    answers: list[Any] = pipe.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, redis.RedisError) and not str(answer).startswith(_REFUSED_ID):
+            raise answer
+    return answers
 
 
 def _warn(message: str, error: Exception) -> None:
@@ -95,11 +173,12 @@ def _warn(message: str, error: Exception) -> None:
 def end(task_id: str, attempt: int, status: str) -> None:
     """Close a task's stream and wake everyone who waits for the task."""
     pipe = client().pipeline(transaction=False)
-    pipe.xadd(stream_key(task_id), {"type": "end", "status": status, "attempt": attempt})
+    fields: dict[str, str | int] = {"type": "end", "status": status, "attempt": attempt}
+    pipe.xadd(stream_key(task_id), fields, id=f"{attempt + 1}-1")
     pipe.expire(stream_key(task_id), settings.TASK_TTL_SECONDS)
     pipe.publish(ENDED_CHANNEL, task_id)
     try:
-        pipe.execute()
+        _execute(pipe)
     except redis.RedisError as exc:
         logger.warning("Task %s: its end was not announced: %s", task_id, exc)
 
@@ -112,15 +191,21 @@ def delete(task_ids: list[str]) -> None:
 
 
 def read_chunks(task_id: str, timeout_seconds: float) -> Iterator[str]:
-    """The text chunks of a task as they come, until it ends; TimeoutError past the time."""
+    """The text chunks of a task as they come, until it ends; TimeoutError past the time.
+
+    What a lost attempt has written is skipped, once the next one has begun.
+    """
     give_up_at = time.monotonic() + timeout_seconds
     last_id = "0"
     block_ms = max(1, int(settings.REDIS_TIMEOUT_SECONDS * 500))
     while time.monotonic() < give_up_at:
         found = client().xread({stream_key(task_id): last_id}, block=block_ms)
-        for entry_id, entry in found[0][1] if found else []:
-            if entry["type"] == "end":
+        entries = [entry(*each) for each in found[0][1]] if found else []
+        newest = max((each.attempt for each in entries if not each.is_end), default=0)
+        for each in entries:
+            if each.is_end:
                 return
-            last_id = entry_id
-            yield entry["text"]
+            last_id = each.id
+            if each.attempt == newest:
+                yield each.text
     raise TimeoutError(f"Task {task_id} did not end within {timeout_seconds:.0f} s.")

@@ -1,54 +1,79 @@
-"""Which workers are alive: each keeps a short-lived key in Redis while it runs."""
+"""Which workers are alive: each shows a note of its own while it runs."""
 
+import json
 import logging
+import os
+import socket
 import threading
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 
 import redis
 
-from monitoring.redis_client import client
+from monitoring import notice_board, process_liveness
+from monitoring.events import now
 
 logger = logging.getLogger(__name__)
 
-_BEAT_SECONDS = 5
-_ALIVE_SECONDS = 15
+_BOARD = "workers"
+_BEAT_SECONDS = 2.0
+_ALIVE_SECONDS = 6.0
 
 
-def announce(
-    worker: str, queues: list[str], also: Callable[[], object] = lambda: None
-) -> threading.Event:
-    """Say every 5 s, from a daemon thread, that `worker` serves `queues`; set the event to stop.
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A Celery worker: its main process, and since when it has served its queues (ISO 8601)."""
 
-    `also` is called each time; it must not raise.
+    worker: str
+    pid: int
+    host: str
+    queues: list[str]
+    started_at: str
+
+
+def announce(name: str, queues: list[str]) -> threading.Event:
+    """Say every 2 s, from a daemon thread, that this process is the worker of that name.
+
+    Set the event to stop: the worker is then gone at once.
     """
     stop = threading.Event()
-    threading.Thread(target=_beat, args=(worker, queues, also, stop), daemon=True).start()
+    worker = Worker(name, os.getpid(), socket.gethostname(), queues, now())
+    threading.Thread(target=_beat, args=(worker, stop), name="heartbeat", daemon=True).start()
     return stop
 
 
-def count(queues: list[str]) -> dict[str, int]:
-    """Live workers per queue; raises redis.RedisError when Redis is away."""
-    return {
-        queue: sum(1 for _ in client().scan_iter(match=f"worker:{queue}:*", count=1000))
-        for queue in queues
-    }
+def alive() -> dict[str, list[Worker]]:
+    """The live workers by queue, none for a queue without. Raises redis.RedisError.
+
+    One that is silent is forgotten after 6 s, one of this host whose process is dead, at once.
+    """
+    found: defaultdict[str, list[Worker]] = defaultdict(list)
+    for text in notice_board.read(_BOARD).values():
+        worker = Worker(**json.loads(text))
+        if not process_liveness.is_dead(worker.host, worker.pid):
+            for queue in worker.queues:
+                found[queue].append(worker)
+    return found
 
 
-def _beat(
-    worker: str, queues: list[str], also: Callable[[], object], stop: threading.Event
-) -> None:
-    keys = [f"worker:{queue}:{worker}" for queue in queues]
-    while True:
-        also()
+def count(queues: Iterable[str]) -> dict[str, int]:
+    """Live workers per queue. Raises redis.RedisError."""
+    workers = alive()
+    return {queue: len(workers.get(queue, [])) for queue in queues}
+
+
+def _beat(worker: Worker, stop: threading.Event) -> None:
+    # A worker that was started again under its old name must not be taken down by the old one.
+    name = f"{worker.worker}:{worker.pid}"
+    text = json.dumps(asdict(worker))
+    while not stop.is_set():
         try:
-            pipe = client().pipeline(transaction=False)
-            for key in keys:
-                pipe.set(key, 1, ex=_ALIVE_SECONDS)
-            pipe.execute()
-            if stop.wait(_BEAT_SECONDS):
-                client().delete(*keys)
-                return
+            notice_board.post(_BOARD, name, text, _ALIVE_SECONDS)
         except redis.RedisError as exc:
-            logger.warning("Worker %s cannot say that it lives: %s", worker, exc)
-            if stop.wait(_BEAT_SECONDS):
-                return
+            logger.warning("Worker %s cannot say that it lives: %s", worker.worker, exc)
+        stop.wait(_BEAT_SECONDS)
+    try:
+        notice_board.take_down(_BOARD, name)
+    except redis.RedisError as exc:
+        logger.warning("Worker %s counts as alive for a moment: %s", worker.worker, exc)

@@ -1,4 +1,4 @@
-"""Django behind ASGI: requests in a thread pool, long polls on the event loop.
+"""Django behind ASGI: requests in a thread pool, long polls and streams on the event loop.
 
 Django's own ASGI handler makes a thread and a database connection for each request to a synchronous
 view; a pool of a few threads with lasting connections serves three to four times as many.
@@ -7,24 +7,26 @@ view; a pool of a few threads with lasting connections serves three to four time
 import asyncio
 import io
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from django.conf import settings
 from django.core import signals
 from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.base import BaseHandler
+from django.db import close_old_connections
 from django.http import HttpResponse, HttpResponseBase, JsonResponse
 from django.urls import set_script_prefix
 
-from inference import long_poll
+from inference import long_poll, task_stream
+from inference.task_stream import EventStreamResponse
 from monitoring.ended import Waiters
+from monitoring.stream_reader import StreamReader
 from sopllm.exceptions import error_body
+from sopllm.sending import Message, Receive, Send, send_events, send_head, send_whole
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+T = TypeVar("T")
 
 # An end that is not announced (Redis away) is noticed after this.
 _LOOK_AGAIN_SECONDS = 2.0
@@ -40,33 +42,50 @@ class PooledHandler(BaseHandler):
         self.load_middleware(is_async=False)
         self._pool = ThreadPoolExecutor(settings.WEB_THREADS, thread_name_prefix="web")
         self._waiters = Waiters()
+        self._reader = StreamReader()
 
     def start(self) -> None:
         """Call it when the event loop runs, before the first request."""
         self._waiters.start()
 
+    async def stop(self) -> None:
+        """Call it after the last request."""
+        await self._reader.close()
+
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         body = await _read_body(receive)
         if body is None:
-            await _send(send, _too_large())
+            await send_whole(send, _too_large())
             return
+        scope = {**scope, task_stream.READER: self._reader, task_stream.IN_THREAD: self._in_thread}
         response = await self._respond(scope, body)
+        if isinstance(response, EventStreamResponse):
+            if scope["method"] == "HEAD":
+                await send_head(send, response)
+            else:
+                await send_events(receive, send, response)
+            return
         if getattr(response, "wait_for", None):
             response = await self._respond_after_end(scope, receive, body, response)
-        await _send(send, response)
+        await send_whole(send, response)
 
-    async def _respond(self, scope: Message, body: bytes) -> HttpResponse:
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function where requests are answered; it may use the database."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, _with_database, function, *arguments)
+
+    async def _respond(self, scope: Message, body: bytes) -> Any:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._respond_in_thread, scope, body)
 
-    def _respond_in_thread(self, scope: Message, body: bytes) -> HttpResponse:
+    def _respond_in_thread(self, scope: Message, body: bytes) -> HttpResponseBase:
         set_script_prefix(scope.get("root_path", "") or "/")
         signals.request_started.send(sender=self.__class__, scope=scope)
-        response = self.get_response(ASGIRequest(scope, io.BytesIO(body)))
-        if response.streaming:  # a static file
+        response: HttpResponseBase = self.get_response(ASGIRequest(scope, io.BytesIO(body)))
+        if response.streaming and not isinstance(response, EventStreamResponse):  # a static file
             response = _collected(response)
         response.close()  # sends request_finished
-        return cast(HttpResponse, response)
+        return response
 
     async def _respond_after_end(
         self, scope: Message, receive: Receive, body: bytes, first: Any
@@ -79,7 +98,7 @@ class PooledHandler(BaseHandler):
             with self._waiters.waiting_for(first.wait_for) as ended:
                 while True:
                     # Asked first once the waiter stands: the end may have come in between.
-                    response = await self._respond(scope, body)
+                    response: HttpResponse = await self._respond(scope, body)
                     left = give_up_at - time.monotonic()
                     if not getattr(response, "wait_for", None) or left <= 0 or gone.done():
                         return response
@@ -97,6 +116,14 @@ async def _first_of(event: Any, gone: "asyncio.Future[Message]", seconds: float)
     waiter.cancel()
 
 
+def _with_database(function: Callable[..., T], *arguments: Any) -> T:
+    """As at the end of a request: a connection that failed is not used again."""
+    try:
+        return function(*arguments)
+    finally:
+        close_old_connections()
+
+
 async def _read_body(receive: Receive) -> bytes | None:
     """The whole body; None when it is larger than MAX_BODY_BYTES."""
     limit = settings.MAX_BODY_BYTES
@@ -111,17 +138,6 @@ async def _read_body(receive: Receive) -> bytes | None:
         if not message.get("more_body"):
             break
     return b"".join(parts) if size <= limit else None
-
-
-async def _send(send: Send, response: HttpResponse) -> None:
-    response["Content-Length"] = str(len(response.content))
-    headers = [(k.encode("ascii"), v.encode("latin1")) for k, v in response.items()]
-    headers += [
-        (b"set-cookie", cookie.OutputString().encode("ascii"))
-        for cookie in response.cookies.values()
-    ]
-    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-    await send({"type": "http.response.body", "body": response.content})
 
 
 def _collected(response: HttpResponseBase) -> HttpResponse:

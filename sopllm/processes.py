@@ -17,7 +17,11 @@ WORKER_STOP_SIGNALS = ((signal.SIGTERM, 3.0), (signal.SIGQUIT, 2.0))
 # The API must answer while a model computes on every core.
 GPU_WORKER_NICE = 5
 FLOWER_NICE = 10
+# It keeps them in memory, the sweeps of the housekeeping too: 17,000 a day.
+FLOWER_MAX_TASKS = 20_000
 WEB_GRACE_SECONDS = 3
+# Larger messages end the connection. Smaller ones that are too large as well are told so in words.
+WEBSOCKET_MAX_BYTES = 1024 * 1024
 
 
 def valkey() -> ProcessSpec:
@@ -40,9 +44,9 @@ def valkey() -> ProcessSpec:
 
 
 def application(listener: socket.socket) -> list[ProcessSpec]:
-    """Web, workers, beat and Flower: all that needs Redis and a migrated database."""
+    """Web, workers and beat: all that needs Redis and a migrated database."""
     webs = [web(number, listener) for number in range(1, settings.WEB_PROCESSES + 1)]
-    return [*webs, gpu_worker(), api_worker(), beat(), flower()]
+    return [*webs, gpu_worker(), api_worker(), beat()]
 
 
 def web(number: int, listener: socket.socket) -> ProcessSpec:
@@ -52,6 +56,7 @@ def web(number: int, listener: socket.socket) -> ProcessSpec:
         *("--fd", str(listener.fileno())),
         *("--loop", "uvloop", "--http", "httptools", "--no-access-log"),
         *("--timeout-graceful-shutdown", str(WEB_GRACE_SECONDS)),
+        *("--ws-max-size", str(WEBSOCKET_MAX_BYTES), "--ws-per-message-deflate", "false"),
     ]
     return ProcessSpec(
         f"web {number}",
@@ -90,8 +95,14 @@ def beat() -> ProcessSpec:
 
 
 def flower() -> ProcessSpec:
-    """Flower, which has no users of its own: on loopback only. Others wait for nothing it does."""
-    command = celery("flower", "--address=127.0.0.1", f"--port={settings.FLOWER_PORT}")
+    """Flower, which has no users of its own: on loopback only. Others wait for nothing it does.
+
+    Start it when the workers are there: it asks them for their queues once, and shows no others.
+    """
+    command = celery(
+        *("flower", "--address=127.0.0.1", f"--port={settings.FLOWER_PORT}"),
+        f"--max_tasks={FLOWER_MAX_TASKS}",
+    )
     return ProcessSpec("flower", command, nice=FLOWER_NICE)
 
 

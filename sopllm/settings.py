@@ -1,6 +1,7 @@
 """Django settings, from the environment and `.env`; docs/settings.md explains each variable."""
 
 import secrets
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ load_dotenv(BASE_DIR / ".env")
 # The service.
 
 APP_NAME = env_str("APP_NAME", "SOP LLM Executor")
+VERSION = __version__
 APP_ENV = env_choice("APP_ENV", "local", ("local", "production"))
 SERVER_HOST = env_str("SERVER_HOST", "127.0.0.1")
 SERVER_PORT = env_int("SERVER_PORT", 8000, 1, 65535)
@@ -83,6 +85,23 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
 else:
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
 
+# Events reach the web processes by publish and subscribe: as fast as the layer that keeps messages
+# in lists, but nothing is dropped at a capacity. What gets lost is read from the log of events.
+CHANNEL_LAYERS = {
+    "default": {
+        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+        "CONFIG": {
+            "hosts": [
+                {
+                    "address": REDIS_URL,
+                    "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
+                    "health_check_interval": 30,
+                }
+            ]
+        },
+    }
+}
+
 # Tasks.
 
 TASK_TTL_SECONDS = env_int("TASK_TTL_SECONDS", 86_400, 1)
@@ -94,9 +113,16 @@ MAX_PENDING_TASKS = env_int("MAX_PENDING_TASKS", 100_000, 1)
 MAX_BODY_BYTES = env_int("MAX_BODY_BYTES", 10 * 1024 * 1024, 1024)
 DEFAULT_MAX_TOKENS = env_int("DEFAULT_MAX_TOKENS", 512, 1, 128_000)
 API_CONCURRENCY = env_int("API_CONCURRENCY", 32, 1, 1024)
+# What the monitoring shows of the apps above it: functions by their dotted path.
+QUEUE_STATS = "inference.queue_stats.queue_stats"
+LOADED_MODELS = "inference.models.loaded_models"
+# Each of these queues must have a live worker, or the service is degraded.
+WORKER_QUEUES = ["gpu", "api", "default"]
 
 # The GPU and the engine.
 
+# All workers of one machine, which share its GPUs, must have the same name; also in containers.
+NODE_NAME = env_str("NODE_NAME", socket.gethostname())
 GPU_INDEX = env_int("GPU_INDEX", 0, 0, 63)
 GPU_LAYERS = env_int("GPU_LAYERS", -1, -1, 10_000)
 MAX_VRAM_USAGE_PERCENT = env_float("MAX_VRAM_USAGE_PERCENT", 95, 1, 100)
@@ -125,6 +151,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "channels",
     "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
@@ -188,7 +215,7 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {
     "TITLE": APP_NAME,
     "DESCRIPTION": "Asynchronous LLM executor: submit a task, poll or wait for its result.",
-    "VERSION": __version__,
+    "VERSION": VERSION,
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PUBLIC": True,
     "AUTHENTICATION_WHITELIST": [],  # there is nothing to send until there are API keys
@@ -202,6 +229,12 @@ SPECTACULAR_SETTINGS = {
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
+    "filters": {
+        "not_unavailable": {
+            "()": "django.utils.log.CallbackFilter",
+            "callback": lambda record: getattr(record, "status_code", 500) != 503,
+        }
+    },
     "formatters": {
         "line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
     },
@@ -215,9 +248,14 @@ LOGGING: dict[str, Any] = {
         # Two lines a task that say what the lifecycle's own line says better.
         "celery.worker.strategy": {"level": "WARNING"},
         "celery.app.trace": {"level": "WARNING"},
-        # 4xx answers are the client's business; only faults of ours are worth a line.
-        "django.request": {"level": "ERROR"},
+        # 4xx answers are the client's business; only faults of ours are worth a line. Whoever is
+        # busy or without Redis says so in its answers, once a second to those who ask for health.
+        "django.request": {"level": "ERROR", "filters": ["not_unavailable"]},
         "django.security.DisallowedHost": {"level": "CRITICAL"},
         "httpx": {"level": "WARNING"},
+        # Two lines a WebSocket, one of them with the query, where a key can be.
+        "uvicorn.error": {"level": "WARNING"},
+        # It writes a stack trace a second while Redis is away; we say so ourselves.
+        "channels_redis": {"level": "CRITICAL"},
     },
 }

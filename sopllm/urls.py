@@ -4,14 +4,15 @@ from django.conf import settings
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, re_path
-from django.views.generic import RedirectView
 from drf_spectacular.views import (
     SpectacularJSONAPIView,
     SpectacularRedocView,
     SpectacularSwaggerView,
 )
 
-from monitoring import health
+from monitoring.health import report as health
+from monitoring.page import page
+from monitoring.views import Metrics
 
 
 def no_icon(_: HttpRequest) -> HttpResponse:
@@ -20,9 +21,11 @@ def no_icon(_: HttpRequest) -> HttpResponse:
 
 
 urlpatterns = [
-    path("", RedirectView.as_view(pattern_name="docs")),
+    path("", page, name="monitor"),
     path("favicon.ico", no_icon),
     path("api/v1/", include("inference.urls")),
+    path("api/v1/", include("monitoring.urls")),
+    re_path(r"^metrics/?$", Metrics.as_view()),
     re_path(r"^healthz/?$", health.healthz),
     re_path(r"^readyz/?$", health.readyz),
     path("openapi.json", SpectacularJSONAPIView.as_view(), name="schema"),

@@ -17,6 +17,7 @@ from inference import dispatch, lifecycle, worker_identity
 from inference.models import GenerationTask, RegisteredModel
 from inference.serializers import submission_validator
 from inference.submission import build_task
+from monitoring import publisher
 from monitoring.redis_client import client
 from presets.packaged import packaged_presets
 from sopllm import processes
@@ -62,12 +63,14 @@ def _valkey_process() -> Iterator[Valkey]:
     server = Valkey()
     server.start()
     yield server
+    publisher.flush()  # what a Valkey that is gone would be missed for
     server.stop()
 
 
 @pytest.fixture
 def valkey(_valkey_process: Valkey) -> Iterator[Valkey]:
     """An empty Valkey; running again when the test has ended."""
+    publisher.flush()  # what was told before there was a Valkey
     client().flushall()
     dispatch._broker_down_until = 0.0
     yield _valkey_process

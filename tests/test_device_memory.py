@@ -173,7 +173,30 @@ def test_published_reading_is_what_the_worker_read(valkey: Valkey) -> None:
     assert device_memory.published() is None
     device_memory.publish()
     assert device_memory.published() == device_memory.read(-1)
-    assert 0 < client().ttl("gpu:1:memory") <= 30
+    assert 0 < client().ttl("model_memory") <= 30
+
+
+@pytest.mark.usefixtures("_a_gpu")
+def test_published_reading_is_that_of_the_worker_with_the_least_to_give(
+    valkey: Valkey, settings: Settings
+) -> None:
+    readings = []
+    for node, gpu_index in (("a", 1), ("b", 0), ("c", 1)):
+        settings.NODE_NAME, settings.GPU_INDEX = node, gpu_index
+        device_memory.publish()
+        readings.append(device_memory.read(-1))
+    assert [reading.usable_bytes for reading in readings] == [14 * GB, 0, 14 * GB]
+    assert device_memory.published() == readings[1]
+
+
+@pytest.mark.usefixtures("_a_gpu")
+def test_published_reading_follows_the_device(valkey: Valkey, settings: Settings) -> None:
+    device_memory.publish()
+    settings.VRAM_RESERVE_MB = 1024
+    device_memory.publish()
+    published = device_memory.published()
+    assert published is not None
+    assert published.usable_bytes == 13 * GB
 
 
 @pytest.mark.usefixtures("_a_gpu")

@@ -1,4 +1,4 @@
-"""What people look at: the API's description, the browsable API, the admin, the health routes."""
+"""What people look at: the API's description, the browsable API, the admin."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from rest_framework.test import APIClient
 from conversations.models import Conversation
 from inference import lifecycle
 from inference.models import RegisteredModel, TaskAttempt
-from tests.conftest import Valkey, wait_until_rung
+from tests.conftest import wait_until_rung
 from tests.test_lifecycle import TIMINGS, answer, claimed
 from tests.test_tasks_api import NewTask
 
@@ -61,6 +61,7 @@ def test_description_names_every_route(schema: Any) -> None:
         ("get", f"{TASKS}/{{}}"),
         ("delete", f"{TASKS}/{{}}"),
         ("get", f"{TASKS}/{{}}/report"),
+        ("get", f"{TASKS}/{{}}/stream"),
         ("post", f"{TASKS}/{{}}/cancel"),
         ("post", f"{TASKS}/batch"),
         ("get", "/api/v1/models"),
@@ -70,6 +71,13 @@ def test_description_names_every_route(schema: Any) -> None:
         ("post", "/api/v1/models/load"),
         ("post", "/api/v1/models/unload"),
         ("post", "/api/v1/models/register"),
+        ("get", "/api/v1/monitor/health"),
+        ("get", "/api/v1/monitor/gpu"),
+        ("get", "/api/v1/monitor/events"),
+        ("get", "/api/v1/monitor/logs"),
+        ("get", "/api/v1/monitor/queue"),
+        ("get", "/api/v1/monitor/stats"),
+        ("get", "/metrics"),
     }
 
 
@@ -92,25 +100,6 @@ def test_docs_load_local_assets_alone(client: Client, path: str) -> None:
     assert "//fonts." not in page
     for file in files:
         assert finders.find(file.removeprefix("/static/")), file
-
-
-@pytest.mark.parametrize("path", ["/healthz", "/healthz/"])
-def test_living_process_says_so(client: Client, path: str) -> None:
-    assert client.get(path).json() == {"status": "alive"}
-
-
-def test_ready_tells_what_is_up(api: APIClient, valkey: Valkey) -> None:
-    up = api.get("/readyz")
-    assert up.status_code == 200
-    assert up.json() == {
-        "status": "ready",
-        "components": {"database": "up", "redis": "up", "workers": {"gpu": 0, "api": 0}},
-    }
-    valkey.stop()
-    down = api.get("/readyz/")
-    assert down.status_code == 200
-    assert down.json()["status"] == "ready"
-    assert down.json()["components"]["redis"] == "down"
 
 
 @pytest.mark.parametrize("path", ["/api/v1/", TASKS, "/api/v1/models"])

@@ -1,5 +1,6 @@
 """Running a claimed task: what a provider does, and what the row says afterwards."""
 
+import time
 from collections.abc import Callable, Generator
 
 import pytest
@@ -10,6 +11,8 @@ from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle import Lease
 from inference.models import GenerationTask, Queue, RegisteredModel
 from inference.providers.base import GenerationRequest, Progress, Provider
+from monitoring import publisher
+from monitoring.event_log import LoggedEvent
 from monitoring.redis_client import client
 from monitoring.streams import stream_key
 from tests.conftest import wait_until
@@ -209,3 +212,30 @@ def test_flags_are_read_between_chunks(new_task: NewTask, provider: ScriptedProv
     execution.execute(lease)
     assert said == ["one", "two"]
     wait_until(lambda: fresh(lease.task).status == "cancelled")
+
+
+def test_progress_is_told_at_most_ten_times_a_second(
+    new_task: NewTask, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[LoggedEvent] = []
+    now = 0.0
+
+    def put(event: LoggedEvent, *, is_logged: bool) -> None:
+        told.append(event)
+
+    def script(request: GenerationRequest, progress: Progress) -> Generator[str, None, None]:
+        nonlocal now
+        for step in range(400):
+            now += 0.02
+            progress.completion_tokens = min(step, 200)
+            yield "ab " if 0 < step <= 200 else ""
+
+    monkeypatch.setattr(publisher, "put", put)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    provider.script = script
+    run(new_task())
+
+    previews = [event.data for event in told if event.type == "task.progress"]
+    assert 35 <= len(previews) <= 41  # 200 tokens in 4 s, then 4 s of nothing new
+    for data in previews:
+        assert data["partial_text"] == "ab " * data["tokens_generated"]

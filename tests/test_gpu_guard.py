@@ -6,12 +6,20 @@ import threading
 
 import pytest
 import redis
+from pytest_django import Settings
 
 from inference import gpu_guard, worker_identity
 from inference.gpu_guard import GPUHolder
 from monitoring.redis_client import client
 from tests.conftest import Valkey, wait_until
 from tests.test_lifecycle import worker_process
+
+LEASE = "gpu:here:0:lease"
+
+
+@pytest.fixture(autouse=True)
+def _node(settings: Settings) -> None:
+    settings.NODE_NAME = "here"
 
 
 def test_holder_is_shown_with_its_task(valkey: Valkey) -> None:
@@ -21,11 +29,24 @@ def test_holder_is_shown_with_its_task(valkey: Valkey) -> None:
         assert gpu_guard.holder(0) == GPUHolder(worker=me, task_id=None)
         gpu_guard.show_task(0, "task_1")
         assert gpu_guard.holder(0) == GPUHolder(worker=me, task_id="task_1")
-        assert 0 < client().ttl("gpu:0:lease") <= 15
+        assert 0 < client().ttl(LEASE) <= 15
         with gpu_guard.hold(1):  # another GPU is free
             assert gpu_guard.holder(1) is not None
     assert gpu_guard.holder(0) is None
     assert client().keys("gpu:*") == []
+
+
+def test_gpu_of_another_node_is_another_gpu(valkey: Valkey, settings: Settings) -> None:
+    with gpu_guard.hold(0):
+        gpu_guard.show_task(0, "task_1")
+        settings.NODE_NAME = "there"
+        assert gpu_guard.holder(0) is None
+        with gpu_guard.hold(0):
+            gpu_guard.show_task(0, "task_2")
+        settings.NODE_NAME = "here"
+        current = gpu_guard.holder(0)
+        assert current is not None
+        assert current.task_id == "task_1"
 
 
 def test_gpu_is_given_back_after_an_error(valkey: Valkey) -> None:
@@ -55,7 +76,7 @@ def test_second_waits_for_the_first(valkey: Valkey, monkeypatch: pytest.MonkeyPa
 def test_dead_holder_is_pushed_aside(valkey: Valkey) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    client().set("gpu:0:lease", f"{worker_identity.host_prefix()}{process.pid}", ex=3600)
+    client().set(LEASE, f"{worker_identity.host_prefix()}{process.pid}", ex=3600)
     with gpu_guard.hold(0):
         current = gpu_guard.holder(0)
         assert current is not None
@@ -69,7 +90,7 @@ def test_holder_that_may_live_is_waited_for(
     monkeypatch.setattr(gpu_guard, "_RETRY_SECONDS", 0.01)
     with worker_process() as process:
         holder = f"{host or worker_identity.host_prefix()}{process.pid}"
-        client().set("gpu:0:lease", holder, ex=3600)
+        client().set(LEASE, holder, ex=3600)
         got = threading.Event()
 
         def wait() -> None:
@@ -79,7 +100,7 @@ def test_holder_that_may_live_is_waited_for(
         thread = threading.Thread(target=wait, daemon=True)
         thread.start()
         assert not got.wait(0.1)
-        client().delete("gpu:0:lease")  # as when its time runs out
+        client().delete(LEASE)  # as when its time runs out
         assert got.wait(20)
         thread.join()
 
@@ -87,16 +108,16 @@ def test_holder_that_may_live_is_waited_for(
 def test_lease_is_renewed_while_it_is_held(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_guard, "_RENEW_SECONDS", 0.02)
     with gpu_guard.hold(0):
-        client().expire("gpu:0:lease", 2)
-        wait_until(lambda: client().ttl("gpu:0:lease") > 10)
+        client().expire(LEASE, 2)
+        wait_until(lambda: client().ttl(LEASE) > 10)
 
 
 def test_lease_of_another_is_not_given_back(
     valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
     with gpu_guard.hold(0):
-        client().set("gpu:0:lease", "elsewhere:1")
-    assert client().get("gpu:0:lease") == "elsewhere:1"
+        client().set(LEASE, "elsewhere:1")
+    assert client().get(LEASE) == "elsewhere:1"
     assert "not given back" in caplog.text
 
 

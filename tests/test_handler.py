@@ -263,7 +263,7 @@ def test_unknown_host_is_refused_in_json(path: str) -> None:
     assert_error(get(path, host="evil.example"), 400, "validation_error")
 
 
-def test_other_protocols_are_closed() -> None:
+def test_unknown_websocket_is_closed() -> None:
     sent: list[Any] = []
 
     async def run() -> None:
@@ -273,7 +273,7 @@ def test_other_protocols_are_closed() -> None:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        await application({"type": "websocket", "path": "/ws/monitor"}, receive, send)
+        await application({"type": "websocket", "path": "/ws/other"}, receive, send)
 
     asyncio.run(run())
     assert sent == [{"type": "websocket.close", "code": 4404}]

@@ -588,7 +588,8 @@ class TaskLife(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         task = GenerationTask.objects.get(pk=data.draw(st.sampled_from(self.tasks)))
-        assert lifecycle.cancel(task) == (not task.has_ended)
+        had_ended = task.has_ended
+        assert lifecycle.cancel(task) == (not had_ended)
 
     @precondition(lambda self: self.tasks)
     @rule(data=st.data())

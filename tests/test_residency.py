@@ -9,13 +9,15 @@ import pytest
 from django.utils import timezone
 from pytest_django import Settings
 
-from inference import device_memory, model_requests, registration, residency
+from inference import device_memory, model_requests, registration, residency, worker_identity
 from inference.engine import llama_runner
 from inference.engine.errors import ModelLoadError
 from inference.engine.sequence import SamplingParams
 from inference.errors import ErrorCode, InferenceError
 from inference.models import GenerationTask, RegisteredModel
 from inference.residency import Resident
+from monitoring import event_log, publisher
+from tests.conftest import Valkey
 
 NewTask = Callable[..., GenerationTask]
 Register = Callable[..., RegisteredModel]
@@ -363,3 +365,15 @@ def test_request_to_load_a_loaded_model_prolongs_its_stay(register: Register) ->
     assert shown.requested == ""
     assert shown.unload_at is not None
     assert shown.unload_at > timezone.now() + timedelta(seconds=30)
+
+
+def test_coming_and_going_is_told(register: Register, valkey: Valkey) -> None:
+    residency.load(register("one"))
+    residency.unload("one")
+    publisher.flush()
+    loaded, unloaded = event_log.read(0).events
+    worker = worker_identity.current()
+    assert loaded.type == "model.loaded"
+    assert loaded.data == {"model": "one", "worker": worker, "load_ms": loaded.data["load_ms"]}
+    assert loaded.data["load_ms"] > 0
+    assert (unloaded.type, unloaded.data) == ("model.unloaded", {"model": "one", "worker": worker})

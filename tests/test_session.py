@@ -15,6 +15,8 @@ from inference.engine.chat_template import ChatTemplate
 from inference.engine.engine import Engine
 from inference.engine.fake_runner import FakeRunner
 from inference.models import GenerationTask, RegisteredModel
+from monitoring.redis_client import client
+from monitoring.streams import stream_key
 from tests.conftest import Valkey, wait_until, wait_until_rung
 from tests.test_lifecycle import expire, fresh, outcomes
 
@@ -304,3 +306,19 @@ hanging_step()
     )
     assert ended.returncode == 1
     assert "hanging_step" in ended.stderr
+
+
+def test_first_chunk_of_an_answer_goes_out_at_once(
+    residents: Residents, submit: NewTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_EXCHANGE_SECONDS", float("inf"))
+    task = submit()
+    seen: list[int] = []
+
+    def look() -> None:
+        seen.append(client().xlen(stream_key(task.pk)))
+
+    residents.at_step |= dict.fromkeys((3, 5, 7), look)
+    session.run(task.pk)
+    assert seen == [1, 1, 1]
+    assert client().xlen(stream_key(task.pk)) == 9  # at the end all are there, and the end itself

@@ -14,6 +14,10 @@ def entries(task_id: str) -> list[dict[str, str]]:
     return [entry for _, entry in client().xrange(streams.stream_key(task_id))]
 
 
+def ids(task_id: str) -> list[str]:
+    return [entry_id for entry_id, _ in client().xrange(streams.stream_key(task_id))]
+
+
 def write(text: str, task_id: str = "t", attempt: int = 1) -> None:
     writer = streams.ChunkWriter(task_id, attempt)
     writer.write(text)
@@ -24,7 +28,7 @@ def test_first_chunk_goes_out_at_once_and_others_together(valkey: Valkey) -> Non
     writer = streams.ChunkWriter("t", 2)
     writer.write("Hello")
     writer.flush_if_due()
-    assert entries("t") == [{"type": "token", "text": "Hello", "index": "0", "attempt": "2"}]
+    assert entries("t") == [{"type": "token", "text": "Hello", "index": "0"}]
     writer.write(" world")
     writer.flush_if_due()
     assert len(entries("t")) == 1
@@ -43,7 +47,7 @@ def test_chunks_of_several_tasks_and_a_key_take_one_round_trip(valkey: Valkey) -
     client().set("news", 7)
     assert streams.send([one, two], read=["news", "no news"]) == ["7", None]
     assert [entry["text"] for entry in entries("one")] == ["a"]
-    assert [entry["attempt"] for entry in entries("two")] == ["3"]
+    assert ids("one") + ids("two") == ["1-1", "3-1"]
 
 
 def test_all_chunks_go_out_in_order(valkey: Valkey) -> None:
@@ -54,6 +58,65 @@ def test_all_chunks_go_out_in_order(valkey: Valkey) -> None:
     writer.flush()
     assert [entry["text"] for entry in entries("t")] == words
     assert [int(entry["index"]) for entry in entries("t")] == list(range(50))
+
+
+def test_id_of_a_chunk_says_how_long_the_text_is_with_it(valkey: Valkey) -> None:
+    writer = streams.ChunkWriter("t", 2)
+    for text in ("one", " two", " 🙂\u2028"):
+        writer.write(text)
+    writer.flush()
+    streams.end("t", 2, "completed")
+    assert ids("t") == ["2-3", "2-7", "2-10", "3-1"]
+    read = [streams.entry(*each) for each in client().xrange(streams.stream_key("t"))]
+    assert [(each.attempt, each.num_chars, each.index, each.text) for each in read[:3]] == [
+        (2, 3, 0, "one"),
+        (2, 7, 1, " two"),
+        (2, 10, 2, " 🙂\u2028"),
+    ]
+    assert [each.is_end for each in read] == [False, False, False, True]
+
+
+def test_chunks_that_are_sent_twice_are_kept_once(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        write("same")
+    streams.end("t", 1, "completed")
+    streams.end("t", 1, "completed")
+    assert ids("t") == ["1-4", "2-1"]
+    assert caplog.text == ""
+
+
+def test_lost_attempt_can_add_nothing_to_the_next_one_or_after_the_end(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = streams.ChunkWriter("t", 1)
+    lost.write("lost")
+    lost.flush()
+    write("right", attempt=2)
+    lost.write(" for ever")
+    lost.flush()
+    assert ids("t") == ["1-4", "2-5"]
+    streams.end("t", 2, "completed")
+    write("right, and more", attempt=2)
+    assert ids("t") == ["1-4", "2-5", "3-1"]
+    assert caplog.text == ""
+
+
+def test_task_that_never_started_has_an_end_too(valkey: Valkey) -> None:
+    streams.end("t", 0, "cancelled")
+    assert ids("t") == ["1-1"]
+
+
+def test_first_chunk_is_due_until_somebody_has_tried_to_send_it(valkey: Valkey) -> None:
+    writer = streams.ChunkWriter("t", 1)
+    streams.send([writer])
+    assert not writer.is_first_due
+    writer.write("a")
+    assert writer.is_first_due
+    streams.send([writer])
+    writer.write("b")
+    assert not writer.is_first_due
 
 
 def test_flush_of_nothing_writes_nothing(valkey: Valkey) -> None:
@@ -83,6 +146,13 @@ def test_reader_gets_each_chunk_once_until_the_end(valkey: Valkey) -> None:
     assert list(streams.read_chunks("t", 20)) == ["a", "b", "c"]
 
 
+def test_reader_skips_what_a_lost_attempt_wrote(valkey: Valkey) -> None:
+    write("lost")
+    write("right", attempt=2)
+    streams.end("t", 2, "completed")
+    assert list(streams.read_chunks("t", 20)) == ["right"]
+
+
 def test_reader_does_not_wait_for_ever(valkey: Valkey) -> None:
     write("a")
     with pytest.raises(TimeoutError, match="t did not end"):
@@ -97,23 +167,49 @@ def test_deleted_streams_are_gone(valkey: Valkey) -> None:
     assert client().keys("*") == [streams.stream_key("two")]
 
 
-def test_dead_redis_costs_the_preview_alone(
+def test_chunks_are_kept_back_while_redis_is_away(
     valkey: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "_warned_at", float("-inf"))
-    valkey.stop()
     writer = streams.ChunkWriter("task_1", 1)
+    writer.write("before, ")
+    writer.flush()
+    valkey.stop()
     for _ in range(3):
-        writer.write("secret text")
+        writer.write("secret text, ")
         assert streams.send([writer], read=["news"]) == [None]
-    assert caplog.text.count("No live tokens") == 1  # not a line for each chunk
+        assert not writer.is_first_due  # who waits for Redis must not wait at each step
+    assert caplog.text.count("Live tokens are kept back") == 1  # not a line for each chunk
     streams.end("task_1", 1, "completed")
     streams.delete(["task_1"])
     assert "task_1" in caplog.text
     assert "secret text" not in caplog.text
     valkey.start()
-    wait_until(valkey.answers)
-    client().flushall()
+    client().flushall()  # it may have come back with what it had
     writer.write("more")
     writer.flush()
-    assert [entry["text"] for entry in entries("task_1")] == ["more"]
+    assert [entry["text"] for entry in entries("task_1")] == ["secret text, "] * 3 + ["more"]
+
+
+def test_what_was_kept_back_has_a_limit_and_goes_out_in_parts(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_MAX_PER_ROUND_TRIP", 3)
+    writer = streams.ChunkWriter("t", 1)
+    for _ in range(streams.MAX_UNSENT + 5):
+        writer.write("x")
+    streams.send([writer])
+    assert ids("t") == ["1-6", "1-7", "1-8"]
+    monkeypatch.undo()
+    writer.flush()
+    assert len(ids("t")) == streams.MAX_UNSENT
+
+
+def test_other_errors_than_refused_ids_keep_chunks_back(valkey: Valkey) -> None:
+    client().set(streams.stream_key("t"), "no stream")
+    writer = streams.ChunkWriter("t", 1)
+    writer.write("a")
+    writer.flush()
+    client().delete(streams.stream_key("t"))
+    writer.flush()
+    assert ids("t") == ["1-1"]

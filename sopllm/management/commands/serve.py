@@ -27,6 +27,7 @@ VALKEY_TIMEOUT_SECONDS = 60  # A long append-only file is read back first.
 READY_TIMEOUT_SECONDS = 120
 DEMO_TIMEOUT_SECONDS = 120
 MAX_SOCKET_PATH_BYTES = 107
+UNREAD_TIMEOUT_SECONDS = 60
 DEMO_TASK = {
     "model": "smollm2-135m-instruct",
     "prompt": "What is the capital of France? Answer in one short sentence.",
@@ -61,7 +62,9 @@ class Command(BaseCommand):
         call_command("register_packaged_models", verbosity=0)
         self.row("Starting", "web, gpu worker, api worker, beat, flower")
         supervisor.start(*processes.application(listener))
-        if supervisor.wait_until(is_ready, READY_TIMEOUT_SECONDS):
+        is_up = supervisor.wait_until(is_ready, READY_TIMEOUT_SECONDS)
+        supervisor.start(processes.flower())
+        if is_up:
             self.row("Ready", f"after {time.monotonic() - started:.1f} s")
             self.show_demo(supervisor, with_demo)
         else:
@@ -128,6 +131,7 @@ class Command(BaseCommand):
 
     def show_addresses(self) -> None:
         self.say("")
+        self.row("Monitor", f"{base_url()}/")
         self.row("API", f"{base_url()}/api/v1/")
         self.row("Docs", f"{base_url()}/docs")
         self.row("Admin", f"{base_url()}/admin/")
@@ -172,6 +176,8 @@ def listen(host: str, port: int, variable: str) -> socket.socket:
     # Connections inherit it. uvicorn does not set it on a socket that it did not make itself, and
     # without it each answer in two packets waits 40 ms for the client's acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # What is sent to a client that reads nothing would be kept for ever, even once we have closed.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT_SECONDS * 1000)
     return listener
 
 

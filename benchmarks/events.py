@@ -1,0 +1,167 @@
+"""How events reach a thousand sockets: `python benchmarks/events.py [--json FILE]`.
+
+Starts the whole service with one web process, once with each of the two Channels layers. A process
+of its own tells events, as a worker does, and this one holds the sockets. Three minutes.
+"""
+
+import argparse
+import asyncio
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.bare_socket import BareSocket, open_sockets
+from benchmarks.figures import Figures, show
+from benchmarks.running_service import ROOT, WEB, RunningService, resident_bytes
+
+LAYERS = ("pubsub", "core")
+NUM_SOCKETS = 1000
+NUM_IDLE = 2000
+NUM_EVENTS = 200
+EVENTS_PER_SECOND = 10
+NUM_BURST = 200
+NUM_COSTED = 5000
+COSTED_PER_SECOND = 500
+NUM_FILES = 4096
+GIVE_UP_SECONDS = 60
+
+# What a worker does, at a steady rate: its arguments are the number of events and the rate.
+_TELL = """
+import json, os, sys, time
+import django
+django.setup()
+from monitoring import events, publisher
+
+count, rate = int(sys.argv[1]), float(sys.argv[2])
+
+def tell():
+    model = str(time.monotonic_ns())
+    data = events.TaskQueued(task_id="task_0", model=model, queue="gpu", priority=1, attempt=0)
+    started = time.perf_counter()
+    events.publish(events.EventType.TASK_QUEUED, data, "local")
+    return time.perf_counter() - started
+
+tell()
+publisher.flush()
+print("ready", flush=True)
+sys.stdin.readline()
+cpu, started, in_publish = time.process_time(), time.perf_counter(), 0.0
+for number in range(count):
+    time.sleep(max(0.0, started + number / rate - time.perf_counter()))
+    in_publish += tell()
+publisher.flush(60)
+print(json.dumps({
+    "publish_us": round(in_publish / count * 1e6, 1),
+    "cpu_us": round((time.process_time() - cpu) / count * 1e6, 1),
+}))
+"""
+
+
+def tell(service: RunningService, count: int, rate: float) -> Figures:
+    """Tell so many events at a rate; what one costs the process that tells."""
+    teller = subprocess.Popen(
+        [sys.executable, "-c", _TELL, str(count), str(rate)],
+        cwd=ROOT,
+        env=service.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert teller.stdout is not None
+    assert teller.stdout.readline() == "ready\n"
+    figures: Figures = json.loads(teller.communicate("go\n")[0])
+    return figures
+
+
+async def told_to(
+    sockets: list[BareSocket], service: RunningService, count: int, rate: float
+) -> Figures:
+    """Tell events to the sockets; how many arrived, and when."""
+    for socket in sockets:
+        socket.num_messages = 0
+        socket.delays_ms.clear()
+    # One more: the teller warms up with an event.
+    expected = len(sockets) * (count + 1)
+    await asyncio.to_thread(tell, service, count, rate)
+    give_up_at = time.monotonic() + GIVE_UP_SECONDS
+    while num_delivered(sockets) < expected and time.monotonic() < give_up_at:
+        await asyncio.sleep(0.1)
+    delays = sorted(delay for socket in sockets for delay in socket.delays_ms[1:])
+    percentiles = quantiles(delays, n=100)
+    return {
+        "delivered": num_delivered(sockets),
+        "dropped": expected - num_delivered(sockets),
+        "p50_ms": round(percentiles[49], 1),
+        "p99_ms": round(percentiles[98], 1),
+        "max_ms": round(delays[-1], 1),
+    }
+
+
+def num_delivered(sockets: list[BareSocket]) -> int:
+    return sum(socket.num_messages for socket in sockets)
+
+
+async def deliveries(service: RunningService) -> dict[str, Figures]:
+    """At a steady rate, and all at once."""
+    sockets = await open_sockets(service.port, NUM_SOCKETS, ["task.*"])
+    await told_to(sockets, service, 20, EVENTS_PER_SECOND)
+    steady = await told_to(sockets, service, NUM_EVENTS, EVENTS_PER_SECOND)
+    burst = await told_to(sockets, service, NUM_BURST, 1e9)
+    for socket in sockets:
+        socket.close()
+    return {
+        f"{NUM_EVENTS} events, {EVENTS_PER_SECOND} a second": steady,
+        f"{NUM_BURST} events at once": burst,
+    }
+
+
+async def idle_memory(service: RunningService) -> Figures:
+    """Of the web process, a socket that has subscribed and hears nothing."""
+    first = await open_sockets(service.port, 100, ["model.*"])
+    before = resident_bytes(service.pid(WEB))
+    sockets = await open_sockets(service.port, NUM_IDLE, ["model.*"])
+    grown = resident_bytes(service.pid(WEB)) - before
+    for socket in first + sockets:
+        socket.close()
+    return {"KiB a socket": round(grown / 1024 / NUM_IDLE, 1)}
+
+
+def measure_layer(layer: str) -> dict[str, Any]:
+    service = RunningService(
+        DJANGO_SETTINGS_MODULE="benchmarks.layer_settings", CHANNEL_LAYER=layer, WEB_PROCESSES="1"
+    )
+    try:
+        service.start("--no-demo")
+        memory = asyncio.run(idle_memory(service))
+        figures: dict[str, Any] = asyncio.run(deliveries(service))
+        cost = tell(service, NUM_COSTED, COSTED_PER_SECOND)
+    finally:
+        service.close()
+    return {
+        f"{NUM_SOCKETS} sockets": figures,
+        f"one event of {COSTED_PER_SECOND} a second, its teller": cost,
+        f"{NUM_IDLE} idle sockets": memory,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    options = parser.parse_args()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (NUM_FILES, hard))
+    figures = {layer: measure_layer(layer) for layer in LAYERS}
+    show(figures)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""What the main process of a GPU worker tells about its GPU, its child being at work on it."""
+
+import logging
+import threading
+import time
+
+import psutil
+import redis
+from django.db import Error as DatabaseError
+from django.db import connection
+
+from inference import device_memory, worker_identity
+from inference.models import RegisteredModel
+from monitoring import gpu
+
+logger = logging.getLogger(__name__)
+
+_INTERVAL_SECONDS = 2.0
+
+
+def start() -> None:
+    """Tell it every 2 s, from a daemon thread; a driver that hangs holds up nothing else."""
+    threading.Thread(target=_run, name="gpu-reporter", daemon=True).start()
+
+
+def report() -> None:
+    """Tell it once; a failure is logged."""
+    device_memory.publish()
+    try:
+        gpu.publish(loaded_models)
+    except redis.RedisError as exc:
+        logger.warning("The GPU readings cannot be published: %s", exc)
+
+
+def loaded_models() -> list[str]:
+    """The models that the children of this process hold in memory; none without the database."""
+    children = [child.pid for child in psutil.Process().children()]
+    workers = [f"{worker_identity.host_prefix()}{pid}" for pid in children]
+    held = RegisteredModel.objects.filter(
+        status=RegisteredModel.Status.LOADED, loaded_by__in=workers
+    )
+    try:
+        return list(held.values_list("name", flat=True))
+    except DatabaseError as exc:
+        logger.debug("The loaded models are not known: %s", exc)
+        return []
+    finally:
+        connection.close()  # no open connection is inherited by the next pool child
+
+
+def _run() -> None:
+    while True:
+        report()
+        time.sleep(_INTERVAL_SECONDS)

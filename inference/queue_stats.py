@@ -1,0 +1,107 @@
+"""What waits and what runs, from the rows of the tasks and the lists of the broker."""
+
+from collections import Counter, defaultdict
+from datetime import UTC, datetime
+from typing import Any
+
+import redis
+from django.db.models import Count, Min
+from django.utils import timezone
+
+from inference import dispatch
+from inference.models import GenerationTask, Queue
+from monitoring import workers
+from monitoring.queue_stats import ProcessingTask, QueueState, QueueStats, Totals
+
+_MAX_PRIORITIES = 100
+_MAX_PROCESSING_TASKS = 100
+# The others only when something waits, runs or works there.
+_ALWAYS_SHOWN = (Queue.GPU, Queue.API)
+
+# A priority, how many tasks have it, and the oldest of them.
+_Waiting = tuple[float, int, datetime]
+
+
+def queue_stats(owner: str | None) -> QueueStats:
+    """All queues; of the tasks that run, the owner's alone are named.
+
+    Two queries, each by an index that holds the pending or the processing tasks alone.
+    """
+    waiting = _waiting()
+    running = _running()
+    messages, num_workers = _from_redis()
+    num_running = Counter(task["queue"] for task in running)
+    queues = {
+        queue.value: QueueState(
+            pending=sum(num_tasks for _, num_tasks, _ in waiting[queue]),
+            oldest_wait_seconds=_oldest_wait(waiting[queue]),
+            by_priority=_by_priority(waiting[queue]),
+            processing=num_running[queue],
+            workers=num_workers.get(queue),
+            messages=messages.get(queue),
+        )
+        for queue in Queue
+        if queue in _ALWAYS_SHOWN or waiting[queue] or num_running[queue] or num_workers.get(queue)
+    }
+    own = [task for task in running if task["owner"] == owner]
+    return QueueStats(
+        queues=queues,
+        totals=Totals(
+            pending=sum(state["pending"] for state in queues.values()), processing=len(running)
+        ),
+        processing_tasks=[_processing_task(task) for task in own[:_MAX_PROCESSING_TASKS]],
+    )
+
+
+def _waiting() -> defaultdict[str, list[_Waiting]]:
+    """By queue, the most urgent first."""
+    found: defaultdict[str, list[_Waiting]] = defaultdict(list)
+    groups = GenerationTask.objects.pending().values_list("queue", "priority")
+    counted = groups.annotate(num_tasks=Count("pk"), oldest=Min("created_at"))
+    for queue, *waiting in counted.order_by("queue", "-priority"):
+        found[queue].append(tuple(waiting))
+    return found
+
+
+def _oldest_wait(waiting: list[_Waiting]) -> float | None:
+    """Seconds; None when nothing waits."""
+    if not waiting:
+        return None
+    oldest = min(oldest for _, _, oldest in waiting)
+    return max(0.0, round((timezone.now() - oldest).total_seconds(), 1))
+
+
+def _by_priority(waiting: list[_Waiting]) -> dict[str, int]:
+    """Named as JSON writes the numbers in JavaScript: 1 and 9.5."""
+    return {
+        repr(priority).removesuffix(".0"): num_tasks
+        for priority, num_tasks, _ in waiting[:_MAX_PRIORITIES]
+    }
+
+
+def _running() -> list[dict[str, Any]]:
+    """All tasks that are being processed, longest first: as many as the workers have hands."""
+    processing = GenerationTask.objects.filter(status=GenerationTask.Status.PROCESSING)
+    fields = ("id", "owner", "model_name", "queue", "attempt", "worker", "started_at", "priority")
+    return list(processing.order_by("started_at", "id").values(*fields))
+
+
+def _processing_task(task: dict[str, Any]) -> ProcessingTask:
+    started_at = task["started_at"].astimezone(UTC).isoformat(timespec="milliseconds")
+    return ProcessingTask(
+        task_id=task["id"],
+        model=task["model_name"],
+        queue=task["queue"],
+        attempt=task["attempt"],
+        worker=task["worker"],
+        started_at=started_at.replace("+00:00", "Z"),
+        priority=task["priority"],
+    )
+
+
+def _from_redis() -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+    """Messages by queue and Redis priority, and live workers by queue; nothing without Redis."""
+    try:
+        return dispatch.messages_by_priority(Queue.values), workers.count(Queue.values)
+    except redis.RedisError:
+        return {}, {}

@@ -1,0 +1,87 @@
+"""What the feed is told of tasks and models; the rows, as they are in memory, are up to date."""
+
+from collections.abc import Iterable
+
+from inference.models import GenerationTask, RegisteredModel
+from monitoring import events, publisher
+from monitoring.events import EventType
+from monitoring.metrics import task_counts
+
+MAX_PARTIAL_TEXT = 2000
+# What `ended` tells of a task, and its end has changed.
+END_FIELDS = {
+    *("status", "result", "error", "error_code"),
+    *("model_load_ms", "ttft_ms", "inference_ms"),
+}
+
+_ENDS = {
+    GenerationTask.Status.COMPLETED: EventType.TASK_COMPLETED,
+    GenerationTask.Status.FAILED: EventType.TASK_FAILED,
+    GenerationTask.Status.CANCELLED: EventType.TASK_CANCELLED,
+}
+
+
+def queued(tasks: Iterable[GenerationTask]) -> None:
+    """New tasks, or ones that a lost worker gave back."""
+    for task in tasks:
+        data = events.TaskQueued(
+            task_id=task.pk,
+            model=task.model_name,
+            queue=task.queue,
+            priority=task.priority,
+            attempt=task.attempt,
+        )
+        events.publish(EventType.TASK_QUEUED, data, task.owner)
+
+
+def started(task: GenerationTask) -> None:
+    data = events.TaskStarted(
+        task_id=task.pk,
+        model=task.model_name,
+        attempt=task.attempt,
+        worker=task.worker,
+        queue_wait_ms=task.queue_wait_ms,
+    )
+    events.publish(EventType.TASK_STARTED, data, task.owner)
+
+
+def progressed(task: GenerationTask, num_tokens: int, text: str) -> None:
+    """`text`: all of it so far, or its end."""
+    data = events.TaskProgress(
+        task_id=task.pk,
+        attempt=task.attempt,
+        tokens_generated=num_tokens,
+        partial_text=text[-MAX_PARTIAL_TEXT:],
+    )
+    events.publish(EventType.TASK_PROGRESS, data, task.owner)
+
+
+def ended(task: GenerationTask) -> None:
+    result = task.result or {}
+    data = events.TaskEnded(
+        task_id=task.pk,
+        model=task.model_name,
+        attempt=task.attempt,
+        finish_reason=result.get("finish_reason"),
+        prompt_tokens=task.usage["prompt_tokens"],
+        completion_tokens=task.usage["completion_tokens"],
+        cached_tokens=task.usage["cached_tokens"],
+        queue_wait_ms=task.queue_wait_ms,
+        ttft_ms=task.ttft_ms,
+        inference_ms=task.inference_ms,
+        total_ms=task.total_ms,
+        error=task.error,
+        error_code=task.error_code,
+    )
+    events.publish(_ENDS[GenerationTask.Status(task.status)], data, task.owner)
+    publisher.count(task_counts.of_end(task.status, data))
+
+
+def loaded(model: RegisteredModel, worker: str, load_ms: float) -> None:
+    data = events.ModelLoaded(model=model.name, worker=worker, load_ms=load_ms)
+    events.publish(EventType.MODEL_LOADED, data, None)
+
+
+def unloaded(model: RegisteredModel, worker: str) -> None:
+    data = events.ModelUnloaded(model=model.name, worker=worker)
+    events.publish(EventType.MODEL_UNLOADED, data, None)

@@ -1,0 +1,14 @@
+"""Errors that a monitoring route can answer with."""
+
+from rest_framework.exceptions import APIException
+
+
+class RedisUnavailable(APIException):
+    """What was asked for is kept in Redis alone, and Redis is away."""
+
+    status_code = 503
+    default_code = "unavailable"
+    default_detail = (
+        "Redis cannot be reached: try again in a moment; /api/v1/monitor/health tells more."
+    )
+    wait = 2

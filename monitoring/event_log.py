@@ -1,0 +1,148 @@
+"""The log of events in Redis: the last MAX_EVENTS of a day, numbered without a gap.
+
+Numbering starts at the time in microseconds, and starts anew when Redis comes back without events
+that this process knows of. So no number is ever given twice, and numbers that are missing tell
+whoever reads on that something was lost.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from monitoring.redis_client import RedisClient, client
+
+MAX_EVENTS = 10_000
+KEPT_SECONDS = 86_400
+
+_LOG = "events"
+_COUNTER = "events:seq"
+
+# The highest number that this process has seen.
+_last_known = 0
+
+_ENSURE_COUNTER = """
+if tonumber(redis.call('GET', KEYS[1]) or -1) < tonumber(ARGV[1]) then
+  local now = redis.call('TIME')
+  redis.call('SET', KEYS[1], string.format('%.0f', now[1] * 1000000 + now[2]))
+end
+"""
+_LAST_SEQ = f"{_ENSURE_COUNTER} return redis.call('GET', KEYS[1])"
+# Atomic, and in one round trip. A batch whose answer was lost may be sent once more: it is known by
+# its number, and not appended twice.
+_APPEND = (
+    _ENSURE_COUNTER
+    + """
+local known = redis.call('HMGET', KEYS[3], 'batch', 'first')
+if known[1] == ARGV[2] then return known[2] end
+local first
+for i = 5, #ARGV do
+  local seq = string.format('%.0f', redis.call('INCR', KEYS[1]))
+  first = first or seq
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], seq .. '-0', 'event', ARGV[i])
+end
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+redis.call('HSET', KEYS[3], 'batch', ARGV[2], 'first', first)
+redis.call('EXPIRE', KEYS[3], ARGV[4])
+return first
+"""
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """An event with its number; `owner` may see it, or everyone where that is None.
+
+    `seq` is None for what is not logged: a reading, superseded by the next one of its kind.
+    """
+
+    type: str
+    timestamp: str
+    data: dict[str, Any]
+    owner: str | None = None
+    seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """Events in order; `has_gap` when some that belong before or between them are lost.
+
+    `end_seq` is the number up to which they tell all, `last_seq` that of the last event there is.
+    """
+
+    events: list[LoggedEvent]
+    has_gap: bool
+    end_seq: int
+    last_seq: int
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the log goes on after these."""
+        return self.end_seq < self.last_seq
+
+
+def append(events: Sequence[LoggedEvent], writer: str, batch: int) -> list[LoggedEvent]:
+    """Log events; the same, numbered. Raises redis.RedisError.
+
+    `writer` and `batch` name the call: a repetition appends nothing.
+    """
+    script = client().register_script(_APPEND)
+    entries = [json.dumps(_without_seq(event), ensure_ascii=False) for event in events]
+    first = script(
+        keys=[_COUNTER, _LOG, f"events:writer:{writer}"],
+        args=[_last_known, batch, MAX_EVENTS, KEPT_SECONDS, *entries],
+    )
+    _remember(int(first) + len(events) - 1)
+    return [replace(event, seq=int(first) + index) for index, event in enumerate(events)]
+
+
+def last_seq() -> int:
+    """The number of the last event. Raises redis.RedisError."""
+    seq = int(client().register_script(_LAST_SEQ)(keys=[_COUNTER], args=[_last_known]))
+    _remember(seq)
+    return seq
+
+
+def read(after: int, limit: int = MAX_EVENTS) -> Excerpt:
+    """The first events after a number. Raises redis.RedisError."""
+    pipe = client().pipeline(transaction=True)
+    _queue_read(pipe, after, limit)
+    return _excerpt(after, limit, *pipe.execute())
+
+
+async def read_async(redis_client: RedisClient, after: int, limit: int = MAX_EVENTS) -> Excerpt:
+    """As `read`, with a client of the running event loop."""
+    pipe = redis_client.pipeline(transaction=True)
+    _queue_read(pipe, after, limit)
+    return _excerpt(after, limit, *await pipe.execute())
+
+
+def _queue_read(pipe: RedisClient, after: int, limit: int) -> None:
+    pipe.xrange(_LOG, min=f"({max(0, after)}-0", count=limit)
+    pipe.get(_COUNTER)
+
+
+def _excerpt(after: int, limit: int, entries: Sequence[Any], counter: str | None) -> Excerpt:
+    events = [_event(entry_id, fields) for entry_id, fields in entries]
+    numbers = [int(entry_id.partition("-")[0]) for entry_id, _ in entries]
+    last_seq = int(counter or 0)
+    _remember(last_seq)
+    end_seq = numbers[-1] if len(events) == limit else last_seq
+    # From 0 on means from the oldest that is kept.
+    start_seq = after or (numbers[0] - 1 if numbers else last_seq)
+    return Excerpt(events, end_seq - start_seq != len(events), end_seq, last_seq)
+
+
+def _remember(seq: int) -> None:
+    global _last_known
+    _last_known = max(_last_known, seq)
+
+
+def _without_seq(event: LoggedEvent) -> dict[str, Any]:
+    fields = asdict(event)
+    del fields["seq"]
+    return fields
+
+
+def _event(entry_id: str, fields: dict[str, str]) -> LoggedEvent:
+    return LoggedEvent(**json.loads(fields["event"]), seq=int(entry_id.partition("-")[0]))

@@ -1,0 +1,114 @@
+"""Everything that is told to whoever watches: the names, the payloads, and one `publish`.
+
+Events are logged and numbered (`event_log`), then sent to the web processes as messages of a
+Channels group, see `feed`. Readings are only sent: the next one of its kind supersedes each.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, TypedDict, cast
+
+from monitoring import publisher
+from monitoring.event_log import LoggedEvent
+
+
+class EventType(StrEnum):
+    """What can be subscribed to on the WebSocket."""
+
+    TASK_QUEUED = "task.queued"
+    TASK_STARTED = "task.started"
+    TASK_PROGRESS = "task.progress"
+    TASK_COMPLETED = "task.completed"
+    TASK_FAILED = "task.failed"
+    TASK_CANCELLED = "task.cancelled"
+    MODEL_LOADED = "model.loaded"
+    MODEL_UNLOADED = "model.unloaded"
+    MODEL_DOWNLOAD_PROGRESS = "model.download_progress"
+    GPU_STATS = "gpu_stats"
+    QUEUE_STATS = "queue_stats"
+    LOG = "log"
+
+
+READINGS = frozenset(
+    {
+        EventType.TASK_PROGRESS,
+        EventType.MODEL_DOWNLOAD_PROGRESS,
+        EventType.GPU_STATS,
+        EventType.QUEUE_STATS,
+        EventType.LOG,
+    }
+)
+
+
+class TaskQueued(TypedDict):
+    """A task was accepted, or given back by a lost worker; `attempt` counts those before."""
+
+    task_id: str
+    model: str
+    queue: str
+    priority: float
+    attempt: int
+
+
+class TaskStarted(TypedDict):
+    task_id: str
+    model: str
+    attempt: int
+    worker: str
+    queue_wait_ms: float | None
+
+
+class TaskProgress(TypedDict):
+    """A preview; `partial_text` is the end of the text so far."""
+
+    task_id: str
+    attempt: int
+    tokens_generated: int
+    partial_text: str
+
+
+class TaskEnded(TypedDict):
+    """Of `task.completed`, `task.failed` and `task.cancelled`; null for what was never reached."""
+
+    task_id: str
+    model: str
+    attempt: int
+    finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    queue_wait_ms: float | None
+    ttft_ms: float | None
+    inference_ms: float | None
+    total_ms: float | None
+    error: str | None
+    error_code: str | None
+
+
+class ModelLoaded(TypedDict):
+    model: str
+    worker: str
+    load_ms: float
+
+
+class ModelUnloaded(TypedDict):
+    model: str
+    worker: str
+
+
+EventData = TaskQueued | TaskStarted | TaskProgress | TaskEnded | ModelLoaded | ModelUnloaded
+
+
+def publish(event_type: EventType, data: EventData | Mapping[str, Any], owner: str | None) -> None:
+    """Tell everyone who may see what belongs to `owner`; None: everyone. Never blocks, or fails.
+
+    While Redis is away the last 10,000 events of a process are kept back; readings are dropped.
+    """
+    event = LoggedEvent(event_type, now(), cast(dict[str, Any], data), owner)
+    publisher.put(event, is_logged=event_type not in READINGS)
+
+
+def now() -> str:
+    """The time of an event, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

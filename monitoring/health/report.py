@@ -1,0 +1,145 @@
+"""Is the process alive, can it do its work, and what ails it: answered within a second."""
+
+import time
+from typing import NotRequired, TypedDict
+
+from django.conf import settings
+from django.http import HttpRequest, JsonResponse
+
+from monitoring import gpu
+from monitoring.events import now
+from monitoring.gpu import GPUStats
+from monitoring.health import probes, resources
+from monitoring.health.looker import Look, Looker
+from monitoring.health.probes import Finding, Status
+from monitoring.health.resources import Resources
+
+# Of all looks together, since they run side by side.
+_LIMIT_SECONDS = 0.7
+_ESSENTIAL = ("database", "redis", "broker")
+_started_at = time.monotonic()
+
+
+class Component(TypedDict):
+    """`response_time_ms`: how long the look at it took; `queues`: live workers of each."""
+
+    status: str
+    message: str
+    response_time_ms: float
+    queues: NotRequired[dict[str, int]]
+
+
+class GPUSummary(TypedDict):
+    """All GPUs together; None where one of them does not tell."""
+
+    available: bool
+    num_gpus: int
+    total_mb: int | None
+    used_mb: int | None
+
+
+class Health(TypedDict):
+    """The body of GET /monitor/health; `resources` is None when they cannot be read."""
+
+    status: str
+    version: str
+    uptime_seconds: float
+    timestamp: str
+    components: dict[str, Component]
+    resources: Resources | None
+    gpu: GPUSummary
+
+
+_lookers = {
+    name: Looker(name, look, lambda finding: finding.status == Status.UP)
+    for name, look in probes.COMPONENTS.items()
+}
+_resources = Looker("resources", resources.read)
+_gpu = Looker("gpu", gpu.stats)
+
+
+def check() -> Health:
+    """How everything is, at most a second old; never late, whatever hangs."""
+    machine, gpus = _resources.begin(), _gpu.begin()
+    components = _look_at(*_lookers)
+    return Health(
+        status=_overall(components),
+        version=settings.VERSION,
+        uptime_seconds=round(time.monotonic() - _started_at, 1),
+        timestamp=now(),
+        components=components,
+        resources=machine.found(_LIMIT_SECONDS),
+        gpu=_summary(gpus.found(_LIMIT_SECONDS)),
+    )
+
+
+def healthz(request: HttpRequest) -> JsonResponse:
+    """200 while the process lives."""
+    return JsonResponse({"status": "alive"})
+
+
+def readyz(request: HttpRequest) -> JsonResponse:
+    """200 when tasks can be accepted: the database answers. The rest is told beside it.
+
+    Redis and workers may be away: tasks are kept meanwhile, and run when they are back.
+    """
+    components = _look_at("database", "redis", "workers")
+    is_ready = components["database"]["status"] == Status.UP
+    body = {
+        "status": "ready" if is_ready else "unready",
+        "components": {
+            "database": components["database"]["status"],
+            "redis": components["redis"]["status"],
+            "workers": components["workers"].get("queues", {}),
+        },
+    }
+    return JsonResponse(body, status=200 if is_ready else 503)
+
+
+def _look_at(*names: str) -> dict[str, Component]:
+    looks = {name: _lookers[name].begin() for name in names}
+    return {name: _component(name, look) for name, look in looks.items()}
+
+
+def _component(name: str, look: Look[Finding]) -> Component:
+    finding = look.found(_LIMIT_SECONDS) or _finding_without(name, look)
+    component = Component(
+        status=finding.status,
+        message=finding.message,
+        response_time_ms=look.elapsed_ms,
+    )
+    if name == probes.WORKERS:
+        component["queues"] = finding.queues
+    return component
+
+
+def _finding_without(name: str, look: Look[Finding]) -> Finding:
+    """Of a component that could not be looked at."""
+    if look.has_ended:
+        message = "It could not be looked at: the log of the web process says why."
+    else:
+        message = f"No answer for {look.elapsed_ms / 1000:.1f} s: check whether it hangs."
+    queues = dict.fromkeys(settings.WORKER_QUEUES, 0) if name == probes.WORKERS else {}
+    return Finding(Status.DOWN, message, queues)
+
+
+def _overall(components: dict[str, Component]) -> str:
+    if any(components[name]["status"] == Status.DOWN for name in _ESSENTIAL):
+        return "unhealthy"
+    is_well = all(component["status"] == Status.UP for component in components.values())
+    return "healthy" if is_well else "degraded"
+
+
+def _summary(stats: GPUStats | None) -> GPUSummary:
+    gpus = stats["gpus"] if stats else []
+    return GPUSummary(
+        available=bool(gpus),
+        num_gpus=len(gpus),
+        total_mb=_sum([reading["total_mb"] for reading in gpus]),
+        used_mb=_sum([reading["used_mb"] for reading in gpus]),
+    )
+
+
+def _sum(values: list[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if values and len(known) == len(values) else None

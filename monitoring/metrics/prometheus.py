@@ -1,0 +1,133 @@
+"""Prometheus metrics: what the processes have counted, and how things stand.
+
+The names are vLLM's where it has such a metric, with the prefix `sopllm_`.
+"""
+
+from collections.abc import Iterator
+
+import redis
+from django.conf import settings
+from django.utils.module_loading import import_string
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from monitoring import gpu, queue_stats
+from monitoring.metrics import counters, task_counts
+from monitoring.queue_stats import QueueStats
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+_PREFIX = "sopllm_"
+_HISTOGRAMS = {
+    counters.QUEUE_TIME: "From the submission of a task to the start of its last attempt.",
+    counters.TTFT: "From the start of an attempt to its first text, loading included.",
+    counters.ITL: "Between one piece of an answer's text and the next.",
+    counters.TPOT: "Mean time of each token of an answer after the first.",
+    counters.E2E: "From the submission of a task to the end of its last attempt.",
+}
+# Names, the fields they are counted in, and what they say.
+_COUNTERS = (
+    ("prompt_tokens", task_counts.PROMPT_TOKENS, "Tokens of prompts."),
+    ("generation_tokens", task_counts.GENERATION_TOKENS, "Tokens of answers."),
+    ("prefix_cache_queries", task_counts.PROMPT_TOKENS, "Tokens looked for in the prefix cache."),
+    ("prefix_cache_hits", task_counts.CACHED_TOKENS, "Tokens found in the prefix cache."),
+    ("request_cancelled", task_counts.CANCELLED, "Cancelled tasks."),
+)
+# The same, of fields that are followed by the value of a label.
+_LABELLED_COUNTERS = (
+    ("request_success", task_counts.SUCCESS, "finished_reason", "Completed tasks."),
+    ("request_failure", task_counts.FAILURE, "error_code", "Failed tasks."),
+)
+_BYTES_PER_MB = 1024 * 1024
+
+
+def text() -> bytes:
+    """All metrics, in Prometheus' text format; without Redis, what the database knows."""
+    return generate_latest(_Metrics())
+
+
+class _Metrics(Collector):
+    def collect(self) -> Iterator[Metric]:
+        is_loaded: dict[str, bool] = import_string(settings.LOADED_MODELS)()
+        yield from _counted(list(is_loaded))
+        yield from _queues(queue_stats.read())
+        yield _loaded_models(is_loaded)
+        yield from _gpus()
+
+
+def _counted(models: list[str]) -> Iterator[Metric]:
+    """Of the models that are registered now, so that the series are as many as those."""
+    try:
+        fields = counters.read(models)
+    except redis.RedisError:
+        return  # rather no value than a wrong one
+    for histogram, meaning in _HISTOGRAMS.items():
+        yield _histogram(histogram, meaning, fields)
+    for name, field, meaning in _COUNTERS:
+        counter = CounterMetricFamily(_PREFIX + name, meaning, labels=["model"])
+        for model, values in fields.items():
+            counter.add_metric([model], values.get(field, 0.0))
+        yield counter
+    for name, start, label, meaning in _LABELLED_COUNTERS:
+        counter = CounterMetricFamily(_PREFIX + name, meaning, labels=["model", label])
+        for model, values in fields.items():
+            for field in sorted(field for field in values if field.startswith(start)):
+                counter.add_metric([model, field.removeprefix(start)], values[field])
+        yield counter
+
+
+def _histogram(name: str, meaning: str, fields: dict[str, dict[str, float]]) -> Metric:
+    family = HistogramMetricFamily(_PREFIX + name, meaning, labels=["model"])
+    for model, values in fields.items():
+        family.add_metric(
+            [model], counters.cumulative(values, name), values.get(f"{name}:sum", 0.0)
+        )
+    return family
+
+
+def _queues(stats: QueueStats) -> Iterator[Metric]:
+    running = GaugeMetricFamily(
+        f"{_PREFIX}num_requests_running", "Tasks that run.", labels=["queue"]
+    )
+    waiting = GaugeMetricFamily(
+        f"{_PREFIX}num_requests_waiting", "Tasks that wait.", labels=["queue"]
+    )
+    workers = GaugeMetricFamily(f"{_PREFIX}workers", "Workers alive.", labels=["queue"])
+    for queue, state in stats["queues"].items():
+        running.add_metric([queue], state["processing"])
+        waiting.add_metric([queue], state["pending"])
+        if state["workers"] is not None:
+            workers.add_metric([queue], state["workers"])
+    yield from (running, waiting, workers)
+
+
+def _loaded_models(is_loaded: dict[str, bool]) -> Metric:
+    family = GaugeMetricFamily(f"{_PREFIX}model_loaded", "1 while in memory.", labels=["model"])
+    for model, loaded in is_loaded.items():
+        family.add_metric([model], loaded)
+    return family
+
+
+def _gpus() -> Iterator[Metric]:
+    labels = ["node", "gpu"]
+    used = GaugeMetricFamily(f"{_PREFIX}gpu_memory_used_bytes", "Memory in use.", labels=labels)
+    total = GaugeMetricFamily(f"{_PREFIX}gpu_memory_total_bytes", "Memory.", labels=labels)
+    busy = GaugeMetricFamily(
+        f"{_PREFIX}gpu_utilization_ratio", "Part of the time that it computes.", labels=labels
+    )
+    for reading in gpu.stats()["gpus"]:
+        place = [reading["node"], str(reading["index"])]
+        if reading["used_mb"] is not None:
+            used.add_metric(place, reading["used_mb"] * _BYTES_PER_MB)
+        if reading["total_mb"] is not None:
+            total.add_metric(place, reading["total_mb"] * _BYTES_PER_MB)
+        if reading["utilization_percent"] is not None:
+            busy.add_metric(place, reading["utilization_percent"] / 100)
+    yield from (used, total, busy)

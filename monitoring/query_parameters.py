@@ -1,0 +1,31 @@
+"""Query parameters as the monitoring routes take them: what is unknown or unfit is refused."""
+
+from collections.abc import Collection
+
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+
+DEFAULT_LIMIT = 100
+MAX_LIMIT = 1000
+_MAX_DIGITS = 18  # what fits into 64 bits
+
+
+def refuse_unknown(request: Request, known: Collection[str]) -> None:
+    """Raise ValidationError for a parameter that the route does not have; `format` is DRF's own."""
+    for name in request.query_params:
+        if name not in {*known, "format"}:
+            raise ValidationError({name: ["Unknown parameter: check its spelling."]})
+
+
+def whole_number(request: Request, name: str, default: int, minimum: int, maximum: int) -> int:
+    """The parameter within [minimum, maximum], or its default; else raises ValidationError."""
+    text = request.query_params.get(name, str(default))
+    is_number = text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS
+    if not is_number or not minimum <= int(text) <= maximum:
+        raise ValidationError({name: [f"Give a whole number from {minimum} to {maximum}."]})
+    return int(text)
+
+
+def limit(request: Request) -> int:
+    """How many entries a page may have."""
+    return whole_number(request, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)

@@ -1,0 +1,68 @@
+/** Calls of the REST API. */
+
+export const BASE = "/api/v1";
+const TIMEOUT_MS = 10_000;
+
+/** What the API refuses, or that it does not answer. `details` names the fields that are wrong. */
+export class ApiError extends Error {
+  /**
+   * @param {string} message
+   * @param {{status?: number, details?: Record<string, any> | null}} [more] status 0: no answer came
+   */
+  constructor(message, { status = 0, details = null } = {}) {
+    super(message);
+    this.status = status;
+    this.details = details ?? {};
+  }
+}
+
+/**
+ * @param {string} path below /api/v1
+ * @returns {Promise<any>}
+ */
+export function get(path) {
+  return call("GET", path);
+}
+
+/**
+ * @param {string} path
+ * @param {unknown} [body]
+ * @param {number} [timeoutMs]
+ * @returns {Promise<any>}
+ */
+export function post(path, body, timeoutMs) {
+  return call("POST", path, body, timeoutMs);
+}
+
+/**
+ * @param {string} method
+ * @param {string} path
+ * @param {unknown} [body]
+ * @param {number} [timeoutMs]
+ * @param {number[]} [statuses] those that are an answer although they are no success
+ */
+export async function call(method, path, body, timeoutMs = TIMEOUT_MS, statuses = []) {
+  const response = await answerOf(method, path, body, timeoutMs);
+  const answer = await response.json().catch(() => null);
+  if (response.ok || statuses.includes(response.status)) return answer;
+  const message =
+    answer?.message ?? `The service answered ${response.status} ${response.statusText}.`;
+  throw new ApiError(message, { status: response.status, details: answer?.details });
+}
+
+async function answerOf(method, path, body, timeoutMs) {
+  try {
+    return await fetch(BASE + path, {
+      method,
+      headers: {
+        Accept: "application/json",
+        ...(body === undefined ? {} : { "Content-Type": "application/json" }),
+      },
+      body: body === undefined ? undefined : JSON.stringify(body),
+      signal: AbortSignal.timeout(timeoutMs),
+      cache: "no-store",
+    });
+  } catch {
+    throw new ApiError("The service does not answer: check that it runs, then try again.");
+  }
+}

@@ -1,0 +1,118 @@
+/** The panel of the models, with what is loaded, and the playground's choice of them. */
+
+import { get, post } from "./api.js";
+import { byId, element, setState, setText } from "./element.js";
+import { bytes, clock, count } from "./format.js";
+import { Rows } from "./rows.js";
+
+const STATES = { loaded: "good", loading: "busy", error: "bad" };
+const WAIT_SECONDS = 60;
+
+const rows = new Rows(byId("models"), { key: (model) => model.name, create });
+/** @type {Map<string, "load" | "unload">} what was asked for here and is not done yet */
+const asked = new Map();
+/** @type {Record<string, any>[]} */
+let known = [];
+let isReading = false;
+let isStale = false;
+
+/** Reads them again. What changes while they are read is read once more. */
+export async function readModels() {
+  isStale = true;
+  if (isReading) return;
+  isReading = true;
+  try {
+    while (isStale) {
+      isStale = false;
+      ({ models: known } = await get("/models?limit=1000"));
+      show();
+    }
+  } finally {
+    isReading = false;
+  }
+}
+
+function show() {
+  rows.show(known);
+  byId("models-empty").hidden = known.length > 0;
+  showChoice(known.map((model) => model.name));
+}
+
+/** @param {string[]} names */
+function showChoice(names) {
+  const select = /** @type {HTMLSelectElement} */ (byId("model"));
+  const shown = [...select.options].map((option) => option.value);
+  if (shown.join() === names.join()) return;
+  const chosen = select.value || select.dataset.wanted;
+  select.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
+  select.value = names.includes(chosen) ? chosen : firstChoice(names);
+}
+
+/** A loaded model answers at once; an echo is for trying things out. */
+function firstChoice(names) {
+  const local = known.filter((model) => model.provider === "local");
+  return (local.find((model) => model.loaded) ?? local[0])?.name ?? names[0] ?? "";
+}
+
+function create(first) {
+  const state = element("span", { class: "badge" });
+  const about = element("span", { class: "about" });
+  const button = /** @type {HTMLButtonElement} */ (
+    element("button", {
+      type: "button",
+      class: "quiet",
+      onclick: () => act(first.name, wish(first.name)),
+    })
+  );
+  const node = element(
+    "li",
+    { "data-model": first.name },
+    element("span", { class: "name" }, first.name),
+    about,
+    element("span", { class: "end" }, state, button),
+  );
+  const update = (model) => {
+    const pending = asked.get(model.name) ?? model.requested;
+    setState(
+      state,
+      STATES[model.status] ?? "none",
+      pending === "unload" ? "unloading" : model.status,
+    );
+    setText(about, inWords(model));
+    button.hidden = model.provider !== "local";
+    button.disabled = Boolean(pending) || model.status === "loading";
+    setText(button, model.loaded ? "Unload" : "Load");
+    button.setAttribute("aria-label", `${button.textContent} ${model.name}`);
+  };
+  return { node, update };
+}
+
+function wish(name) {
+  return known.find((model) => model.name === name)?.loaded ? "unload" : "load";
+}
+
+/** @param {"load" | "unload"} verb */
+async function act(name, verb) {
+  asked.set(name, verb);
+  setText(byId("models-error"), "");
+  show();
+  try {
+    await post(`/models/${verb}?wait=${WAIT_SECONDS}`, { model: name }, (WAIT_SECONDS + 5) * 1000);
+  } catch (error) {
+    setText(byId("models-error"), error.message);
+  } finally {
+    asked.delete(name);
+    await readModels().catch(() => show());
+  }
+}
+
+function inWords(model) {
+  const parts = [
+    model.provider,
+    model.size_bytes ? bytes(model.size_bytes) : null,
+    model.context_window ? `${count(model.context_window)} tokens of context` : null,
+    model.loaded && model.unload_at ? `kept until ${clock(model.unload_at)}` : null,
+    model.status_message || null,
+  ];
+  return parts.filter(Boolean).join(", ");
+}

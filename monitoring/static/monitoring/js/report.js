@@ -1,0 +1,144 @@
+/** The report of a task, in a dialog. */
+
+import { onRemembered, remember, remembered } from "./address.js";
+import { BASE, get } from "./api.js";
+import { byId, element, setState, setText } from "./element.js";
+import { clock, count, duration, moment, rate, shortId } from "./format.js";
+import { TASK_STATES } from "./task-state.js";
+
+const dialog = byId("report");
+
+/**
+ * @param {string} taskId
+ * @returns {HTMLElement} a link that opens the report and keeps what else the address remembers
+ */
+export function reportLink(taskId) {
+  const open = (/** @type {MouseEvent} */ event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    openReport(taskId);
+  };
+  return element(
+    "a",
+    { href: `#report=${taskId}`, onclick: open, title: `Report of ${taskId}` },
+    shortId(taskId),
+  );
+}
+
+/** @param {string} taskId */
+export function openReport(taskId) {
+  remember("report", taskId);
+  show(taskId);
+}
+
+/** Opens the report that the address names, now and whenever it changes. */
+export function startReports() {
+  byId("report-close").addEventListener("click", () => dialog.close());
+  dialog.addEventListener(
+    "click",
+    (/** @type {MouseEvent} */ event) => event.target === dialog && dialog.close(),
+  );
+  dialog.addEventListener("close", () => remember("report", null));
+  onRemembered("report", (taskId) => (taskId ? show(taskId) : dialog.close()));
+  const taskId = remembered("report");
+  if (taskId) show(taskId);
+}
+
+async function show(taskId) {
+  setText(byId("report-title"), `Report of ${taskId}`);
+  setState(byId("report-state"), "none", "");
+  setText(byId("report-error"), "");
+  byId("report-json").href = `${BASE}/tasks/${encodeURIComponent(taskId)}/report`;
+  byId("report-body").replaceChildren();
+  if (!dialog.open) dialog.showModal();
+  try {
+    fill(await get(`/tasks/${encodeURIComponent(taskId)}/report`));
+  } catch (error) {
+    setText(byId("report-error"), error.message);
+  }
+}
+
+function fill(report) {
+  const { task, metrics, tokens } = report;
+  setState(byId("report-state"), TASK_STATES[task.status] ?? "none", task.status);
+  const parts = [
+    figures({
+      Model: task.model,
+      Priority: task.priority,
+      Submitted: moment(task.created_at),
+      "Queue wait": duration(metrics.queue_wait_ms),
+      "Model load": duration(metrics.model_load_ms),
+      "First token": duration(metrics.ttft_ms),
+      Inference: duration(metrics.inference_ms),
+      Total: duration(metrics.total_ms),
+      "Tokens/s": rate(metrics.tokens_per_second),
+      "Prompt tokens": count(tokens?.prompt_tokens),
+      "of them cached": count(tokens?.cached_tokens),
+      "Answer tokens": count(tokens?.completion_tokens),
+      "Finish reason": task.result?.finish_reason ?? "–",
+    }),
+    task.error &&
+      section("Error", element("p", { class: "error" }, `${task.error_code}: ${task.error}`)),
+    section(
+      report.prompt === null ? "Messages" : "Prompt",
+      element("pre", { tabindex: "0" }, question(report)),
+    ),
+    task.result && section("Answer", element("pre", { tabindex: "0" }, task.result.text)),
+    section(
+      "Parameters as used",
+      element("pre", { tabindex: "0" }, JSON.stringify(report.params, null, 2)),
+    ),
+    section("Attempts", attemptTable(report.attempts)),
+    section("Log", logLines(report.logs)),
+  ];
+  byId("report-body").replaceChildren(...parts.filter(Boolean));
+}
+
+function section(title, content) {
+  return element("section", {}, element("h3", {}, title), content);
+}
+
+function figures(values) {
+  const pairs = Object.entries(values).map(([name, value]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, value)),
+  );
+  return element("dl", { class: "figures" }, ...pairs);
+}
+
+function question({ prompt, messages }) {
+  return prompt ?? (messages ?? []).map(({ role, content }) => `${role}: ${content}`).join("\n\n");
+}
+
+function attemptTable(attempts) {
+  if (!attempts.length) return element("p", { class: "empty" }, "Not started yet.");
+  const titles = ["No.", "Outcome", "Model", "Started", "Ended", "Worker"];
+  const head = element("tr", {}, ...titles.map((title) => element("th", { scope: "col" }, title)));
+  const rows = attempts.map(({ number, outcome, model, started_at, ended_at, worker }) =>
+    element(
+      "tr",
+      {},
+      ...[number, outcome, model, moment(started_at), ended_at ? clock(ended_at) : "–", worker].map(
+        (text) => element("td", {}, text),
+      ),
+    ),
+  );
+  return element(
+    "div",
+    { class: "scroll" },
+    element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows)),
+  );
+}
+
+function logLines(lines) {
+  if (!lines.length) return element("p", { class: "empty" }, "No lines.");
+  const items = lines.map(({ timestamp, level, message }) =>
+    element(
+      "li",
+      {},
+      element("time", { datetime: timestamp }, clock(timestamp)),
+      element("span", { class: "kind" }, level),
+      element("span", { class: "what" }, message),
+    ),
+  );
+  return element("ol", { class: "feed" }, ...items);
+}

@@ -1,0 +1,166 @@
+"""The monitoring routes: validate, call one thing, respond."""
+
+import logging
+import re
+from datetime import date, timedelta
+from typing import Any
+
+import redis
+from django.http import HttpResponse
+from drf_spectacular.plumbing import resolve_type_hint
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework.decorators import api_view
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.utils.urls import replace_query_param
+from rest_framework.views import APIView
+
+from monitoring import event_log, query_parameters, queue_stats
+from monitoring import gpu as gpu_readings
+from monitoring import logs as service_log
+from monitoring import stats as statistics
+from monitoring.api_errors import RedisUnavailable
+from monitoring.feed.messages import EventPage, event_message
+from monitoring.health import report as health_report
+from monitoring.metrics import prometheus
+from monitoring.models import KEPT_DAYS
+from monitoring.serializers import (
+    EventPageSerializer,
+    GPUStatsSerializer,
+    HealthSerializer,
+    LogPageSerializer,
+)
+
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_LOG_PARAMETERS = [
+    OpenApiParameter("limit", int, description="1 to 1000, 100 by default"),
+    OpenApiParameter("level", str, enum=_LOG_LEVELS, description="this, and what is more severe"),
+    OpenApiParameter("task_id", str),
+    OpenApiParameter("before", str, description="the id of an entry: only older ones"),
+]
+_schema_of: Any = resolve_type_hint  # which has no annotations itself
+_STATS_PARAMETERS = [
+    OpenApiParameter("date", date, description="one of the last 7 days, in UTC"),
+    OpenApiParameter("days", int, description="1 to 7, 1 by default; the last one is today"),
+]
+_EVENT_PARAMETERS = [
+    OpenApiParameter("after", int, description="the `seq` of an answer or event; 0: the oldest"),
+    OpenApiParameter("limit", int, description="1 to 1000, 100 by default"),
+]
+_MAX_SEQ = 10**18 - 1
+# An id of a Redis stream: two numbers of 64 bits.
+_ENTRY_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
+
+
+@extend_schema(responses={200: HealthSerializer, 503: HealthSerializer})
+@api_view(["GET"])
+def health(request: Request) -> Response:
+    """How each component is: 200 healthy or degraded, 503 unhealthy."""
+    query_parameters.refuse_unknown(request, ())
+    report = health_report.check()
+    return Response(report, status=503 if report["status"] == "unhealthy" else 200)
+
+
+@extend_schema(responses=GPUStatsSerializer)
+@api_view(["GET"])
+def gpu(request: Request) -> Response:
+    """The GPUs of all nodes, who works on them and which models they hold."""
+    query_parameters.refuse_unknown(request, ())
+    return Response(gpu_readings.stats())
+
+
+@extend_schema(parameters=_LOG_PARAMETERS, responses=LogPageSerializer)
+@api_view(["GET"])
+def logs(request: Request) -> Response:
+    """What all processes have logged, the newest first: the last 10,000 records of 7 days."""
+    query_parameters.refuse_unknown(request, ("limit", "level", "task_id", "before"))
+    params = request.query_params
+    level, before = params.get("level", "INFO"), params.get("before")
+    if level not in _LOG_LEVELS:
+        raise ValidationError({"level": [f"Choose one of {', '.join(_LOG_LEVELS)}."]})
+    if before is not None and not _ENTRY_ID.fullmatch(before):
+        raise ValidationError({"before": ["Give the id of an entry, as `next` does."]})
+    limit = query_parameters.limit(request)
+    min_level = logging.getLevelNamesMapping()[level]
+    try:
+        page = service_log.read(limit, min_level, params.get("task_id"), before)
+    except redis.RedisError as exc:
+        raise RedisUnavailable from exc
+    older = page.before and replace_query_param(request.build_absolute_uri(), "before", page.before)
+    body = {"logs": page.entries, "results": page.entries, "next": older, "previous": None}
+    return Response(body)
+
+
+@extend_schema(responses={200: _schema_of(queue_stats.QueueStats)})
+@api_view(["GET"])
+def queue(request: Request) -> Response:
+    """What waits and what runs, by queue; of the running tasks, your own are named."""
+    query_parameters.refuse_unknown(request, ())
+    return Response(queue_stats.read(str(getattr(request.user, "owner", ""))))
+
+
+@extend_schema(parameters=_EVENT_PARAMETERS, responses=EventPageSerializer)
+@api_view(["GET"])
+def events(request: Request) -> Response:
+    """What happened after an event, in order; ask again after the `seq` of the answer.
+
+    `has_gap` when some of it is no longer kept. A page reads `limit` events and shows those that
+    are yours or everyone's; `next` is not null where there are more.
+    """
+    query_parameters.refuse_unknown(request, ("after", "limit"))
+    after = query_parameters.whole_number(request, "after", 0, 0, _MAX_SEQ)
+    try:
+        excerpt = event_log.read(after, query_parameters.limit(request))
+    except redis.RedisError as exc:
+        raise RedisUnavailable from exc
+    owners = (None, str(getattr(request.user, "owner", "")))
+    visible = [event_message(event) for event in excerpt.events if event.owner in owners]
+    here = request.build_absolute_uri()
+    page = EventPage(
+        events=visible,
+        results=visible,
+        next=replace_query_param(here, "after", excerpt.end_seq) if excerpt.has_more else None,
+        previous=None,
+        seq=excerpt.end_seq,
+        has_gap=excerpt.has_gap,
+    )
+    return Response(page)
+
+
+@extend_schema(parameters=_STATS_PARAMETERS, responses={200: _schema_of(statistics.Stats)})
+@api_view(["GET"])
+def stats(request: Request) -> Response:
+    """The tasks that ended on a day, or in the last days up to now: today's by default."""
+    query_parameters.refuse_unknown(request, ("date", "days"))
+    if {"date", "days"} <= request.query_params.keys():
+        raise ValidationError({"date": ["Give either date or days, not both."]})
+    if "date" in request.query_params:
+        day = _day(request)
+        return Response(statistics.read(day, day))
+    num_days = query_parameters.whole_number(request, "days", 1, 1, KEPT_DAYS)
+    today = statistics.today()
+    return Response(statistics.read(today - timedelta(days=num_days - 1), today))
+
+
+def _day(request: Request) -> date:
+    """The day that is asked for, if there are statistics of all of it. Raises ValidationError."""
+    today = statistics.today()
+    days = [today - timedelta(days=age) for age in range(KEPT_DAYS)]
+    named = {day.isoformat(): day for day in days}
+    if (text := request.query_params["date"]) not in named:
+        message = f"Give a day in UTC from {days[-1]} to {today}."
+        raise ValidationError({"date": [message]})
+    return named[text]
+
+
+class Metrics(APIView):
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
+        """Whatever is accepted: scrapers name formats that are none of ours."""
+        return super().perform_content_negotiation(request, force=True)
+
+    @extend_schema(responses={(200, "text/plain"): str})
+    def get(self, request: Request) -> HttpResponse:
+        """Metrics for Prometheus, in its text format."""
+        query_parameters.refuse_unknown(request, ())
+        return HttpResponse(prometheus.text(), content_type=prometheus.CONTENT_TYPE)

@@ -1,0 +1,434 @@
+"""The monitor page in a real browser, against the whole running service."""
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Page,
+    WebSocketRoute,
+    expect,
+    sync_playwright,
+)
+
+from benchmarks.running_service import COUNTING, SMOLLM2, WEB, RunningService, wait_for
+from tests.system.conftest import ONE_AT_A_TIME
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+LIMIT_MS = 15_000
+# The page's list of events holds this many.
+MAX_EVENTS = 200
+SIZES = {"phone": (360, 740), "wide": (1920, 1080)}
+# A sentence that takes slow-echo, which says a word in 100 ms, some seconds.
+LONG_PROMPT = " ".join(f"word{number}" for number in range(30))
+
+# As NVML told it of a GPU at work.
+GPU = {
+    "index": 0,
+    "node": "gpu-node-1",
+    "name": "NVIDIA H100 80GB HBM3",
+    "driver_version": "570.148.08",
+    "cuda_version": "12.8",
+    "compute_capability": "9.0",
+    "total_mb": 81559,
+    "used_mb": 20480,
+    "free_mb": 61079,
+    "used_percent": 25.1,
+    "utilization_percent": 87,
+    "temperature_c": 54,
+    "power_w": 412.5,
+    "is_locked": True,
+    "current_task_id": None,
+    "loaded_models": ["llama-3.1-8b"],
+}
+
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM.exists(), reason="Chromium is not installed: apt-get install chromium"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        expect.set_options(timeout=LIMIT_MS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser that was never here before."""
+    with browser.new_context() as context:
+        yield context
+
+
+@pytest.fixture(scope="module")
+def _context(browser: Browser) -> Iterator[BrowserContext]:
+    """One that has the files of the page in its cache."""
+    with browser.new_context() as context:
+        yield context
+
+
+@pytest.fixture
+def page(_context: BrowserContext, service: RunningService) -> Iterator[Page]:
+    """The page in a tab of its own, connected to the feed."""
+    with opened(_context, service) as page:
+        yield page
+
+
+def opened(context: BrowserContext, service: RunningService) -> Page:
+    page = context.new_page()
+    page.set_default_timeout(LIMIT_MS)
+    page.goto(f"{service.base_url}/")
+    expect(page.locator("#connection")).to_have_text("Live")
+    return page
+
+
+def submit(page: Page, model: str, prompt: str, **fields: str) -> str:
+    """Fill in the playground and submit; the task's id."""
+    page.locator(f"#model option[value='{model}']").wait_for(state="attached")
+    page.select_option("#model", model)
+    page.fill("#prompt", prompt)
+    for name, value in fields.items():
+        page.locator(f"#{name}").evaluate(
+            "field => field.closest('details')?.toggleAttribute('open', true)"
+        )
+        page.fill(f"#{name}", value)
+    page.press("#prompt", "Control+Enter")
+    page.wait_for_url(re.compile("#task=task_"))
+    return page.url.partition("#task=")[2]
+
+
+def expect_end(page: Page, state: str) -> None:
+    expect(page.locator("#answer-state")).to_have_text(state)
+
+
+def shown_events(page: Page) -> list[dict[str, Any]]:
+    """The events on the page, oldest first."""
+    script = "items => items.map(({dataset}) => ({seq: Number(dataset.seq), type: dataset.type}))"
+    shown: list[dict[str, Any]] = page.locator("#events > li").evaluate_all(script)
+    return shown[::-1]
+
+
+def logged_events(service: RunningService, after: int) -> list[dict[str, Any]]:
+    """The same from the service."""
+    answer = service.http.get("/monitor/events", params={"after": after, "limit": 1000}).json()
+    return [{"seq": event["seq"], "type": event["type"]} for event in answer["events"]]
+
+
+def test_submitted_prompt_streams_in_and_completes(page: Page, service: RunningService) -> None:
+    task_id = submit(page, SMOLLM2, "Tell me about the sea.", max_tokens="60", temperature="0")
+    expect(page.locator("#answer")).to_have_text(re.compile(r"\w+ \w+"))
+    assert service.task(task_id)["status"] in ("processing", "completed")
+    expect_end(page, "completed")
+    text = service.task(task_id)["result"]["text"]
+    assert page.locator("#answer").text_content() == text
+    expect(page.locator("#answer-tokens")).to_have_text("60")
+    expect(page.locator("#answer-rate")).to_have_text(re.compile(r"^[\d.]+$"))
+    expect(page.locator(f"#recent tr[data-task={task_id}] .badge")).to_have_text("completed")
+
+
+def test_running_task_is_shown_with_its_growing_text(page: Page, service: RunningService) -> None:
+    task_id = service.submit(model="slow-echo", prompt=LONG_PROMPT)
+    text = page.locator(f"#running > li[data-task={task_id}] pre")
+    expect(text).to_contain_text("word2 word3")
+    expect(text).to_contain_text("word9 word10")
+    service.http.post(f"/tasks/{task_id}/cancel").raise_for_status()
+    expect(text).to_have_count(0)
+
+
+def test_cancel_in_mid_stream_keeps_the_text(page: Page, service: RunningService) -> None:
+    task_id = submit(page, "slow-echo", LONG_PROMPT)
+    expect(page.locator("#answer")).to_contain_text("word3")
+    page.click("#cancel")
+    expect_end(page, "cancelled")
+    kept = service.task(task_id)["result"]["text"]
+    assert kept.startswith("word0 word1 word2 word3")
+    assert len(kept) < len(LONG_PROMPT)
+    assert page.locator("#answer").text_content() == kept
+    expect(page.locator("#cancel")).to_be_disabled()
+
+
+def test_reload_in_mid_stream_shows_the_whole_text(page: Page, service: RunningService) -> None:
+    task_id = submit(page, "slow-echo", LONG_PROMPT)
+    expect(page.locator("#answer")).to_contain_text("word5")
+    page.reload()
+    expect(page.locator("#answer")).to_contain_text("word0 word1 word2")
+    assert service.task(task_id)["status"] == "processing"
+    expect_end(page, "completed")
+    assert page.locator("#answer").text_content() == service.task(task_id)["result"]["text"]
+    assert page.input_value("#prompt") == LONG_PROMPT
+
+
+def test_text_of_a_lost_worker_is_replaced(page: Page, service: RunningService) -> None:
+    task_id = submit(page, SMOLLM2, COUNTING["prompt"], max_tokens="150")
+    expect(page.locator("#answer")).to_have_text(re.compile(r"\w+ \w+ \w+"))
+    os.kill(service.gpu_child(), signal.SIGKILL)
+    expect_end(page, "completed")
+    task = service.task(task_id)
+    assert task["attempt"] == 2
+    assert page.locator("#answer").text_content() == task["result"]["text"]
+
+
+def test_page_outlives_a_restart_of_the_server(page: Page, service: RunningService) -> None:
+    service.ended(service.submit(model="echo", prompt="before"))
+    task_id = submit(page, "slow-echo", LONG_PROMPT)
+    expect(page.locator("#answer")).to_contain_text("word2")
+    before = logged_events(service, after=0)[-1]["seq"]
+
+    for pid in service.pids(WEB):
+        os.kill(pid, signal.SIGKILL)
+    expect(page.locator("#connection")).to_have_text(re.compile("lost|No connection"))
+    wait_for(lambda: answers(service))
+    # While the page is on its way back, things happen.
+    tasks = [service.submit(model="echo", prompt="meanwhile") for _ in range(5)]
+    expect(page.locator("#connection")).to_have_text("Live")
+
+    expect_end(page, "completed")
+    assert page.locator("#answer").text_content() == service.task(task_id)["result"]["text"]
+    told = wait_for(lambda: events_once_ended(service, before, len(tasks) + 1))
+    for each in tasks:
+        expect(page.locator(f"#recent tr[data-task={each}] .badge")).to_have_text("completed")
+    expect(page.locator(f"#events > li[data-seq='{told[-1]['seq']}']")).to_have_count(1)
+    assert shown_events(page) == logged_events(service, after=before - MAX_EVENTS)[-MAX_EVENTS:]
+
+
+def events_once_ended(
+    service: RunningService, after: int, num_tasks: int
+) -> list[dict[str, Any]] | None:
+    """The events after a number, once so many tasks are told to be completed."""
+    told = logged_events(service, after)
+    is_over = sum(event["type"] == "task.completed" for event in told) == num_tasks
+    return told if is_over else None
+
+
+def answers(service: RunningService) -> bool:
+    try:
+        return service.http.get("/models").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_error_stands_at_the_field_it_names(page: Page) -> None:
+    page.locator("#model option[value='echo']").wait_for(state="attached")
+    page.get_by_text("Sampling", exact=True).click()
+    page.fill("#temperature", "7")
+    page.click("#submit")
+    expect(page.locator("#temperature-error")).to_contain_text("2")
+    expect(page.locator("#temperature")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#temperature")).to_be_focused()
+
+
+def test_schema_is_checked_here_and_by_the_service(page: Page) -> None:
+    page.locator(f"#model option[value='{SMOLLM2}']").wait_for(state="attached")
+    page.select_option("#model", SMOLLM2)
+    page.get_by_text("JSON Schema", exact=True).click()
+    page.fill("#schema", '{"type": ')
+    expect(page.locator("#schema-error")).to_contain_text("This is no JSON")
+    page.fill("#schema", '{"type": "no such type"}')
+    expect(page.locator("#schema-error")).to_be_empty()
+    page.click("#submit")
+    expect(page.locator("#schema-error")).to_contain_text("The schema cannot be used. #/type")
+    expect(page.locator("#schema")).to_be_focused()
+
+
+def test_sample_schema_gives_an_answer_that_fits(page: Page, service: RunningService) -> None:
+    page.get_by_text("JSON Schema", exact=True).click()
+    page.click("#schema-sample")
+    task_id = submit(page, SMOLLM2, "Describe a film.", max_tokens="200")
+    expect_end(page, "completed")
+    result = service.task(task_id)["result"]
+    assert set(result["parsed"]) == {"title", "year", "tags"}
+    assert json.loads(page.locator("#answer").text_content() or "") == result["parsed"]
+
+
+def test_report_opens_from_the_list_and_by_its_address(
+    context: BrowserContext, service: RunningService
+) -> None:
+    page = opened(context, service)
+    task_id = service.submit(model="echo", prompt="said <b>back</b>")
+    service.ended(task_id)
+    page.click(f"#recent tr[data-task={task_id}] a")
+    expect(page.locator("#report-title")).to_contain_text(task_id)
+    expect(page.locator("#report-body")).to_contain_text("said <b>back</b>")
+    expect(page.locator("#report-body")).to_contain_text("Attempt 1 completed")
+    address = page.url
+    page.keyboard.press("Escape")
+    expect(page.locator("#report")).to_be_hidden()
+    other = context.new_page()
+    other.goto(address)
+    expect(other.locator("#report-title")).to_contain_text(task_id)
+
+
+def test_models_are_loaded_and_unloaded(page: Page, service: RunningService) -> None:
+    line = page.locator(f"#models > li[data-model='{SMOLLM2}']")
+    button, state = line.get_by_role("button"), line.locator(".badge")
+    if service.model(SMOLLM2)["loaded"]:
+        button.click()
+        expect(state).to_have_text("available")
+    button.click()
+    expect(state).to_have_text("loaded")
+    button.click()
+    expect(state).to_have_text("available")
+    assert not service.model(SMOLLM2)["loaded"]
+
+
+def test_events_can_be_paused_and_filtered(page: Page, service: RunningService) -> None:
+    page.click("#events-pause")
+    last = [service.submit(model="echo", prompt="hello") for _ in range(2)][-1]
+    service.ended(last)
+    expect(page.locator("#events-pause")).to_have_text(re.compile(r"\d+ new"))
+    assert not page.locator(f"#events a[href='#report={last}']").count()
+    page.click("#events-pause")
+    expect(page.locator(f"#events a[href='#report={last}']")).to_have_count(3)
+    page.get_by_label("started", exact=True).uncheck()
+    expect(page.locator(f"#events a[href='#report={last}']")).to_have_count(2)
+
+
+def test_page_says_what_is_up(page: Page) -> None:
+    expect(page.locator("#health")).to_have_text(re.compile("Healthy|Degraded"))
+    expect(page.locator("#queues tr")).to_have_count(3)
+    expect(page.locator("#components li")).not_to_have_count(0)
+    expect(page.locator("#gpu-none")).to_be_visible()
+    expect(page.locator("#memory meter")).not_to_have_count(0)
+    expect(page.locator("#log > li")).not_to_have_count(0)
+    expect(page.locator(".chart canvas")).to_have_count(2)
+
+
+def test_gpu_is_shown_with_its_readings(context: BrowserContext, service: RunningService) -> None:
+    def with_gpu(text: str) -> str:
+        message = json.loads(text)
+        if message["type"] == "gpu_stats":
+            message["data"] = {"available": True, "gpus": [GPU]}
+        return json.dumps(message)
+
+    def pass_on(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+        server.on_message(lambda text: socket.send(with_gpu(str(text))))
+
+    context.route_web_socket(re.compile("/ws/monitor"), pass_on)
+    page = opened(context, service)
+    gpu = page.locator("#gpus > .gpu")
+    expect(gpu).to_contain_text("NVIDIA H100 80GB HBM3")
+    expect(gpu).to_contain_text("20 GB of 79.6 GB in use, 87 % busy, 54 °C, 413 W, working")
+    expect(gpu).to_contain_text("llama-3.1-8b")
+    expect(gpu.locator("canvas")).to_be_visible()
+    expect(page.locator("#gpu-none")).to_be_hidden()
+    expect(page.locator("#tile-memory")).to_have_text("20 GB of 79.6 GB")
+
+
+def test_flower_shows_how_many_messages_wait(page: Page, service: RunningService) -> None:
+    """Of all priorities; the page links to it."""
+    prompts = [(1, "first"), (50, "second"), (90, "third")]
+    tasks = [service.submit(**{**COUNTING, "model": ONE_AT_A_TIME, "priority": 1})]
+    service.generating(tasks[0])
+    tasks += [
+        service.submit(prompt=prompt, model=ONE_AT_A_TIME, priority=priority)
+        for priority, prompt in prompts
+    ]
+    page.goto(f"{page.get_attribute('#flower', 'href')}broker")
+    expect(page.get_by_role("row", name=re.compile("gpu"))).to_contain_text("3")
+    for task_id in tasks:
+        service.http.post(f"/tasks/{task_id}/cancel").raise_for_status()
+
+
+def test_curl_command_is_the_request(context: BrowserContext, service: RunningService) -> None:
+    page = opened(context, service)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.fill("#prompt", "it's here")
+    page.click("#copy")
+    expect(page.locator("#copied")).to_have_text("Copied.")
+    command = page.evaluate("navigator.clipboard.readText()")
+    assert command.startswith("curl -X POST 'http://127.0.0.1")
+    assert "it'\\''s here" in command
+
+
+def test_page_is_quiet_and_stays_on_its_origin(
+    context: BrowserContext, service: RunningService
+) -> None:
+    addresses: list[str] = []
+    complaints: list[str] = []
+    context.on("request", lambda request: addresses.append(request.url))
+    context.on("console", lambda message: complaints.append(message.text))
+    context.on("weberror", lambda error: complaints.append(str(error.error)))
+    page = opened(context, service)
+    submit(page, "echo", "hello")
+    expect_end(page, "completed")
+    page.click("#answer-report")
+    expect(page.locator("#report-body")).to_contain_text("hello")
+    assert not complaints
+    assert len(addresses) > 20
+    assert not [each for each in addresses if not each.startswith(f"{service.base_url}/")]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_can_be_read_at_every_size_in_both_themes(
+    browser: Browser, service: RunningService, size: str, scheme: Any
+) -> None:
+    width, height = SIZES[size]
+    with browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme
+    ) as context:
+        page = opened(context, service)
+        submit(page, "echo", "a-very-long-word" * 40)
+        expect_end(page, "completed")
+        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(UNNAMED) == []
+        assert page.evaluate(PALE) == []
+
+
+def test_theme_is_remembered(context: BrowserContext, service: RunningService) -> None:
+    page = opened(context, service)
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    after = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert after != before
+    page.reload()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == after
+
+
+# Controls without a name that a screen reader could say.
+UNNAMED = """[...document.querySelectorAll("button, input, select, textarea, a, meter")]
+  .filter((each) => !each.closest("[hidden], dialog:not([open])"))
+  .filter((each) => !(each.labels?.length || each.getAttribute("aria-label")
+    || (each.textContent.trim() && !["SELECT", "TEXTAREA"].includes(each.tagName))))
+  .map((each) => each.outerHTML)"""
+# Texts whose contrast to what is behind them is below 4.5 : 1.
+PALE = """(() => {
+  const channels = (color) => color.match(/[\\d.]+/g).map(Number);
+  const linear = (c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const behind = (node) => {
+    for (let each = node; each; each = each.parentElement) {
+      const color = channels(getComputedStyle(each).backgroundColor);
+      if (color.length === 3 || color[3] === 1) return color;
+    }
+  };
+  const isPale = (node) => {
+    const [a, b] = [channels(getComputedStyle(node).color), behind(node)].map(light);
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5;
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = new Set();
+  while (walker.nextNode()) {
+    const node = walker.currentNode.parentElement;
+    const isSeen = node.checkVisibility() && walker.currentNode.data.trim();
+    if (isSeen && !node.closest(":disabled, option, noscript") && isPale(node)) {
+      found.add(`${node.tagName}.${node.className}: ${node.textContent.slice(0, 40)}`);
+    }
+  }
+  return [...found];
+})()"""

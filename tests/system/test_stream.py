@@ -1,0 +1,155 @@
+"""Answers of a real model are streamed, whatever happens to the service meanwhile."""
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+
+import httpx
+import pytest
+
+from benchmarks import faults
+from benchmarks.event_stream import Reading, read_events
+from benchmarks.running_service import (
+    COUNTING,
+    ROOT,
+    SMOLLM2,
+    RunningService,
+    free_port,
+    wait_for,
+)
+
+COUNT = COUNTING | {"max_tokens": 100}
+NUM_POINTS = 20
+
+
+@contextmanager
+def another_web(service: RunningService) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+    """One more web process of the service, at a port of its own."""
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "uvicorn", "sopllm.asgi:application", f"--port={port}"),
+        *("--timeout-graceful-shutdown=1", "--log-level=error"),
+    ]
+    web = subprocess.Popen(command, cwd=ROOT, env=service.env)
+    http = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=70, trust_env=False)
+    try:
+        wait_for(lambda: answers(http))
+        yield web, http
+    finally:
+        http.close()
+        web.kill()
+        web.wait()
+
+
+def answers(http: httpx.Client) -> bool:
+    try:
+        return http.get("/tasks").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def read_all(http: httpx.Client, task_id: str, reading: Reading | None = None) -> Reading:
+    """Read on to the end."""
+    reading = reading or Reading()
+    reading.take(read_events(http, task_id, reading.last_id))
+    return reading
+
+
+def read_until(http: httpx.Client, task_id: str, is_enough: Callable[[Reading], object]) -> Reading:
+    """Read, and go away as soon as it is enough."""
+    reading = Reading()
+    with closing(read_events(http, task_id)) as events:
+        for event in events:
+            reading.take([event])
+            if is_enough(reading):
+                break
+    return reading
+
+
+def assert_right(service: RunningService, task_id: str, reading: Reading) -> None:
+    task = service.task(task_id)
+    assert task["status"] == "completed"
+    assert reading.text == task["result"]["text"]
+    assert reading.end is not None
+    assert (reading.end.type, reading.end.data) == ("completed", task)
+
+
+def test_stream_resumed_at_random_points_is_the_text(service: RunningService) -> None:
+    points = random.Random(1).sample(range(1, 90), NUM_POINTS)  # noqa: S311 - no secrets
+    task_id = service.submit(**COUNT)
+    with another_web(service) as (_, http), ThreadPoolExecutor(NUM_POINTS) as clients:
+
+        def interrupted(point: int) -> Reading:
+            reading = read_until(service.http, task_id, lambda each: each.num_tokens >= point)
+            return read_all(http, task_id, reading)
+
+        while_it_ran = list(clients.map(interrupted, points))
+        whole = Reading()
+        cuts = []
+        for event in read_events(service.http, task_id):
+            whole.take([event])
+            cuts.append((whole.last_id, whole.text))
+        afterwards = []
+        for last_id, text in random.Random(2).sample(cuts[1:-1], NUM_POINTS):  # noqa: S311
+            reading = Reading()
+            reading.last_id, reading.text = last_id, text
+            afterwards.append(read_all(http, task_id, reading))
+    for reading in [whole, *while_it_ran, *afterwards]:
+        assert_right(service, task_id, reading)
+        assert reading.num_restarts == 0
+    assert whole.num_tokens > 50
+
+
+def test_worker_killed_in_mid_stream(service: RunningService) -> None:
+    task_id = service.submit(**COUNT)
+    with ThreadPoolExecutor(1) as clients:
+        following = clients.submit(read_all, service.http, task_id)
+        left = read_until(service.http, task_id, lambda each: each.num_tokens >= 10)
+        faults.kill_gpu_child(service)
+        reading = following.result(60)
+    assert reading.num_restarts == 1
+    assert_right(service, task_id, reading)
+    assert_right(service, task_id, read_all(service.http, task_id, left))
+    assert left.num_restarts == 1
+
+
+@pytest.mark.parametrize("round_number", [1, 2])
+def test_valkey_killed_and_empty_in_mid_stream(service: RunningService, round_number: int) -> None:
+    task_id = service.submit(**COUNT)
+    with ThreadPoolExecutor(1) as clients:
+        following = clients.submit(read_all, service.http, task_id)
+        left = read_until(service.http, task_id, lambda each: each.num_tokens >= 10)
+        faults.empty_valkey(service)
+        late = read_all(service.http, task_id)
+        reading = following.result(60)
+    read_all(service.http, task_id, left)
+    for each in (reading, late, left):
+        assert_right(service, task_id, each)
+        assert each.num_restarts == 0
+
+
+def test_open_stream_does_not_keep_a_web_process_from_stopping(service: RunningService) -> None:
+    task_id = service.submit(**COUNTING, max_tokens=1500)
+    with another_web(service) as (web, http):
+        reading = Reading()
+        with closing(read_events(http, task_id)) as events:
+            reading.take([next(events), next(events)])
+            web.terminate()
+            reading.take(events)  # it is ended in order, or this raises
+        assert web.wait(10) is not None
+    assert reading.end is None
+    service.http.post(f"/tasks/{task_id}/cancel").raise_for_status()
+    read_all(service.http, task_id, reading)
+    task = service.task(task_id)
+    assert (task["status"], task["result"]["text"]) == ("cancelled", reading.text)
+
+
+def test_eight_answers_at_once(service: RunningService) -> None:
+    task_ids = [service.submit(f"Tell me about {n}.", SMOLLM2, max_tokens=32) for n in range(8)]
+    with ThreadPoolExecutor(8) as clients:
+        readings = list(clients.map(lambda task_id: read_all(service.http, task_id), task_ids))
+    for task_id, reading in zip(task_ids, readings, strict=True):
+        assert_right(service, task_id, reading)

@@ -1,0 +1,470 @@
+"""The feed of a web process: each event once, in order, to each that wants it, come what may."""
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from channels.layers import get_channel_layer
+
+from monitoring import event_log, publisher
+from monitoring.event_log import LoggedEvent
+from monitoring.feed import feed, live_stats, ring
+from monitoring.feed.feed import Feed
+from monitoring.feed.reader import Reader
+from monitoring.redis_client import client as redis_client
+from tests.conftest import Valkey
+from tests.live_server import TASK_ID, progress, tell, tell_all, told
+
+TASKS = frozenset({"task.queued", "task.progress"})
+LIMIT_SECONDS = 20.0
+
+
+class Listener:
+    """What a socket does with its reader: it takes when woken, unless it is made to rest."""
+
+    def __init__(self, feed_: Feed, owner: str = "local") -> None:
+        self.heard: list[dict[str, Any]] = []
+        self.num_wakes = 0
+        self._feed = feed_
+        self._may_take = asyncio.Event()
+        self._may_take.set()
+        self._taking: asyncio.Task[None] | None = None
+        self.reader: Reader = feed_.join(owner, self._wake)
+
+    def subscribe(self, since: int | None = None) -> None:
+        self._feed.subscribe(self.reader, TASKS, since)
+
+    def rest(self) -> None:
+        """Be slow: take nothing for now."""
+        self._may_take.clear()
+
+    def go_on(self) -> None:
+        self._may_take.set()
+
+    def leave(self) -> None:
+        self._feed.leave(self.reader)
+        if self._taking:
+            self._taking.cancel()
+
+    @property
+    def last_seq(self) -> int:
+        """What a client would reconnect with."""
+        return max((message["seq"] for message in self.heard), default=0)
+
+    def resyncs(self) -> list[int]:
+        errors = [each["data"] for each in self.heard if each["type"] == "error"]
+        assert {each["error"] for each in errors} <= {"resync"}
+        return [each["details"]["since"] for each in errors]
+
+    def _wake(self) -> None:
+        self.num_wakes += 1
+        if self._taking is None:
+            self._taking = asyncio.create_task(self._take())
+
+    async def _take(self) -> None:
+        await self._may_take.wait()
+        while texts := await self.reader.take():
+            self.heard += map(json.loads, texts)
+            await self._may_take.wait()
+        self._taking = None
+
+
+def run(scenario: Callable[[Feed], Awaitable[None]]) -> None:
+    """Run a scenario with a feed that is live."""
+
+    async def main() -> None:
+        live = Feed()
+        first = live.join("nobody", lambda: None)
+        await live.wait_until_live(LIMIT_SECONDS)
+        await scenario(live)
+        live.leave(first)
+
+    asyncio.run(main())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    give_up_at = time.monotonic() + LIMIT_SECONDS
+    while not condition():
+        assert time.monotonic() < give_up_at, condition
+        await asyncio.sleep(0.005)
+
+
+async def now_told(numbers: range) -> None:
+    await asyncio.to_thread(tell_all, numbers)
+
+
+# --- Exactly once ---
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_each_event_is_heard_once_through_breaks_lags_and_losses(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Replay and live fit together: clients leave and come back, rest, and messages get lost."""
+    monkeypatch.setattr(ring, "MAX_ITEMS", 10)
+    monkeypatch.setattr(feed, "_NUM_READ", 7)
+    monkeypatch.setattr(feed, "_NUM_READ_AHEAD", 5)
+    monkeypatch.setattr(feed, "_LOOK_SECONDS", 0.01)
+    chance = random.Random(seed)  # noqa: S311 - no secrets
+    lose_messages(monkeypatch, chance)
+
+    async def scenario(live: Feed) -> None:
+        listeners = [Listener(live) for _ in range(4)]
+        pasts: list[list[dict[str, Any]]] = [[] for _ in listeners]
+        for listener in listeners:
+            listener.subscribe(live.last_seq)
+        num_told = 0
+        for _ in range(60):
+            size = chance.choice((0, 1, 2, 30))
+            telling = asyncio.create_task(now_told(range(num_told, num_told + size)))
+            num_told += size
+            index = chance.randrange(len(listeners))
+            listener = listeners[index]
+            match chance.randrange(4):
+                case 0:
+                    listener.rest()
+                case 1:
+                    listener.go_on()
+                case 2:
+                    pasts[index] += listener.heard
+                    since = max((each["seq"] for each in pasts[index]), default=start)
+                    listener.leave()
+                    listeners[index] = Listener(live)
+                    listeners[index].subscribe(since)
+            await telling
+        for listener in listeners:
+            listener.go_on()
+        for past, listener in zip(pasts, listeners, strict=True):
+            await until(lambda: len(told(past + listener.heard)) >= num_told)  # noqa: B023
+            assert told(past + listener.heard) == list(range(num_told))
+            assert not listener.resyncs()
+
+    tell_all(range(0))
+    start = event_log.last_seq()
+    run(scenario)
+
+
+def lose_messages(monkeypatch: pytest.MonkeyPatch, chance: random.Random) -> None:
+    """Every third message of the group does not come, or comes late."""
+    take = Feed._take
+
+    async def take_sometimes(self: Feed, events: list[LoggedEvent]) -> None:
+        what = chance.randrange(6)
+        if what == 1:
+            asyncio.get_running_loop().call_later(
+                0.02, lambda: asyncio.ensure_future(take(self, events))
+            )
+        elif what > 1:
+            await take(self, events)
+
+    monkeypatch.setattr(Feed, "_take", take_sometimes)
+
+
+def test_messages_of_two_publishers_may_come_in_any_order(valkey: Valkey) -> None:
+    async def scenario(live: Feed) -> None:
+        listener = Listener(live)
+        listener.subscribe()
+        first = [numbered(number) for number in range(3)]
+        second = [numbered(number) for number in range(3, 5)]
+        await send(second)
+        await send(first)
+        await until(lambda: len(listener.heard) == 5)
+        assert told(listener.heard) == [0, 1, 2, 3, 4]
+        await now_told(range(5, 6))
+        await until(lambda: told(listener.heard) == [0, 1, 2, 3, 4, 5])
+
+    run(scenario)
+
+
+def numbered(number: int) -> LoggedEvent:
+    """An event that is logged, and that the group has not heard of yet."""
+    event = LoggedEvent("task.queued", "now", {"task_id": TASK_ID, "attempt": number}, "local")
+    return event_log.append([event], f"writer {number}", 1)[0]
+
+
+async def send(events: list[LoggedEvent]) -> None:
+    await publisher._send_to_group(events)
+
+
+def test_reading_that_an_event_has_overtaken_is_dropped(valkey: Valkey) -> None:
+    async def scenario(live: Feed) -> None:
+        listener = Listener(live)
+        listener.subscribe()
+        first, second = numbered(1), numbered(2)
+        await send([second])  # so the first is read from the log
+        await until(lambda: told(listener.heard) == [1, 2])
+        await send([reading("old"), first, reading("new")])
+        await until(lambda: len(listener.heard) == 3)
+        assert listener.heard[2]["data"]["partial_text"] == "new"
+
+    run(scenario)
+
+
+def reading(text: str) -> LoggedEvent:
+    return LoggedEvent("task.progress", "now", {"task_id": TASK_ID, "partial_text": text}, "local")
+
+
+def test_broken_message_does_not_end_the_feed(valkey: Valkey) -> None:
+    async def scenario(live: Feed) -> None:
+        listener = Listener(live)
+        listener.subscribe()
+        layer: Any = get_channel_layer()
+        await layer.group_send(publisher.GROUP, {"type": "x", "events": [{"what": "?"}]})
+        await now_told(range(3))
+        await until(lambda: told(listener.heard) == [0, 1, 2])
+
+    run(scenario)
+
+
+# --- Lagging ---
+
+
+def test_slow_reader_hears_from_the_log_what_is_no_longer_in_memory(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring, "MAX_ITEMS", 10)
+
+    async def scenario(live: Feed) -> None:
+        slow, quick = Listener(live), Listener(live)
+        slow.subscribe()
+        quick.subscribe()
+        slow.rest()
+        await now_told(range(500))
+        await until(lambda: len(quick.heard) == 500)
+        progress(1)
+        await until(lambda: len(quick.heard) == 501)
+        assert slow.heard == []
+        slow.go_on()
+        await until(lambda: len(told(slow.heard)) == 500)
+        assert told(slow.heard) == list(range(500))
+
+    run(scenario)
+
+
+def test_reader_too_slow_for_the_log_is_told_where_it_goes_on(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring, "MAX_ITEMS", 10)
+
+    async def scenario(live: Feed) -> None:
+        slow, quick = Listener(live), Listener(live)
+        slow.subscribe()
+        quick.subscribe()
+        slow.rest()
+        await now_told(range(500))
+        await until(lambda: len(quick.heard) == 500)
+        redis_client().xtrim("events", minid=f"{quick.last_seq - 19}-0", approximate=False)
+        slow.go_on()
+        await until(lambda: len(slow.heard) == 21)
+        assert slow.heard[0]["type"] == "error"
+        assert slow.resyncs() == [quick.last_seq - 20]
+        assert told(slow.heard) == list(range(480, 500))
+
+    run(scenario)
+
+
+def test_slow_reader_of_readings_goes_on_with_the_oldest_in_memory(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring, "MAX_ITEMS", 10)
+
+    async def scenario(live: Feed) -> None:
+        slow, quick = Listener(live), Listener(live)
+        live.subscribe(slow.reader, {"task.progress"}, None)
+        live.subscribe(quick.reader, {"task.progress"}, None)
+        slow.rest()
+        for number in range(50):
+            progress(number)
+            await until(lambda: len(quick.heard) == number + 1)  # noqa: B023
+        slow.go_on()
+        await until(lambda: len(slow.heard) == 10)
+        assert [each["data"]["tokens_generated"] for each in slow.heard] == list(range(40, 50))
+
+    run(scenario)
+
+
+def test_memory_is_bounded_by_text_as_well(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring, "MAX_CHARACTERS", 10_000)
+
+    async def scenario(live: Feed) -> None:
+        await now_told(range(200))
+        await until(lambda: live.ring.end == 200)
+        assert 20 < live.ring.end - live.ring.first < 100
+        assert sum(len(live.ring[i].text) for i in range(live.ring.first, 200)) <= 10_000
+
+    run(scenario)
+
+
+def test_only_readers_that_want_an_event_are_woken(valkey: Valkey) -> None:
+    async def scenario(live: Feed) -> None:
+        idle, filtered, stranger = Listener(live), Listener(live), Listener(live, "stranger")
+        wants = Listener(live)
+        live.subscribe(idle.reader, {"model.loaded", "log"}, None)
+        for listener in (filtered, stranger, wants):
+            listener.subscribe()
+        filtered.reader.task_id = f"task_{'f' * 32}"
+        await now_told(range(20))
+        await until(lambda: len(wants.heard) == 20)
+        assert (idle.num_wakes, filtered.num_wakes, stranger.num_wakes) == (0, 0, 0)
+
+    run(scenario)
+
+
+# --- Life of the feed ---
+
+
+def test_feed_stops_with_its_last_reader_and_starts_anew(valkey: Valkey) -> None:
+    async def main() -> None:
+        live = Feed()
+        for number in range(3):
+            reader = live.join("local", lambda: None)
+            await live.wait_until_live(LIMIT_SECONDS)
+            live.leave(reader)
+            await now_told(range(number, number + 1))  # while nobody listens
+            await until(lambda: not live._stopping)
+        assert redis_client().pubsub_channels("*") == []
+        listener = Listener(live)
+        await live.wait_until_live(LIMIT_SECONDS)
+        listener.subscribe(0)
+        await until(lambda: told(listener.heard) == [0, 1, 2])
+        listener.leave()
+
+    asyncio.run(main())
+
+
+def test_latest_events_are_in_memory_from_the_start(valkey: Valkey) -> None:
+    tell_all(range(50))
+
+    async def scenario(live: Feed) -> None:
+        assert live.ring.end - live.ring.first == 50
+        assert live.last_seq == event_log.last_seq()
+
+    run(scenario)
+
+
+def test_feed_begins_when_redis_comes(valkey: Valkey) -> None:
+    tell_all(range(3))
+    since = event_log.last_seq() - 1
+    valkey.stop()
+
+    async def main() -> None:
+        live = Feed()
+        replayed, current, gone = Listener(live), Listener(live), Listener(live)
+        await live.wait_until_live(0.1)
+        assert live.last_seq is None
+        replayed.subscribe(since)
+        current.subscribe()
+        live.subscribe(replayed.reader, {"model.loaded"}, None)
+        live.unsubscribe(replayed.reader, {"model.loaded"})
+        gone.subscribe(since)
+        gone.leave()
+        await asyncio.to_thread(valkey.start)
+        await live.wait_until_live(LIMIT_SECONDS)
+        await now_told(range(3, 5))
+        await until(lambda: told(replayed.heard) == [2, 3, 4])
+        await until(lambda: told(current.heard) == [3, 4])
+        assert replayed.reader.types == TASKS
+        assert gone.heard == []
+        replayed.leave()
+        current.leave()
+
+    asyncio.run(main())
+
+
+def test_redis_killed_under_open_sockets_costs_no_event_and_one_line(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(live: Feed) -> None:
+        listener, late = Listener(live), Listener(live)
+        listener.subscribe()
+        await now_told(range(3))
+        await until(lambda: told(listener.heard) == [0, 1, 2])
+        valkey.stop()
+        await now_told(range(3, 6))
+        await until(lambda: "Sockets hear nothing new" in caplog.text)
+        late.subscribe(listener.heard[0]["seq"])  # from memory
+        await until(lambda: told(late.heard) == [1, 2])
+        await asyncio.to_thread(valkey.start)
+        await now_told(range(6, 8))
+        await until(lambda: told(listener.heard) == list(range(8)))
+        await until(lambda: told(late.heard) == list(range(1, 8)))
+        assert not listener.resyncs()
+
+    run(scenario)
+    assert caplog.text.count("Sockets hear nothing new") == 1
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_redis_that_lost_events_makes_clients_read_anew(valkey: Valkey, is_empty: bool) -> None:
+    async def scenario(live: Feed) -> None:
+        listener = Listener(live)
+        listener.subscribe()
+        await now_told(range(10))
+        await until(lambda: len(listener.heard) == 10)
+        if is_empty:
+            redis_client().flushall()
+        else:
+            redis_client().set("events:seq", listener.last_seq - 5)
+            redis_client().xtrim("events", maxlen=0, approximate=False)
+        await until(listener.resyncs)
+        await now_told(range(10, 12))
+        await until(lambda: told(listener.heard) == list(range(12)))
+        [since] = listener.resyncs()
+        assert listener.heard[10]["type"] == "error"
+        assert listener.heard[11]["seq"] == since + 1
+
+    run(scenario)
+
+
+def test_statistics_are_read_only_while_somebody_wants_them(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "_STATS_SECONDS", 0.01)
+    reads: list[str | None] = []
+
+    async def read(event_type: str, owner: str | None) -> LoggedEvent:
+        reads.append(owner)
+        if len(reads) == 2:
+            raise RuntimeError("one reading fails")
+        return LoggedEvent(event_type, "now", {"number": len(reads)}, owner)
+
+    monkeypatch.setattr(live_stats, "read", read)
+
+    async def scenario(live: Feed) -> None:
+        listener, stranger = Listener(live), Listener(live, "stranger")
+        listener.subscribe()
+        await now_told(range(3))
+        await until(lambda: len(listener.heard) == 3)
+        assert reads == []
+        live.subscribe(listener.reader, {"queue_stats"}, None)
+        live.subscribe(stranger.reader, {"queue_stats"}, None)
+        await until(lambda: len(listener.heard) > 5 and len(stranger.heard) > 2)
+        assert set(reads) == {"local", "stranger"}
+        numbers = [each["data"]["number"] for each in listener.heard[3:]]
+        assert not set(numbers) & {each["data"]["number"] for each in stranger.heard}
+        live.leave(stranger.reader)
+        live.unsubscribe(listener.reader, {"queue_stats"})
+        await until(lambda: live._has_subscription._waiters)
+
+    run(scenario)
+
+
+def test_owner_and_task_decide_what_is_heard(valkey: Valkey) -> None:
+    async def scenario(live: Feed) -> None:
+        listener, stranger = Listener(live), Listener(live, "stranger")
+        listener.subscribe(0)
+        stranger.subscribe(0)
+        tell(1, owner="stranger")
+        tell(2, owner=None)
+        tell(3)
+        await until(lambda: told(listener.heard) == [2, 3])
+        await until(lambda: told(stranger.heard) == [1, 2])
+        progress(1, owner="stranger")
+        await until(lambda: len(stranger.heard) == 3)
+        assert len(listener.heard) == 2
+
+    run(scenario)

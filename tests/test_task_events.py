@@ -1,0 +1,177 @@
+"""What the feed is told in the life of a task, read back from the log of events."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from inference import lifecycle, model_requests, task_events
+from inference.errors import ErrorCode, InferenceError
+from inference.lifecycle import Timings
+from inference.models import GenerationTask, RegisteredModel, TaskResult
+from monitoring import event_log, publisher
+from monitoring.event_log import LoggedEvent
+from tests.conftest import Valkey
+
+NewTask = Callable[..., GenerationTask]
+
+RESULT = TaskResult(
+    text="one two",
+    finish_reason="stop",
+    usage={"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "cached_tokens": 1},
+    model="echo",
+    parsed=None,
+    extra={},
+)
+
+
+def told() -> list[LoggedEvent]:
+    """Everything that was logged so far."""
+    publisher.flush()
+    return event_log.read(0).events
+
+
+def names() -> list[str]:
+    return [event.type for event in told()]
+
+
+def claimed(task: GenerationTask) -> lifecycle.Lease:
+    lease = lifecycle.claim(task.pk)
+    assert lease is not None
+    return lease
+
+
+def test_completed_task_is_told_from_its_submission_to_its_end(new_task: NewTask) -> None:
+    task = new_task(priority=7, owner="somebody")
+    lifecycle.complete(claimed(task), RESULT, Timings(ttft_ms=4.0, inference_ms=9.0))
+
+    queued, started, completed = told()
+
+    assert [queued.type, started.type, completed.type] == [
+        "task.queued",
+        "task.started",
+        "task.completed",
+    ]
+    assert {event.owner for event in told()} == {"somebody"}
+    assert queued.data == {
+        "task_id": task.pk,
+        "model": "echo",
+        "queue": "api",
+        "priority": 7.0,
+        "attempt": 0,
+    }
+    assert started.data["attempt"] == 1
+    assert started.data["queue_wait_ms"] >= 0
+    assert completed.data == {
+        "task_id": task.pk,
+        "model": "echo",
+        "attempt": 1,
+        "finish_reason": "stop",
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "cached_tokens": 1,
+        "queue_wait_ms": started.data["queue_wait_ms"],
+        "ttft_ms": 4.0,
+        "inference_ms": 9.0,
+        "total_ms": started.data["queue_wait_ms"] + 9.0,
+        "error": None,
+        "error_code": None,
+    }
+
+
+def test_failure_is_told_with_its_reason_and_no_text(new_task: NewTask) -> None:
+    failure = InferenceError("It broke.", ErrorCode.PROVIDER_ERROR)
+    lifecycle.fail(claimed(new_task()), failure, None, Timings())
+    failed = told()[-1]
+    assert failed.type == "task.failed"
+    assert (failed.data["error"], failed.data["error_code"]) == ("It broke.", "provider_error")
+    assert failed.data["finish_reason"] is None
+    assert failed.data["completion_tokens"] == 0
+
+
+def test_no_event_holds_a_prompt_or_an_answer(new_task: NewTask) -> None:
+    task = new_task(prompt="a secret question")
+    answer = {**RESULT, "text": "a secret answer"}
+    lifecycle.complete(claimed(task), TaskResult(**answer), Timings())  # type: ignore[typeddict-item]
+    assert "secret" not in str(told())
+
+
+def test_cancel_before_the_start_is_told(new_task: NewTask) -> None:
+    lifecycle.cancel(new_task())
+    assert names() == ["task.queued", "task.cancelled"]
+
+
+def test_cancel_that_comes_too_late_tells_nothing(new_task: NewTask) -> None:
+    task = new_task()
+    lifecycle.complete(claimed(task), RESULT, Timings())
+    lifecycle.cancel(task)
+    assert names()[-1] == "task.completed"
+
+
+def test_missed_deadline_is_told(new_task: NewTask) -> None:
+    task = new_task(deadline_seconds=60)
+    past = timezone.now() - timedelta(seconds=1)
+    GenerationTask.objects.filter(pk=task.pk).update(deadline_at=past)
+    lifecycle.sweep()
+    failed = told()[-1]
+    assert (failed.type, failed.data["error_code"]) == ("task.failed", "deadline_exceeded")
+
+
+def test_lost_worker_is_told_as_queued_again_and_at_last_as_failed(
+    new_task: NewTask, settings: object
+) -> None:
+    task = new_task()
+    for _ in range(3):
+        claimed(task)
+        GenerationTask.objects.filter(pk=task.pk).update(lease_until=timezone.now())
+        lifecycle.sweep()
+    assert names() == [
+        "task.queued",
+        *("task.started", "task.queued"),
+        *("task.started", "task.queued"),
+        *("task.started", "task.failed"),
+    ]
+    assert [e.data["attempt"] for e in told() if e.type == "task.queued"] == [0, 1, 2]
+    assert told()[-1].data["error_code"] == "worker_lost"
+
+
+def test_lost_lease_tells_no_end(new_task: NewTask) -> None:
+    lease = claimed(new_task())
+    GenerationTask.objects.filter(pk=lease.task.pk).update(attempt=2)
+    assert not lifecycle.complete(lease, RESULT, Timings())
+    assert names()[-1] == "task.started"
+
+
+def test_repeated_idempotency_key_is_told_once(new_task: NewTask) -> None:
+    new_task(idempotency_key="k")
+    new_task(idempotency_key="k")
+    assert names() == ["task.queued"]
+
+
+def test_progress_shows_the_end_of_a_long_text_and_is_not_logged(
+    new_task: NewTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[LoggedEvent] = []
+
+    def put(event: LoggedEvent, *, is_logged: bool) -> None:
+        if not is_logged:
+            sent.append(event)
+
+    monkeypatch.setattr(publisher, "put", put)
+    task_events.progressed(new_task(), 5000, "a" * 3000 + "z")
+    [progress] = sent
+    assert progress.type == "task.progress"
+    assert progress.data["partial_text"] == "a" * 1999 + "z"
+    monkeypatch.undo()
+    assert names() == []
+
+
+def test_model_of_a_dead_worker_is_told_as_unloaded(
+    valkey: Valkey, echo: RegisteredModel, dead_worker: str
+) -> None:
+    echo.set_status(RegisteredModel.Status.LOADED, dead_worker)
+    model_requests.sweep()
+    assert [(e.type, e.data) for e in told()] == [
+        ("model.unloaded", {"model": "echo", "worker": dead_worker})
+    ]

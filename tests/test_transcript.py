@@ -1,0 +1,146 @@
+"""What a reader of a task's stream is told, whatever the stream has lost."""
+
+from datetime import UTC, datetime
+from itertools import accumulate
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.event_stream import EventParser, Reading, ServerEvent
+from inference.models import GenerationTask, TaskResult, Usage
+from inference.task_stream import position_after
+from inference.transcript import Transcript
+from monitoring.streams import Entry
+
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
+USAGE = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2, cached_tokens=0)
+
+texts = st.text(st.sampled_from("ab\n\r é\u2028🙂\x00"), min_size=1, max_size=5)
+runs = st.lists(st.lists(texts, max_size=6), min_size=1, max_size=3)
+
+
+def ended(attempt: int, text: str | None, status: str = "completed") -> GenerationTask:
+    result = None
+    if text is not None:
+        result = TaskResult(
+            text=text, finish_reason="stop", usage=USAGE, model="m", parsed=None, extra={}
+        )
+    return GenerationTask(
+        id="task_1",
+        status=status,
+        attempt=attempt,
+        result=result,
+        request={"webhook_url": None},
+        created_at=NOW,
+        updated_at=NOW,
+    )
+
+
+def entries(attempt: int, chunks: list[str]) -> list[Entry]:
+    """What a whole attempt leaves in the stream."""
+    ends = accumulate(map(len, chunks))
+    return [
+        Entry(f"{attempt}-{end}", attempt, end, index, text, is_end=False)
+        for index, (text, end) in enumerate(zip(chunks, ends, strict=True))
+    ]
+
+
+def events(*parts: bytes) -> list[ServerEvent]:
+    return EventParser().feed(b"".join(parts))
+
+
+@given(st.data(), runs, st.booleans())
+def test_pieces_since_the_last_restart_are_the_result(
+    data: st.DataObject, attempts: list[list[str]], has_result: bool
+) -> None:
+    """With holes in the stream, entries given twice, lost attempts, and a client that goes away."""
+    stream = [each for n, chunks in enumerate(attempts, 1) for each in entries(n, chunks)]
+    kept = [each for each in stream if data.draw(st.booleans() | st.just(value=True))]
+    text = "".join(attempts[-1]) if has_result else None
+    task = ended(len(attempts), text, "completed" if has_result else "failed")
+    reading = Reading()
+    indexes: list[int] = []
+    while reading.end is None:
+        transcript = Transcript(position_after(reading.last_id))
+        start = data.draw(st.integers(0, len(kept)))
+        batches = [kept[start : start + 3], kept[start:], kept]
+        told = events(*map(transcript.add, batches), transcript.conclude(task))
+        heard = told[: data.draw(st.integers(1, len(told)))]
+        reading.take(heard)
+        for event in heard:
+            indexes += [event.data["index"]] if event.type == "token" else []
+            indexes = [] if event.type == "restart" else indexes
+    assert reading.text == (text or "")
+    assert indexes == list(range(len(indexes)))
+    assert (reading.end.type, reading.end.id) == (task.status, "end")
+
+
+def test_each_chunk_is_a_token_with_an_id_to_resume_at() -> None:
+    transcript = Transcript(None)
+    told = events(transcript.add(entries(1, ["Hello", " world"])), transcript.conclude(TASK))
+    assert [(each.id, each.type) for each in told] == [
+        ("1-5-1", "token"),
+        ("1-11-2", "token"),
+        ("end", "completed"),
+    ]
+    assert [each.data for each in told[:2]] == [
+        {"text": "Hello", "index": 0},
+        {"text": " world", "index": 1},
+    ]
+
+
+TASK = ended(1, "Hello world")
+
+
+def test_rest_comes_from_the_result_after_a_hole() -> None:
+    transcript = Transcript(None)
+    told = events(
+        transcript.add(entries(1, ["He", "llo", " wor", "ld"])[::2]), transcript.conclude(TASK)
+    )
+    assert [each.data for each in told[:2]] == [
+        {"text": "He", "index": 0},
+        {"text": "llo world", "index": 1},
+    ]
+
+
+def test_next_attempt_makes_the_text_so_far_void() -> None:
+    transcript = Transcript(None)
+    told = events(
+        transcript.add(entries(1, ["lost"])),
+        transcript.begin(2),
+        transcript.begin(2),
+        transcript.add(entries(2, ["Hello world"])),
+        transcript.add(entries(1, ["lost", " for ever"])),
+        transcript.conclude(ended(2, "Hello world")),
+    )
+    assert [each.type for each in told] == ["token", "restart", "token", "completed"]
+    assert (told[1].id, told[1].data) == ("2-0-0", {"attempt": 2})
+
+
+def test_nothing_is_void_where_nothing_was_sent() -> None:
+    transcript = Transcript(None)
+    told = events(transcript.begin(1), transcript.begin(2), transcript.add(entries(3, ["text"])))
+    assert [each.type for each in told] == ["token"]
+
+
+def test_text_of_a_task_without_a_result_is_void() -> None:
+    transcript = Transcript(None)
+    told = events(
+        transcript.add(entries(1, ["lost"])), transcript.conclude(ended(1, None, "failed"))
+    )
+    assert [each.type for each in told] == ["token", "restart", "failed"]
+
+
+def test_position_beyond_the_text_begins_anew() -> None:
+    told = events(Transcript(position_after("1-99-3")).conclude(TASK))
+    assert [each.type for each in told] == ["restart", "token", "completed"]
+    assert told[1].data["text"] == "Hello world"
+
+
+def test_events_are_ascii() -> None:
+    raw = Transcript(None).add(entries(1, ["\n\r\u2028 🙂 \x85\x1c"]))
+    assert raw.isascii()
+    assert raw.count(b"\n") == 4
+    assert len(raw.decode().splitlines()) == 4  # as clients split that take more for line ends
+    [event] = events(raw)
+    assert event.data["text"] == "\n\r\u2028 🙂 \x85\x1c"
