@@ -7,7 +7,8 @@ whoever reads on that something was lost.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from monitoring.redis_client import RedisClient, client
@@ -61,6 +62,13 @@ class LoggedEvent:
     data: dict[str, Any]
     owner: str | None = None
     seq: int | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """What it is made of; `asdict` would copy `data` too, piece by piece."""
+        return {name: getattr(self, name) for name in _FIELDS}
+
+
+_FIELDS = tuple(field.name for field in dataclass_fields(LoggedEvent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +147,7 @@ def _remember(seq: int) -> None:
 
 
 def _without_seq(event: LoggedEvent) -> dict[str, Any]:
-    fields = asdict(event)
+    fields = event.fields()
     del fields["seq"]
     return fields
 
