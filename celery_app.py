@@ -20,6 +20,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "sopllm.settings")
 
 logger = logging.getLogger(__name__)
 
+_GATHER_EVENTS_SECONDS = 0.04
 
 _KombuChannel: Any = redis_transport.Channel  # its private parts are not in the stubs
 
@@ -109,10 +110,15 @@ app.autodiscover_tasks(["inference"])
 
 @signals.worker_init.connect
 def on_worker_start(sender: Any, **_: Any) -> None:
-    """A thread in a database transaction, which others wait for, gets the interpreter back soon."""
-    from monitoring import logs
+    """A thread in a database transaction, which others wait for, gets the interpreter back soon.
+
+    What web processes tell of new tasks is logged before what workers tell of them, unless a
+    process is held up.
+    """
+    from monitoring import logs, publisher
 
     sys.setswitchinterval(0.001)
+    publisher.gather_for(_GATHER_EVENTS_SECONDS)
     logs.start(f"{sender.hostname.partition('@')[0]} worker")
 
 

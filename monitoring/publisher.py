@@ -33,12 +33,14 @@ GROUP = "events"
 MESSAGE_TYPE = "events.published"
 
 _MAX_BATCH = 200
-_GATHER_SECONDS = 0.02
 _MAX_KEPT_BACK = 10_000
 _RETRY_SECONDS = 1.0
 _FLUSH_SECONDS = 2.0
 _COUNT_SECONDS = 1.0
 _WARN_AGAIN_SECONDS = 10.0
+
+# How long what is told waits for more to go out with it.
+_gather_seconds = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,12 @@ class _Letter:
 
 
 _Item = _Letter | Increments | threading.Event
+
+
+def gather_for(seconds: float) -> None:
+    """Have what this process tells wait that long for more to go out with it."""
+    global _gather_seconds
+    _gather_seconds = seconds
 
 
 def put(event: LoggedEvent, *, is_logged: bool) -> None:
@@ -120,7 +128,7 @@ class _Publisher:
         except queue.Empty:
             return []
         if not isinstance(items[0], threading.Event):
-            time.sleep(_GATHER_SECONDS)
+            time.sleep(_gather_seconds)
         while len(items) < _MAX_BATCH and not self._inbox.empty():
             items.append(self._inbox.get())
         return items

@@ -19,6 +19,8 @@ GPU_WORKER_NICE = 5
 FLOWER_NICE = 10
 # It keeps them in memory, the sweeps of the housekeeping too: 17,000 a day.
 FLOWER_MAX_TASKS = 20_000
+# It waits for that long once, when it starts: workers that are busy starting answer late.
+FLOWER_INSPECT_MS = 5000
 WEB_GRACE_SECONDS = 3
 # Larger messages end the connection. Smaller ones that are too large as well are told so in words.
 WEBSOCKET_MAX_BYTES = 1024 * 1024
@@ -101,7 +103,7 @@ def flower() -> ProcessSpec:
     """
     command = celery(
         *("flower", "--address=127.0.0.1", f"--port={settings.FLOWER_PORT}"),
-        f"--max_tasks={FLOWER_MAX_TASKS}",
+        *(f"--max_tasks={FLOWER_MAX_TASKS}", f"--inspect_timeout={FLOWER_INSPECT_MS}"),
     )
     return ProcessSpec("flower", command, nice=FLOWER_NICE)
 

@@ -75,8 +75,10 @@ def stopped(pid: int) -> Iterator[None]:
 
 @pytest.mark.parametrize(("mark", "queue"), [(GPU_WORKER, "gpu"), (API_WORKER, "api")])
 def test_killed_worker_degrades_the_service(service: RunningService, mark: str, queue: str) -> None:
-    faults.kill(service.pid(mark))  # serve starts another one, which takes a few seconds
-    body = seen(service, is_degraded, DEGRADED_WITHIN_SECONDS)
+    worker = service.pid(mark)
+    with stopped(service.serve.pid):  # it would start another one at once
+        faults.kill(worker)
+        body = seen(service, is_degraded, DEGRADED_WITHIN_SECONDS)
     component = body["components"]["workers"]
     assert component["queues"][queue] == 0
     assert f"No live worker for {queue}" in component["message"]

@@ -98,9 +98,9 @@ def test_each_task_is_told_from_its_submission_to_its_end(service: RunningServic
     for task_id in load.task_ids:
         own = [each for each in heard if each["data"]["task_id"] == task_id]
         types = [each["type"] for each in own if each["type"] != "task.progress"]
-        # Of two processes the worker may be the first to tell.
-        assert sorted(types[:2]) == ["task.queued", "task.started"]
-        assert types[2:] == ["task.completed"]
+        # The first comes from another process than the rest: where that is held up, it is late.
+        assert sorted(types) == ["task.completed", "task.queued", "task.started"]
+        assert types.index("task.started") < types.index("task.completed")
 
 
 def test_open_socket_goes_on_after_valkey_was_killed(service: RunningService) -> None:
