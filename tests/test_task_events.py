@@ -13,6 +13,7 @@ from inference.models import GenerationTask, RegisteredModel, TaskResult
 from monitoring import event_log, publisher
 from monitoring.event_log import LoggedEvent
 from tests.conftest import Valkey
+from tests.test_lifecycle import expire
 
 NewTask = Callable[..., GenerationTask]
 
@@ -119,12 +120,12 @@ def test_missed_deadline_is_told(new_task: NewTask) -> None:
 
 
 def test_lost_worker_is_told_as_queued_again_and_at_last_as_failed(
-    new_task: NewTask, settings: object
+    new_task: NewTask,
 ) -> None:
     task = new_task()
     for _ in range(3):
         claimed(task)
-        GenerationTask.objects.filter(pk=task.pk).update(lease_until=timezone.now())
+        expire(task)
         lifecycle.sweep()
     assert names() == [
         "task.queued",
