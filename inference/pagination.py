@@ -3,22 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-from rest_framework.exceptions import ValidationError
 from rest_framework.pagination import CursorPagination, LimitOffsetPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from inference.models import GenerationTask
-
-DEFAULT_LIMIT = 100
-MAX_LIMIT = 1000
-
-
-def _limit(request: Request) -> int:
-    text = request.query_params.get("limit", str(DEFAULT_LIMIT))
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_LIMIT:
-        raise ValidationError({"limit": [f"Give a whole number from 1 to {MAX_LIMIT}."]})
-    return int(text)
+from monitoring import query_parameters
 
 
 class TaskPagination(CursorPagination):
@@ -28,14 +18,14 @@ class TaskPagination(CursorPagination):
     page_size_query_param = "limit"
 
     def get_page_size(self, request: Request) -> int:
-        return _limit(request)
+        return query_parameters.limit(request)
 
 
 class ModelPagination(LimitOffsetPagination):
     """`models` is the alias of `results`."""
 
     def get_limit(self, request: Request) -> int:
-        return _limit(request)
+        return query_parameters.limit(request)
 
     def get_paginated_response(self, data: Any) -> Response:
         body = super().get_paginated_response(data).data

@@ -1,7 +1,7 @@
 """What waits and what runs, from the rows of the tasks and the lists of the broker."""
 
 from collections import Counter, defaultdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import redis
@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from inference import dispatch
 from inference.models import GenerationTask, Queue
-from monitoring import workers
+from monitoring import events, workers
 from monitoring.queue_stats import ProcessingTask, QueueState, QueueStats, Totals
 
 _MAX_PRIORITIES = 100
@@ -87,14 +87,13 @@ def _running() -> list[dict[str, Any]]:
 
 
 def _processing_task(task: dict[str, Any]) -> ProcessingTask:
-    started_at = task["started_at"].astimezone(UTC).isoformat(timespec="milliseconds")
     return ProcessingTask(
         task_id=task["id"],
         model=task["model_name"],
         queue=task["queue"],
         attempt=task["attempt"],
         worker=task["worker"],
-        started_at=started_at.replace("+00:00", "Z"),
+        started_at=events.iso(task["started_at"]),
         priority=task["priority"],
     )
 

@@ -111,4 +111,9 @@ def publish(event_type: EventType, data: EventData | Mapping[str, Any], owner: s
 
 def now() -> str:
     """The time of an event, ISO 8601 in UTC."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return iso(datetime.now(UTC))
+
+
+def iso(moment: datetime) -> str:
+    """A time as the API writes it: ISO 8601 in UTC, with milliseconds."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -203,10 +203,9 @@ def _newest_first(before: str | None, step: int) -> Iterator[KeptEntry]:
 
 
 def _entry(record: logging.LogRecord) -> LogEntry:
-    moment = datetime.fromtimestamp(record.created, UTC)
     task_id = getattr(record, "task_id", None)
     return LogEntry(
-        timestamp=moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        timestamp=events.iso(datetime.fromtimestamp(record.created, UTC)),
         level=record.levelname,
         message=_message(record),
         logger=record.name,

@@ -1,4 +1,4 @@
-"""Query parameters as the monitoring routes take them: what is unknown or unfit is refused."""
+"""Query parameters as the routes take them: what is unknown or unfit is refused."""
 
 from collections.abc import Collection
 
