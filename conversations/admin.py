@@ -1,20 +1,52 @@
 from django.contrib import admin
+from django.db.models import Count, QuerySet
+from django.http import HttpRequest
+from django.utils.html import format_html_join
+from django.utils.safestring import SafeString, mark_safe
 
 from conversations.models import Conversation, Message
 
-
-class MessageInline(admin.TabularInline[Message, Conversation]):
-    model = Message
-    fields = ("role", "content", "created_at")
-    readonly_fields = ("created_at",)
-    ordering = ("id",)
-    extra = 0
+_MAX_SHOWN = 500
+_MESSAGE = (
+    '<li class="dialogue-{}"><span class="dialogue-head">{} · {}</span>'
+    '<div class="dialogue-text">{}</div></li>'
+)
 
 
 @admin.register(Conversation)
 class ConversationAdmin(admin.ModelAdmin[Conversation]):
-    list_display = ("id", "owner", "model_name", "created_at", "updated_at")
-    search_fields = ("id", "owner")
+    list_display = ("id", "model_name", "num_messages", "updated_at", "created_at", "owner")
     list_filter = ("model_name",)
-    readonly_fields = ("id", "created_at", "updated_at")
-    inlines = (MessageInline,)
+    search_fields = ("id", "owner", "system_prompt")
+    ordering = ("-created_at",)
+    show_full_result_count = False
+    fields = ("id", "owner", "model_name", "system_prompt", "metadata", "dialogue")
+    readonly_fields = ("id", "owner", "dialogue")
+
+    class Media:
+        css = {"all": ("conversations/dialogue.css",)}
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """A conversation belongs to a caller of the API: POST /api/v1/conversations."""
+        return False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Conversation]:
+        return super().get_queryset(request).annotate(num_messages=Count("messages"))
+
+    @admin.display(description="messages", ordering="num_messages")
+    def num_messages(self, conversation: Conversation) -> int:
+        return int(getattr(conversation, "num_messages", 0))
+
+    @admin.display(description="dialogue")
+    def dialogue(self, conversation: Conversation) -> SafeString:
+        """The last messages as people read them: one below the other, the sides apart."""
+        last = list(conversation.messages.order_by("-id")[:_MAX_SHOWN])[::-1]
+        if not last:
+            return mark_safe("No messages yet.")
+        lines = format_html_join("", _MESSAGE, (_parts(message) for message in last))
+        return mark_safe(f'<ol class="dialogue">{lines}</ol>')  # noqa: S308 (escaped above)
+
+
+def _parts(message: Message) -> tuple[str, str, str, str]:
+    moment = f"{message.created_at:%Y-%m-%d %H:%M:%S}"
+    return (message.role, message.get_role_display(), moment, message.content)

@@ -1,9 +1,9 @@
 """Conversations and their messages."""
 
 import uuid
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from django.db import models
+from django.db import models, transaction
 
 
 class ChatMessage(TypedDict):
@@ -54,6 +54,34 @@ class Conversation(models.Model):
         messages.extend({"role": role, "content": content} for role, content in history)
         messages.append({"role": Message.Role.USER, "content": prompt})
         return messages
+
+    def remove(self) -> None:
+        """Delete it with its messages. Raises ProtectedError while somebody needs it.
+
+        The lock keeps tasks from joining between that check and the deletion.
+        """
+        with transaction.atomic():
+            Conversation.objects.select_for_update().filter(pk=self.pk).exists()
+            self.delete()
+
+    def change(self, **fields: Any) -> None:
+        """Set some fields; the others stay as they are, also when somebody else sets them now."""
+        for name, value in fields.items():
+            setattr(self, name, value)
+        self.save(update_fields=[*fields, "updated_at"])
+
+    def append(self, role: str, content: str) -> "Message":
+        """Add one message at the end."""
+        with transaction.atomic():
+            message = Message.objects.create(conversation=self, role=role, content=content)
+            self.save(update_fields=["updated_at"])
+        return message
+
+    def clear(self) -> None:
+        """Delete all messages."""
+        with transaction.atomic():
+            self.messages.all().delete()
+            self.save(update_fields=["updated_at"])
 
     def append_turn(self, prompt: str, answer: str) -> None:
         """Add a question and its answer; call it inside the transaction that saves the answer."""

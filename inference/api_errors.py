@@ -4,11 +4,6 @@ from rest_framework import status
 from rest_framework.exceptions import APIException
 
 
-class Conflict(APIException):
-    status_code = status.HTTP_409_CONFLICT
-    default_code = "conflict"
-
-
 class QueueFull(APIException):
     status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     default_detail = "Too many tasks are pending: submit again in a few seconds."

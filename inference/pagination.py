@@ -1,14 +1,13 @@
 """Pages of tasks by cursor, of models by offset; a limit that is no number is refused."""
 
 from collections.abc import Iterable
-from typing import Any
 
-from rest_framework.pagination import CursorPagination, LimitOffsetPagination
+from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
-from rest_framework.response import Response
 
 from inference.models import GenerationTask
 from monitoring import query_parameters
+from monitoring.api.pagination import AliasedPagination
 
 
 class TaskPagination(CursorPagination):
@@ -21,31 +20,8 @@ class TaskPagination(CursorPagination):
         return query_parameters.limit(request)
 
 
-class ModelPagination(LimitOffsetPagination):
-    """`models` is the alias of `results`."""
-
-    def get_limit(self, request: Request) -> int:
-        return query_parameters.limit(request)
-
-    def get_paginated_response(self, data: Any) -> Response:
-        body = super().get_paginated_response(data).data
-        assert isinstance(body, dict)
-        links = {"next": body["next"], "previous": body["previous"]}
-        return Response({"models": data, "total": body["count"], "results": data, **links})
-
-    def get_paginated_response_schema(self, schema: dict[str, Any]) -> dict[str, Any]:
-        link = {"type": "string", "nullable": True, "format": "uri"}
-        return {
-            "type": "object",
-            "required": ["models", "total", "results"],
-            "properties": {
-                "models": schema,
-                "total": {"type": "integer"},
-                "results": schema,
-                "next": link,
-                "previous": link,
-            },
-        }
+class ModelPagination(AliasedPagination):
+    alias = "models"
 
 
 def queue_positions(tasks: Iterable[GenerationTask]) -> dict[str, int]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, NotRequired, TypedDict
 
 from rest_framework.exceptions import ValidationError
 
-from inference import storable_json
 from inference.engine.errors import SchemaError
 from inference.engine.json_schema import FORMATS, JSON_OBJECT_GRAMMAR, compile_schema, matches
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
+from monitoring.api import storable_json
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator

@@ -1,4 +1,4 @@
-"""Errors that a monitoring route can answer with."""
+"""Refusals that Django REST Framework has no exception for."""
 
 from rest_framework.exceptions import APIException
 
@@ -12,3 +12,8 @@ class RedisUnavailable(APIException):
         "Redis cannot be reached: try again in a moment; /api/v1/monitor/health tells more."
     )
     wait = 2
+
+
+class Conflict(APIException):
+    status_code = 409
+    default_code = "conflict"

@@ -7,6 +7,7 @@ from rest_framework.request import Request
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
+MAX_OFFSET = 10**12
 _MAX_DIGITS = 18  # what fits into 64 bits
 
 
@@ -24,6 +25,14 @@ def whole_number(request: Request, name: str, default: int, minimum: int, maximu
     if not is_number or not minimum <= int(text) <= maximum:
         raise ValidationError({name: [f"Give a whole number from {minimum} to {maximum}."]})
     return int(text)
+
+
+def boolean(request: Request, name: str) -> bool:
+    """Whether the parameter is true; without it, no. Raises ValidationError for other words."""
+    text = request.query_params.get(name, "false")
+    if text not in ("true", "false"):
+        raise ValidationError({name: ["Give true or false."]})
+    return text == "true"
 
 
 def limit(request: Request) -> int:

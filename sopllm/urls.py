@@ -24,6 +24,7 @@ urlpatterns = [
     path("", page, name="monitor"),
     path("favicon.ico", no_icon),
     path("api/v1/", include("inference.urls")),
+    path("api/v1/", include("conversations.urls")),
     path("api/v1/", include("monitoring.urls")),
     re_path(r"^metrics/?$", Metrics.as_view()),
     re_path(r"^healthz/?$", health.healthz),

@@ -1,0 +1,51 @@
+"""Pages of conversations by offset, and of messages from the end of a dialogue backwards."""
+
+from typing import Any
+
+from django.db.models import QuerySet
+from drf_spectacular.utils import OpenApiParameter
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.utils.urls import replace_query_param
+
+from conversations.models import Message
+from conversations.serializers import MessageSerializer
+from monitoring import query_parameters
+from monitoring.api.pagination import AliasedPagination
+
+MESSAGE_PARAMETERS = [
+    OpenApiParameter("limit", int, description="The last so many; default 100, at most 1000."),
+    OpenApiParameter("before", str, description="Of those before this message_id."),
+]
+
+
+class ConversationPagination(AliasedPagination):
+    alias = "conversations"
+
+
+def last_messages(request: Request, messages: QuerySet[Message]) -> Response:
+    """The last messages, oldest first; `previous` leads to those before them."""
+    query_parameters.refuse_unknown(request, ("limit", "before"))
+    limit = query_parameters.limit(request)
+    older = messages.order_by("-id")
+    if message_id := request.query_params.get("before"):
+        older = older.filter(id__lt=_sequence_number(messages, message_id))
+    page = list(older[: limit + 1])
+    has_more = len(page) > limit
+    shown: Any = MessageSerializer(page[:limit][::-1], many=True).data
+    previous = None
+    if has_more:
+        url = request.build_absolute_uri()
+        previous = replace_query_param(url, "before", page[limit - 1].message_id)
+    body = {"messages": shown, "total": messages.count(), "results": shown}
+    return Response({**body, "next": None, "previous": previous})
+
+
+def _sequence_number(messages: QuerySet[Message], message_id: str) -> int:
+    found = None
+    if "\0" not in message_id:
+        found = messages.filter(message_id=message_id).values_list("id", flat=True).first()
+    if found is None:
+        raise ValidationError({"before": ["There is no such message in this conversation."]})
+    return found

@@ -1,0 +1,1 @@
+"""What the APIs of all apps have in common: conventions of fields, parameters and pages."""
