@@ -6,22 +6,54 @@ from enum import StrEnum
 class ErrorCode(StrEnum):
     """`error_code` of a failed task."""
 
+    AUTHENTICATION_FAILED = "authentication_failed"
+    CONTENT_FILTERED = "content_filtered"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     INTERNAL_ERROR = "internal_error"
+    INVALID_REQUEST = "invalid_request"
     MODEL_LOAD_FAILED = "model_load_failed"
     MODEL_NOT_FOUND = "model_not_found"
     PROVIDER_ERROR = "provider_error"
+    PROVIDER_TIMEOUT = "provider_timeout"
+    PROVIDER_UNAVAILABLE = "provider_unavailable"
+    RATE_LIMITED = "rate_limited"
     STRUCTURED_OUTPUT_INVALID = "structured_output_invalid"
     TIMEOUT = "timeout"
     WORKER_LOST = "worker_lost"
 
 
-class InferenceError(Exception):
-    """A generation that failed; `message` says what to do next, `code` goes to the task."""
+# No other model would do better: the request itself, or its own limit, is at fault.
+_REQUESTS_OWN_FAULTS = {
+    ErrorCode.CONTENT_FILTERED,
+    ErrorCode.DEADLINE_EXCEEDED,
+    ErrorCode.INVALID_REQUEST,
+    ErrorCode.TIMEOUT,
+}
 
-    def __init__(self, message: str, code: ErrorCode, *, retryable: bool = False) -> None:
+
+class InferenceError(Exception):
+    """A generation that failed; `message` says what to do next, `code` goes to the task.
+
+    `retryable`: the same model may answer if it is asked again, `retry_after` seconds from now
+    where the provider said so.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: ErrorCode,
+        *,
+        retryable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code
         self.retryable = retryable
+        self.retry_after = retry_after
+
+    @property
+    def is_requests_own_fault(self) -> bool:
+        """Whether another model would fail as well."""
+        return self.code in _REQUESTS_OWN_FAULTS

@@ -11,14 +11,17 @@ from inference import lease_keeper, lifecycle, structured_output, task_events
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle import Lease, Timings
-from inference.models import GenerationTask, RegisteredModel, TaskResult
-from inference.providers.base import Chunks, GenerationRequest, Progress
+from inference.models import GenerationTask, RegisteredModel, TaskAttempt, TaskResult
+from inference.providers.base import Chunks, GenerationRequest, Progress, StartOver
 from inference.providers.registry import provider_for
+from inference.task_traces import AttemptTrace
 from monitoring import publisher
 from monitoring.metrics.counters import ITL, Increments, observe
 from monitoring.streams import ChunkWriter
 
 logger = logging.getLogger(__name__)
+
+Outcome = TaskAttempt.Outcome
 
 _TELL_SECONDS = 0.1
 
@@ -51,6 +54,7 @@ class Attempt:
         self._text: list[str] = []
         self._progress = Progress()
         self._generation: Chunks | None = None
+        self._trace = AttemptTrace(lease.task)
         lease_keeper.hold(lease)
 
     @property
@@ -61,7 +65,11 @@ class Attempt:
         """Take the next chunk. False once the attempt has ended, and its end is stored."""
         stop: Callable[[], object] | None
         try:
-            self._take(next(self._generate()))
+            piece = next(self._generate())
+            if isinstance(piece, StartOver):
+                self._start_over(piece.failure)
+            else:
+                self._take(piece)
             stop = self._reason_to_stop()
         except StopIteration:
             stop = self._complete
@@ -110,7 +118,9 @@ class Attempt:
         """The provider's generator, made by the first call."""
         if self._generation is None:
             task = self.lease.task
-            self._generation = provider_for(_model(task)).generate(_request(task), self._progress)
+            request = _request(task)
+            self._trace.messages = request.messages
+            self._generation = provider_for(_model(task)).generate(request, self._progress)
         return self._generation
 
     def _take(self, text: str) -> None:
@@ -118,6 +128,22 @@ class Attempt:
             self._note_time()
             self._text.append(text)
             self.chunks.write(text)
+
+    def _start_over(self, failure: InferenceError) -> None:
+        """Go on as the next attempt: readers are told that what they have is void."""
+        lease_keeper.release(self.lease)
+        lease = lifecycle.begin_again(self.lease, failure)
+        if lease is None:
+            self.lease.lost = True
+            return
+        self._tell_trace(Outcome.FAILED, self._result(FinishReason.ERROR), failure)
+        self._trace = AttemptTrace(lease.task, self._trace.messages)
+        self.lease = lease
+        self.chunks = ChunkWriter(lease.task.pk, lease.attempt)
+        self._text = []
+        self._first_token = None
+        self._num_tokens_told = 0
+        lease_keeper.hold(lease)
 
     def _note_time(self) -> None:
         """Of the first text, and how long after the one before each other one comes."""
@@ -158,11 +184,14 @@ class Attempt:
             except InferenceError as failure:
                 self._fail(failure, reason)
                 return
-        lifecycle.complete(self.lease, self._result(reason, parsed), self._timings())
+        result = self._result(reason, parsed)
+        if lifecycle.complete(self.lease, result, self._timings()):
+            self._tell_trace(Outcome.COMPLETED, result)
 
     def _cancel(self) -> None:
         result = self._result(FinishReason.CANCELLED)
-        lifecycle.finish_cancelled(self.lease, result, self._timings())
+        if lifecycle.finish_cancelled(self.lease, result, self._timings()):
+            self._tell_trace(Outcome.CANCELLED, result)
 
     def _time_out(self) -> None:
         seconds = self.lease.task.request["timeout_seconds"]
@@ -174,7 +203,16 @@ class Attempt:
 
     def _fail(self, failure: InferenceError, reason: FinishReason) -> None:
         result = self._result(reason) if self._text else None
-        lifecycle.fail(self.lease, failure, result, self._timings())
+        if lifecycle.fail(self.lease, failure, result, self._timings()):
+            self._tell_trace(Outcome.FAILED, result, failure)
+
+    def _tell_trace(
+        self, outcome: Outcome, result: TaskResult | None, failure: InferenceError | None = None
+    ) -> None:
+        load_ms = self._progress.model_load_ms
+        self._trace.ended(
+            outcome, result, first_token=self._first_token, model_load_ms=load_ms, failure=failure
+        )
 
     def _result(self, finish_reason: FinishReason, parsed: object = None) -> TaskResult:
         return TaskResult(
@@ -215,4 +253,6 @@ def _request(task: GenerationTask) -> GenerationRequest:
         params=task.request["params"],
         response_format=task.request.get("response_format"),
         context_overflow=task.request["context_overflow"],
+        extra_params=task.request.get("extra_params") or {},
+        has_fallback=bool(task.request.get("fallbacks")),
     )

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from inference.models import GenerationTask, milliseconds_between
-from inference.serializers import AttemptSerializer, task_body
+from inference.models import GenerationTask, WebhookDelivery, milliseconds_between
+from inference.serializers import AttemptSerializer, WebhookDeliverySerializer, task_body
 from monitoring.logs import task_log
 
 
@@ -17,7 +17,7 @@ def report(task: GenerationTask) -> dict[str, Any]:
         "messages": task.request["messages"],
         "params": task.request["params"],
         "attempts": attempts(task),
-        "webhook_deliveries": [],
+        "webhook_deliveries": webhook_deliveries(task),
         "logs": task_log(task.pk),
     }
 
@@ -28,8 +28,15 @@ def attempts(task: GenerationTask) -> list[dict[str, Any]]:
     if task.status == GenerationTask.Status.PROCESSING:
         running = {"number": task.attempt, "worker": task.worker, "model": task.model_name}
         times = {"started_at": task.started_at, "ended_at": None}
-        tries.append({**running, **times, "outcome": "running"})
+        no_error = {"error_code": None, "error": None}
+        tries.append({**running, **times, "outcome": "running", **no_error})
     return tries
+
+
+def webhook_deliveries(task: GenerationTask) -> list[dict[str, Any]]:
+    """What became of the webhook; none before the task has ended."""
+    deliveries = WebhookDelivery.objects.filter(task=task).order_by("created_at")
+    return list(WebhookDeliverySerializer(deliveries, many=True).data)
 
 
 def metrics(task: GenerationTask) -> dict[str, float | None]:

@@ -5,30 +5,14 @@ from typing import Any
 
 from rest_framework import serializers
 
+from conversations.serializers import MAX_CONTENT_CHARS, NewMessageSerializer
 from inference.engine.sequence import FinishReason
-from inference.models import MAX_PRIORITY, GenerationTask, TaskAttempt
+from inference.models import MAX_PRIORITY, GenerationTask, TaskAttempt, WebhookDelivery
+from monitoring.api.metadata import MetadataField
+from monitoring.api.strict_serializer import StrictSerializer
 
-MAX_METADATA_BYTES = 16 * 1024
-MAX_METADATA_DEPTH = 64
 MAX_BATCH = 1000
 MAX_KEY_LENGTH = 255
-
-
-class StrictSerializer(serializers.Serializer[Any]):
-    """Refuses fields it does not know: a typo must never be ignored."""
-
-    def to_internal_value(self, data: Any) -> Any:
-        if isinstance(data, dict):
-            unknown = [name for name in data if name not in self.fields]
-            if unknown:
-                message = "Unknown field: check its spelling, or leave it out."
-                raise serializers.ValidationError({str(name): [message] for name in unknown})
-        return super().to_internal_value(data)
-
-
-class MessageSerializer(StrictSerializer):
-    role = serializers.ChoiceField(choices=["system", "user", "assistant"])
-    content = serializers.CharField(trim_whitespace=False, max_length=5_000_000)
 
 
 class SamplingSerializer(StrictSerializer):
@@ -76,8 +60,10 @@ class TaskSubmissionSerializer(SamplingSerializer):
     """A new task; `submission.py` says what the fields mean together."""
 
     model = serializers.CharField(required=False, max_length=100)
-    prompt = serializers.CharField(required=False, trim_whitespace=False, max_length=5_000_000)
-    messages = MessageSerializer(many=True, required=False, allow_empty=False)
+    prompt = serializers.CharField(
+        required=False, trim_whitespace=False, max_length=MAX_CONTENT_CHARS
+    )
+    messages = NewMessageSerializer(many=True, required=False, allow_empty=False)
     conversation_id = serializers.CharField(required=False, allow_null=True, max_length=37)
     save_to_conversation = serializers.BooleanField(default=True)
     stop = serializers.ListField(
@@ -99,15 +85,19 @@ class TaskSubmissionSerializer(SamplingSerializer):
         required=False, allow_null=True, max_length=MAX_KEY_LENGTH
     )
     priority = serializers.FloatField(default=1.0, min_value=0, max_value=MAX_PRIORITY)
-    fallback_models = serializers.ListField(child=serializers.CharField(), required=False)
+    fallback_models = serializers.ListField(
+        child=serializers.CharField(max_length=100), required=False, allow_null=True, max_length=8
+    )
     timeout_seconds = serializers.FloatField(default=600.0, min_value=1, max_value=86_400)
     deadline_seconds = serializers.FloatField(
         required=False, allow_null=True, min_value=0.001, max_value=31_536_000
     )
     context_overflow = serializers.ChoiceField(choices=["truncate", "error"], default="truncate")
-    metadata = serializers.DictField(required=False, allow_null=True)
+    metadata = MetadataField(required=False, allow_null=True)
     extra_params = serializers.DictField(required=False, allow_null=True)
-    input_text = serializers.CharField(required=False, trim_whitespace=False, max_length=5_000_000)
+    input_text = serializers.CharField(
+        required=False, trim_whitespace=False, max_length=MAX_CONTENT_CHARS
+    )
     output_schema = serializers.JSONField(
         required=False, allow_null=True, help_text="A JSON Schema: a json_schema response_format."
     )
@@ -141,7 +131,7 @@ class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
     """The task body."""
 
     task_id = serializers.CharField(source="id")
-    model = serializers.CharField(source="model_name")
+    model = serializers.CharField(source="requested_model")
     result = ResultSerializer(allow_null=True)
     queue_position = serializers.SerializerMethodField()
     conversation_id = serializers.CharField(allow_null=True)
@@ -193,7 +183,10 @@ class AttemptSerializer(serializers.ModelSerializer[TaskAttempt]):
 
     class Meta:
         model = TaskAttempt
-        fields = ("number", "worker", "model", "started_at", "ended_at", "outcome")
+        fields = (
+            *("number", "worker", "model", "started_at", "ended_at", "outcome"),
+            *("error_code", "error"),
+        )
         read_only_fields = fields
 
 
@@ -210,6 +203,27 @@ class MetricsSerializer(serializers.Serializer[Any]):
     tokens_per_second = serializers.FloatField(allow_null=True)
 
 
+class DeliveryAttemptSerializer(serializers.Serializer[Any]):
+    attempt = serializers.IntegerField()
+    at = serializers.CharField()
+    status_code = serializers.IntegerField(allow_null=True)
+    error = serializers.CharField(allow_null=True)
+    duration_ms = serializers.FloatField()
+
+
+class WebhookDeliverySerializer(serializers.ModelSerializer[WebhookDelivery]):
+    webhook_id = serializers.CharField(source="id")
+    log = DeliveryAttemptSerializer(many=True)
+
+    class Meta:
+        model = WebhookDelivery
+        fields = (
+            *("webhook_id", "url", "event", "status", "num_attempts", "next_attempt_at"),
+            *("delivered_at", "log"),
+        )
+        read_only_fields = fields
+
+
 class LogLineSerializer(serializers.Serializer[Any]):
     timestamp = serializers.CharField()
     level = serializers.CharField()
@@ -223,8 +237,8 @@ class ReportSerializer(serializers.Serializer[Any]):
     metrics = MetricsSerializer()
     tokens = UsageSerializer(allow_null=True)
     prompt = serializers.CharField(allow_null=True)
-    messages = MessageSerializer(many=True, allow_null=True)
+    messages = NewMessageSerializer(many=True, allow_null=True)
     params = serializers.DictField()
     attempts = AttemptSerializer(many=True)
-    webhook_deliveries = serializers.ListField(child=serializers.DictField())
+    webhook_deliveries = WebhookDeliverySerializer(many=True)
     logs = LogLineSerializer(many=True)

@@ -10,42 +10,40 @@ from django.utils import timezone
 from rest_framework.exceptions import ValidationError
 
 from conversations.models import Conversation
-from inference import storable_json, structured_output
+from inference import extra_params, structured_output
 from inference.engine.errors import GrammarError
 from inference.engine.gbnf import check_grammar
-from inference.models import GenerationTask, RegisteredModel
+from inference.models import GenerationTask, RegisteredModel, new_task_id
 from inference.providers.base import Provider
 from inference.providers.registry import provider_class
-from inference.serializers import MAX_METADATA_BYTES, MAX_METADATA_DEPTH, SAMPLING_FIELDS
-
-# Part of the contract, but not of this version: refused, so that nobody waits for them.
-_NOT_YET = {
-    "webhook_url": "Webhooks are not available in this version: leave it out, and poll or ?wait.",
-    "fallback_models": "Fallbacks are not available in this version: leave the list empty.",
-}
+from inference.serializers import SAMPLING_FIELDS
+from inference.webhooks import urls as webhook_urls
+from monitoring import tracing
 
 _MODEL_LIST = "GET /api/v1/models lists them."
 
 
 def build_task(owner: str, data: dict[str, Any], idempotency_key: str | None) -> GenerationTask:
     """A task, unsaved, from the validated fields; raises ValidationError naming the field."""
-    for name, message in _NOT_YET.items():
-        if data.get(name):
-            raise ValidationError({name: [message]})
     _check_input(data)
+    extra_params.check(data.get("extra_params") or {})
     conversation = _conversation(owner, data.get("conversation_id"))
     model = _model(data, conversation)
     provider = provider_class(model.provider)
     now = timezone.now()
     deadline = data.get("deadline_seconds")
+    task_id = new_task_id()
     return GenerationTask(
+        id=task_id,
+        trace_id=tracing.trace_id_of(task_id),
         owner=owner,
+        requested_model=model.name,
         model_name=model.name,
         queue=provider.queue,
         priority=data["priority"],
         request=_request(data, model, provider),
         conversation=conversation,
-        metadata=_metadata(data),
+        metadata=data.get("metadata") or {},
         idempotency_key=idempotency_key,
         request_hash=fingerprint(data),
         created_at=now,
@@ -88,6 +86,10 @@ def _model(data: dict[str, Any], conversation: Conversation | None) -> Registere
     name = name or (conversation.model_name if conversation else None)
     if not name:
         raise ValidationError({"model": [f"Name a registered model: {_MODEL_LIST}"]})
+    return _usable_model(name)
+
+
+def _usable_model(name: str) -> RegisteredModel:
     model = RegisteredModel.objects.read(name)
     if model is None:
         message = f"There is no model {name}: {_MODEL_LIST}"
@@ -97,6 +99,38 @@ def _model(data: dict[str, Any], conversation: Conversation | None) -> Registere
     return model
 
 
+def _fallbacks(
+    data: dict[str, Any],
+    response_format: structured_output.ResponseFormat | None,
+    model: RegisteredModel,
+) -> list[dict[str, Any]]:
+    """What the row keeps of each fallback: its name, its queue, and the parameters it gets."""
+    names = data.get("fallback_models") or []
+    if repeated := [name for i, name in enumerate(names) if name in (model.name, *names[:i])]:
+        message = f"{repeated[0]} is asked already: name each model once."
+        raise ValidationError({"fallback_models": [message]})
+    return [_fallback(data, response_format, name) for name in names]
+
+
+def _fallback(
+    data: dict[str, Any], response_format: structured_output.ResponseFormat | None, name: str
+) -> dict[str, Any]:
+    """Checked like the task's own model, so that it can run when its turn comes."""
+    try:
+        model = _usable_model(name)
+        provider = provider_class(model.provider)
+        _check_ability(data, response_format, model, provider)
+        return {"model": name, "queue": provider.queue, "params": _params(data, model, provider)}
+    except ValidationError as error:
+        details: Any = error.detail
+        reasons = [
+            f"{name} cannot run this task: {field}: {message}"
+            for field, messages in details.items()
+            for message in messages
+        ]
+        raise ValidationError({"fallback_models": reasons}) from error
+
+
 def _request(
     data: dict[str, Any], model: RegisteredModel, provider: type[Provider]
 ) -> dict[str, Any]:
@@ -104,21 +138,49 @@ def _request(
     prompt = data.get("prompt")
     if prompt and data.get("input_text"):
         prompt = f"{prompt}\n\n{data['input_text']}"
-    if data.get("extra_params"):
-        message = f"The {model.provider} provider takes no extra_params: leave them out."
-        raise ValidationError({"extra_params": [message]})
+    response_format = _response_format(data)
+    _check_ability(data, response_format, model, provider)
     return {
         "prompt": prompt,
         "messages": data.get("messages"),
         "save_to_conversation": data["save_to_conversation"],
         "stream": data["stream"],
         "params": _params(data, model, provider),
-        "response_format": _response_format(data, model, provider),
+        "response_format": response_format,
+        "extra_params": data.get("extra_params") or {},
+        "fallbacks": _fallbacks(data, response_format, model),
         "timeout_seconds": data["timeout_seconds"],
         "deadline_seconds": data.get("deadline_seconds"),
         "context_overflow": data["context_overflow"],
-        "webhook_url": None,
+        "webhook_url": _webhook_url(data),
     }
+
+
+def _webhook_url(data: dict[str, Any]) -> str | None:
+    url: str | None = data.get("webhook_url")
+    if not url:
+        return None
+    try:
+        webhook_urls.check(url)
+    except webhook_urls.RefusedUrlError as error:
+        raise ValidationError({"webhook_url": [str(error)]}) from error
+    return url
+
+
+def _check_ability(
+    data: dict[str, Any],
+    response_format: structured_output.ResponseFormat | None,
+    model: RegisteredModel,
+    provider: type[Provider],
+) -> None:
+    """Refuse what the provider would have to ignore."""
+    if data.get("extra_params") and not provider.takes_extra_params:
+        message = f"The {model.provider} provider takes no extra_params: leave them out."
+        raise ValidationError({"extra_params": [message]})
+    if response_format and not provider.supports_structured_output:
+        field = "output_schema" if data.get("response_format") is None else "response_format"
+        message = f"The {model.provider} provider has no structured output: take another model."
+        raise ValidationError({field: [message]})
 
 
 def _params(
@@ -139,10 +201,25 @@ def _params(
     params: dict[str, Any] = {"max_tokens": settings.DEFAULT_MAX_TOKENS, "stop_sequences": []}
     for layer in reversed(layers):
         params |= {k: layer[k] for k in SAMPLING_FIELDS if layer.get(k) is not None}
+    _drop_unsupported(params, model, provider)
     _cap_max_tokens(params, data, model)
     if data.get("grammar"):
         params["grammar"] = _grammar(data["grammar"], model)
     return params
+
+
+def _drop_unsupported(
+    params: dict[str, Any], model: RegisteredModel, provider: type[Provider]
+) -> None:
+    """Refuse what the provider cannot honour, unless the model is registered to do without."""
+    for name in provider.unsupported_params & params.keys():
+        if not model.config.get("drop_params"):
+            message = (
+                f"{model.name} is asked through {model.provider}, which has no {name}: leave it "
+                "out, or register the model with drop_params."
+            )
+            raise ValidationError({name: [message]})
+        del params[name]
 
 
 def _cap_max_tokens(params: dict[str, Any], data: dict[str, Any], model: RegisteredModel) -> None:
@@ -166,45 +243,15 @@ def _grammar(grammar: str, model: RegisteredModel) -> str:
     return grammar
 
 
-def _response_format(
-    data: dict[str, Any], model: RegisteredModel, provider: type[Provider]
-) -> structured_output.ResponseFormat | None:
+def _response_format(data: dict[str, Any]) -> structured_output.ResponseFormat | None:
     asked, schema = data.get("response_format"), data.get("output_schema")
     response_format = structured_output.normalize(asked, schema)
     if response_format is None:
         return None
     field = "output_schema" if asked is None else "response_format"
-    if not provider.supports_structured_output:
-        message = f"The {model.provider} provider has no structured output: take a local model."
-        raise ValidationError({field: [message]})
     if data.get("grammar"):
         raise ValidationError({field: ["It makes a grammar itself: leave grammar out."]})
     return response_format
-
-
-def _metadata(data: dict[str, Any]) -> dict[str, Any]:
-    metadata = data.get("metadata") or {}
-    if _is_deeper_than(MAX_METADATA_DEPTH, metadata):
-        message = f"It is nested more than {MAX_METADATA_DEPTH} levels deep."
-        raise ValidationError({"metadata": [message]})
-    try:
-        encoded = storable_json.encode(metadata)
-    except ValueError as error:
-        message = f"It cannot be written as JSON in UTF-8: {error}."
-        raise ValidationError({"metadata": [message]}) from error
-    if storable_json.has_nul(encoded):
-        raise ValidationError({"metadata": ["It must not contain NUL characters."]})
-    if len(encoded) > MAX_METADATA_BYTES:
-        message = f"metadata is larger than {MAX_METADATA_BYTES} bytes: store a reference instead."
-        raise ValidationError({"metadata": [message]})
-    return metadata
-
-
-def _is_deeper_than(num_levels: int, value: Any) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    children = value.values() if isinstance(value, dict) else value
-    return num_levels == 0 or any(_is_deeper_than(num_levels - 1, child) for child in children)
 
 
 def fingerprint(data: dict[str, Any]) -> str:

@@ -96,6 +96,8 @@ def _compile_attempt() -> Compiled:
             started_at=Parameter("started_at", models.DateTimeField()),
             ended_at=Now(),
             outcome=Parameter("outcome"),
+            error=Parameter("error"),
+            error_code=Parameter("error_code"),
         )
     )
 

@@ -17,7 +17,7 @@ from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
 from inference import lifecycle, submission, task_stream
-from inference.api_errors import Conflict, QueueFull
+from inference.api_errors import QueueFull
 from inference.long_poll import WAIT_PARAMETER, WaitingResponse, requested_seconds
 from inference.models import GenerationTask
 from inference.pagination import TaskPagination, queue_positions
@@ -32,6 +32,7 @@ from inference.serializers import (
     task_body,
 )
 from inference.transcript import FINAL_ID
+from monitoring.api_errors import Conflict
 
 _FILTERS = [
     OpenApiParameter("status", str, enum=GenerationTask.Status.values),
@@ -42,7 +43,7 @@ _FILTERS = [
 ]
 _EXACT_FILTERS = {
     "status": "status",
-    "model": "model_name",
+    "model": "requested_model",
     "conversation_id": "conversation_id",
 }
 _TIME_FILTERS = {"created_after": "created_at__gt", "created_before": "created_at__lt"}
@@ -62,6 +63,8 @@ def _refusals() -> Iterator[None]:
         raise Conflict(message) from error
     except lifecycle.QueueFullError as error:
         raise QueueFull from error
+    except lifecycle.ConversationGoneError as error:
+        raise Conflict("The conversation has been deleted: begin another one.") from error
 
 
 class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]):

@@ -7,11 +7,22 @@ from typing import Any, ClassVar
 
 from conversations.models import ChatMessage
 from inference.engine.sequence import FinishReason
+from inference.errors import InferenceError
 from inference.models import Queue, RegisteredModel, Usage
 from inference.structured_output import ResponseFormat
 
+
+@dataclass(frozen=True, slots=True)
+class StartOver:
+    """In the place of a text: all before it is void, and the answer begins anew."""
+
+    failure: InferenceError
+
+
 # The text of an answer, piece by piece.
-Chunks = Generator[str, None, None]
+Chunks = Generator[str | StartOver, None, None]
+# Of a provider that asks once alone.
+Texts = Generator[str, None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +37,9 @@ class GenerationRequest:
     params: dict[str, Any]
     response_format: ResponseFormat | None = None
     context_overflow: str = "truncate"
+    extra_params: dict[str, Any] = field(default_factory=dict)
+    # Whether another model is asked when this one cannot answer.
+    has_fallback: bool = False
 
 
 @dataclass(slots=True)
@@ -58,6 +72,9 @@ class Provider(ABC):
     queue: ClassVar[Queue]
     supports_streaming: ClassVar[bool] = True
     supports_structured_output: ClassVar[bool] = False
+    # Sampling fields that it cannot honour: a task that asks for one is refused.
+    unsupported_params: ClassVar[frozenset[str]] = frozenset()
+    takes_extra_params: ClassVar[bool] = False
     # What applies where neither the task nor the model's registration says a value.
     default_params: ClassVar[dict[str, Any]] = {}
 
@@ -67,6 +84,8 @@ class Provider(ABC):
     @abstractmethod
     def generate(self, request: GenerationRequest, progress: Progress) -> Chunks:
         """Yield the answer's text as it comes, and "" where a step gave none.
+
+        A provider that asks again after it has given text says so by StartOver.
 
         The caller may close the generator between chunks: that cancels. `progress.finish_reason`
         is set when it ends by itself. Raises InferenceError.

@@ -6,7 +6,7 @@ import time
 from inference.engine.sequence import FinishReason
 from inference.engine.text import TextAssembler
 from inference.models import Queue
-from inference.providers.base import Chunks, GenerationRequest, Progress, Provider
+from inference.providers.base import GenerationRequest, Progress, Provider, Texts
 
 
 class EchoProvider(Provider):
@@ -17,7 +17,7 @@ class EchoProvider(Provider):
 
     queue = Queue.API
 
-    def generate(self, request: GenerationRequest, progress: Progress) -> Chunks:
+    def generate(self, request: GenerationRequest, progress: Progress) -> Texts:
         delay_seconds = self.model.config.get("delay_ms", 0) / 1000
         max_tokens = request.params["max_tokens"]
         words = re.findall(r"\s*\S+\s*", request.messages[-1]["content"])

@@ -11,7 +11,7 @@ from inference.engine.errors import ChatTemplateError, EngineError, PromptTooLon
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
 from inference.errors import ErrorCode, InferenceError
 from inference.models import Queue
-from inference.providers.base import Chunks, GenerationRequest, Progress, Provider
+from inference.providers.base import GenerationRequest, Progress, Provider, Texts
 
 if TYPE_CHECKING:
     from inference.engine.llama_runner import LlamaRunner
@@ -25,7 +25,7 @@ class LocalProvider(Provider):
     # llama.cpp's own defaults.
     default_params = {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "min_p": 0.05}
 
-    def generate(self, request: GenerationRequest, progress: Progress) -> Chunks:
+    def generate(self, request: GenerationRequest, progress: Progress) -> Texts:
         """The session steps the engine between two chunks."""
         started = time.monotonic()
         resident = residency.load(self.model)
@@ -52,7 +52,7 @@ class LocalProvider(Provider):
         progress.prompt_tokens = len(tokens)
         return engine.add_request(request.request_id, tokens, _sampling(request))
 
-    def _follow(self, engine: Engine, sequence: Sequence, progress: Progress) -> Chunks:
+    def _follow(self, engine: Engine, sequence: Sequence, progress: Progress) -> Texts:
         """Yield what each step has brought: "" too, so that a cancel is seen in a long prompt."""
         try:
             while sequence.finish_reason is None:

@@ -1,14 +1,10 @@
-"""Tasks, their attempts, and the registered models.
-
-Status changes of a task are made by `lifecycle.py` alone.
-"""
+"""Tasks and their attempts. Status changes of a task are made by `lifecycle.py` alone."""
 
 import math
 import uuid
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from django.conf import settings
 from django.db import connection, models
 from django.db.models import F, Q
 from django.db.models.functions import Now
@@ -59,6 +55,13 @@ def new_task_id() -> str:
     return f"task_{uuid.uuid4().hex}"
 
 
+def protect_unfinished(collector: Any, field: Any, tasks: Any, using: str) -> None:
+    """What a conversation's deletion means: unfinished tasks forbid it, ended ones forget it."""
+    if unfinished := [task for task in tasks if not task.has_ended]:
+        raise models.ProtectedError("Tasks have not ended.", set(unfinished))
+    models.SET_NULL(collector, field, tasks, using)
+
+
 class GenerationTaskQuerySet(models.QuerySet["GenerationTask"]):
     def owned_by(self, owner: str) -> "GenerationTaskQuerySet":
         return self.filter(owner=owner)
@@ -95,9 +98,12 @@ class GenerationTask(models.Model):
     pending ──claim──▶ processing ──▶ completed | failed
        ▲                   │   └────▶ cancelled
        └───lease expired───┘
+       └───next fallback───┘
     pending ──▶ cancelled (by its owner) | failed (deadline passed)
 
-    `attempt` counts claims; every write of a worker names the attempt it belongs to.
+    `attempt` counts tries; every write of a worker names the one it belongs to. `model_name` and
+    `queue` are those of the model whose turn it is: of `requested_model` first, then of its
+    fallbacks, of which the request keeps what they need.
     """
 
     class Status(models.TextChoices):
@@ -112,12 +118,13 @@ class GenerationTask(models.Model):
     id = models.CharField(primary_key=True, max_length=37, default=new_task_id)
     owner = models.CharField(max_length=64)
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.PENDING)
+    requested_model = models.CharField(max_length=100)
     model_name = models.CharField(max_length=100)
     queue = models.CharField(max_length=10, choices=Queue.choices)
     priority = models.FloatField(default=1.0)
     request = models.JSONField()
     conversation = models.ForeignKey(
-        Conversation, null=True, blank=True, on_delete=models.SET_NULL, related_name="tasks"
+        Conversation, null=True, blank=True, on_delete=protect_unfinished, related_name="tasks"
     )
     metadata = models.JSONField(default=dict, blank=True)
     idempotency_key = models.CharField(max_length=255, null=True, blank=True)
@@ -284,6 +291,8 @@ class TaskAttempt(models.Model):
     started_at = models.DateTimeField()
     ended_at = models.DateTimeField()
     outcome = models.CharField(max_length=9, choices=Outcome.choices)
+    error = models.TextField(null=True, blank=True)
+    error_code = models.CharField(max_length=64, null=True, blank=True)
 
     class Meta:
         constraints = [
@@ -292,123 +301,3 @@ class TaskAttempt(models.Model):
 
     def __str__(self) -> str:
         return f"{self.task_id} #{self.number}: {self.outcome}"
-
-
-class RegisteredModelQuerySet(models.QuerySet["RegisteredModel"]):
-    def read(self, name: str) -> "RegisteredModel | None":
-        """The model of that name; plain SQL for the reason that tasks are read by it."""
-        return next(iter(self.raw(_READ_MODEL, [name])), None)
-
-    def requests_for(self, worker: Any) -> "RegisteredModelQuerySet":
-        """Those that the worker is to load or unload, in the order of the requests.
-
-        Not those that another one holds in memory: only it can serve them.
-        """
-        mine = Q(loaded_by="") | Q(loaded_by=worker)
-        return self.exclude(requested="").filter(mine).order_by("requested_at", "pk")
-
-    def idle(self) -> "RegisteredModelQuerySet":
-        """Loaded, and not used for as long as they are kept."""
-        return self.filter(status=RegisteredModel.Status.LOADED, unload_at__lte=Now())
-
-
-class RegisteredModel(models.Model):
-    """A model that tasks can name.
-
-    available ──first use──▶ loading ──▶ loaded ──▶ available
-                                └──────▶ error ──next use──▶ loading
-
-    `requested` is what a GPU worker is to do with it, `unload_at` when an idle one goes: null while
-    it is in use, or is kept for ever. Once `num_crashes` is MAX_CRASHES it is not loaded any more.
-    """
-
-    MAX_CRASHES = 2
-
-    class Provider(models.TextChoices):
-        LOCAL = "local"
-        ECHO = "echo"
-
-    class Status(models.TextChoices):
-        AVAILABLE = "available"
-        LOADING = "loading"
-        LOADED = "loaded"
-        ERROR = "error"
-
-    class Request(models.TextChoices):
-        NONE = ""
-        LOAD = "load"
-        UNLOAD = "unload"
-
-    name = models.CharField(max_length=100, unique=True)
-    provider = models.CharField(max_length=20, choices=Provider.choices)
-    status = models.CharField(max_length=12, choices=Status.choices, default=Status.AVAILABLE)
-    status_message = models.TextField(blank=True)
-    loaded_by = models.CharField(max_length=255, blank=True)
-    requested = models.CharField(
-        max_length=6, choices=Request.choices, default=Request.NONE, blank=True
-    )
-    requested_at = models.DateTimeField(null=True, blank=True)
-    last_used_at = models.DateTimeField(null=True, blank=True)
-    unload_at = models.DateTimeField(null=True, blank=True)
-    num_crashes = models.PositiveSmallIntegerField(default=0)
-    config = models.JSONField(default=dict, blank=True)
-    extra = models.JSONField(default=dict, blank=True)
-    context_window = models.PositiveIntegerField(null=True, blank=True)
-    max_output_tokens = models.PositiveIntegerField(null=True, blank=True)
-    size_bytes = models.PositiveBigIntegerField(null=True, blank=True)
-    created_at = models.DateTimeField(auto_now_add=True)
-    updated_at = models.DateTimeField(auto_now=True)
-
-    objects = RegisteredModelQuerySet.as_manager()
-
-    class Meta:
-        ordering = ["name"]
-        indexes = [
-            models.Index(fields=["requested_at"], name="model_request", condition=~Q(requested=""))
-        ]
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def loaded(self) -> bool:
-        return self.status == self.Status.LOADED
-
-    @property
-    def pinned(self) -> bool:
-        """Whether only a request may unload it."""
-        return bool(self.config.get("pinned", False))
-
-    @property
-    def keep_alive(self) -> timedelta | None:
-        """How long it stays in memory when nobody uses it; None: for ever."""
-        seconds = self.config.get("keep_alive_seconds", settings.KEEP_ALIVE_SECONDS)
-        return None if self.pinned or seconds < 0 else timedelta(seconds=seconds)
-
-    @property
-    def crashed_too_often(self) -> bool:
-        return self.num_crashes >= self.MAX_CRASHES
-
-    @property
-    def crash_message(self) -> str:
-        """Why it is not loaded any more, and what to do."""
-        return (
-            f"The model {self.name} has crashed its worker {self.num_crashes} times and is not "
-            "loaded any more: delete it, and register it anew with other values, such as fewer "
-            "gpu_layers, a smaller context_window, a smaller max_num_seqs or another file."
-        )
-
-    def set_status(self, status: "RegisteredModel.Status", worker: str = "", why: str = "") -> None:
-        """Record where the model is; `worker` holds it in memory, `why` explains an error."""
-        RegisteredModel.objects.filter(pk=self.pk).update(
-            status=status, loaded_by=worker, status_message=why, updated_at=Now()
-        )
-
-
-_READ_MODEL = f"SELECT * FROM {RegisteredModel._meta.db_table} WHERE name = %s"  # noqa: S608
-
-
-def loaded_models() -> dict[str, bool]:
-    """All registered models by name, and whether each is in memory."""
-    rows = RegisteredModel.objects.values_list("name", "status")
-    return {name: status == RegisteredModel.Status.LOADED for name, status in rows}

@@ -1,0 +1,111 @@
+"""The beginning of a task's life: saved, once for each idempotency key, while there is room."""
+
+import time
+from collections.abc import Sequence
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+
+from conversations.models import Conversation
+from inference import dispatch, task_events
+from inference.models import GenerationTask
+from inference.statements import column_values
+from inference.task_statements import SUBMIT
+
+_pending_seen = (float("-inf"), 0)
+
+
+class IdempotencyConflictError(Exception):
+    """The key was used before with another request."""
+
+
+class QueueFullError(Exception):
+    """MAX_PENDING_TASKS tasks are pending."""
+
+
+class ConversationGoneError(Exception):
+    """The conversation was deleted after the task was checked."""
+
+
+def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
+    """Save new tasks, all or none, and ring their workers after the commit.
+
+    A task whose idempotency key was used before is answered by the first one. Raises
+    IdempotencyConflictError when that first one was another request, QueueFullError, and
+    ConversationGoneError.
+    """
+    if _num_pending() + len(tasks) > settings.MAX_PENDING_TASKS:
+        raise QueueFullError
+    try:
+        _insert_all(tasks)
+        accepted = fresh = list(tasks)
+    except IntegrityError:
+        _check_conversations(tasks)
+        accepted, fresh = _submit_one_by_one(tasks)
+    task_events.queued(fresh)
+    dispatch.ring_soon(fresh)
+    return accepted
+
+
+def _insert_all(tasks: Sequence[GenerationTask]) -> None:
+    """One transaction; what can be prepared is prepared before it, since writers take turns."""
+    if len(tasks) > 1:
+        with transaction.atomic():
+            GenerationTask.objects.bulk_create(tasks)
+        return
+    values = column_values(tasks[0])
+    with transaction.atomic():
+        SUBMIT.run(**values)
+    tasks[0]._state.adding = False  # as `save` does: the row is there
+
+
+def _check_conversations(tasks: Sequence[GenerationTask]) -> None:
+    ids = {task.conversation_id for task in tasks if task.conversation_id}
+    if Conversation.objects.filter(pk__in=ids).count() < len(ids):
+        raise ConversationGoneError
+
+
+def _num_pending() -> int:
+    """Counted at most once a second: the limit is a guard, not an exact number."""
+    global _pending_seen
+    now = time.monotonic()
+    if now - _pending_seen[0] > 1:
+        _pending_seen = (now, GenerationTask.objects.pending().count())
+    return _pending_seen[1]
+
+
+def _submit_one_by_one(
+    tasks: Sequence[GenerationTask],
+) -> tuple[list[GenerationTask], list[GenerationTask]]:
+    """All tasks with the ones they repeat put in their place, and those that are new."""
+    with transaction.atomic():
+        accepted = [_first_with_key(task) or _insert(task) for task in tasks]
+    new = {task.pk for task in tasks}
+    return accepted, [task for task in accepted if task.pk in new]
+
+
+def _insert(task: GenerationTask) -> GenerationTask:
+    """Save the task, unless another request with its key was faster."""
+    try:
+        with transaction.atomic():
+            task.save(force_insert=True)
+    except IntegrityError:
+        first = _first_with_key(task)
+        if first is None:
+            raise
+        return first
+    return task
+
+
+def _first_with_key(task: GenerationTask) -> GenerationTask | None:
+    if task.idempotency_key is None:
+        return None
+    return first_with_key(task.owner, task.idempotency_key, task.request_hash)
+
+
+def first_with_key(owner: str, key: str, request_hash: str) -> GenerationTask | None:
+    """The task that was submitted with this key. Raises IdempotencyConflictError if it differs."""
+    first = GenerationTask.objects.filter(owner=owner, idempotency_key=key).first()
+    if first and first.request_hash != request_hash:
+        raise IdempotencyConflictError(key)
+    return first

@@ -1,0 +1,148 @@
+"""The ends of a task's life: its result, its failure, its cancel, and its deletion."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from django.db import transaction
+from django.db.models.functions import Now
+
+from inference import dispatch
+from inference.errors import InferenceError
+from inference.lifecycle.fallback import fall_back, may_fall_back
+from inference.lifecycle.leases import Lease
+from inference.lifecycle.records import add_attempt, announce_end, store_end
+from inference.lifecycle.task_log import log
+from inference.models import (
+    GenerationTask,
+    GenerationTaskQuerySet,
+    Queue,
+    TaskAttempt,
+    TaskResult,
+)
+from inference.task_statements import FINISH, end_fields
+from monitoring import logs, streams
+
+logger = logging.getLogger(__name__)
+
+Status = GenerationTask.Status
+
+_PURGE_LIMIT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of an attempt went; None for what was never reached."""
+
+    model_load_ms: float | None = None
+    ttft_ms: float | None = None
+    inference_ms: float | None = None
+
+
+def complete(lease: Lease, result: TaskResult, timings: Timings) -> bool:
+    """Store the answer, and the conversation's turn with it. False when the lease was lost."""
+    return _finish(lease, Status.COMPLETED, result, timings)
+
+
+def fail(
+    lease: Lease, failure: InferenceError, result: TaskResult | None, timings: Timings
+) -> bool:
+    """Hand the task on to its next fallback; without one, store the failure and the text there is.
+
+    False when the lease was lost.
+    """
+    if may_fall_back(lease.task, failure) and fall_back(lease, failure):
+        return True
+    return _finish(lease, Status.FAILED, result, timings, failure)
+
+
+def finish_cancelled(lease: Lease, result: TaskResult, timings: Timings) -> bool:
+    """Store what a cancelled task had said so far. False when the lease was lost."""
+    return _finish(lease, Status.CANCELLED, result, timings)
+
+
+def _finish(
+    lease: Lease,
+    status: "Status",
+    result: TaskResult | None,
+    timings: Timings,
+    failure: InferenceError | None = None,
+) -> bool:
+    task = lease.task
+    end = {
+        "status": status.value,
+        "error": failure.message if failure else None,
+        "error_code": failure.code.value if failure else None,
+        **asdict(timings),
+    }
+    with transaction.atomic():
+        stored = None if result is None else json.dumps(result)
+        won = FINISH.run(task_id=task.pk, attempt=lease.attempt, result=stored, **end)
+        if not won:
+            logger.warning("Task %s: attempt %d lost its lease", task.pk, lease.attempt)
+            return False
+        add_attempt(task, TaskAttempt.Outcome(status), failure)
+        store_end(task, {"result": result, **end})
+        if status == Status.COMPLETED and result is not None:
+            _save_turn(task, result["text"])
+    log(task, logging.INFO, "Attempt %d %s", lease.attempt, status)
+    announce_end(task)
+    return True
+
+
+def _save_turn(task: GenerationTask, answer: str) -> None:
+    if task.conversation and task.request.get("save_to_conversation"):
+        task.conversation.append_turn(_question(task), answer)
+
+
+def _question(task: GenerationTask) -> str:
+    """The user's side of the turn: the prompt, or the last message of an explicit history."""
+    messages = task.request.get("messages")
+    return str(messages[-1]["content"] if messages else task.request["prompt"])
+
+
+def cancel(task: GenerationTask) -> bool:
+    """Cancel a pending task, or ask the worker of a processing one. False when it has ended."""
+    row = GenerationTask.objects.filter(pk=task.pk)
+    if end_pending(task, row.pending(), end_fields(Status.CANCELLED)):
+        log(task, logging.INFO, "Cancelled before it started")
+        announce_end(task)
+        return True
+    # The row may be claimed, or put back, between the two statements: ask in either case.
+    asked = row.unfinished().update(cancel_requested=True, updated_at=Now())
+    if asked and task.queue == Queue.GPU:
+        dispatch.tell_gpu_sessions(cancelled=True)
+    return bool(asked)
+
+
+def end_pending(task: GenerationTask, row: GenerationTaskQuerySet, change: dict[str, Any]) -> bool:
+    """End a task that has not started. False when the row is no longer what it was."""
+    with transaction.atomic():
+        won = row.update(**change)
+        if won:
+            store_end(task, change)
+    return bool(won)
+
+
+def purge() -> int:
+    """Delete tasks past their time to live, with their streams and logs; returns how many."""
+    expired = GenerationTask.objects.filter(expires_at__lte=Now()).values_list("pk", flat=True)
+    ids = list(expired[:_PURGE_LIMIT])
+    GenerationTask.objects.filter(pk__in=ids).delete()
+    _forget(ids)
+    return len(ids)
+
+
+def delete(task: GenerationTask) -> bool:
+    """Delete an ended task and what Redis keeps of it. False when it has not ended."""
+    row = GenerationTask.objects.filter(pk=task.pk)
+    num_deleted, _ = row.exclude(status__in=GenerationTask.UNFINISHED).delete()
+    if num_deleted:
+        _forget([task.pk])
+    return bool(num_deleted)
+
+
+def _forget(task_ids: list[str]) -> None:
+    streams.delete(task_ids)
+    logs.delete(task_ids)

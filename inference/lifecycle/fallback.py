@@ -1,0 +1,76 @@
+"""Handing a task on to the next of its models."""
+
+import logging
+from typing import Any
+
+from django.db import transaction
+from django.db.models.functions import Now
+
+from inference import dispatch, task_events
+from inference.errors import ErrorCode, InferenceError
+from inference.lifecycle.leases import Lease
+from inference.lifecycle.records import add_attempt
+from inference.lifecycle.task_log import log
+from inference.models import GenerationTask, TaskAttempt
+
+Status = GenerationTask.Status
+
+# The fields of a task that nobody has, and somebody may claim.
+UNCLAIMED: dict[str, Any] = {
+    "status": Status.PENDING,
+    "worker": "",
+    "lease_until": None,
+    "started_at": None,
+    "updated_at": Now(),
+}
+
+
+def may_fall_back(task: GenerationTask, failure: InferenceError) -> bool:
+    """Whether another model may do what this one did not."""
+    if failure.code == ErrorCode.CONTEXT_LENGTH_EXCEEDED:
+        return bool(task.request["context_overflow"] == "truncate")
+    return not failure.is_requests_own_fault
+
+
+def fall_back(lease: Lease, failure: InferenceError) -> bool:
+    """Queue the task for its next model. False without one, and when it is cancelled or lost."""
+    task = lease.task
+    change = next_fallback(task)
+    if change is None:
+        return False
+    with transaction.atomic():
+        won = GenerationTask.objects.filter(
+            pk=task.pk, attempt=lease.attempt, status=Status.PROCESSING, cancel_requested=False
+        ).update(**change)
+        if not won:
+            return False
+        add_attempt(task, TaskAttempt.Outcome.FAILED, failure)
+    announce_fallback(task, change, failure.message)
+    return True
+
+
+def next_fallback(task: GenerationTask) -> dict[str, Any] | None:
+    """The fields that queue a task for its next model; None when there is none left.
+
+    It has been started in time: no deadline applies any more.
+    """
+    if not task.request.get("fallbacks"):
+        return None
+    following, *rest = task.request["fallbacks"]
+    return UNCLAIMED | {
+        "rung_at": Now(),
+        "deadline_at": None,
+        "model_name": following["model"],
+        "queue": following["queue"],
+        "request": task.request | {"params": following["params"], "fallbacks": rest},
+    }
+
+
+def announce_fallback(task: GenerationTask, change: dict[str, Any], reason: str) -> None:
+    """Ring the worker of the next model, once `change` is in the row."""
+    failed = task.model_name
+    for name in ("status", "model_name", "queue", "request"):
+        setattr(task, name, change[name])
+    log(task, logging.WARNING, "%s failed, %s is asked: %s", failed, task.model_name, reason)
+    task_events.queued([task])
+    dispatch.ring([task])

@@ -1,0 +1,32 @@
+"""The rows: tasks with their attempts, registered models, and webhooks to be delivered."""
+
+from inference.models.registered_models import RegisteredModel, loaded_models
+from inference.models.tasks import (
+    MAX_PRIORITY,
+    NO_USAGE,
+    GenerationTask,
+    GenerationTaskQuerySet,
+    Queue,
+    TaskAttempt,
+    TaskResult,
+    Usage,
+    milliseconds_between,
+    new_task_id,
+)
+from inference.models.webhook_deliveries import WebhookDelivery
+
+__all__ = [
+    "MAX_PRIORITY",
+    "NO_USAGE",
+    "GenerationTask",
+    "GenerationTaskQuerySet",
+    "Queue",
+    "RegisteredModel",
+    "TaskAttempt",
+    "TaskResult",
+    "Usage",
+    "WebhookDelivery",
+    "loaded_models",
+    "milliseconds_between",
+    "new_task_id",
+]

@@ -1,0 +1,142 @@
+"""The models that tasks can name."""
+
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+
+class RegisteredModelQuerySet(models.QuerySet["RegisteredModel"]):
+    def read(self, name: str) -> "RegisteredModel | None":
+        """The model of that name; plain SQL for the reason that tasks are read by it."""
+        return next(iter(self.raw(_READ_MODEL, [name])), None)
+
+    def requests_for(self, worker: Any) -> "RegisteredModelQuerySet":
+        """Those that the worker is to load or unload, in the order of the requests.
+
+        Not those that another one holds in memory: only it can serve them.
+        """
+        mine = Q(loaded_by="") | Q(loaded_by=worker)
+        return self.exclude(requested="").filter(mine).order_by("requested_at", "pk")
+
+    def idle(self) -> "RegisteredModelQuerySet":
+        """Loaded, and not used for as long as they are kept."""
+        return self.filter(status=RegisteredModel.Status.LOADED, unload_at__lte=Now())
+
+
+class RegisteredModel(models.Model):
+    """A model that tasks can name.
+
+    available ──first use──▶ loading ──▶ loaded ──▶ available
+                                └──────▶ error ──next use──▶ loading
+
+    `requested` is what a GPU worker is to do with it, `unload_at` when an idle one goes: null while
+    it is in use, or is kept for ever. Once `num_crashes` is MAX_CRASHES it is not loaded any more.
+    """
+
+    MAX_CRASHES = 2
+
+    class Provider(models.TextChoices):
+        LOCAL = "local"
+        ECHO = "echo"
+        OPENAI = "openai"
+        ANTHROPIC = "anthropic"
+        OPENAI_COMPATIBLE = "openai_compatible"
+        LITELLM = "litellm"
+
+    CLOUD_PROVIDERS = (
+        Provider.OPENAI,
+        Provider.ANTHROPIC,
+        Provider.OPENAI_COMPATIBLE,
+        Provider.LITELLM,
+    )
+
+    class Status(models.TextChoices):
+        AVAILABLE = "available"
+        LOADING = "loading"
+        LOADED = "loaded"
+        ERROR = "error"
+
+    class Request(models.TextChoices):
+        NONE = ""
+        LOAD = "load"
+        UNLOAD = "unload"
+
+    name = models.CharField(max_length=100, unique=True)
+    provider = models.CharField(max_length=20, choices=Provider.choices)
+    status = models.CharField(max_length=12, choices=Status.choices, default=Status.AVAILABLE)
+    status_message = models.TextField(blank=True)
+    loaded_by = models.CharField(max_length=255, blank=True)
+    requested = models.CharField(
+        max_length=6, choices=Request.choices, default=Request.NONE, blank=True
+    )
+    requested_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+    unload_at = models.DateTimeField(null=True, blank=True)
+    num_crashes = models.PositiveSmallIntegerField(default=0)
+    config = models.JSONField(default=dict, blank=True)
+    # Encrypted; the API shows neither this nor what is in it.
+    sealed_api_key = models.TextField(blank=True, editable=False)
+    extra = models.JSONField(default=dict, blank=True)
+    context_window = models.PositiveIntegerField(null=True, blank=True)
+    max_output_tokens = models.PositiveIntegerField(null=True, blank=True)
+    size_bytes = models.PositiveBigIntegerField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = RegisteredModelQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["name"]
+        indexes = [
+            models.Index(fields=["requested_at"], name="model_request", condition=~Q(requested=""))
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def loaded(self) -> bool:
+        return self.status == self.Status.LOADED
+
+    @property
+    def pinned(self) -> bool:
+        """Whether only a request may unload it."""
+        return bool(self.config.get("pinned", False))
+
+    @property
+    def keep_alive(self) -> timedelta | None:
+        """How long it stays in memory when nobody uses it; None: for ever."""
+        seconds = self.config.get("keep_alive_seconds", settings.KEEP_ALIVE_SECONDS)
+        return None if self.pinned or seconds < 0 else timedelta(seconds=seconds)
+
+    @property
+    def crashed_too_often(self) -> bool:
+        return self.num_crashes >= self.MAX_CRASHES
+
+    @property
+    def crash_message(self) -> str:
+        """Why it is not loaded any more, and what to do."""
+        return (
+            f"The model {self.name} has crashed its worker {self.num_crashes} times and is not "
+            "loaded any more: delete it, and register it anew with other values, such as fewer "
+            "gpu_layers, a smaller context_window, a smaller max_num_seqs or another file."
+        )
+
+    def set_status(self, status: "RegisteredModel.Status", worker: str = "", why: str = "") -> None:
+        """Record where the model is; `worker` holds it in memory, `why` explains an error."""
+        RegisteredModel.objects.filter(pk=self.pk).update(
+            status=status, loaded_by=worker, status_message=why, updated_at=Now()
+        )
+
+
+_READ_MODEL = f"SELECT * FROM {RegisteredModel._meta.db_table} WHERE name = %s"  # noqa: S608
+
+
+def loaded_models() -> dict[str, bool]:
+    """All registered models by name, and whether each is in memory."""
+    rows = RegisteredModel.objects.values_list("name", "status")
+    return {name: status == RegisteredModel.Status.LOADED for name, status in rows}
