@@ -3,13 +3,21 @@
 import re
 from typing import Any
 
-from drf_spectacular.utils import extend_schema_field
+from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_field
 from rest_framework import serializers
 
+from inference import circuit
+from inference.circuit import CircuitState
+from inference.model_configs import (
+    CloudConfigSerializer,
+    EchoConfigSerializer,
+    LocalConfigSerializer,
+)
 from inference.models import RegisteredModel
+from inference.providers.api_keys import KeySource, key_source
 from inference.providers.registry import provider_class
 from inference.quantizations import BITS
-from inference.serializers import SamplingSerializer, StrictSerializer
+from monitoring.api.strict_serializer import StrictSerializer
 
 MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")
 RESERVED_MODEL_NAMES = {
@@ -22,11 +30,21 @@ RESERVED_MODEL_NAMES = {
 }
 
 
+class CircuitSerializer(serializers.Serializer[Any]):
+    """Whether a model that keeps failing is left alone."""
+
+    state = serializers.ChoiceField(choices=[state.value for state in circuit.State])
+    failures = serializers.IntegerField(help_text="In a row.")
+    retry_at = serializers.DateTimeField(allow_null=True, help_text="While it is open.")
+
+
 class RegisteredModelSerializer(serializers.ModelSerializer[RegisteredModel]):
     supports_streaming = serializers.SerializerMethodField()
     supports_structured_output = serializers.SerializerMethodField()
     loaded = serializers.BooleanField()
     requested = serializers.SerializerMethodField()
+    api_key_source = serializers.SerializerMethodField()
+    circuit = serializers.SerializerMethodField()
 
     class Meta:
         model = RegisteredModel
@@ -44,6 +62,8 @@ class RegisteredModelSerializer(serializers.ModelSerializer[RegisteredModel]):
             "last_used_at",
             "unload_at",
             "size_bytes",
+            "api_key_source",
+            "circuit",
             "config",
             "extra",
         )
@@ -58,6 +78,20 @@ class RegisteredModelSerializer(serializers.ModelSerializer[RegisteredModel]):
     def get_requested(self, model: RegisteredModel) -> str | None:
         """`load` or `unload` until a worker has done it."""
         return model.requested or None
+
+    @extend_schema_field(
+        serializers.ChoiceField(choices=[source.value for source in KeySource], allow_null=True)
+    )
+    def get_api_key_source(self, model: RegisteredModel) -> str | None:
+        """Null: it is asked without a key."""
+        return key_source(model)
+
+    @extend_schema_field(CircuitSerializer(allow_null=True))
+    def get_circuit(self, model: RegisteredModel) -> dict[str, Any] | None:
+        """Of cloud models. A list hands the circuits over, to read them once."""
+        circuits: dict[str, CircuitState] | None = self.context.get("circuits")
+        found = (circuit.states([model]) if circuits is None else circuits).get(model.name)
+        return None if found is None else dict(CircuitSerializer(found).data)
 
 
 class ModelNameSerializer(StrictSerializer):
@@ -111,43 +145,28 @@ class CompatibilitySerializer(serializers.Serializer[Any]):
     breakdown = MemoryBreakdownSerializer(source="estimate")
 
 
+@extend_schema_field(
+    PolymorphicProxySerializer(
+        component_name="ModelConfig",
+        serializers=[LocalConfigSerializer, CloudConfigSerializer, EchoConfigSerializer],
+        resource_type_field_name=None,
+    )
+)
+class ConfigField(serializers.DictField):
+    """Checked as the provider's when it is known which one that is."""
+
+
 class ModelRegistrationSerializer(StrictSerializer):
+    """A new model; `config` is what its provider takes."""
+
     name = serializers.RegexField(
         MODEL_NAME,
         error_messages={"invalid": "Use 1 to 100 letters, digits and . _ : -, a letter first."},
     )
     provider = serializers.ChoiceField(choices=RegisteredModel.Provider.choices)
-    config = serializers.DictField(default=dict)
+    config = ConfigField(default=dict)
 
     def validate_name(self, name: str) -> str:
         if name in RESERVED_MODEL_NAMES:
             raise serializers.ValidationError(f"{name} is a route: choose another name.")
         return name
-
-
-class LocalConfigSerializer(StrictSerializer):
-    """config of a `local` model."""
-
-    model_path = serializers.CharField(max_length=4096)
-    context_window = serializers.IntegerField(required=False, min_value=64, max_value=10_000_000)
-    gpu_layers = serializers.IntegerField(required=False, min_value=-1, max_value=10_000)
-    num_threads = serializers.IntegerField(required=False, min_value=1, max_value=1024)
-    num_batch_tokens = serializers.IntegerField(required=False, min_value=1, max_value=65_536)
-    max_num_seqs = serializers.IntegerField(required=False, min_value=1, max_value=256)
-    num_cache_cells = serializers.IntegerField(required=False, min_value=64, max_value=100_000_000)
-    keep_alive_seconds = serializers.FloatField(
-        required=False, min_value=-1, max_value=31_536_000, help_text="-1: for ever."
-    )
-    pinned = serializers.BooleanField(
-        required=False, help_text="Neither idle time nor another model drives it out of memory."
-    )
-    max_output_tokens = serializers.IntegerField(required=False, min_value=1, max_value=128_000)
-    generation_params = SamplingSerializer(required=False)
-
-
-class EchoConfigSerializer(StrictSerializer):
-    """config of an `echo` model."""
-
-    delay_ms = serializers.FloatField(required=False, min_value=0, max_value=60_000)
-    max_output_tokens = serializers.IntegerField(required=False, min_value=1, max_value=128_000)
-    generation_params = SamplingSerializer(required=False)

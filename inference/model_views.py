@@ -10,8 +10,7 @@ from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from inference import compatibility, dispatch, long_poll, model_requests, registration
-from inference.api_errors import Conflict
+from inference import circuit, compatibility, dispatch, long_poll, model_requests, registration
 from inference.long_poll import WAIT_PARAMETER, WaitingResponse
 from inference.model_serializers import (
     CompatibilityRequestSerializer,
@@ -22,6 +21,7 @@ from inference.model_serializers import (
 )
 from inference.models import GenerationTask, RegisteredModel
 from inference.pagination import ModelPagination
+from monitoring.api_errors import Conflict
 from presets.packaged import PackagedPreset, packaged_presets
 
 
@@ -57,12 +57,21 @@ class RegisteredModelViewSet(
     @extend_schema(parameters=[OpenApiParameter("provider", str), OpenApiParameter("loaded", bool)])
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """All registered models."""
-        return super().list(request, *args, **kwargs)
+        page = self.paginate_queryset(self.filter_queryset(self.get_queryset())) or []
+        context = {"circuits": circuit.states(page)}
+        models = RegisteredModelSerializer(page, many=True, context=context)
+        return self.get_paginated_response(models.data)
 
     @extend_schema(request=ModelRegistrationSerializer, responses={201: RegisteredModelSerializer})
     @action(detail=False, methods=["post"])
     def register(self, request: Request) -> Response:
-        """Register a model. `local`: a GGUF file in MODELS_DIR. `echo`: says the prompt back."""
+        """Register a model, of a `provider` with the `config` that it takes.
+
+        `local`: a GGUF file in MODELS_DIR. `openai`, `anthropic`: their APIs, with `base_url` a
+        proxy of them. `openai_compatible`: a server that speaks OpenAI's format, at `base_url`.
+        `litellm`: any `provider/model` of LiteLLM. `echo`: says the prompt back. An `api_key` is
+        kept encrypted and never shown; or name the worker's variable by `api_key_env_var`.
+        """
         fields = ModelRegistrationSerializer().run_validation(request.data)
         try:
             model = registration.register(**fields)
@@ -138,7 +147,7 @@ class RegisteredModelViewSet(
 
     def _check_loadable(self, model: RegisteredModel) -> None:
         if model.provider != RegisteredModel.Provider.LOCAL:
-            message = f"{model.name} is an {model.provider} model: only local ones are in memory."
+            message = f"{model.name} is of the provider {model.provider}: only local models load."
             raise ValidationError({"model": [message]})
         if model.crashed_too_often:
             raise ValidationError({"model": [model.crash_message]})

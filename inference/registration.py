@@ -1,5 +1,7 @@
-"""Registering models: where a file may lie, and what it must be."""
+"""Registering models: where a file may lie, what it must be, and what a provider must be told."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,16 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 from rest_framework.exceptions import ValidationError
 
+from inference import secret_box
 from inference.engine.errors import InvalidGGUFError
-from inference.model_serializers import EchoConfigSerializer, LocalConfigSerializer
+from inference.model_configs import (
+    CloudConfigSerializer,
+    EchoConfigSerializer,
+    LocalConfigSerializer,
+)
 from inference.models import RegisteredModel
+from inference.providers.api_keys import DEFAULT_ENV_VARS
+from inference.providers.registry import provider_class
 
 
 class ModelExistsError(Exception):
@@ -98,7 +107,51 @@ def _echo_fields(config: dict[str, Any]) -> dict[str, Any]:
     return {"config": config, "max_output_tokens": config.get("max_output_tokens")}
 
 
-_FIELDS = {
+def _cloud_fields(provider: RegisteredModel.Provider, config: dict[str, Any]) -> dict[str, Any]:
+    """The key is taken out of the config, which everyone may read."""
+    config = CloudConfigSerializer().run_validation(config)
+    _check_model_name(provider, config["model_name"])
+    _check_base_url(provider, config)
+    _check_generation_params(provider, config)
+    api_key = config.pop("api_key", "")
+    if not api_key and "api_key_env_var" not in config and provider in DEFAULT_ENV_VARS:
+        config["api_key_env_var"] = DEFAULT_ENV_VARS[provider]
+    return {
+        "config": config,
+        "sealed_api_key": secret_box.seal(api_key) if api_key else "",
+        "context_window": config.get("context_window"),
+        "max_output_tokens": config.get("max_output_tokens"),
+    }
+
+
+def _check_model_name(provider: RegisteredModel.Provider, model_name: str) -> None:
+    """LiteLLM finds the provider by what is before the slash; for the others it is known."""
+    if provider == RegisteredModel.Provider.LITELLM and "/" not in model_name:
+        message = "Name the provider too, as in groq/llama-3.3-70b: docs.litellm.ai lists them."
+        raise ValidationError({"model_name": [message]})
+    if provider in DEFAULT_ENV_VARS and model_name.startswith(f"{provider}/"):
+        message = f"Leave out {provider}/: the provider is named already."
+        raise ValidationError({"model_name": [message]})
+
+
+def _check_base_url(provider: RegisteredModel.Provider, config: dict[str, Any]) -> None:
+    if provider == RegisteredModel.Provider.OPENAI_COMPATIBLE and "base_url" not in config:
+        message = "Say where the server is, such as http://127.0.0.1:8080/v1."
+        raise ValidationError({"base_url": [message]})
+
+
+def _check_generation_params(provider: RegisteredModel.Provider, config: dict[str, Any]) -> None:
+    """Like a task's own, unless they are to be dropped."""
+    params = config.get("generation_params", {})
+    given = {name for name, value in params.items() if value is not None}
+    unsupported = sorted(given & provider_class(provider).unsupported_params)
+    if unsupported and not config.get("drop_params"):
+        message = f"{provider} has no such parameter: leave it out, or set drop_params."
+        raise ValidationError({"generation_params": {name: [message] for name in unsupported}})
+
+
+_FIELDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     RegisteredModel.Provider.LOCAL: _local_fields,
     RegisteredModel.Provider.ECHO: _echo_fields,
+    **{provider: partial(_cloud_fields, provider) for provider in RegisteredModel.CLOUD_PROVIDERS},
 }

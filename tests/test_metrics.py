@@ -79,6 +79,7 @@ def test_text_is_of_the_format_that_prometheus_reads(
         "num_requests_waiting": "gauge",
         "workers": "gauge",
         "model_loaded": "gauge",
+        "circuit_open": "gauge",
         "gpu_memory_used_bytes": "gauge",
         "gpu_memory_total_bytes": "gauge",
         "gpu_utilization_ratio": "gauge",

@@ -9,6 +9,12 @@ from inference.providers.base import Provider
 _CLASSES = {
     RegisteredModel.Provider.LOCAL: "inference.providers.local.LocalProvider",
     RegisteredModel.Provider.ECHO: "inference.providers.echo.EchoProvider",
+    RegisteredModel.Provider.OPENAI: "inference.providers.cloud.provider.OpenAIProvider",
+    RegisteredModel.Provider.ANTHROPIC: "inference.providers.cloud.provider.AnthropicProvider",
+    RegisteredModel.Provider.OPENAI_COMPATIBLE: (
+        "inference.providers.cloud.provider.OpenAICompatibleProvider"
+    ),
+    RegisteredModel.Provider.LITELLM: "inference.providers.cloud.provider.LiteLLMProvider",
 }
 
 

@@ -58,7 +58,9 @@ class _Metrics(Collector):
         is_loaded: dict[str, bool] = import_string(settings.LOADED_MODELS)()
         yield from _counted(list(is_loaded))
         yield from _queues(queue_stats.read())
-        yield _loaded_models(is_loaded)
+        yield _of_models("model_loaded", "1 while in memory.", is_loaded)
+        is_open: dict[str, bool] = import_string(settings.OPEN_CIRCUITS)()
+        yield _of_models("circuit_open", "1 while a cloud model is left alone.", is_open)
         yield from _gpus()
 
 
@@ -108,10 +110,10 @@ def _queues(stats: QueueStats) -> Iterator[Metric]:
     yield from (running, waiting, workers)
 
 
-def _loaded_models(is_loaded: dict[str, bool]) -> Metric:
-    family = GaugeMetricFamily(f"{_PREFIX}model_loaded", "1 while in memory.", labels=["model"])
-    for model, loaded in is_loaded.items():
-        family.add_metric([model], loaded)
+def _of_models(name: str, meaning: str, states: dict[str, bool]) -> Metric:
+    family = GaugeMetricFamily(_PREFIX + name, meaning, labels=["model"])
+    for model, state in states.items():
+        family.add_metric([model], state)
     return family
 
 

@@ -1,0 +1,181 @@
+"""Tasks for a cloud that is a server on this machine: `python benchmarks/cloud.py [--json FILE]`.
+
+How many tasks a second 32 threads drain when the provider takes 50 ms, against what they could at
+most, against LiteLLM alone with as many calls at once, and against a model that only waits as long:
+the difference to the first is ours and LiteLLM's, to the last LiteLLM's. Then again with faults in
+one of ten answers; status 1 when a task ends wrong. Two minutes.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.figures import show
+from benchmarks.running_service import ROOT, RunningService, free_port, wait_for
+from tests.cloud_server import KEY
+
+NUM_TASKS = 500
+NUM_ROUNDS = 3
+NUM_THREADS = 32
+DELAY_MS = 50
+FAULT_RATE = 0.1
+SEED = 1
+WORDS = "alpha beta gamma delta epsilon zeta eta theta"
+# The same work without a service: as many calls at once as the worker has threads.
+BARE_LITELLM = """
+import asyncio, os, sys, time
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+import litellm
+url, key, words, num_calls, num_at_once = *sys.argv[1:4], *map(int, sys.argv[4:6])
+
+async def call(limit):
+    async with limit:
+        messages = [{"role": "user", "content": words}]
+        stream = await litellm.acompletion(
+            "openai/stand-in", messages, api_base=url, api_key=key, stream=True, max_tokens=64
+        )
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+async def main():
+    limit = asyncio.Semaphore(num_at_once)
+    await asyncio.gather(*(call(limit) for _ in range(num_at_once)))
+    started = time.perf_counter()
+    texts = await asyncio.gather(*(call(limit) for _ in range(num_calls)))
+    assert all(text == words for text in texts), texts
+    print(num_calls / (time.perf_counter() - started))
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def provider(**options: float) -> Iterator[str]:
+    """The base URL of a stand-in for OpenAI in a process of its own."""
+    port = free_port()
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "tests.cloud_server", f"--port={port}", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield f"{process.stdout.readline().strip()}/v1"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def register(service: RunningService, name: str, url: str, **config: Any) -> None:
+    config = {"model_name": "stand-in", "base_url": url, "api_key": KEY} | config
+    body = {"name": name, "provider": "openai_compatible", "config": config}
+    service.http.post("/models/register", json=body).raise_for_status()
+
+
+def drain(service: RunningService, model: str, **fields: Any) -> tuple[float, list[str]]:
+    """Tasks a second from the batch's submission to the last end, and their ids."""
+    body = {"model": model, "prompt": WORDS, "max_tokens": 64} | fields
+    started = time.perf_counter()
+    response = service.http.post("/tasks/batch", json=[body] * NUM_TASKS)
+    ids = [task["task_id"] for task in response.raise_for_status().json()]
+    wait_for(lambda: _num_unfinished(service) == 0, 120)
+    return NUM_TASKS / (time.perf_counter() - started), ids
+
+
+def _num_unfinished(service: RunningService) -> int:
+    totals = service.http.get("/monitor/queue").json()["totals"]
+    return int(totals["pending"]) + int(totals["processing"])
+
+
+def bare_litellm(url: str) -> float:
+    """Calls a second of LiteLLM alone."""
+    arguments = [url, KEY, WORDS, str(NUM_TASKS), str(NUM_THREADS)]
+    command = [sys.executable, "-c", BARE_LITELLM, *arguments]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure_speed(service: RunningService) -> dict[str, Any]:
+    """Rates of the service, LiteLLM and a model that waits, in turns."""
+    rates: dict[str, list[float]] = {"service": [], "only waiting": [], "bare LiteLLM": []}
+    with provider(delay_ms=DELAY_MS) as url:
+        register(service, "cloud", url)
+        service.register_echo("waiting", delay_ms=DELAY_MS)
+        drain(service, "cloud")  # the worker imports LiteLLM
+        for _ in range(NUM_ROUNDS):
+            rates["service"].append(drain(service, "cloud")[0])
+            rates["only waiting"].append(drain(service, "waiting", prompt="alpha")[0])
+            rates["bare LiteLLM"].append(bare_litellm(url))
+    ideal = NUM_THREADS / (DELAY_MS / 1000)
+    figures = {f"{name}, a second": round(median(values), 1) for name, values in rates.items()}
+    middle = {name: median(values) for name, values in rates.items()}
+    return {
+        **figures,
+        "ideal, a second": ideal,
+        "service / ideal": round(middle["service"] / ideal, 3),
+        "service / only waiting": round(middle["service"] / middle["only waiting"], 3),
+        "service / bare LiteLLM": round(middle["service"] / middle["bare LiteLLM"], 3),
+    }
+
+
+def measure_faults(service: RunningService) -> dict[str, Any]:
+    """How tasks end while one of ten answers is a fault: with retries, and with a fallback."""
+    with (
+        provider(delay_ms=DELAY_MS) as sound,
+        provider(delay_ms=DELAY_MS, fault_rate=FAULT_RATE, seed=SEED) as faulty,
+    ):
+        register(service, "retried", faulty, max_retries=5)
+        register(service, "given-up", faulty, max_retries=0)
+        register(service, "backup", sound)
+        return {
+            "retried": _ends(service, *drain(service, "retried")),
+            "with a fallback": _ends(
+                service, *drain(service, "given-up", fallback_models=["backup"])
+            ),
+        }
+
+
+def _ends(service: RunningService, rate: float, task_ids: list[str]) -> dict[str, Any]:
+    tasks = [service.task(task_id) for task_id in task_ids]
+    wrong = [
+        task for task in tasks if task["status"] != "completed" or task["result"]["text"] != WORDS
+    ]
+    answered_by = Counter(task["result"]["model"] for task in tasks if task["result"])
+    return {
+        "a second": round(rate, 1),
+        "ended wrong": len(wrong),
+        "more than one attempt": sum(task["attempt"] > 1 for task in tasks),
+        **{f"answered by {name}": number for name, number in sorted(answered_by.items())},
+    }
+
+
+def measure() -> dict[str, Any]:
+    """All figures of one run."""
+    service = RunningService(API_CONCURRENCY=str(NUM_THREADS))
+    try:
+        service.start("--no-demo")
+        return {"no faults": measure_speed(service), "one in ten": measure_faults(service)}
+    finally:
+        service.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    target = parser.parse_args().json
+    figures = measure()
+    show(figures)
+    if target is not None:
+        target.write_text(json.dumps(figures, indent=2) + "\n")
+    if any(run["ended wrong"] for run in figures["one in ten"].values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

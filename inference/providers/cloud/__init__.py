@@ -1,0 +1,1 @@
+"""Models of others, asked through LiteLLM over the network."""

@@ -1,0 +1,251 @@
+"""What goes wrong between LiteLLM and a provider, as InferenceErrors that say what to do."""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from inference.errors import ErrorCode, InferenceError
+from inference.models import RegisteredModel
+from inference.providers.api_keys import KeySource, key_source
+from monitoring.redaction import redact
+
+_MAX_QUOTED = 300
+_HIDDEN = "***"
+
+_MESSAGE = re.compile(r'"message":\s*"((?:[^"\\]|\\.)*)"')
+# What LiteLLM puts around it, as in "litellm.RateLimitError: OpenAIException - ".
+_PREFIXES = re.compile(r"^(?:(?:litellm\.)?\w*(?:Error|Exception|Timeout)\w*(?::| -| )\s*)+")
+# Its advice to those who run it themselves, and its stack.
+_SUFFIXES = re.compile(
+    r"(?:Traceback \(most recent|Handle with `litellm|To drop (?:these|unsupported)).*", re.DOTALL
+)
+_BYTES = re.compile(r"b(['\"])(.*)\1", re.DOTALL)
+_TAGS = re.compile(r"<[^>]*>")
+
+_TOO_LONG = re.compile(r"context_length_exceeded|prompt is too long", re.IGNORECASE)
+_FILTERED = re.compile(r"content_policy_violation|content filter", re.IGNORECASE)
+_LIMITED = re.compile(r"rate_limit|rate limit", re.IGNORECASE)
+_NO_MONEY = re.compile(
+    r"insufficient_quota|exceeded your current quota|credit balance|insufficient balance",
+    re.IGNORECASE,
+)
+_NO_PROVIDER = re.compile(r"LLM Provider NOT provided", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """The advice is a sentence about `name`, the model, and `model_name`, its provider's name."""
+
+    code: ErrorCode
+    advice: str
+    is_passing: bool = False
+
+
+_CONTEXT_TOO_LONG = _Verdict(
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+    "The messages are too long for {name}: shorten them, or have the model registered with its "
+    "context_window, so that the oldest are dropped.",
+)
+_CONTENT_FILTERED = _Verdict(
+    ErrorCode.CONTENT_FILTERED, "The provider of {name} filtered this out: change the prompt."
+)
+_UNSUPPORTED = _Verdict(
+    ErrorCode.INVALID_REQUEST,
+    "{name} does not take a parameter as it is given: leave it out, or have the model registered "
+    "with drop_params.",
+)
+_NO_SUCH_PROVIDER = _Verdict(
+    ErrorCode.PROVIDER_ERROR,
+    "LiteLLM does not know the provider of {model_name}: register {name} anew, with a model_name "
+    "such as groq/llama-3.3-70b-versatile.",
+)
+_NO_QUOTA = _Verdict(
+    ErrorCode.RATE_LIMITED,
+    "The account behind {name} has nothing left to spend: see to its billing, or name "
+    "fallback_models.",
+)
+_RATE_LIMITED = _Verdict(
+    ErrorCode.RATE_LIMITED,
+    "{name} is asked more often than its provider allows: submit again later, or name "
+    "fallback_models.",
+    is_passing=True,
+)
+_TIMED_OUT = _Verdict(
+    ErrorCode.PROVIDER_TIMEOUT,
+    "The provider of {name} did not answer in time: submit again, name fallback_models, or have "
+    "the model registered with a longer timeout.",
+    is_passing=True,
+)
+_UNAVAILABLE = _Verdict(
+    ErrorCode.PROVIDER_UNAVAILABLE,
+    "The provider of {name} fails or cannot be reached: submit again later, or name "
+    "fallback_models.",
+    is_passing=True,
+)
+_REFUSED_KEY = _Verdict(
+    ErrorCode.AUTHENTICATION_FAILED, "The provider of {name} refuses its key: {remedy}."
+)
+_NO_SUCH_MODEL = _Verdict(
+    ErrorCode.PROVIDER_ERROR,
+    "The provider of {name} has no {model_name} at this address: check the model_name and the "
+    "base_url that it is registered with.",
+)
+_INVALID = _Verdict(
+    ErrorCode.INVALID_REQUEST, "The provider of {name} refuses the request: correct it."
+)
+_UNKNOWN = _Verdict(
+    ErrorCode.PROVIDER_ERROR,
+    "The provider of {name} failed in a way that is not known: name fallback_models.",
+)
+
+# By the names of LiteLLM's, OpenAI's and httpx' classes, of which the first one known decides.
+_BY_CLASS = {
+    "ContextWindowExceededError": _CONTEXT_TOO_LONG,
+    "ContentPolicyViolationError": _CONTENT_FILTERED,
+    "UnsupportedParamsError": _UNSUPPORTED,
+    "APITimeoutError": _TIMED_OUT,
+    "TimeoutException": _TIMED_OUT,
+    "TimeoutError": _TIMED_OUT,
+}
+# Then by what they say, whatever the status is.
+_BY_WORDS = (
+    (_NO_PROVIDER, _NO_SUCH_PROVIDER),
+    (_NO_MONEY, _NO_QUOTA),
+    (_TOO_LONG, _CONTEXT_TOO_LONG),
+    (_FILTERED, _CONTENT_FILTERED),
+)
+_BY_STATUS = {
+    400: _INVALID,
+    401: _REFUSED_KEY,
+    402: _NO_QUOTA,
+    403: _REFUSED_KEY,
+    404: _NO_SUCH_MODEL,
+    408: _TIMED_OUT,
+    413: _INVALID,
+    422: _INVALID,
+    429: _RATE_LIMITED,
+    504: _TIMED_OUT,
+}
+
+
+def failure_of(error: Exception, model: RegisteredModel, key: str | None) -> InferenceError:
+    """What LiteLLM has raised while `model` was asked with `key`, which the message never has."""
+    while isinstance(original := getattr(error, "original_exception", None), Exception):
+        error = original
+    text = _text_of(error)
+    verdict = _verdict(error, text)
+    names = {"name": model.name, "model_name": model.config["model_name"]}
+    message = verdict.advice.format(**names, remedy=_remedy(model))
+    # A provider that refuses a key tends to quote it.
+    if verdict is not _REFUSED_KEY and (words := _words(text, key)):
+        message = f"{message} It says: {words}"
+    retry_after = _retry_after(error) if verdict.is_passing else None
+    return InferenceError(
+        message, verdict.code, retryable=verdict.is_passing, retry_after=retry_after
+    )
+
+
+def silence(model: RegisteredModel, seconds: float) -> InferenceError:
+    """The provider has said nothing for longer than the model's timeout."""
+    return _own_failure(_TIMED_OUT, model, f"Nothing came for {seconds:g} s.")
+
+
+def incomplete(model: RegisteredModel) -> InferenceError:
+    """The stream has ended without an end of the answer."""
+    return _own_failure(_UNAVAILABLE, model, "Its answer broke off.")
+
+
+def filtered(model: RegisteredModel) -> InferenceError:
+    """The provider has cut its own answer."""
+    return _own_failure(_CONTENT_FILTERED, model, "Its answer was cut off.")
+
+
+def _own_failure(verdict: _Verdict, model: RegisteredModel, what: str) -> InferenceError:
+    message = f"{what} {verdict.advice.format(name=model.name)}"
+    return InferenceError(message, verdict.code, retryable=verdict.is_passing)
+
+
+def _verdict(error: Exception, text: str) -> _Verdict:
+    for parent in type(error).__mro__:
+        if known := _BY_CLASS.get(parent.__name__):
+            return known
+    for pattern, verdict in _BY_WORDS:
+        if pattern.search(text):
+            return verdict
+    status = getattr(error, "status_code", None)
+    if not isinstance(status, int):  # an error in the middle of a stream, a broken connection
+        return _RATE_LIMITED if _LIMITED.search(text) else _UNAVAILABLE
+    return _BY_STATUS.get(status) or (_UNAVAILABLE if status >= 500 else _UNKNOWN)
+
+
+def _remedy(model: RegisteredModel) -> str:
+    match key_source(model):
+        case KeySource.REGISTRATION:
+            return "register the model anew with a valid api_key"
+        case KeySource.ENVIRONMENT:
+            return f"check {model.config['api_key_env_var']} in the worker's environment"
+    return "register the model anew with api_key or api_key_env_var"
+
+
+def _text_of(error: Exception) -> str:
+    """All that it says, the code too, which OpenAI keeps apart."""
+    body = getattr(error, "body", None)
+    code = body.get("code") or body.get("type") if isinstance(body, Mapping) else None
+    text = str(getattr(error, "message", None) or error)
+    return f"{text} ({code})" if code else text
+
+
+def _words(text: str, key: str | None) -> str:
+    """What the provider itself says, in one short line without secrets."""
+    if key:
+        text = text.replace(key, _HIDDEN)
+    if found := _MESSAGE.search(text):
+        text = _unquoted(found[1])
+    text = _SUFFIXES.sub("", _PREFIXES.sub("", text)).strip()
+    if found := _BYTES.fullmatch(text):
+        text = found[2]
+    text = _TAGS.sub(" ", text)
+    text = redact(" ".join(text.split())).rstrip(" :")
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…"
+
+
+def _unquoted(text: str) -> str:
+    """What a JSON string says; as it stands where it is cut, or quoted twice."""
+    try:
+        return str(json.loads(f'"{text}"'))
+    except ValueError:
+        return text.replace("\\", "")
+
+
+def _retry_after(error: Exception) -> float | None:
+    """Seconds; the header has them, or a date."""
+    for headers in _headers(error):
+        if value := headers.get("retry-after"):
+            return _seconds(value)
+    return None
+
+
+def _headers(error: Exception) -> Iterator[Mapping[str, Any]]:
+    response = getattr(error, "response", None)
+    for owner, name in (
+        (response, "headers"),
+        (error, "litellm_response_headers"),
+        (error, "headers"),
+    ):
+        if isinstance(headers := getattr(owner, name, None), Mapping):
+            yield headers
+
+
+def _seconds(value: str) -> float | None:
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None

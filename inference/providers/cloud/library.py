@@ -1,0 +1,36 @@
+"""LiteLLM, set up so that it stays quiet, offline, and out of the way of our own retries."""
+
+import logging
+import os
+import sys
+import warnings
+from functools import cache
+from typing import Any
+
+# Without these it reads a .env file, and fetches price and header lists, while it is imported.
+_ENVIRONMENT = {
+    "LITELLM_MODE": "PRODUCTION",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
+}
+# They would print whole requests and answers of other people, or a line for each call.
+_LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "httpcore", "openai")
+
+
+@cache
+def library() -> Any:
+    """The module. The first call takes seconds and 180 MB; only workers make it."""
+    os.environ.update(_ENVIRONMENT)
+    # Pydantic has something to say of LiteLLM's types when the first call is made.
+    warnings.filterwarnings("ignore", message="Item '.*' on TypedDict class", category=UserWarning)
+    import litellm
+
+    litellm.suppress_debug_info = True
+    litellm.telemetry = False
+    litellm.turn_off_message_logging = True
+    litellm.disable_hf_tokenizer_download = True
+    # An answer may repeat itself: LiteLLM would fail it after a hundred equal pieces.
+    litellm.REPEATED_STREAMING_CHUNK_LIMIT = sys.maxsize  # type: ignore[attr-defined]
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return litellm

@@ -1,0 +1,247 @@
+"""Models of others, asked through LiteLLM over the network."""
+
+import logging
+import random
+import threading
+import time
+from itertools import count
+from typing import Any, ClassVar
+
+from django.db import Error as DatabaseError
+from django.db import connection
+
+from inference.circuit import Circuit
+from inference.errors import ErrorCode, InferenceError
+from inference.models import Queue, RegisteredModel
+from inference.providers.api_keys import api_key_of
+from inference.providers.base import (
+    Chunks,
+    GenerationRequest,
+    Progress,
+    Provider,
+    StartOver,
+    Texts,
+)
+from inference.providers.cloud import call, errors, tokens
+from inference.providers.cloud.answer import CloudAnswer
+from inference.providers.cloud.library import library
+from inference.providers.cloud.stream import Delta, LiteLLMStream
+from inference.providers.registry import provider_class
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_MAX_RETRIES = 2
+
+# How often the caller is asked whether to go on while nothing comes.
+_TICK_SECONDS = 0.1
+# The first pause before a retry is up to this long; each one after it, up to twice as long.
+_FIRST_PAUSE_SECONDS = 0.5
+_MAX_PAUSE_SECONDS = 20.0
+# Whom a provider sends away for longer may ask another one, or is told so.
+_MAX_RETRY_AFTER_SECONDS = 60.0
+
+_JSON_TOOL = "answer"
+
+
+class CloudProvider(Provider):
+    """Streams from the provider, and asks again after a failure that may pass.
+
+    `config` of the model: `timeout`, the seconds of silence allowed before and within an answer,
+    and `max_retries`.
+    """
+
+    queue = Queue.API
+    supports_structured_output = True
+    takes_extra_params = True
+    prefix: ClassVar[str]
+
+    def generate(self, request: GenerationRequest, progress: Progress) -> Chunks:
+        """Retries count from the first call; a refusal by the circuit is a failure like others."""
+        key = api_key_of(self.model)
+        arguments = self._arguments(request, progress, key)
+        circuit = Circuit(self.model)
+        for num_retries in count():
+            answer = CloudAnswer(progress, is_in_tool=self._answers_in_tool(request))
+            try:
+                circuit.check()
+                yield from self._ask(arguments, answer, key)
+                circuit.succeeded()
+            except InferenceError as error:
+                circuit.failed(error)
+                failure = error
+            else:
+                return
+            pause = self._pause_before_retry(failure, num_retries, request)
+            if pause is None:
+                raise failure
+            if answer.text:
+                yield StartOver(failure)
+            yield from _wait(pause)
+
+    def _ask(self, arguments: dict[str, Any], answer: CloudAnswer, key: str | None) -> Texts:
+        """One call."""
+        stream = LiteLLMStream(arguments)
+        try:
+            yield from self._follow(stream, answer, key)
+            if answer.is_filtered:
+                raise errors.filtered(self.model)
+            if not answer.is_complete:
+                raise errors.incomplete(self.model)
+        finally:
+            stream.close()
+            answer.note()
+        if not answer.has_usage:
+            answer.estimate_usage(tokens.count_messages(arguments["messages"]))
+
+    def _follow(self, stream: LiteLLMStream, answer: CloudAnswer, key: str | None) -> Texts:
+        """Yield what comes, and "" while nothing does."""
+        timeout = call.timeout_of(self.model)
+        heard_at = time.monotonic()
+        while (deltas := self._take(stream, key)) is not None:
+            if deltas:
+                heard_at = time.monotonic()
+            elif time.monotonic() - heard_at > timeout:
+                raise errors.silence(self.model, timeout)
+            yield answer.add(deltas)
+
+    def _take(self, stream: LiteLLMStream, key: str | None) -> list[Delta] | None:
+        try:
+            return stream.take(_TICK_SECONDS)
+        except Exception as error:  # noqa: BLE001 (of which library's, nobody knows)
+            failure = errors.failure_of(error, self.model, key)
+        # Not chained: what LiteLLM says may quote the key.
+        raise failure
+
+    def _arguments(
+        self, request: GenerationRequest, progress: Progress, key: str | None
+    ) -> dict[str, Any]:
+        messages, num_dropped = tokens.fit(self.model, request)
+        if num_dropped:
+            progress.extra["truncated_messages"] = num_dropped
+        arguments = call.arguments(self.model, request, prefix=self.prefix, key=key)
+        return arguments | {"messages": messages} | self._special_arguments(request)
+
+    def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
+        """What differs between providers: extra_params, and sampling that OpenAI does not have.
+
+        LiteLLM puts into the body what it has no name for.
+        """
+        translated, others = call.split(request.extra_params)
+        sampling = call.sampling_beside_openais(request)
+        return translated | call.as_provider_params(others) | sampling
+
+    def _answers_in_tool(self, request: GenerationRequest) -> bool:
+        return False
+
+    def _pause_before_retry(
+        self, failure: InferenceError, num_retries: int, request: GenerationRequest
+    ) -> float | None:
+        """Seconds, by chance, so that not all come back at once; None to give up."""
+        max_retries = self.model.config.get("max_retries", _DEFAULT_MAX_RETRIES)
+        if not failure.retryable or num_retries >= max_retries:
+            return None
+        pause = random.uniform(0, min(_FIRST_PAUSE_SECONDS * 2**num_retries, _MAX_PAUSE_SECONDS))  # noqa: S311
+        if failure.retry_after is None:
+            return pause
+        # Somebody else may answer while this one is down.
+        is_down = failure.code == ErrorCode.PROVIDER_UNAVAILABLE
+        if failure.retry_after > _MAX_RETRY_AFTER_SECONDS or (is_down and request.has_fallback):
+            return None
+        return failure.retry_after + pause
+
+
+class OpenAIProvider(CloudProvider):
+    """OpenAI's own models."""
+
+    prefix = "openai/"
+    unsupported_params = frozenset({"top_k", "min_p", "repeat_penalty"})
+
+    def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
+        translated, body = call.split(request.extra_params)
+        return translated | {"extra_body": body} if body else translated
+
+
+class AnthropicProvider(CloudProvider):
+    """Claude."""
+
+    prefix = "anthropic/"
+    unsupported_params = frozenset(
+        {"min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "seed"}
+    )
+
+    def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
+        """A JSON object is what a tool is called with."""
+        special = super()._special_arguments(request)
+        if self._answers_in_tool(request):
+            special |= _json_tool(special)
+        return special
+
+    def _answers_in_tool(self, request: GenerationRequest) -> bool:
+        """Anthropic knows JSON of a schema, but no mode for any object."""
+        asked = request.response_format
+        return asked is not None and "schema" not in asked
+
+
+class OpenAICompatibleProvider(CloudProvider):
+    """vLLM, llama.cpp and others that speak OpenAI's language at an address of their own."""
+
+    prefix = "custom_openai/"
+
+    def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
+        """All goes into the body: only the server knows what it takes."""
+        call.check_not_ours(request.extra_params)
+        body = request.extra_params | call.sampling_beside_openais(request)
+        if "repeat_penalty" in body:  # vLLM's name for what llama.cpp calls as we do
+            body["repetition_penalty"] = body["repeat_penalty"]
+        return {"extra_body": body} if body else {}
+
+
+class LiteLLMProvider(CloudProvider):
+    """Any `provider/model` that LiteLLM knows."""
+
+    prefix = ""
+
+    def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
+        """All but Ollama have vLLM's name for the repeat penalty."""
+        special = super()._special_arguments(request)
+        is_ollama = self.model.config["model_name"].startswith("ollama")
+        if "repeat_penalty" in special and not is_ollama:
+            special["repetition_penalty"] = special.pop("repeat_penalty")
+        return special
+
+
+def warm_up() -> None:
+    """Load LiteLLM in the background, if there are models that need it: it takes seconds."""
+    threading.Thread(target=_load_if_needed, name="litellm-import", daemon=True).start()
+
+
+def _load_if_needed() -> None:
+    kinds = [k for k in RegisteredModel.Provider if issubclass(provider_class(k), CloudProvider)]
+    try:
+        if RegisteredModel.objects.filter(provider__in=kinds).exists():
+            library()
+    except DatabaseError as exc:
+        logger.warning("LiteLLM is loaded with the first task, no database now: %s", exc)
+    finally:
+        connection.close()
+
+
+def _json_tool(arguments: dict[str, Any]) -> dict[str, Any]:
+    """One tool that takes any object, which the model has to call."""
+    if arguments.get("tools"):
+        message = "A json_object cannot come with tools here: ask for a json_schema."
+        raise InferenceError(message, ErrorCode.INVALID_REQUEST)
+    function = {"name": _JSON_TOOL, "parameters": {"type": "object", "properties": {}}}
+    return {
+        "response_format": None,
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": {"type": "function", "function": {"name": _JSON_TOOL}},
+    }
+
+
+def _wait(seconds: float) -> Texts:
+    """Lets the caller look in between whether to go on."""
+    until = time.monotonic() + seconds
+    while (rest := until - time.monotonic()) > 0:
+        yield ""
+        time.sleep(min(rest, _TICK_SECONDS))

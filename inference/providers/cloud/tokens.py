@@ -1,0 +1,60 @@
+"""How many tokens messages are, about, where only the provider knows exactly."""
+
+from functools import cache
+
+from conversations.context import drop_oldest_turns
+from conversations.models import ChatMessage
+from inference.errors import ErrorCode, InferenceError
+from inference.models import RegisteredModel
+from inference.providers.base import GenerationRequest
+from inference.providers.cloud.library import library
+
+# Its tokenizer comes with LiteLLM, is fast, and is near enough for other models.
+_COUNTED_AS = "gpt-4o"
+# What a chat format adds to each message.
+_TOKENS_PER_MESSAGE = 4
+
+
+def count(text: str) -> int:
+    """Tokens of a text."""
+    return int(library().token_counter(model=_COUNTED_AS, text=text))
+
+
+def count_messages(messages: list[ChatMessage]) -> int:
+    """Tokens of a prompt."""
+    return sum(count(message["content"]) + _TOKENS_PER_MESSAGE for message in messages)
+
+
+def fit(model: RegisteredModel, request: GenerationRequest) -> tuple[list[ChatMessage], int]:
+    """The messages that the model's window has room for, and how many were dropped for it.
+
+    Raises InferenceError, CONTEXT_LENGTH_EXCEEDED, when they are too long, and none may be dropped.
+    """
+    window = model.context_window
+    if window is None:
+        return request.messages, 0
+    # The answer gets the room it may ask for, but never more than half of the window.
+    room = window - min(request.params["max_tokens"], window // 2)
+    if _most_tokens(request.messages) <= room:
+        return request.messages, 0
+    counted = cache(count)
+
+    def tokens_of(messages: list[ChatMessage]) -> int:
+        return sum(counted(message["content"]) + _TOKENS_PER_MESSAGE for message in messages)
+
+    messages, num_dropped = request.messages, 0
+    if request.context_overflow == "truncate":
+        messages, num_dropped = drop_oldest_turns(messages, room, tokens_of)
+    # Near the limit only the provider knows; it gets what may fit without an answer's room.
+    if (num_tokens := tokens_of(messages)) >= window:
+        message = (
+            f"The messages are about {num_tokens} tokens long, and the context window of "
+            f"{model.name} has {window}: shorten them."
+        )
+        raise InferenceError(message, ErrorCode.CONTEXT_LENGTH_EXCEEDED)
+    return messages, num_dropped
+
+
+def _most_tokens(messages: list[ChatMessage]) -> int:
+    """No token is shorter than a byte: so most prompts need no counting."""
+    return sum(len(message["content"].encode()) + _TOKENS_PER_MESSAGE for message in messages)

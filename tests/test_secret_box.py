@@ -1,0 +1,103 @@
+"""Secrets at rest: what opens them, and how their keys are changed."""
+
+from io import StringIO
+
+import pytest
+from django.core.management import CommandError, call_command
+from pytest_django import Settings
+
+from inference import secret_box
+from inference.models import RegisteredModel
+from inference.secret_box import SecretBoxError
+
+SECRET = "sk-proj-0123456789abcdef"
+OLD, NEW = 40 * "old ", 40 * "new "
+
+
+def test_sealed_text_comes_back_and_cannot_be_read_before() -> None:
+    sealed = secret_box.seal(SECRET)
+    assert secret_box.unseal(sealed) == SECRET
+    assert SECRET not in sealed
+    assert sealed.isascii()
+
+
+def test_same_text_is_sealed_differently_each_time() -> None:
+    assert secret_box.seal(SECRET) != secret_box.seal(SECRET)
+
+
+def test_changed_text_is_refused(settings: Settings) -> None:
+    sealed = secret_box.seal(SECRET)
+    for changed in (sealed[:-4], sealed[:40] + "AAAA" + sealed[44:], "", "plain text", "ä"):
+        with pytest.raises(SecretBoxError):
+            secret_box.unseal(changed)
+
+
+def test_former_keys_unseal_and_the_first_seals(settings: Settings) -> None:
+    settings.ENCRYPTION_KEYS = [OLD]
+    sealed_by_old = secret_box.seal(SECRET)
+    settings.ENCRYPTION_KEYS = [NEW, OLD]
+    assert secret_box.unseal(sealed_by_old) == SECRET
+    sealed_by_new = secret_box.seal(SECRET)
+    settings.ENCRYPTION_KEYS = [NEW]
+    assert secret_box.unseal(sealed_by_new) == SECRET
+    with pytest.raises(SecretBoxError, match="put that one back") as caught:
+        secret_box.unseal(sealed_by_old)
+    assert SECRET not in str(caught.value)
+
+
+def test_secret_key_seals_until_there_are_others_and_unseals_after(settings: Settings) -> None:
+    settings.ENCRYPTION_KEYS = []
+    sealed = secret_box.seal(SECRET)
+    settings.ENCRYPTION_KEYS = [NEW]
+    assert secret_box.unseal(sealed) == SECRET
+    settings.SECRET_KEY = "another"
+    with pytest.raises(SecretBoxError):
+        secret_box.unseal(sealed)
+
+
+def test_one_text_makes_different_keys_for_different_uses(settings: Settings) -> None:
+    settings.ENCRYPTION_KEYS = []
+    sealed = secret_box.seal(SECRET)
+    settings.ENCRYPTION_KEYS = [settings.SECRET_KEY]
+    settings.SECRET_KEY = "another"
+    with pytest.raises(SecretBoxError):
+        secret_box.unseal(sealed)
+
+
+def cloud_model(name: str, sealed_api_key: str) -> RegisteredModel:
+    return RegisteredModel.objects.create(
+        name=name, provider="openai", sealed_api_key=sealed_api_key
+    )
+
+
+def test_rotation_seals_all_keys_anew(settings: Settings, db: None) -> None:
+    settings.ENCRYPTION_KEYS = [OLD]
+    one, two = (cloud_model(name, secret_box.seal(SECRET + name)) for name in ("one", "two"))
+    keyless = cloud_model("keyless", "")
+    settings.ENCRYPTION_KEYS = [NEW, OLD]
+    output = StringIO()
+    call_command("rotate_keys", stdout=output)
+    assert output.getvalue() == "2 keys of models are sealed anew.\n"
+    settings.ENCRYPTION_KEYS = [NEW]
+    for model in (one, two, keyless):
+        model.refresh_from_db()
+    assert secret_box.unseal(one.sealed_api_key) == SECRET + "one"
+    assert secret_box.unseal(two.sealed_api_key) == SECRET + "two"
+    assert keyless.sealed_api_key == ""
+
+
+def test_rotation_names_the_models_whose_key_is_lost(settings: Settings, db: None) -> None:
+    settings.ENCRYPTION_KEYS = [OLD]
+    lost = cloud_model("lost", secret_box.seal(SECRET))
+    settings.ENCRYPTION_KEYS = [NEW]
+    kept = cloud_model("kept", secret_box.seal(SECRET))
+    errors = StringIO()
+    with pytest.raises(CommandError, match="lost"):
+        call_command("rotate_keys", stdout=StringIO(), stderr=errors)
+    assert "lost: It was sealed with a key that is not set" in errors.getvalue()
+    before = lost.sealed_api_key, kept.sealed_api_key
+    lost.refresh_from_db()
+    kept.refresh_from_db()
+    assert lost.sealed_api_key == before[0]
+    assert kept.sealed_api_key != before[1]
+    assert secret_box.unseal(kept.sealed_api_key) == SECRET
