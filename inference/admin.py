@@ -1,9 +1,18 @@
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.html import format_html
 
 from inference import lifecycle, model_requests
-from inference.models import GenerationTask, RegisteredModel, TaskAttempt
+from inference.models import GenerationTask, RegisteredModel, TaskAttempt, WebhookDelivery
+from inference.webhooks.deliveries import deliver_soon
+
+_COLOURS: dict[str, str] = {
+    WebhookDelivery.Status.PENDING: "#b45309",
+    WebhookDelivery.Status.DELIVERING: "#1d4ed8",
+    WebhookDelivery.Status.DELIVERED: "#15803d",
+    WebhookDelivery.Status.FAILED: "#b91c1c",
+}
 
 
 class ReadOnlyAdmin:
@@ -23,6 +32,14 @@ class TaskAttemptInline(ReadOnlyAdmin, admin.TabularInline[TaskAttempt, Generati
     ordering = ("number",)
 
 
+class WebhookDeliveryInline(ReadOnlyAdmin, admin.TabularInline[WebhookDelivery, GenerationTask]):
+    model = WebhookDelivery
+    extra = 0
+    can_delete = False
+    fields = ("id", "event", "status", "num_attempts", "next_attempt_at", "delivered_at")
+    show_change_link = True
+
+
 @admin.register(GenerationTask)
 class GenerationTaskAdmin(ReadOnlyAdmin, admin.ModelAdmin[GenerationTask]):
     list_display = ("id", "status", "model_name", "priority", "attempt", "created_at", "owner")
@@ -31,7 +48,7 @@ class GenerationTaskAdmin(ReadOnlyAdmin, admin.ModelAdmin[GenerationTask]):
     ordering = ("-created_at",)
     list_select_related = False
     show_full_result_count = False
-    inlines = (TaskAttemptInline,)
+    inlines = (TaskAttemptInline, WebhookDeliveryInline)
     actions = ("cancel_tasks",)
 
     def has_delete_permission(
@@ -51,6 +68,39 @@ class TaskAttemptAdmin(ReadOnlyAdmin, admin.ModelAdmin[TaskAttempt]):
     list_filter = ("outcome",)
     search_fields = ("task__id", "worker")
     ordering = ("-started_at",)
+
+
+@admin.register(WebhookDelivery)
+class WebhookDeliveryAdmin(ReadOnlyAdmin, admin.ModelAdmin[WebhookDelivery]):
+    """The list shows the host alone: the rest of a URL can hold a token."""
+
+    list_display = (
+        *("id", "coloured_status", "event", "task_id", "host", "num_attempts"),
+        *("next_attempt_at", "delivered_at", "created_at"),
+    )
+    list_filter = ("status", "event")
+    search_fields = ("id", "task__exact")
+    search_help_text = "A task's id, or a part of the webhook's own."
+    ordering = ("-created_at",)
+    # The task may be deleted.
+    fields = (
+        *("id", "task_id", "url", "event", "status", "num_attempts", "next_attempt_at"),
+        *("give_up_at", "created_at", "delivered_at", "expires_at", "log", "payload"),
+    )
+    actions = ("deliver_again",)
+
+    @admin.display(description="Status", ordering="status")
+    def coloured_status(self, delivery: WebhookDelivery) -> str:
+        return format_html(
+            '<b style="color: {}">{}</b>', _COLOURS[delivery.status], delivery.status
+        )
+
+    @admin.action(description="Deliver again", permissions=["view"])
+    def deliver_again(self, request: HttpRequest, deliveries: QuerySet[WebhookDelivery]) -> None:
+        chosen = WebhookDelivery.objects.filter(pk__in=deliveries.values("pk"))
+        num_due = chosen.deliver_again()
+        deliver_soon(num_due)
+        messages.success(request, f"{num_due} webhooks are delivered again.")
 
 
 @admin.register(RegisteredModel)

@@ -29,6 +29,7 @@ GENERATE = "inference.generate"
 # Counters that GPU sessions read at each step: tasks were submitted; cancels were asked for.
 GPU_NEWS_KEYS = ("gpu:submitted", "gpu:cancelled")
 SERVE_MODEL_REQUESTS = "inference.serve_model_requests"
+DELIVER_WEBHOOKS = "inference.deliver_webhooks"
 
 # While the broker is down, submissions do not each wait for its time-out.
 _PAUSE_SECONDS = 1.0
@@ -81,6 +82,20 @@ def ring_for_models() -> None:
         logger.warning("Requests for models are kept but not rung, broker unreachable: %s", exc)
     else:
         tell_gpu_sessions(cancelled=False)
+
+
+def ring_for_webhooks(num_messages: int) -> None:
+    """Have api workers deliver what is due, one message a delivery; never raises."""
+    global _broker_down_until
+    if time.monotonic() < _broker_down_until:
+        return  # the sweep rings again
+    try:
+        for _ in range(num_messages):
+            # Before tasks: a result is to be delivered before more of them are made.
+            _send(DELIVER_WEBHOOKS, (), queue=Queue.DEFAULT, priority=0)
+    except _BROKER_ERRORS as exc:
+        _broker_down_until = time.monotonic() + _PAUSE_SECONDS
+        logger.warning("Webhooks are kept but not rung for, broker unreachable: %s", exc)
 
 
 def waiting_messages(queue_name: str) -> int | None:

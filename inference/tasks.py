@@ -3,9 +3,17 @@
 from celery import Task, shared_task
 from django.conf import settings
 
-from inference import dispatch, gpu_guard, lifecycle, model_requests, residency, session
+from inference import (
+    dispatch,
+    gpu_guard,
+    lifecycle,
+    model_requests,
+    residency,
+    session,
+)
 from inference.execution import execute
-from inference.models import Queue
+from inference.models import Queue, WebhookDelivery
+from inference.webhooks import deliveries, sending
 from monitoring.models import EndedTask
 
 
@@ -24,15 +32,24 @@ def sweep() -> None:
     """Repair what crashes left behind."""
     lifecycle.sweep()
     model_requests.sweep()
+    deliveries.sweep()
 
 
 @shared_task(name="inference.purge")
 def purge() -> None:
-    """Delete tasks past their time to live, and statistics that are too old to be asked for."""
+    """Delete tasks and webhooks past their time to live, and statistics that nobody can ask for."""
     while lifecycle.purge():
         pass
     while EndedTask.objects.purge():
         pass
+    while WebhookDelivery.objects.purge():
+        pass
+
+
+@shared_task(name=dispatch.DELIVER_WEBHOOKS)
+def deliver_webhooks() -> None:
+    """Deliver a webhook that is due."""
+    sending.deliver_due()
 
 
 @shared_task(name=dispatch.SERVE_MODEL_REQUESTS)

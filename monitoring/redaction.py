@@ -14,6 +14,7 @@ _KEY_SHAPES = (
     r"|\b(?:hf|gsk|gh[pousr]|github_pat|glpat|xai|r8)[_-]\w{12,}"
     r"|\bAIza[\w-]{30,}"
     r"|\bAKIA[A-Z0-9]{12,}"
+    r"|\bwhsec_[\w+/=-]{12,}"
     r"|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"
 )
 _RULES = [

@@ -21,6 +21,7 @@ from monitoring.redaction import redact
         ("ghp_abcdefghijklmnop0123456789 expired", "ghp_abcdefghijklmnop0123456789"),
         ("AIzaSyA1234567890abcdefghijklmnopqrstuv", "AIzaSyA1234567890"),
         ("eyJhbGciOiJI.eyJzdWIiOiIx.c2lnbmF0dXJl", "c2lnbmF0dXJl"),
+        ("WEBHOOK_SECRETS=whsec_MfKQ9r8GKYqrTwjU+PD/8ILPZIo2LaLaSw==", "MfKQ9r8GKYqrTwjU"),
         ("api_key=topsecret&model=m", "topsecret"),
         ("{'api_key': 'topsecret', 'model': 'm'}", "topsecret"),
         ('{"X-API-Key": "topsecret"}', "topsecret"),

@@ -1,0 +1,45 @@
+"""What is to be delivered: rows written where a task ends, and the bell for those who send."""
+
+import json
+
+from django.conf import settings
+from django.db.models.functions import Now
+
+from inference import dispatch
+from inference.models import GenerationTask, WebhookDelivery
+from inference.models.webhook_deliveries import GIVE_UP_AFTER
+from inference.serializers import task_body
+
+
+def add_delivery(task: GenerationTask) -> None:
+    """Have the end of the task delivered; call it in the transaction that ends it."""
+    ended = GenerationTask.objects.read(task.pk)
+    assert ended is not None, "a task is not deleted before it has ended"
+    body = task_body(ended)
+    event = WebhookDelivery.Event(f"task.{ended.status}")
+    payload = {"type": event.value, "timestamp": body["finished_at"], "data": body}
+    WebhookDelivery.objects.create(
+        task_id=ended.pk,
+        url=ended.request["webhook_url"],
+        event=event,
+        payload=json.dumps(payload, separators=(",", ":")),
+        created_at=Now(),
+        next_attempt_at=Now(),
+        give_up_at=Now() + GIVE_UP_AFTER,
+    )
+
+
+def deliver_soon(num_deliveries: int) -> None:
+    """Ring as many workers as may deliver at once in a process; never raises."""
+    dispatch.ring_for_webhooks(min(num_deliveries, max_at_once()))
+
+
+def max_at_once() -> int:
+    """Deliveries that a process has under way: slow receivers must not take all of its threads."""
+    return max(1, settings.API_CONCURRENCY // 4)
+
+
+def sweep() -> None:
+    """Ring for retries whose time has come, and for what was never rung or lost its worker."""
+    if num_due := WebhookDelivery.objects.due().count():
+        deliver_soon(num_due)

@@ -1,0 +1,138 @@
+"""Delivering webhooks that are due, and what their receivers' answers mean."""
+
+import logging
+import random
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, timedelta
+from email.utils import parsedate_to_datetime
+
+from django.conf import settings
+from django.utils import timezone
+
+from inference.models import WebhookDelivery
+from inference.models.webhook_deliveries import LogEntry
+from inference.webhooks import deliveries, http_client, urls
+from inference.webhooks.addresses import RefusedAddressError
+from inference.webhooks.http_client import UnansweredError
+from inference.webhooks.signing import signed_headers
+from inference.webhooks.urls import RefusedUrlError
+from monitoring import events
+from monitoring.redaction import redact
+
+logger = logging.getLogger(__name__)
+
+_LIMIT_SECONDS = 10.0
+_MAX_WAIT_SECONDS = 3600.0
+_MAX_ERROR = 200  # some quote all that the receiver has sent
+# Others in 4xx mean that the same request will not be taken later either.
+_LATER = {408, 425, 429}
+
+_slots = threading.BoundedSemaphore(deliveries.max_at_once())
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """Of one attempt; `retry_after`: what the receiver asked for, in seconds."""
+
+    status_code: int | None = None
+    error: str | None = None
+    is_final: bool = False
+    retry_after: float = 0.0
+
+    @property
+    def is_success(self) -> bool:
+        return self.status_code is not None and 200 <= self.status_code < 300
+
+
+def deliver_due() -> None:
+    """Deliver the one that goes first, and ring for the next one.
+
+    Without a free slot, do nothing: whoever has one rings when it is free again.
+    """
+    if not _slots.acquire(blocking=False):
+        return
+    try:
+        if delivery := WebhookDelivery.objects.claim_next():
+            _attempt(delivery)
+    finally:
+        _slots.release()
+    if WebhookDelivery.objects.due().exists():
+        deliveries.deliver_soon(1)
+
+
+def _attempt(delivery: WebhookDelivery) -> None:
+    at, started = timezone.now(), time.monotonic()
+    outcome = _send(delivery)
+    entry = LogEntry(
+        attempt=delivery.num_attempts,
+        at=events.iso(at),
+        status_code=outcome.status_code,
+        error=outcome.error,
+        duration_ms=round((time.monotonic() - started) * 1000, 1),
+    )
+    answer = outcome.status_code or outcome.error
+    _log(delivery, "attempt %d at %s: %s", delivery.num_attempts, delivery.host, answer)
+    if not _store(delivery, outcome, entry):
+        _log(delivery, "attempt %d came too late to count", delivery.num_attempts)
+
+
+def _send(delivery: WebhookDelivery) -> _Outcome:
+    if not settings.WEBHOOK_SECRETS:
+        return _Outcome(error="It cannot be signed: set WEBHOOK_SECRETS for this worker.")
+    headers = {
+        "content-type": "application/json",
+        "user-agent": f"sop-llm-executor/{settings.VERSION}",
+        **signed_headers(delivery.pk, delivery.payload, settings.WEBHOOK_SECRETS, timezone.now()),
+    }
+    try:
+        url = urls.parse(delivery.url)
+        body = delivery.payload.encode()
+        answer = http_client.post(url, headers, body, _LIMIT_SECONDS)
+    except (RefusedUrlError, RefusedAddressError) as error:
+        return _Outcome(error=str(error), is_final=True)
+    except UnansweredError as error:
+        return _Outcome(error=redact(str(error))[:_MAX_ERROR])
+    except Exception:
+        # The delivery must come to an end one day, whatever is wrong with it.
+        logger.exception("Webhook %s: unexpected error", delivery.pk)
+        return _Outcome(error="The worker failed unexpectedly; its log has the reason.")
+    is_final = answer.status_code not in _LATER and answer.status_code < 500
+    return _Outcome(answer.status_code, None, is_final, _seconds(answer.retry_after))
+
+
+def _store(delivery: WebhookDelivery, outcome: _Outcome, entry: LogEntry) -> bool:
+    if outcome.is_success:
+        return delivery.succeed(entry)
+    wait = _wait_seconds(delivery.num_attempts, outcome.retry_after)
+    if outcome.is_final or timezone.now() + timedelta(seconds=wait) > delivery.give_up_at:
+        return delivery.give_up(entry)
+    return delivery.retry(entry, wait)
+
+
+def _wait_seconds(num_attempts: int, retry_after: float) -> float:
+    """Twice as long each time, give or take a quarter, so that not all of them come at once."""
+    doubled = settings.WEBHOOK_RETRY_SECONDS * 2.0 ** min(num_attempts - 1, 32)
+    jitter = random.uniform(0.75, 1.25)  # noqa: S311 - it keeps no secret
+    return min(max(doubled * jitter, retry_after), _MAX_WAIT_SECONDS)
+
+
+def _seconds(retry_after: str | None) -> float:
+    """What a Retry-After header asks for: seconds, or a date. 0 without one that can be read."""
+    if not retry_after:
+        return 0.0
+    if retry_after.isascii() and retry_after.isdecimal():
+        return float(retry_after[:9])
+    try:
+        moment = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return 0.0
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, (aware - timezone.now()).total_seconds())
+
+
+def _log(delivery: WebhookDelivery, message: str, *args: object) -> None:
+    """A line that the report of the task shows, too."""
+    line = f"Task %s: webhook %s, {message}"
+    logger.info(line, delivery.task_id, delivery.pk, *args, extra={"task_id": delivery.task_id})
