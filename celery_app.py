@@ -134,12 +134,15 @@ def on_beat_start(**_: Any) -> None:
 def on_worker_ready(sender: Any, **_: Any) -> None:
     """The worker serves its queues from now on; what died with its predecessor is taken back."""
     from inference import gpu_reporter
+    from inference.providers.cloud import provider
     from monitoring import workers
 
     queues = [queue.name for queue in sender.task_consumer.queues]
     workers.announce(sender.hostname, queues)
     if "gpu" in queues:
         gpu_reporter.start()
+    if "api" in queues:
+        provider.warm_up()
     _repair()
 
 
@@ -149,6 +152,16 @@ def on_worker_stop(**_: Any) -> None:
     from inference import session
 
     session.drain()
+
+
+@signals.worker_process_shutdown.connect
+@signals.worker_shutdown.connect
+def on_process_stop(**_: Any) -> None:
+    """What tasks have left to be told goes out: of a pool child, and of a worker's threads."""
+    from monitoring import publisher, tracing
+
+    publisher.flush()
+    tracing.flush()
 
 
 @signals.task_prerun.connect

@@ -8,17 +8,13 @@ from urllib.parse import urlparse
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 
+from inference.webhooks.signing import is_secret
+from inference.webhooks.urls import is_exemption
+
 _REDIS_SCHEMES = {"redis", "rediss", "unix"}
 _DATABASE_SCHEMES = {"sqlite", "postgres", "postgresql"}
-
-# Names of the contract that this version does not read yet.
-_NOT_YET = {
-    "LANGFUSE_PUBLIC_KEY": "traces",
-    "LANGFUSE_SECRET_KEY": "traces",
-    "LANGFUSE_HOST": "traces",
-    "OPENAI_API_KEY": "cloud models",
-    "ANTHROPIC_API_KEY": "cloud models",
-}
+_LANGFUSE_KEYS = ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY")
+_MIN_KEY_CHARS = 32
 
 
 @register
@@ -51,6 +47,30 @@ def check_addresses(**_: Any) -> list[CheckMessage]:
 
 
 @register
+def check_encryption_keys(**_: Any) -> list[CheckMessage]:
+    """Texts that can be guessed seal nothing."""
+    if all(len(key) >= _MIN_KEY_CHARS for key in settings.ENCRYPTION_KEYS):
+        return []
+    message = f"Each of ENCRYPTION_KEYS needs at least {_MIN_KEY_CHARS} characters."
+    return [Error(message, hint="`openssl rand -hex 32` prints a good one.", id="sopllm.E004")]
+
+
+@register
+def check_webhooks(**_: Any) -> list[CheckMessage]:
+    """Secrets that sign nothing, and hosts that no URL can name."""
+    problems: list[CheckMessage] = []
+    if not all(is_secret(secret) for secret in settings.WEBHOOK_SECRETS):
+        message = "An item of WEBHOOK_SECRETS is no secret of Standard Webhooks."
+        hint = "It is whsec_ followed by what `openssl rand -base64 32` prints."
+        problems.append(Error(message, hint=hint, id="sopllm.E005"))
+    if wrong := [host for host in settings.WEBHOOK_ALLOWED_HOSTS if not is_exemption(host)]:
+        message = f"WEBHOOK_ALLOWED_HOSTS has {wrong[0]!r}, which is no host."
+        hint = "Give a host or host:port, such as hooks.internal or 10.1.2.3:8080."
+        problems.append(Error(message, hint=hint, id="sopllm.E008"))
+    return problems
+
+
+@register
 def check_engine(**_: Any) -> list[CheckMessage]:
     """A batch that is larger than the window it is for."""
     if settings.N_BATCH > settings.N_CTX:
@@ -60,13 +80,19 @@ def check_engine(**_: Any) -> list[CheckMessage]:
 
 
 @register
-def check_not_yet(**_: Any) -> list[CheckMessage]:
-    """Settings that would be silently ignored."""
-    return [
-        Warning(f"{name} is set, but this version has no {what} yet.", id="sopllm.W002")
-        for name, what in _NOT_YET.items()
-        if os.environ.get(name)
-    ]
+def check_tracing(**_: Any) -> list[CheckMessage]:
+    """Settings with which no trace would ever arrive."""
+    keys = {name: getattr(settings, name) for name in _LANGFUSE_KEYS}
+    missing = [name for name, key in keys.items() if not key]
+    problems: list[CheckMessage] = []
+    if len(missing) == 1:
+        message = f"{missing[0]} is not set, but its counterpart is."
+        hint = "Set both to trace generations with Langfuse, or none."
+        problems.append(Error(message, hint=hint, id="sopllm.E006"))
+    if not missing and urlparse(settings.LANGFUSE_HOST).scheme not in {"http", "https"}:
+        hint = "Use https://cloud.langfuse.com or the address of your own server."
+        problems.append(Error("LANGFUSE_HOST is no web address.", hint=hint, id="sopllm.E007"))
+    return problems
 
 
 def _is_loopback(host: str) -> bool:

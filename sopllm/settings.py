@@ -1,7 +1,9 @@
 """Django settings, from the environment and `.env`; docs/settings.md explains each variable."""
 
+import base64
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
 from sopllm import __version__
-from sopllm.env import env_choice, env_float, env_int, env_list, env_path, env_str
+from sopllm.env import env_bool, env_choice, env_float, env_int, env_list, env_path, env_str
 
 # Lets classes of Django be written with type parameters, as the type checker wants them.
 django_stubs_ext.monkeypatch()
@@ -47,10 +49,27 @@ def _secret_key() -> str:
             "SECRET_KEY is not set: give it a long random text, such as `openssl rand -hex 32` "
             "prints; with APP_ENV=local one is made for you."
         )
-    path = VAR_DIR / "secret_key"
+    return _kept("secret_key", lambda: secrets.token_urlsafe(50))
+
+
+def _webhook_secrets() -> list[str]:
+    """The configured ones; locally one is made on the first run, as Django's key is."""
+    configured = env_list("WEBHOOK_SECRETS", [])
+    if configured or APP_ENV != "local":
+        return configured
+    return [_kept("webhook_secret", _new_webhook_secret)]
+
+
+def _new_webhook_secret() -> str:
+    return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
+
+
+def _kept(name: str, make: Callable[[], str]) -> str:
+    """A secret in a file of VAR_DIR that is its owner's alone, made unless it is there."""
+    path = VAR_DIR / name
     try:
         path.touch(mode=0o600, exist_ok=False)
-        path.write_text(secrets.token_urlsafe(50))
+        path.write_text(make())
     except FileExistsError:
         pass
     return path.read_text().strip()
@@ -113,11 +132,22 @@ MAX_PENDING_TASKS = env_int("MAX_PENDING_TASKS", 100_000, 1)
 MAX_BODY_BYTES = env_int("MAX_BODY_BYTES", 10 * 1024 * 1024, 1024)
 DEFAULT_MAX_TOKENS = env_int("DEFAULT_MAX_TOKENS", 512, 1, 128_000)
 API_CONCURRENCY = env_int("API_CONCURRENCY", 32, 1, 1024)
+# A cloud model that keeps failing is left alone for a while.
+CIRCUIT_FAILURES = env_int("CIRCUIT_FAILURES", 5, 1, 1000)
+CIRCUIT_OPEN_SECONDS = env_float("CIRCUIT_OPEN_SECONDS", 10.0, 0.1, 300)
 # What the monitoring shows of the apps above it: functions by their dotted path.
 QUEUE_STATS = "inference.queue_stats.queue_stats"
 LOADED_MODELS = "inference.models.loaded_models"
+OPEN_CIRCUITS = "inference.circuit.are_open"
 # Each of these queues must have a live worker, or the service is degraded.
 WORKER_QUEUES = ["gpu", "api", "default"]
+
+# Webhooks.
+
+WEBHOOK_SECRETS = _webhook_secrets()
+WEBHOOK_ALLOWED_HOSTS = env_list("WEBHOOK_ALLOWED_HOSTS", [])
+WEBHOOK_ALLOW_HTTP = env_bool("WEBHOOK_ALLOW_HTTP", False)
+WEBHOOK_RETRY_SECONDS = env_float("WEBHOOK_RETRY_SECONDS", 5.0, 0.1, 3600)
 
 # The GPU and the engine.
 
@@ -139,9 +169,18 @@ KEEP_ALIVE_SECONDS = env_float("KEEP_ALIVE_SECONDS", 600, -1, 31_536_000)
 SWAP_WINDOW_SECONDS = env_float("SWAP_WINDOW_SECONDS", 5.0, 0, 3600)
 STEP_TIMEOUT_SECONDS = env_float("STEP_TIMEOUT_SECONDS", 120.0, 1, 86_400)
 
+# Traces.
+
+LANGFUSE_PUBLIC_KEY = env_str("LANGFUSE_PUBLIC_KEY")
+LANGFUSE_SECRET_KEY = env_str("LANGFUSE_SECRET_KEY")
+LANGFUSE_HOST = env_str("LANGFUSE_HOST", "https://cloud.langfuse.com").rstrip("/")
+LANGFUSE_SAMPLE_RATE = env_float("LANGFUSE_SAMPLE_RATE", 1.0, 0, 1)
+
 # Django.
 
 SECRET_KEY = _secret_key()
+# For secrets in the database: the first seals, all unseal; without any, SECRET_KEY does both.
+ENCRYPTION_KEYS = env_list("ENCRYPTION_KEYS", [])
 DEBUG = False
 ALLOWED_HOSTS = env_list("ALLOWED_HOSTS", ["127.0.0.1", "localhost", "[::1]"])
 INSTALLED_APPS = [

@@ -14,6 +14,13 @@ for name in ("DATABASE_URL", "REDIS_URL", "MODELS_DIR", "SERVER_HOST", "SERVER_P
     os.environ.pop(name, None)
 os.environ.update(
     APP_ENV="local",
+    # Set even where empty, so that `.env` gets no say.
+    LANGFUSE_PUBLIC_KEY="",
+    LANGFUSE_SECRET_KEY="",
+    WEBHOOK_SECRETS="",
+    WEBHOOK_ALLOWED_HOSTS="",
+    WEBHOOK_ALLOW_HTTP="",
+    WEBHOOK_RETRY_SECONDS="",
     VAR_DIR=str(VAR_DIR),
     LEASE_SECONDS="4",
     SWEEP_INTERVAL_SECONDS="1",

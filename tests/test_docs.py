@@ -14,7 +14,7 @@ from django.urls import reverse
 from drf_spectacular.drainage import GENERATOR_STATS
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.validation import validate_schema
-from pytest_django import DjangoAssertNumQueries
+from pytest_django import DjangoAssertNumQueries, Settings
 from rest_framework.test import APIClient
 
 from conversations.models import Conversation
@@ -71,6 +71,14 @@ def test_description_names_every_route(schema: Any) -> None:
         ("post", "/api/v1/models/load"),
         ("post", "/api/v1/models/unload"),
         ("post", "/api/v1/models/register"),
+        ("get", "/api/v1/conversations"),
+        ("post", "/api/v1/conversations"),
+        ("get", "/api/v1/conversations/{}"),
+        ("patch", "/api/v1/conversations/{}"),
+        ("delete", "/api/v1/conversations/{}"),
+        ("get", "/api/v1/conversations/{}/messages"),
+        ("post", "/api/v1/conversations/{}/messages"),
+        ("delete", "/api/v1/conversations/{}/messages"),
         ("get", "/api/v1/monitor/health"),
         ("get", "/api/v1/monitor/gpu"),
         ("get", "/api/v1/monitor/events"),
@@ -137,12 +145,14 @@ def test_admin_can_be_entered(client: Client, db: None) -> None:
 
 
 @pytest.fixture
-def _thirty_of_each(new_task: NewTask) -> None:
+def _thirty_of_each(new_task: NewTask, settings: Settings) -> None:
+    settings.WEBHOOK_ALLOWED_HOSTS = ["127.0.0.1"]
     for index in range(30):
         RegisteredModel.objects.create(name=f"model {index}", provider="echo")
         conversation = Conversation.objects.create(owner="local")
         conversation.append_turn("question", "answer")
-        lifecycle.complete(claimed(new_task(conversation_id=conversation.pk)), answer(), TIMINGS)
+        fields = {"conversation_id": conversation.pk, "webhook_url": "http://127.0.0.1:9/hook"}
+        lifecycle.complete(claimed(new_task(**fields)), answer(), TIMINGS)
 
 
 @pytest.mark.usefixtures("_thirty_of_each")

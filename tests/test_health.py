@@ -23,6 +23,7 @@ from monitoring.health import report as health
 from monitoring.health.looker import Looker
 from monitoring.health.probes import Finding, Status
 from monitoring.redis_client import client
+from tests import otlp_server
 from tests.conftest import Valkey, wait_until
 from tests.nvml_readings import NVML, SERVER, WORKSTATION
 from tests.test_gpu import forget, publish_as
@@ -260,6 +261,42 @@ def test_failing_look_is_told_and_logged(
     assert status_code == 503
     assert "the log of the web process says why" in body["components"]["broker"]["message"]
     assert "a fault of ours" in caplog.text
+
+
+@pytest.fixture
+def langfuse(settings: Settings) -> Iterator[otlp_server.OtlpServer]:
+    settings.LANGFUSE_PUBLIC_KEY, settings.LANGFUSE_SECRET_KEY = "pk", "sk"
+    with otlp_server.running("pk", "sk") as server:
+        settings.LANGFUSE_HOST = server.url
+        yield server
+
+
+@pytest.mark.usefixtures("all_workers")
+def test_langfuse_that_is_away_degrades_the_service(
+    api: APIClient, langfuse: otlp_server.OtlpServer
+) -> None:
+    assert ask(api)[1]["components"]["langfuse"]["message"] == "Answers."
+    langfuse.status = 503
+    status_code, body = ask(api)
+    assert (status_code, body["status"]) == (200, "degraded")
+    component = body["components"]["langfuse"]
+    assert component["status"] == "down"
+    assert component["message"].startswith("Langfuse takes no traces (")
+    assert component["message"].endswith("check that it runs, and LANGFUSE_HOST.")
+
+
+def test_hanging_langfuse_is_told_in_time(langfuse: otlp_server.OtlpServer) -> None:
+    langfuse.may_answer.clear()
+    assert probes.langfuse().status == Status.DOWN
+
+
+def test_password_of_langfuses_address_is_not_told(
+    langfuse: otlp_server.OtlpServer, settings: Settings
+) -> None:
+    settings.LANGFUSE_HOST = "http://user:hunter2@127.0.0.1:1"
+    finding = probes.langfuse()
+    assert finding.status == Status.DOWN
+    assert "hunter2" not in finding.message
 
 
 @pytest.mark.usefixtures("valkey")

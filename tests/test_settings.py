@@ -14,6 +14,7 @@ from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
+from inference.webhooks.signing import is_secret
 from sopllm.env import env_bool, env_choice, env_float, env_int, env_list, env_path, env_str
 
 Reader = Callable[[], object]
@@ -88,7 +89,16 @@ def ids() -> set[str | None]:
         ({"SERVER_HOST": "example.com"}, "sopllm.E001"),
         ({"REDIS_URL": "http://localhost:6379"}, "sopllm.E002"),
         ({"REDIS_URL": "localhost:6379"}, "sopllm.E002"),
+        ({"ENCRYPTION_KEYS": [40 * "k", "short"]}, "sopllm.E004"),
+        ({"WEBHOOK_SECRETS": ["whsec_short"]}, "sopllm.E005"),
+        ({"WEBHOOK_ALLOWED_HOSTS": ["a.example", "http://b.example"]}, "sopllm.E008"),
         ({"N_BATCH": 8192, "N_CTX": 4096}, "sopllm.W001"),
+        ({"LANGFUSE_PUBLIC_KEY": "pk"}, "sopllm.E006"),
+        ({"LANGFUSE_SECRET_KEY": "sk"}, "sopllm.E006"),
+        (
+            {"LANGFUSE_PUBLIC_KEY": "p", "LANGFUSE_SECRET_KEY": "s", "LANGFUSE_HOST": "lf:3000"},
+            "sopllm.E007",
+        ),
     ],
 )
 def test_setting_that_would_fail_later_is_told_at_once(
@@ -111,15 +121,10 @@ def test_unknown_database_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ids() == {"sopllm.E003"}
 
 
-def test_setting_of_a_later_version_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LANGFUSE_PUBLIC_KEY", "pk-secret")
-    [warning] = run_checks()
-    assert warning.id == "sopllm.W002"
-    assert "pk-secret" not in str(warning)
-
-
-def load_settings(**env: str) -> subprocess.CompletedProcess[str]:
-    code = "from django.conf import settings; print(settings.SECRET_KEY)"
+def load_settings(
+    shown: str = "settings.SECRET_KEY", **env: str
+) -> subprocess.CompletedProcess[str]:
+    code = f"from django.conf import settings; print({shown})"
     return subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"DJANGO_SETTINGS_MODULE": "sopllm.settings"} | env,
@@ -136,6 +141,29 @@ def test_secret_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None
     assert len(first) >= 50
     assert first == again == file.read_text().strip()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_webhook_secret_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
+    shown = "*settings.WEBHOOK_SECRETS"
+    first, again = (load_settings(shown, VAR_DIR=str(tmp_path)).stdout.strip() for _ in range(2))
+    file = tmp_path / "webhook_secret"
+    assert is_secret(first)
+    assert first == again == file.read_text().strip()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_webhook_secrets_are_made_for_nobody_in_production(tmp_path: Path) -> None:
+    env = {"VAR_DIR": str(tmp_path), "APP_ENV": "production", "SECRET_KEY": "s"}
+    assert load_settings("settings.WEBHOOK_SECRETS", **env).stdout.strip() == "[]"
+    given = load_settings("*settings.WEBHOOK_SECRETS", **env, WEBHOOK_SECRETS="a, b")
+    assert given.stdout.split() == ["a", "b"]
+    assert not (tmp_path / "webhook_secret").exists()
+
+
+def test_bad_secret_is_told_without_it(settings: Settings) -> None:
+    settings.WEBHOOK_SECRETS = ["whsec_hunter2"]
+    [message] = run_checks()
+    assert "hunter2" not in str(message)
 
 
 def test_bad_setting_stops_the_start_with_a_sentence(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
-from monitoring import workers
+from monitoring import tracing, workers
 from monitoring.redaction import redact
 from monitoring.redis_client import client
 
@@ -23,6 +23,7 @@ WORKERS = "workers"
 
 _REDIS_REMEDY = "check that it runs, and REDIS_URL"
 _LAYER_SECONDS = 2.0
+_LANGFUSE_SECONDS = 0.5
 _MAX_REASON_LENGTH = 200
 
 
@@ -102,7 +103,17 @@ def channel_layer() -> Finding:
 
 
 def langfuse() -> Finding:
-    return Finding(Status.UP, "Not configured: no traces are sent.")
+    """Where traces are sent answers; no task depends on it."""
+    if not tracing.is_configured():
+        return Finding(Status.UP, "Not configured: no traces are sent.")
+    import httpx  # slows the start of a web process, most of which never ask
+
+    url = f"{settings.LANGFUSE_HOST}/api/public/health"
+    try:
+        httpx.get(url, timeout=_LANGFUSE_SECONDS).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
+        return _down("Langfuse takes no traces", exc, "check that it runs, and LANGFUSE_HOST")
+    return Finding(Status.UP, "Answers.")
 
 
 COMPONENTS: dict[str, Callable[[], Finding]] = {

@@ -9,7 +9,14 @@ from benchmarks.running_service import SMOLLM2, RunningService, wait_for
 
 # SmolLM2 once more, without any sharing of batches: what waits for it really waits.
 ONE_AT_A_TIME = "one-at-a-time"
-SETTINGS = {"LEASE_SECONDS": "6", "SWEEP_INTERVAL_SECONDS": "1", "RING_AGAIN_SECONDS": "1"}
+SETTINGS = {
+    "LEASE_SECONDS": "6",
+    "SWEEP_INTERVAL_SECONDS": "1",
+    "RING_AGAIN_SECONDS": "1",
+    # Receivers of tests are on loopback, and are asked again soon.
+    "WEBHOOK_ALLOWED_HOSTS": "127.0.0.1",
+    "WEBHOOK_RETRY_SECONDS": "0.2",
+}
 
 
 @pytest.fixture(scope="session")
