@@ -3,16 +3,32 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 
-from inference import lifecycle, model_requests
+from inference import lifecycle, model_requests, submission
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt, WebhookDelivery
 from inference.webhooks.deliveries import deliver_soon
 
+# Of what a status means; each can be read on a light and on a dark page.
+_WAITS, _WORKS, _IS_GOOD, _IS_BAD, _IS_OVER = "#b7791f", "#3182ce", "#2f9e5b", "#e03e3e", "#808080"
 _COLOURS: dict[str, str] = {
-    WebhookDelivery.Status.PENDING: "#b45309",
-    WebhookDelivery.Status.DELIVERING: "#1d4ed8",
-    WebhookDelivery.Status.DELIVERED: "#15803d",
-    WebhookDelivery.Status.FAILED: "#b91c1c",
+    "pending": _WAITS,
+    "processing": _WORKS,
+    "delivering": _WORKS,
+    "loading": _WORKS,
+    "registered": _WAITS,
+    "downloading": _WORKS,
+    "completed": _IS_GOOD,
+    "delivered": _IS_GOOD,
+    "loaded": _IS_GOOD,
+    "failed": _IS_BAD,
+    "lost": _IS_BAD,
+    "error": _IS_BAD,
+    "cancelled": _IS_OVER,
+    "available": _IS_OVER,
 }
+
+
+def coloured(status: str) -> str:
+    return format_html('<b style="color: {}">{}</b>', _COLOURS[status], status)
 
 
 class ReadOnlyAdmin:
@@ -42,14 +58,29 @@ class WebhookDeliveryInline(ReadOnlyAdmin, admin.TabularInline[WebhookDelivery, 
 
 @admin.register(GenerationTask)
 class GenerationTaskAdmin(ReadOnlyAdmin, admin.ModelAdmin[GenerationTask]):
-    list_display = ("id", "status", "model_name", "priority", "attempt", "created_at", "owner")
-    list_filter = ("status", "queue", "model_name")
-    search_fields = ("id", "owner", "idempotency_key")
+    list_display = (
+        *("id", "coloured_status", "model_name", "priority", "attempt", "created_at"),
+        *("finished_at", "error_code", "owner"),
+    )
+    list_filter = ("status", "queue", "model_name", "error_code")
+    search_fields = ("id", "owner", "idempotency_key", "conversation__id")
+    date_hierarchy = "created_at"
     ordering = ("-created_at",)
     list_select_related = False
     show_full_result_count = False
     inlines = (TaskAttemptInline, WebhookDeliveryInline)
-    actions = ("cancel_tasks",)
+    actions = ("cancel_tasks", "run_again")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[GenerationTask]:
+        """The list does without what may be long."""
+        tasks = super().get_queryset(request)
+        page = request.resolver_match
+        is_list = page is not None and str(page.url_name).endswith("_changelist")
+        return tasks.defer("request", "result", "metadata") if is_list else tasks
+
+    @admin.display(description="Status", ordering="status")
+    def coloured_status(self, task: GenerationTask) -> str:
+        return coloured(task.status)
 
     def has_delete_permission(
         self, request: HttpRequest, obj: GenerationTask | None = None
@@ -61,13 +92,31 @@ class GenerationTaskAdmin(ReadOnlyAdmin, admin.ModelAdmin[GenerationTask]):
         num_cancelled = sum(lifecycle.cancel(task) for task in tasks)
         messages.success(request, f"{num_cancelled} tasks cancelled.")
 
+    @admin.action(description="Run the selected tasks again, as new ones", permissions=["view"])
+    def run_again(self, request: HttpRequest, tasks: QuerySet[GenerationTask]) -> None:
+        ended = [task for task in tasks if task.has_ended]
+        try:
+            lifecycle.submit(submission.in_order([submission.again(task) for task in ended]))
+        except lifecycle.QueueFullError:
+            messages.error(request, "Too many tasks are pending: try again in a few seconds.")
+            return
+        messages.success(request, f"{len(ended)} tasks run again.")
+
 
 @admin.register(TaskAttempt)
 class TaskAttemptAdmin(ReadOnlyAdmin, admin.ModelAdmin[TaskAttempt]):
-    list_display = ("task_id", "number", "outcome", "worker", "started_at", "ended_at")
-    list_filter = ("outcome",)
+    list_display = (
+        *("task_id", "number", "coloured_outcome", "model_name", "worker", "error_code"),
+        *("started_at", "ended_at"),
+    )
+    list_filter = ("outcome", "model_name", "error_code")
     search_fields = ("task__id", "worker")
-    ordering = ("-started_at",)
+    ordering = ("-id",)
+    show_full_result_count = False
+
+    @admin.display(description="Outcome", ordering="outcome")
+    def coloured_outcome(self, attempt: TaskAttempt) -> str:
+        return coloured(attempt.outcome)
 
 
 @admin.register(WebhookDelivery)
@@ -91,9 +140,7 @@ class WebhookDeliveryAdmin(ReadOnlyAdmin, admin.ModelAdmin[WebhookDelivery]):
 
     @admin.display(description="Status", ordering="status")
     def coloured_status(self, delivery: WebhookDelivery) -> str:
-        return format_html(
-            '<b style="color: {}">{}</b>', _COLOURS[delivery.status], delivery.status
-        )
+        return coloured(delivery.status)
 
     @admin.action(description="Deliver again", permissions=["view"])
     def deliver_again(self, request: HttpRequest, deliveries: QuerySet[WebhookDelivery]) -> None:
@@ -108,12 +155,16 @@ class RegisteredModelAdmin(ReadOnlyAdmin, admin.ModelAdmin[RegisteredModel]):
     """Registering needs the file's checks: POST /api/v1/models/register does them."""
 
     list_display = (
-        *("name", "provider", "status", "requested", "context_window", "size_bytes"),
+        *("name", "provider", "coloured_status", "requested", "context_window", "size_bytes"),
         *("loaded_by", "last_used_at", "unload_at", "num_crashes"),
     )
     list_filter = ("provider", "status")
     search_fields = ("name",)
     actions = ("load_models", "unload_models")
+
+    @admin.display(description="Status", ordering="status")
+    def coloured_status(self, model: RegisteredModel) -> str:
+        return coloured(model.status)
 
     @admin.action(description="Load the selected models", permissions=["view"])
     def load_models(self, request: HttpRequest, models: QuerySet[RegisteredModel]) -> None:

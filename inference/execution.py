@@ -254,5 +254,5 @@ def _request(task: GenerationTask) -> GenerationRequest:
         response_format=task.request.get("response_format"),
         context_overflow=task.request["context_overflow"],
         extra_params=task.request.get("extra_params") or {},
-        has_fallback=bool(task.request.get("fallbacks")),
+        has_fallback=task.next_model() is not None,
     )

@@ -13,7 +13,7 @@ from conversations.models import Conversation
 from inference import extra_params, structured_output
 from inference.engine.errors import GrammarError
 from inference.engine.gbnf import check_grammar
-from inference.models import GenerationTask, RegisteredModel, new_task_id
+from inference.models import GenerationTask, ModelChoice, RegisteredModel, new_task_id
 from inference.providers.base import Provider
 from inference.providers.registry import provider_class
 from inference.serializers import SAMPLING_FIELDS
@@ -30,26 +30,49 @@ def build_task(owner: str, data: dict[str, Any], idempotency_key: str | None) ->
     conversation = _conversation(owner, data.get("conversation_id"))
     model = _model(data, conversation)
     provider = provider_class(model.provider)
-    now = timezone.now()
-    deadline = data.get("deadline_seconds")
-    task_id = new_task_id()
-    return GenerationTask(
-        id=task_id,
-        trace_id=tracing.trace_id_of(task_id),
+    return _new_task(
+        _request(data, model, provider),
         owner=owner,
         requested_model=model.name,
-        model_name=model.name,
         queue=provider.queue,
         priority=data["priority"],
-        request=_request(data, model, provider),
         conversation=conversation,
         metadata=data.get("metadata") or {},
         idempotency_key=idempotency_key,
         request_hash=fingerprint(data),
+    )
+
+
+def again(task: GenerationTask) -> GenerationTask:
+    """A new task, unsaved, that asks for the same as an ended one: from its first model on."""
+    first = next(iter(task.request.get("models", [])), None)
+    return _new_task(
+        task.request | ({"params": first["params"]} if first else {}),
+        owner=task.owner,
+        requested_model=task.requested_model,
+        queue=first["queue"] if first else task.queue,
+        priority=task.priority,
+        conversation=task.conversation,
+        metadata=task.metadata,
+        request_hash=task.request_hash,
+    )
+
+
+def _new_task(request: dict[str, Any], *, requested_model: str, **fields: Any) -> GenerationTask:
+    now = timezone.now()
+    deadline = request["deadline_seconds"]
+    task_id = new_task_id()
+    return GenerationTask(
+        id=task_id,
+        trace_id=tracing.trace_id_of(task_id),
+        requested_model=requested_model,
+        model_name=requested_model,
+        request=request,
         created_at=now,
         updated_at=now,
         rung_at=now,
         deadline_at=now + timedelta(seconds=deadline) if deadline else None,
+        **fields,
     )
 
 
@@ -103,8 +126,8 @@ def _fallbacks(
     data: dict[str, Any],
     response_format: structured_output.ResponseFormat | None,
     model: RegisteredModel,
-) -> list[dict[str, Any]]:
-    """What the row keeps of each fallback: its name, its queue, and the parameters it gets."""
+) -> list[ModelChoice]:
+    """What the row keeps of each fallback."""
     names = data.get("fallback_models") or []
     if repeated := [name for i, name in enumerate(names) if name in (model.name, *names[:i])]:
         message = f"{repeated[0]} is asked already: name each model once."
@@ -114,13 +137,14 @@ def _fallbacks(
 
 def _fallback(
     data: dict[str, Any], response_format: structured_output.ResponseFormat | None, name: str
-) -> dict[str, Any]:
+) -> ModelChoice:
     """Checked like the task's own model, so that it can run when its turn comes."""
     try:
         model = _usable_model(name)
         provider = provider_class(model.provider)
         _check_ability(data, response_format, model, provider)
-        return {"model": name, "queue": provider.queue, "params": _params(data, model, provider)}
+        params = _params(data, model, provider)
+        return ModelChoice(model=name, queue=provider.queue, params=params)
     except ValidationError as error:
         details: Any = error.detail
         reasons = [
@@ -140,15 +164,18 @@ def _request(
         prompt = f"{prompt}\n\n{data['input_text']}"
     response_format = _response_format(data)
     _check_ability(data, response_format, model, provider)
+    params = _params(data, model, provider)
+    chosen = ModelChoice(model=model.name, queue=provider.queue, params=params)
+    fallbacks = _fallbacks(data, response_format, model)
     return {
         "prompt": prompt,
         "messages": data.get("messages"),
         "save_to_conversation": data["save_to_conversation"],
         "stream": data["stream"],
-        "params": _params(data, model, provider),
+        "params": params,
         "response_format": response_format,
         "extra_params": data.get("extra_params") or {},
-        "fallbacks": _fallbacks(data, response_format, model),
+        "models": [chosen, *fallbacks] if fallbacks else [],
         "timeout_seconds": data["timeout_seconds"],
         "deadline_seconds": data.get("deadline_seconds"),
         "context_overflow": data["context_overflow"],

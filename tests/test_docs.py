@@ -1,27 +1,17 @@
-"""What people look at: the API's description, the browsable API, the admin."""
+"""What people look at: the API's description and the browsable API."""
 
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.contrib import admin
-from django.contrib.admin.utils import quote
-from django.contrib.auth.models import User
 from django.contrib.staticfiles import finders
 from django.test import Client
-from django.urls import reverse
 from drf_spectacular.drainage import GENERATOR_STATS
 from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.validation import validate_schema
-from pytest_django import DjangoAssertNumQueries, Settings
 from rest_framework.test import APIClient
 
-from conversations.models import Conversation
-from inference import lifecycle
-from inference.models import RegisteredModel, TaskAttempt
-from tests.conftest import wait_until_rung
-from tests.test_lifecycle import TIMINGS, answer, claimed
 from tests.test_tasks_api import NewTask
 
 TASKS = "/api/v1/tasks"
@@ -125,72 +115,3 @@ def test_browsable_api_shows_a_task_and_its_report(api: APIClient, new_task: New
         response = api.get(path, headers={"Accept": "text/html"})
         assert response.status_code == 200
         assert task.pk in response.content.decode()
-
-
-@pytest.fixture
-def staff(client: Client, db: None) -> Client:
-    client.force_login(User.objects.create_superuser("root", password="long enough"))
-    return client
-
-
-def test_admin_can_be_entered(client: Client, db: None) -> None:
-    User.objects.create_superuser("root", password="long enough")
-    page = client.get("/admin/", follow=True)
-    assert page.status_code == 200
-    assert b"password" in page.content
-    form = {"username": "root", "password": "long enough", "next": "/admin/"}
-    entered = client.post("/admin/login/", form, follow=True)
-    assert entered.status_code == 200
-    assert b"Registered models" in entered.content
-
-
-@pytest.fixture
-def _thirty_of_each(new_task: NewTask, settings: Settings) -> None:
-    settings.WEBHOOK_ALLOWED_HOSTS = ["127.0.0.1"]
-    for index in range(30):
-        RegisteredModel.objects.create(name=f"model {index}", provider="echo")
-        conversation = Conversation.objects.create(owner="local")
-        conversation.append_turn("question", "answer")
-        fields = {"conversation_id": conversation.pk, "webhook_url": "http://127.0.0.1:9/hook"}
-        lifecycle.complete(claimed(new_task(**fields)), answer(), TIMINGS)
-
-
-@pytest.mark.usefixtures("_thirty_of_each")
-def test_admin_lists_take_few_queries(
-    staff: Client, django_assert_max_num_queries: DjangoAssertNumQueries
-) -> None:
-    for model in admin.site._registry:
-        url = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
-        with django_assert_max_num_queries(15):
-            response = staff.get(url)
-        assert response.status_code == 200, url
-        first = model._default_manager.order_by("pk").first()
-        assert first is not None or model._meta.app_label == "auth"
-        if first is not None:
-            detail = reverse(
-                f"admin:{model._meta.app_label}_{model._meta.model_name}_change",
-                args=[quote(first.pk)],
-            )
-            assert staff.get(detail).status_code == 200
-
-
-def test_admin_cancels_tasks_and_changes_none(staff: Client, new_task: NewTask) -> None:
-    task = new_task()
-    url = reverse("admin:inference_generationtask_changelist")
-    form = {"action": "cancel_tasks", "_selected_action": [task.pk]}
-    assert staff.post(url, form, follow=True).status_code == 200
-    task.refresh_from_db()
-    assert task.status == "cancelled"
-    change = reverse("admin:inference_generationtask_change", args=[quote(task.pk)])
-    assert staff.post(change, {"status": "completed"}).status_code == 403
-    assert staff.get(reverse("admin:inference_generationtask_add")).status_code == 403
-
-
-def test_admin_deletes_ended_tasks_alone(staff: Client, new_task: NewTask) -> None:
-    pending, ended = new_task(), new_task()
-    lifecycle.complete(claimed(ended), answer(), TIMINGS)
-    wait_until_rung()
-    for task, status in ((pending, 403), (ended, 302)):
-        url = reverse("admin:inference_generationtask_delete", args=[quote(task.pk)])
-        assert staff.post(url, {"post": "yes"}).status_code == status
-    assert not TaskAttempt.objects.exists()

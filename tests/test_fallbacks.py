@@ -84,7 +84,8 @@ def test_fallback_that_could_not_run_is_refused(
 
 def test_each_fallback_gets_its_own_models_parameters(new_task: NewTask) -> None:
     task = new_task(temperature=0.5, fallback_models=["second", "local"])
-    second, local = task.request["fallbacks"]
+    first, second, local = task.request["models"]
+    assert (first["model"], first["params"]) == ("echo", task.request["params"])
     assert (second["model"], second["queue"]) == ("second", "api")
     assert second["params"] == {"max_tokens": 7, "stop_sequences": [], "temperature": 0.5}
     assert (local["model"], local["queue"]) == ("local", "gpu")

@@ -98,7 +98,7 @@ def test_parameters_as_used_show_the_defaults(api: APIClient) -> None:
         "params": {"max_tokens": 512, "stop_sequences": []},
         "response_format": None,
         "extra_params": {},
-        "fallbacks": [],
+        "models": [],
         "timeout_seconds": 600.0,
         "deadline_seconds": None,
         "context_overflow": "truncate",

@@ -54,15 +54,15 @@ def next_fallback(task: GenerationTask) -> dict[str, Any] | None:
 
     It has been started in time: no deadline applies any more.
     """
-    if not task.request.get("fallbacks"):
+    following = task.next_model()
+    if following is None:
         return None
-    following, *rest = task.request["fallbacks"]
     return UNCLAIMED | {
         "rung_at": Now(),
         "deadline_at": None,
         "model_name": following["model"],
         "queue": following["queue"],
-        "request": task.request | {"params": following["params"], "fallbacks": rest},
+        "request": task.request | {"params": following["params"]},
     }
 
 

@@ -35,6 +35,14 @@ class Usage(TypedDict):
 NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0, cached_tokens=0)
 
 
+class ModelChoice(TypedDict):
+    """One of the models that a task may be run by: its queue, and the parameters it gets."""
+
+    model: str
+    queue: str
+    params: dict[str, Any]
+
+
 class TaskResult(TypedDict):
     """What a generation gave; `model` is the one that answered."""
 
@@ -103,7 +111,7 @@ class GenerationTask(models.Model):
 
     `attempt` counts tries; every write of a worker names the one it belongs to. `model_name` and
     `queue` are those of the model whose turn it is: of `requested_model` first, then of its
-    fallbacks, of which the request keeps what they need.
+    fallbacks; the request keeps what each of them needs.
     """
 
     class Status(models.TextChoices):
@@ -232,6 +240,13 @@ class GenerationTask(models.Model):
         """What the result says of tokens; zeros without one."""
         usage: Usage = self.result["usage"] if self.result else NO_USAGE
         return usage
+
+    def next_model(self) -> ModelChoice | None:
+        """Who is asked when the model whose turn it is fails."""
+        choices: list[ModelChoice] = self.request.get("models", [])
+        names = [choice["model"] for choice in choices]
+        following = choices[names.index(self.model_name) + 1 :] if choices else []
+        return next(iter(following), None)
 
     def queue_position(self) -> int | None:
         """How many pending tasks of the same queue go first; None unless pending."""
