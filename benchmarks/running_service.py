@@ -218,13 +218,15 @@ class RunningService:
         return answer
 
 
-def wait_for(get: Callable[[], T | None], limit_seconds: float = 20.0) -> T:
+def wait_for(
+    get: Callable[[], T | None], limit_seconds: float = 20.0, every_seconds: float = 0.01
+) -> T:
     """What `get` returns once that is true; TimeoutError when it never is."""
     give_up_at = time.monotonic() + limit_seconds
     while not (value := get()):
         if time.monotonic() > give_up_at:
             raise TimeoutError(f"Nothing within {limit_seconds} s: {get}")
-        time.sleep(0.01)
+        time.sleep(every_seconds)
     return value
 
 
