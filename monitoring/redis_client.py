@@ -1,7 +1,6 @@
 """One Redis client a process. Everything kept in Redis may vanish: the database is the truth."""
 
 import os
-from functools import cache
 from typing import Any
 
 import redis
@@ -14,17 +13,24 @@ from redis.retry import Retry
 RedisClient = Any
 
 
+# By process: a forked child makes its own, and never touches the inherited one, not even to delete
+# it. A thread of the parent may have held its lock at the fork; the child would wait for ever.
+_clients: dict[int, RedisClient] = {}
+
+
 def client() -> RedisClient:
-    """The process's client (thread-safe pool); each call fails within REDIS_TIMEOUT_SECONDS."""
-    return _client_of(os.getpid())
+    """The process's client (thread-safe pool); each call fails within REDIS_TIMEOUT_SECONDS.
 
-
-@cache
-def _client_of(pid: int) -> RedisClient:
-    """A forked child makes its own, and never touches the inherited one, not even to delete it.
-
-    A thread of the parent may have held its lock at the fork; the child would wait for ever.
+    Threads that come first at once may each make one, but all take the same: another one would
+    close its connections, in use or not, when it is thrown away.
     """
+    pid = os.getpid()
+    if pid not in _clients:
+        _clients.setdefault(pid, _new_client())
+    return _clients[pid]
+
+
+def _new_client() -> RedisClient:
     return redis.Redis.from_url(
         settings.REDIS_URL,
         decode_responses=True,
