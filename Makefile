@@ -32,7 +32,7 @@ bench: setup ## Measure the service and the engine
 LOCK := .venv/bin/uv pip compile --quiet --no-header --no-annotate --strip-extras --python-version 3.11 pyproject.toml
 
 lock: setup ## Pin anew what pyproject.toml names
-	$(LOCK) --upgrade > requirements.new
+	$(LOCK) --upgrade | sed -E 's/^(torch==[0-9.]+).*/\1/' | grep -vE '^(nvidia|cuda|triton)' > requirements.new
 	mv requirements.new requirements.txt
 	$(LOCK) --group dev --constraints requirements.txt > requirements.new
 	grep -vxFf requirements.txt requirements.new > requirements-dev.txt

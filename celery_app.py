@@ -2,6 +2,7 @@
 
 celery -A celery_app worker -Q gpu --concurrency=1 --pool=prefork
 celery -A celery_app worker -Q api,default --pool=threads
+celery -A celery_app worker -Q embeddings --concurrency=1 --pool=prefork
 celery -A celery_app beat
 celery -A celery_app flower
 """
@@ -133,7 +134,7 @@ def on_beat_start(**_: Any) -> None:
 @signals.worker_ready.connect
 def on_worker_ready(sender: Any, **_: Any) -> None:
     """The worker serves its queues from now on; what died with its predecessor is taken back."""
-    from inference import gpu_reporter
+    from inference import dispatch, gpu_reporter
     from inference.providers.cloud import provider
     from monitoring import workers
 
@@ -143,15 +144,21 @@ def on_worker_ready(sender: Any, **_: Any) -> None:
         gpu_reporter.start()
     if "api" in queues:
         provider.warm_up()
+    if "embeddings" in queues:
+        # It loads the default model, and takes over what a dead one had not answered.
+        dispatch.ring_for_embeddings()
     _repair()
 
 
 @signals.worker_shutting_down.connect
 def on_worker_stop(**_: Any) -> None:
-    """What runs may end; nothing else joins it."""
-    from inference import session
+    """What runs may end; nothing else joins it, and downloads are put back."""
+    from inference import downloads, session
+    from inference.embeddings import stopping
 
     session.drain()
+    stopping.begin()
+    downloads.stop()
 
 
 @signals.worker_process_shutdown.connect
@@ -173,12 +180,17 @@ def on_task_start(**_: Any) -> None:
 
 
 @signals.task_failure.connect
-def on_task_failure(exception: BaseException, **_: Any) -> None:
+def on_task_failure(sender: Any, exception: BaseException, **_: Any) -> None:
     """In the parent, moments after a pool child died: its task goes back into the queue."""
     from billiard.exceptions import WorkerLostError
 
-    if isinstance(exception, WorkerLostError):
-        _repair()
+    from inference import dispatch
+
+    if not isinstance(exception, WorkerLostError):
+        return
+    if sender.name == dispatch.EMBED:
+        dispatch.ring_for_embeddings()
+    _repair()
 
 
 def _repair() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.figures import show
-from benchmarks.running_service import ROOT, RunningService, free_port, wait_for
+from benchmarks.running_service import ROOT, RunningService, free_port
 from tests.cloud_server import KEY
 
 NUM_TASKS = 500
@@ -83,20 +83,8 @@ def drain(service: RunningService, model: str, **fields: Any) -> tuple[float, li
     """Tasks a second from the batch's submission to the last end, and their ids."""
     body = {"model": model, "prompt": WORDS, "max_tokens": 64} | fields
     started = time.perf_counter()
-    response = service.http.post("/tasks/batch", json=[body] * NUM_TASKS)
-    ids = [task["task_id"] for task in response.raise_for_status().json()]
-    # Asking takes time from the tasks.
-    wait_for(lambda: _has_ended(service), 120, every_seconds=0.1)
+    ids = service.drained([body] * NUM_TASKS)
     return NUM_TASKS / (time.perf_counter() - started), ids
-
-
-def _has_ended(service: RunningService) -> bool:
-    """Whether nothing is left; /monitor/queue would tell of a moment ago."""
-    lists = [
-        service.http.get("/tasks", params={"status": status, "limit": 1}).json()["results"]
-        for status in ("pending", "processing")
-    ]
-    return not any(lists)
 
 
 def bare_litellm(url: str) -> float:

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOLLM2 = "smollm2-135m-instruct"
+MINILM = "all-minilm-l6-v2"
 # Many seconds of work: the model counts as far as max_tokens lets it.
 COUNTING: dict[str, Any] = {"prompt": "Count from 1 to 1000: 1, 2, 3,", "temperature": 0}
 STARTED = "Ctrl-C stops everything."
@@ -29,6 +30,7 @@ STOP_LIMIT_SECONDS = 20.0
 
 # By what its command line contains, each process that serve starts is known.
 WEB, GPU_WORKER, API_WORKER = "sopllm.asgi", "gpu@%h", "api@%h"
+EMBEDDINGS_WORKER = "embeddings@%h"
 BEAT, FLOWER, VALKEY = " beat ", " flower ", "valkey-server"
 # Set even where empty, so that neither the environment nor `.env` gets a say.
 _OWN_VARIABLES = {
@@ -46,6 +48,14 @@ _OWN_VARIABLES = {
     "WEBHOOK_ALLOWED_HOSTS": "",
     "WEBHOOK_ALLOW_HTTP": "",
     "WEBHOOK_RETRY_SECONDS": "",
+    # None: PyTorch takes seconds of both cores and 400 MB, for those alone who measure embeddings.
+    "DEFAULT_EMBEDDING_MODEL": "none",
+    "EMBEDDING_TIMEOUT_SECONDS": "",
+    "EMBEDDING_MAX_MODELS": "",
+    "EMBEDDING_MAX_BATCH_TOKENS": "",
+    "EMBEDDING_DEVICE": "",
+    # A process that has loaded an embedding model has set this for itself.
+    "HF_HUB_OFFLINE": "",
     "FLOWER_UNAUTHENTICATED_API": "true",
 }
 
@@ -158,6 +168,10 @@ class RunningService:
         """The pool process that owns the GPU."""
         return wait_for(lambda: children(self.pid(GPU_WORKER)))[0]
 
+    def embeddings_child(self) -> int:
+        """The pool process that holds the embedding models."""
+        return wait_for(lambda: children(self.pid(EMBEDDINGS_WORKER)))[0]
+
     # --- The API ---
 
     def register_echo(self, name: str = "echo", delay_ms: float = 0) -> None:
@@ -200,6 +214,21 @@ class RunningService:
             return task if task["status"] != "pending" else None
 
         return wait_for(claimed, limit_seconds)
+
+    def drained(self, bodies: list[dict[str, Any]], limit_seconds: float = 120) -> list[str]:
+        """Submit a batch, and wait until no task is left; their ids."""
+        response = self.http.post("/tasks/batch", json=bodies).raise_for_status()
+        # Asking takes time from the tasks.
+        wait_for(self._is_idle, limit_seconds, every_seconds=0.1)
+        return [task["task_id"] for task in response.json()]
+
+    def _is_idle(self) -> bool:
+        """Whether no task is left; /monitor/queue would tell of a moment ago."""
+        lists = [
+            self._get(f"/tasks?status={status}&limit=1")["results"]
+            for status in ("pending", "processing")
+        ]
+        return not any(lists)
 
     def num_chunks(self, task_id: str) -> int:
         """Text chunks that the task has written to its stream, its end counted too."""

@@ -46,7 +46,7 @@ NUM_MESSAGES = 600
 POLL_SECONDS = 0.005
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
 NAMES = {"valkey": "valkey", "uvicorn": "web", "gpu@": "gpu worker", "api@": "api worker"}
-NAMES |= {" beat ": "beat", " flower ": "flower"}
+NAMES |= {"embeddings@": "embeddings worker", " beat ": "beat", " flower ": "flower"}
 
 
 class Client:

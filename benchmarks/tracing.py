@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.figures import show
-from benchmarks.running_service import RunningService, wait_for
+from benchmarks.running_service import RunningService
 from tests import otlp_server
 
 NUM_TASKS = 500
@@ -30,28 +30,13 @@ def drained_per_second(**variables: str) -> float:
     try:
         service.start("--no-demo")
         service.register_echo()
-        _drain(service)
+        bodies = [{"model": "echo", "prompt": WORDS}] * NUM_TASKS
+        service.drained(bodies)
         started = time.perf_counter()
-        _drain(service)
+        service.drained(bodies)
         return NUM_TASKS / (time.perf_counter() - started)
     finally:
         service.close()
-
-
-def _drain(service: RunningService) -> None:
-    body = {"model": "echo", "prompt": WORDS}
-    service.http.post("/tasks/batch", json=[body] * NUM_TASKS).raise_for_status()
-    # Asking takes time from the tasks.
-    wait_for(lambda: _has_ended(service), 120, every_seconds=0.1)
-
-
-def _has_ended(service: RunningService) -> bool:
-    """Whether nothing is left; /monitor/queue would tell of a moment ago."""
-    lists = [
-        service.http.get("/tasks", params={"status": status, "limit": 1}).json()["results"]
-        for status in ("pending", "processing")
-    ]
-    return not any(lists)
 
 
 def measure(num_rounds: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rest_framework.utils.urls import replace_query_param
 
 from conversations.models import Message
 from conversations.serializers import MessageSerializer
-from monitoring import query_parameters
+from monitoring.api import query_parameters
 from monitoring.api.pagination import AliasedPagination
 
 MESSAGE_PARAMETERS = [

@@ -20,8 +20,9 @@ from conversations.serializers import (
     MessageSerializer,
     NewMessageSerializer,
 )
-from monitoring import query_parameters
-from monitoring.api_errors import Conflict
+from monitoring.api import query_parameters
+from monitoring.api.errors import Conflict
+from monitoring.api.owner import owner_of
 
 _INCLUDE_MESSAGES = OpenApiParameter("include_messages", bool)
 
@@ -35,7 +36,7 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
     lookup_value_regex = "conv_[0-9a-f]{32}"
 
     def get_queryset(self) -> QuerySet[Conversation]:
-        own = Conversation.objects.owned_by(self._owner())
+        own = Conversation.objects.owned_by(owner_of(self.request))
         return own.annotate(message_count=Count("messages")).order_by("-created_at", "-id")
 
     def get_serializer_class(self) -> type[BaseSerializer[Any]]:
@@ -54,7 +55,7 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
     def create(self, request: Request) -> Response:
         """Begin a conversation."""
         fields = ConversationFieldsSerializer().run_validation(request.data)
-        conversation = Conversation.objects.create(owner=self._owner(), **fields)
+        conversation = Conversation.objects.create(owner=owner_of(self.request), **fields)
         return Response(ConversationSerializer(conversation).data, status=201)
 
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
@@ -105,6 +106,3 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
             return Response(status=status.HTTP_204_NO_CONTENT)
         fields = NewMessageSerializer().run_validation(request.data)
         return Response(MessageSerializer(conversation.append(**fields)).data, status=201)
-
-    def _owner(self) -> str:
-        return str(getattr(self.request.user, "owner", ""))

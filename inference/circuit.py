@@ -128,6 +128,7 @@ class Circuit:
 
     def __init__(self, model: RegisteredModel) -> None:
         self._name = model.name
+        self._can_fall_back = model.provider != RegisteredModel.Provider.EMBEDDING
         self._key = _key(model)
         self._generation: int | None = None
 
@@ -173,9 +174,10 @@ class Circuit:
         return told
 
     def _refusal(self, seconds: float) -> InferenceError:
+        advice = ", or name fallback_models" if self._can_fall_back else ""
         return InferenceError(
             f"The model {self._name} keeps failing and is left alone for {seconds:.1f} s: "
-            "submit again after that, or name fallback_models.",
+            f"try again after that{advice}.",
             ErrorCode.PROVIDER_UNAVAILABLE,
             retryable=True,
             retry_after=seconds,
@@ -183,8 +185,8 @@ class Circuit:
 
 
 def states(models: Iterable[RegisteredModel]) -> dict[str, CircuitState]:
-    """The circuits by the names of the models, in one round trip; local models have none."""
-    cloud = [model for model in models if model.provider in RegisteredModel.CLOUD_PROVIDERS]
+    """The circuits by the names of the models, in one round trip; those that run here have none."""
+    cloud = [model for model in models if model.is_remote]
     found = {model.name: CircuitState() for model in cloud}
     if cloud:
         with _doing_without_redis(cloud[0].name):
@@ -196,8 +198,9 @@ def states(models: Iterable[RegisteredModel]) -> dict[str, CircuitState]:
 
 def are_open() -> dict[str, bool]:
     """Each model that has a circuit, and whether it is left alone, or tried only."""
-    models = RegisteredModel.objects.filter(provider__in=RegisteredModel.CLOUD_PROVIDERS)
-    found = states(models.only("name", "provider"))
+    providers = [*RegisteredModel.CLOUD_PROVIDERS, RegisteredModel.Provider.EMBEDDING]
+    models = RegisteredModel.objects.filter(provider__in=providers)
+    found = states(models.only("name", "provider", "config"))
     return {name: circuit.state != State.CLOSED for name, circuit in found.items()}
 
 

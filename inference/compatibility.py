@@ -1,21 +1,22 @@
 """Would a model fit into the memory there is, and if not, in which quantization would it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 
-from inference import device_memory
+from inference import device_memory, models_dir
 from inference.device_memory import Kind
 from inference.engine.errors import InvalidGGUFError
 from inference.engine.gguf_header import GGUFHeader, Layer, read_header
 from inference.engine.memory_estimate import MemoryEstimate
 from inference.model_sizes import ModelSizes, model_sizes
 from inference.models import RegisteredModel
-from inference.quantizations import BITS, RECOMMENDED_BITS
 from inference.registration import resolve_model_path
-from presets.packaged import PackagedPreset
+from presets.models import Preset
+from presets.quantizations import BITS, RECOMMENDED_BITS
 
 _NOTHING = MemoryEstimate(weights_bytes=0, kv_cache_bytes=0, compute_bytes=0, device_bytes=0)
 _GUESSED = "The model's file is not here: these are the figures of a usual model of its size."
@@ -83,14 +84,38 @@ def check_model(
 
 
 def check_preset(
-    preset: PackagedPreset, quantization: str | None, context_window: int | None
+    preset: Preset, quantization: str | None, context_window: int | None
 ) -> Compatibility:
-    """Check a preset, by its file where that is installed, else by its number of parameters."""
-    path = preset.installed_file()
-    header = read_header(path) if path else usual_header(int(preset.size_b * 1e9))
+    """Check a preset, by its file where that is here, else by what it says of itself."""
+    if preset.kind != Preset.Kind.LOCAL or preset.size_b is None:
+        return Compatibility(_NOTHING, required_bytes=0, available_bytes=0)
+    path = _path_of_preset(preset, quantization)
+    header = read_header(path) if path else _header_of_preset(preset, preset.size_b, quantization)
     window = context_window or preset.provider_config.get("context_window")
     warnings = [] if path else [_GUESSED]
-    return _check(header, preset.provider_config, quantization, window, warnings)
+    choices = preset.files or RECOMMENDED_BITS
+    return _check(header, preset.provider_config, quantization, window, warnings, choices)
+
+
+def _header_of_preset(preset: Preset, size_b: float, quantization: str | None) -> GGUFHeader:
+    """The usual one of its size, with weights that make up what the preset says it requires."""
+    name = quantization or preset.quantization_of(preset.filename) or "Q4_K_M"
+    header = usual_header(int(size_b * 1e9), name)
+    if name not in preset.vram_requirements:
+        return header
+    window = preset.provider_config.get("context_window", settings.N_CTX)
+    sizes = replace(model_sizes(preset.provider_config, window), max_num_seqs=1)
+    known_bytes = preset.vram_requirements[name] * 1024 * 1024
+    missing_bytes = known_bytes - sizes.estimate(header, gpu_layers=0).total_bytes
+    return _with_weights(header, max(1, header.weights_bytes + missing_bytes))
+
+
+def _path_of_preset(preset: Preset, quantization: str | None) -> Path | None:
+    """Its file, if that is here: installed with a package, or downloaded."""
+    if weights := preset.packaged_file:
+        return weights.installed_path()
+    path = models_dir.resolve(preset.files.get(quantization, preset.filename))
+    return path if path.is_file() else None
 
 
 def usual_header(num_parameters: int, quantization: str = "Q4_K_M") -> GGUFHeader:
@@ -143,6 +168,7 @@ def _check(
     quantization: str | None,
     context_window: int | None,
     warnings: list[str],
+    choices: Iterable[str] = RECOMMENDED_BITS,
 ) -> Compatibility:
     gpu_layers = config.get("gpu_layers", settings.GPU_LAYERS)
     memory = device_memory.published()
@@ -161,7 +187,7 @@ def _check(
         estimate=loaded.estimate(),
         required_bytes=loaded.required_bytes(),
         available_bytes=memory.usable_bytes,
-        recommended_quantization=_recommended(as_is, memory.usable_bytes),
+        recommended_quantization=_recommended(as_is, memory.usable_bytes, choices),
         warning=" ".join(warnings) or None,
     )
 
@@ -180,10 +206,11 @@ def _warnings(wanted: _Load, loaded: _Load, usable_bytes: int) -> Iterator[str]:
         )
 
 
-def _recommended(load: _Load, usable_bytes: int) -> str | None:
+def _recommended(load: _Load, usable_bytes: int, choices: Iterable[str]) -> str | None:
     """The best quantization that fits with all sequences, else the best that fits with one."""
+    best_first = sorted(choices, key=BITS.__getitem__, reverse=True)
     for sizes in (load.sizes, replace(load.sizes, max_num_seqs=1)):
-        for name in sorted(RECOMMENDED_BITS, key=RECOMMENDED_BITS.__getitem__, reverse=True):
+        for name in best_first:
             header = _requantized(load.header, name)
             if replace(load, header=header, sizes=sizes).fits(usable_bytes):
                 return name
@@ -194,15 +221,19 @@ def _requantized(header: GGUFHeader, quantization: str) -> GGUFHeader:
     """The header of the same model with weights of another size."""
     if quantization == header.quantization or not header.weights_bytes:
         return header
-    factor = header.num_parameters * BITS[quantization] / 8 / header.weights_bytes
+    weights_bytes = round(header.num_parameters * BITS[quantization] / 8)
+    return replace(_with_weights(header, weights_bytes), quantization=quantization)
+
+
+def _with_weights(header: GGUFHeader, weights_bytes: int) -> GGUFHeader:
+    factor = weights_bytes / header.weights_bytes
     layers = (
         replace(layer, weights_bytes=round(layer.weights_bytes * factor)) for layer in header.layers
     )
     return replace(
         header,
-        quantization=quantization,
         layers=tuple(layers),
-        weights_bytes=round(header.weights_bytes * factor),
+        weights_bytes=weights_bytes,
         embedding_bytes=round(header.embedding_bytes * factor),
         output_bytes=round(header.output_bytes * factor),
     )

@@ -30,6 +30,8 @@ GENERATE = "inference.generate"
 GPU_NEWS_KEYS = ("gpu:submitted", "gpu:cancelled")
 SERVE_MODEL_REQUESTS = "inference.serve_model_requests"
 DELIVER_WEBHOOKS = "inference.deliver_webhooks"
+EMBED = "inference.embed"
+DOWNLOAD = "inference.download"
 
 # While the broker is down, submissions do not each wait for its time-out.
 _PAUSE_SECONDS = 1.0
@@ -96,6 +98,26 @@ def ring_for_webhooks(num_messages: int) -> None:
     except _BROKER_ERRORS as exc:
         _broker_down_until = time.monotonic() + _PAUSE_SECONDS
         logger.warning("Webhooks are kept but not rung for, broker unreachable: %s", exc)
+
+
+def ring_for_downloads(num_messages: int) -> None:
+    """Have api workers bring what is due, one message a download; never raises."""
+    try:
+        for _ in range(num_messages):
+            _send(DOWNLOAD, (), queue=Queue.DEFAULT, priority=9)
+    except _BROKER_ERRORS as exc:
+        # The sweep rings again.
+        logger.warning("Downloads are kept but not rung for, broker unreachable: %s", exc)
+
+
+def ring_for_embeddings() -> bool:
+    """Have an embeddings worker look for requests; False when the broker cannot be reached."""
+    try:
+        _send(EMBED, (), queue=Queue.EMBEDDINGS, priority=0)
+    except _BROKER_ERRORS as exc:
+        logger.warning("Embeddings are waited for but not rung, broker unreachable: %s", exc)
+        return False
+    return True
 
 
 def waiting_messages(queue_name: str) -> int | None:

@@ -1,11 +1,14 @@
 """Waiting for the end of a task, or of a request for a model, without holding a thread.
 
 A view that was asked to wait answers with the state as it is, and says what to wait for. The ASGI
-handler, which sees that, waits on the event loop and then asks the view again.
+handler, which sees that, waits on the event loop and then asks the view again. A view that has no
+answer of its own gives the handler an errand instead.
 """
 
 import re
+from typing import Protocol
 
+from django.http import HttpResponse
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
@@ -34,6 +37,34 @@ class WaitingResponse(Response):
         super().__init__(body, status=status)
         self.wait_for = wait_for if wait_seconds else None
         self.wait_seconds = wait_seconds
+
+
+class Errand(Protocol):
+    """Brings the answer to a request from a worker.
+
+    All methods run where requests are answered, and raise APIException for an answer that is none.
+    """
+
+    # What the end is announced by, and how long to wait for it.
+    key: str
+    seconds: float
+
+    def start(self) -> None:
+        """Ask for it; the end is listened for already."""
+
+    def collect(self) -> HttpResponse | None:
+        """The answer; None while there is none."""
+
+    def give_up(self) -> HttpResponse:
+        """Nobody waits any more: the time is over, or the client is gone."""
+
+
+class ErrandResponse(Response):
+    """There is no answer yet: the handler runs the errand, and answers with what that brings."""
+
+    def __init__(self, errand: Errand) -> None:
+        super().__init__(status=202)
+        self.errand = errand
 
 
 def is_repeat(request: Request) -> bool:

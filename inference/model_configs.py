@@ -58,15 +58,9 @@ class LocalConfigSerializer(StrictSerializer):
     generation_params = SamplingSerializer(required=False)
 
 
-class CloudConfigSerializer(StrictSerializer):
-    """config of an `openai`, `anthropic`, `openai_compatible` or `litellm` model."""
+class ConnectionConfigSerializer(StrictSerializer):
+    """How a provider is reached: the part of a config that all models of others share."""
 
-    model_name = serializers.RegexField(
-        CLOUD_MODEL_NAME,
-        max_length=200,
-        help_text="As the provider calls it; of `litellm` with the provider: `groq/llama-3.3`.",
-        error_messages={"invalid": "Use visible ASCII characters, and / between names only."},
-    )
     api_key = serializers.CharField(
         required=False,
         write_only=True,
@@ -94,18 +88,29 @@ class CloudConfigSerializer(StrictSerializer):
         required=False, min_value=1, max_value=3600, help_text="Seconds of silence."
     )
     max_retries = serializers.IntegerField(required=False, min_value=0, max_value=10)
-    context_window = serializers.IntegerField(required=False, min_value=64, max_value=10_000_000)
-    max_output_tokens = serializers.IntegerField(required=False, min_value=1, max_value=128_000)
-    drop_params = serializers.BooleanField(
-        required=False, help_text="Leave out what the provider does not take, without a word."
-    )
-    generation_params = SamplingSerializer(required=False)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if "api_key" in attrs and "api_key_env_var" in attrs:
             message = "Give api_key or api_key_env_var, not both."
             raise serializers.ValidationError({"api_key": [message]})
         return attrs
+
+
+class CloudConfigSerializer(ConnectionConfigSerializer):
+    """config of an `openai`, `anthropic`, `openai_compatible` or `litellm` model."""
+
+    model_name = serializers.RegexField(
+        CLOUD_MODEL_NAME,
+        max_length=200,
+        help_text="As the provider calls it; of `litellm` with the provider: `groq/llama-3.3`.",
+        error_messages={"invalid": "Use visible ASCII characters, and / between names only."},
+    )
+    context_window = serializers.IntegerField(required=False, min_value=64, max_value=10_000_000)
+    max_output_tokens = serializers.IntegerField(required=False, min_value=1, max_value=128_000)
+    drop_params = serializers.BooleanField(
+        required=False, help_text="Leave out what the provider does not take, without a word."
+    )
+    generation_params = SamplingSerializer(required=False)
 
 
 class EchoConfigSerializer(StrictSerializer):

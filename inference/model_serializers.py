@@ -8,6 +8,7 @@ from rest_framework import serializers
 
 from inference import circuit
 from inference.circuit import CircuitState
+from inference.embeddings.config import EmbeddingConfigSerializer
 from inference.model_configs import (
     CloudConfigSerializer,
     EchoConfigSerializer,
@@ -16,8 +17,8 @@ from inference.model_configs import (
 from inference.models import RegisteredModel
 from inference.providers.api_keys import KeySource, key_source
 from inference.providers.registry import provider_class
-from inference.quantizations import BITS
 from monitoring.api.strict_serializer import StrictSerializer
+from presets.quantizations import BITS
 
 MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")
 RESERVED_MODEL_NAMES = {
@@ -38,11 +39,21 @@ class CircuitSerializer(serializers.Serializer[Any]):
     retry_at = serializers.DateTimeField(allow_null=True, help_text="While it is open.")
 
 
+class DownloadSerializer(serializers.Serializer[Any]):
+    """How much of a model's file has arrived."""
+
+    downloaded_bytes = serializers.IntegerField()
+    total_bytes = serializers.IntegerField(
+        allow_null=True, help_text="Null until the hub has told it."
+    )
+
+
 class RegisteredModelSerializer(serializers.ModelSerializer[RegisteredModel]):
     supports_streaming = serializers.SerializerMethodField()
     supports_structured_output = serializers.SerializerMethodField()
     loaded = serializers.BooleanField()
     requested = serializers.SerializerMethodField()
+    download = serializers.SerializerMethodField()
     api_key_source = serializers.SerializerMethodField()
     circuit = serializers.SerializerMethodField()
 
@@ -62,6 +73,7 @@ class RegisteredModelSerializer(serializers.ModelSerializer[RegisteredModel]):
             "last_used_at",
             "unload_at",
             "size_bytes",
+            "download",
             "api_key_source",
             "circuit",
             "config",
@@ -78,6 +90,14 @@ class RegisteredModelSerializer(serializers.ModelSerializer[RegisteredModel]):
     def get_requested(self, model: RegisteredModel) -> str | None:
         """`load` or `unload` until a worker has done it."""
         return model.requested or None
+
+    @extend_schema_field(DownloadSerializer(allow_null=True))
+    def get_download(self, model: RegisteredModel) -> dict[str, Any] | None:
+        """Of a model from the hub that is being downloaded, or has failed."""
+        if model.status not in (RegisteredModel.Status.DOWNLOADING, RegisteredModel.Status.ERROR):
+            return None
+        download = getattr(model, "download", None)
+        return None if download is None else dict(DownloadSerializer(download).data)
 
     @extend_schema_field(
         serializers.ChoiceField(choices=[source.value for source in KeySource], allow_null=True)
@@ -148,7 +168,12 @@ class CompatibilitySerializer(serializers.Serializer[Any]):
 @extend_schema_field(
     PolymorphicProxySerializer(
         component_name="ModelConfig",
-        serializers=[LocalConfigSerializer, CloudConfigSerializer, EchoConfigSerializer],
+        serializers=[
+            LocalConfigSerializer,
+            CloudConfigSerializer,
+            EmbeddingConfigSerializer,
+            EchoConfigSerializer,
+        ],
         resource_type_field_name=None,
     )
 )
@@ -156,17 +181,27 @@ class ConfigField(serializers.DictField):
     """Checked as the provider's when it is known which one that is."""
 
 
+class ModelNameField(serializers.RegexField):
+    """The name of a new model: it is a part of addresses."""
+
+    default_error_messages = {
+        "invalid": "Use 1 to 100 letters, digits and . _ : -, a letter first.",
+        "reserved": "{name} is a route: choose another name.",
+    }
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(MODEL_NAME, **options)
+
+    def to_internal_value(self, data: Any) -> str:
+        name = str(super().to_internal_value(data))
+        if name in RESERVED_MODEL_NAMES:
+            self.fail("reserved", name=name)
+        return name
+
+
 class ModelRegistrationSerializer(StrictSerializer):
     """A new model; `config` is what its provider takes."""
 
-    name = serializers.RegexField(
-        MODEL_NAME,
-        error_messages={"invalid": "Use 1 to 100 letters, digits and . _ : -, a letter first."},
-    )
+    name = ModelNameField()
     provider = serializers.ChoiceField(choices=RegisteredModel.Provider.choices)
     config = ConfigField(default=dict)
-
-    def validate_name(self, name: str) -> str:
-        if name in RESERVED_MODEL_NAMES:
-            raise serializers.ValidationError(f"{name} is a route: choose another name.")
-        return name

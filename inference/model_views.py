@@ -1,8 +1,10 @@
 """The routes of models: validate, call one thing, respond."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, status, viewsets
 from rest_framework.decorators import action
@@ -10,7 +12,16 @@ from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from inference import circuit, compatibility, dispatch, long_poll, model_requests, registration
+from inference import (
+    circuit,
+    compatibility,
+    dispatch,
+    downloads,
+    long_poll,
+    model_requests,
+    preset_registration,
+    registration,
+)
 from inference.long_poll import WAIT_PARAMETER, WaitingResponse
 from inference.model_serializers import (
     CompatibilityRequestSerializer,
@@ -21,8 +32,24 @@ from inference.model_serializers import (
 )
 from inference.models import GenerationTask, RegisteredModel
 from inference.pagination import ModelPagination
-from monitoring.api_errors import Conflict
-from presets.packaged import PackagedPreset, packaged_presets
+from inference.preset_serializers import (
+    PresetListSerializer,
+    PresetRegistrationSerializer,
+    PresetSerializer,
+)
+from monitoring.api import query_parameters
+from monitoring.api.errors import Conflict
+from presets.models import Preset
+
+
+@contextmanager
+def _conflicts() -> Iterator[None]:
+    """A name that is taken, as HTTP says it."""
+    try:
+        yield
+    except registration.ModelExistsError as error:
+        message = f"There is a model {error} already: delete it first, or take another name."
+        raise Conflict(message) from error
 
 
 class RegisteredModelViewSet(
@@ -30,7 +57,7 @@ class RegisteredModelViewSet(
 ):
     """Models that tasks can name."""
 
-    queryset = RegisteredModel.objects.order_by("name")
+    queryset = RegisteredModel.objects.select_related("download").order_by("name")
     serializer_class = RegisteredModelSerializer
     pagination_class = ModelPagination
     lookup_field = "name"
@@ -41,17 +68,15 @@ class RegisteredModelViewSet(
 
     def get_queryset(self) -> QuerySet[RegisteredModel]:
         models = super().get_queryset()
-        params = self.request.query_params
-        if provider := params.get("provider"):
+        if provider := self.request.query_params.get("provider"):
             if provider not in RegisteredModel.Provider.values:
                 choices = ", ".join(RegisteredModel.Provider.values)
                 raise ValidationError({"provider": [f"Choose one of {choices}."]})
             models = models.filter(provider=provider)
-        if loaded := params.get("loaded"):
-            if loaded not in ("true", "false"):
-                raise ValidationError({"loaded": ["Give true or false."]})
-            is_loaded = {"status": RegisteredModel.Status.LOADED}
-            models = models.filter(**is_loaded) if loaded == "true" else models.exclude(**is_loaded)
+        loaded = query_parameters.boolean(self.request, "loaded")
+        if loaded is not None:
+            is_loaded = Q(status=RegisteredModel.Status.LOADED)
+            models = models.filter(is_loaded if loaded else ~is_loaded)
         return models
 
     @extend_schema(parameters=[OpenApiParameter("provider", str), OpenApiParameter("loaded", bool)])
@@ -69,15 +94,41 @@ class RegisteredModelViewSet(
 
         `local`: a GGUF file in MODELS_DIR. `openai`, `anthropic`: their APIs, with `base_url` a
         proxy of them. `openai_compatible`: a server that speaks OpenAI's format, at `base_url`.
-        `litellm`: any `provider/model` of LiteLLM. `echo`: says the prompt back. An `api_key` is
-        kept encrypted and never shown; or name the worker's variable by `api_key_env_var`.
+        `litellm`: any `provider/model` of LiteLLM. `embedding`: makes vectors, by a folder of
+        sentence-transformers or a GGUF file in MODELS_DIR, a Python package, or a `provider/model`.
+        `echo`: says the prompt back. An `api_key` is kept encrypted and never shown; or name the
+        worker's variable by `api_key_env_var`.
         """
         fields = ModelRegistrationSerializer().run_validation(request.data)
-        try:
+        with _conflicts():
             model = registration.register(**fields)
-        except registration.ModelExistsError as error:
-            message = f"There is a model {error} already: delete it first, or take another name."
-            raise Conflict(message) from error
+        return Response(RegisteredModelSerializer(model).data, status=201)
+
+    @extend_schema(responses=PresetListSerializer)
+    @action(detail=False, methods=["get"], pagination_class=None, filter_backends=[])
+    def presets(self, request: Request) -> Response:
+        """The catalogue of models that are one call away."""
+        query_parameters.refuse_unknown(request, ())
+        context = {"registered": set(RegisteredModel.objects.values_list("name", flat=True))}
+        by_kind: dict[str, list[Any]] = {kind: [] for kind in Preset.Kind.values}
+        for preset in Preset.objects.order_by("name"):
+            by_kind[preset.kind].append(PresetSerializer(preset, context=context).data)
+        lists = {f"{kind}_models": found for kind, found in by_kind.items()}
+        return Response(lists | {f"total_{kind}": len(found) for kind, found in by_kind.items()})
+
+    @extend_schema(request=PresetRegistrationSerializer, responses={201: RegisteredModelSerializer})
+    @action(detail=False, methods=["post"], url_path="register-from-preset")
+    def register_from_preset(self, request: Request) -> Response:
+        """Register a model of the catalogue; its file is downloaded, unless it is here."""
+        fields = PresetRegistrationSerializer().run_validation(request.data)
+        preset = _read_preset(fields["preset_name"])
+        name = fields.get("name", preset.name)
+        with _conflicts():
+            model = preset_registration.register(
+                preset, name, fields.get("quantization"), fields.get("api_key")
+            )
+        if model.status == RegisteredModel.Status.REGISTERED and fields["auto_download"]:
+            downloads.start(model)
         return Response(RegisteredModelSerializer(model).data, status=201)
 
     @extend_schema(
@@ -87,7 +138,10 @@ class RegisteredModelViewSet(
     )
     @action(detail=False, methods=["post"])
     def load(self, request: Request) -> Response:
-        """Load a local model; idle ones make room for it. `?wait=30` answers once it is done."""
+        """Load a local model; idle ones make room for it. `?wait=30` answers once it is done.
+
+        One whose file is still to come from the hub is downloaded, as far as it is not there yet.
+        """
         return self._ask(request, RegisteredModel.Request.LOAD)
 
     @extend_schema(
@@ -116,24 +170,28 @@ class RegisteredModelViewSet(
     def destroy(self, request: Request, name: str) -> Response:
         """Forget a model. Its file stays, unless `?delete_file=true`."""
         model = self.get_object()
-        delete_file = request.query_params.get("delete_file", "false")
-        if delete_file not in ("true", "false"):
-            raise ValidationError({"delete_file": ["Give true or false."]})
+        delete_file = query_parameters.boolean(request, "delete_file")
         if GenerationTask.objects.unfinished().filter(model_name=model.name).exists():
             raise Conflict(f"Tasks still use {model.name}: wait for them, or cancel them.")
-        if delete_file == "true" and (other := registration.shares_file(model)):
+        if delete_file and (other := registration.shares_file(model)):
             raise Conflict(f"The model {other} uses the same file: delete that model first.")
         model.delete()
         if model.provider == RegisteredModel.Provider.LOCAL:
             dispatch.ring_for_models()
-        if delete_file == "true":
+        elif model.provider == RegisteredModel.Provider.EMBEDDING:
+            dispatch.ring_for_embeddings()
+        if delete_file:
             registration.delete_file(model)
+        if delete_file or model.status == RegisteredModel.Status.DOWNLOADING:
+            downloads.forget_partial_file(model)
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     def _ask(self, request: Request, what: RegisteredModel.Request) -> Response:
         """Have the worker do it; asked again after a wait, only see how far it is."""
         seconds = long_poll.requested_seconds(request)
         model = self._read(ModelNameSerializer().run_validation(request.data)["model"])
+        if what == RegisteredModel.Request.LOAD and downloads.is_on_its_way(model):
+            return Response(RegisteredModelSerializer(model).data, status=202)
         if not long_poll.is_repeat(request):
             self._check_loadable(model)
             model_requests.ask(model, what)
@@ -146,6 +204,12 @@ class RegisteredModelViewSet(
         )
 
     def _check_loadable(self, model: RegisteredModel) -> None:
+        if model.provider == RegisteredModel.Provider.EMBEDDING:
+            message = (
+                f"{model.name} is an embedding model: it is loaded when it is first asked, and "
+                "the least recently used one makes room."
+            )
+            raise ValidationError({"model": [message]})
         if model.provider != RegisteredModel.Provider.LOCAL:
             message = f"{model.name} is of the provider {model.provider}: only local models load."
             raise ValidationError({"model": [message]})
@@ -159,10 +223,8 @@ class RegisteredModelViewSet(
         return model
 
 
-def _read_preset(name: str) -> PackagedPreset:
-    presets = packaged_presets()
-    for preset in presets:
-        if preset.name == name:
-            return preset
-    names = ", ".join(preset.name for preset in presets)
-    raise NotFound(f"There is no preset {name}: the presets are {names}.")
+def _read_preset(name: str) -> Preset:
+    preset = Preset.objects.filter(name=name).first()
+    if preset is None:
+        raise NotFound(f"There is no preset {name}: GET /api/v1/models/presets lists them.")
+    return preset

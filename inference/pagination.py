@@ -6,7 +6,7 @@ from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 
 from inference.models import GenerationTask
-from monitoring import query_parameters
+from monitoring.api import query_parameters
 from monitoring.api.pagination import AliasedPagination
 
 

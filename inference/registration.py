@@ -1,5 +1,6 @@
 """Registering models: where a file may lie, what it must be, and what a provider must be told."""
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -7,9 +8,12 @@ from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
 
-from inference import secret_box
+from inference import models_dir, secret_box
+from inference.embeddings import weights
+from inference.embeddings.config import EmbeddingConfigSerializer
 from inference.engine.errors import InvalidGGUFError
 from inference.model_configs import (
     CloudConfigSerializer,
@@ -31,7 +35,7 @@ def register(name: str, provider: str, config: dict[str, Any]) -> RegisteredMode
     Raises ValidationError naming the field of `config`, and ModelExistsError.
     """
     try:
-        fields = _FIELDS[RegisteredModel.Provider(provider)](config)
+        fields = _FIELDS[RegisteredModel.Provider(provider)](check_config(provider, config))
     except ValidationError as error:
         raise ValidationError({"config": error.detail}) from error
     try:
@@ -41,46 +45,79 @@ def register(name: str, provider: str, config: dict[str, Any]) -> RegisteredMode
         raise ModelExistsError(name) from None
 
 
+def check_config(provider: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The config as it is kept, checked without a look at the files that it names.
+
+    Raises ValidationError naming the field.
+    """
+    kind = RegisteredModel.Provider(provider)
+    config = _SERIALIZERS[kind]().run_validation(config)
+    if kind in RegisteredModel.CLOUD_PROVIDERS:
+        _check_model_name(kind, config["model_name"])
+        _check_base_url(kind, config)
+        _check_generation_params(kind, config)
+    elif kind == RegisteredModel.Provider.EMBEDDING and "model_name" in config:
+        _check_model_name(RegisteredModel.Provider.LITELLM, config["model_name"])
+    return config
+
+
 def resolve_model_path(model_path: str) -> Path:
     """The file behind a `model_path`; ValueError unless it lies in MODELS_DIR, links followed."""
-    models_dir = Path(settings.MODELS_DIR).resolve()
-    try:
-        path = (models_dir / model_path).resolve()
-        is_file = path.is_file()
-    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
-        raise ValueError(f"{model_path} cannot be read: {error}") from error
-    if not path.is_relative_to(models_dir):
-        raise ValueError(f"{model_path} lies outside of MODELS_DIR: put the file in there.")
-    if not is_file:
+    path = models_dir.resolve(model_path)
+    if not path.is_file():
         raise ValueError(f"There is no file {model_path} in MODELS_DIR.")
     return path
 
 
 def shares_file(model: RegisteredModel) -> str | None:
-    """The name of another model whose weights are the same file."""
+    """The name of another model whose weights are the same file, or lie in the same folder."""
     path = _path_or_none(model)
-    others = RegisteredModel.objects.filter(provider=model.provider).exclude(pk=model.pk)
-    return next((other.name for other in others if path and _path_or_none(other) == path), None)
+    for other in RegisteredModel.objects.exclude(pk=model.pk) if path else []:
+        theirs = _path_or_none(other)
+        if path and theirs and theirs.is_relative_to(path):
+            return other.name
+    return None
 
 
 def _path_or_none(model: RegisteredModel) -> Path | None:
     try:
-        return resolve_model_path(model.config["model_path"])
+        path = models_dir.resolve(model.config["model_path"])
     except (KeyError, ValueError):
         return None
+    return path if path.exists() else None
 
 
 def delete_file(model: RegisteredModel) -> None:
-    """Remove the file of a local model, if it is there and in MODELS_DIR."""
-    if path := _path_or_none(model):
+    """Remove the file or the folder of a model, if it is there and in MODELS_DIR."""
+    path = _path_or_none(model)
+    if path and path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path:
         path.unlink(missing_ok=True)
 
 
+def file_facts(provider: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a model's row that its file tells, which has just arrived.
+
+    `config` is that of the row. Raises ValidationError naming a field of it.
+    """
+    if provider == RegisteredModel.Provider.EMBEDDING:
+        return _embedding_facts(config)
+    return _local_facts(config)
+
+
 def _local_fields(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "config": config,
+        "max_output_tokens": config.get("max_output_tokens"),
+        **_local_facts(config),
+    }
+
+
+def _local_facts(config: dict[str, Any]) -> dict[str, Any]:
     # The header's parser is for this moment only; the web process does without it otherwise.
     from inference.engine.gguf_header import read_header
 
-    config = LocalConfigSerializer().run_validation(config)
     try:
         path = resolve_model_path(config["model_path"])
         header = read_header(path)
@@ -88,9 +125,7 @@ def _local_fields(config: dict[str, Any]) -> dict[str, Any]:
         raise ValidationError({"model_path": [str(error)]}) from error
     trained = header.context_length or settings.N_CTX
     return {
-        "config": config,
         "context_window": config.get("context_window") or min(trained, settings.N_CTX),
-        "max_output_tokens": config.get("max_output_tokens"),
         "size_bytes": header.size_bytes,
         "extra": {
             "architecture": header.architecture,
@@ -103,25 +138,40 @@ def _local_fields(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _echo_fields(config: dict[str, Any]) -> dict[str, Any]:
-    config = EchoConfigSerializer().run_validation(config)
     return {"config": config, "max_output_tokens": config.get("max_output_tokens")}
 
 
 def _cloud_fields(provider: RegisteredModel.Provider, config: dict[str, Any]) -> dict[str, Any]:
     """The key is taken out of the config, which everyone may read."""
-    config = CloudConfigSerializer().run_validation(config)
-    _check_model_name(provider, config["model_name"])
-    _check_base_url(provider, config)
-    _check_generation_params(provider, config)
-    api_key = config.pop("api_key", "")
-    if not api_key and "api_key_env_var" not in config and provider in DEFAULT_ENV_VARS:
-        config["api_key_env_var"] = DEFAULT_ENV_VARS[provider]
-    return {
-        "config": config,
-        "sealed_api_key": secret_box.seal(api_key) if api_key else "",
+    return _with_key(config, provider) | {
         "context_window": config.get("context_window"),
         "max_output_tokens": config.get("max_output_tokens"),
     }
+
+
+def _with_key(config: dict[str, Any], provider: str) -> dict[str, Any]:
+    """The key on its own, and the config without; `provider` may have a variable of its own."""
+    api_key = config.pop("api_key", "")
+    if not api_key and "api_key_env_var" not in config and provider in DEFAULT_ENV_VARS:
+        config["api_key_env_var"] = DEFAULT_ENV_VARS[RegisteredModel.Provider(provider)]
+    return {"config": config, "sealed_api_key": secret_box.seal(api_key) if api_key else ""}
+
+
+def _embedding_fields(config: dict[str, Any]) -> dict[str, Any]:
+    if model_name := config.get("model_name"):
+        return _with_key(config, model_name.partition("/")[0])
+    return {"config": config, **_embedding_facts(config)}
+
+
+def _embedding_facts(config: dict[str, Any]) -> dict[str, Any]:
+    place = "package" if "package" in config else "model_path"
+    try:
+        fields = weights.describe(weights.find(config))
+    except ValueError as error:
+        raise ValidationError({place: [str(error)]}) from error
+    if max_seq_length := config.get("max_seq_length"):
+        fields["context_window"] = max_seq_length
+    return fields
 
 
 def _check_model_name(provider: RegisteredModel.Provider, model_name: str) -> None:
@@ -150,8 +200,15 @@ def _check_generation_params(provider: RegisteredModel.Provider, config: dict[st
         raise ValidationError({"generation_params": {name: [message] for name in unsupported}})
 
 
+_SERIALIZERS: dict[str, type[serializers.Serializer[Any]]] = {
+    RegisteredModel.Provider.LOCAL: LocalConfigSerializer,
+    RegisteredModel.Provider.ECHO: EchoConfigSerializer,
+    RegisteredModel.Provider.EMBEDDING: EmbeddingConfigSerializer,
+    **dict.fromkeys(RegisteredModel.CLOUD_PROVIDERS, CloudConfigSerializer),
+}
 _FIELDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     RegisteredModel.Provider.LOCAL: _local_fields,
     RegisteredModel.Provider.ECHO: _echo_fields,
+    RegisteredModel.Provider.EMBEDDING: _embedding_fields,
     **{provider: partial(_cloud_fields, provider) for provider in RegisteredModel.CLOUD_PROVIDERS},
 }

@@ -10,10 +10,11 @@ from django.utils import timezone
 from rest_framework.exceptions import ValidationError
 
 from conversations.models import Conversation
-from inference import extra_params, structured_output
+from inference import downloads, extra_params, structured_output
 from inference.engine.errors import GrammarError
 from inference.engine.gbnf import check_grammar
 from inference.models import GenerationTask, ModelChoice, RegisteredModel, new_task_id
+from inference.providers import embedding
 from inference.providers.base import Provider
 from inference.providers.registry import provider_class
 from inference.serializers import SAMPLING_FIELDS
@@ -117,8 +118,12 @@ def _usable_model(name: str) -> RegisteredModel:
     if model is None:
         message = f"There is no model {name}: {_MODEL_LIST}"
         raise ValidationError({"model": [message]})
+    if model.provider == RegisteredModel.Provider.EMBEDDING:
+        raise ValidationError({"model": [embedding.refusal(name)]})
     if model.crashed_too_often:
         raise ValidationError({"model": [model.crash_message]})
+    if not_here := downloads.why_missing(model):
+        raise ValidationError({"model": [not_here]})
     return model
 
 

@@ -85,3 +85,20 @@ def loaded(model: RegisteredModel, worker: str, load_ms: float) -> None:
 def unloaded(model: RegisteredModel, worker: str) -> None:
     data = events.ModelUnloaded(model=model.name, worker=worker)
     events.publish(EventType.MODEL_UNLOADED, data, None)
+
+
+def download_progressed(
+    model: str,
+    status: str,
+    downloaded_bytes: int,
+    total_bytes: int | None,
+    bytes_per_second: float | None,
+) -> None:
+    data = events.ModelDownloadProgress(
+        model=model,
+        status=status,
+        downloaded_bytes=downloaded_bytes,
+        total_bytes=total_bytes,
+        bytes_per_second=bytes_per_second,
+    )
+    events.publish(EventType.MODEL_DOWNLOAD_PROGRESS, data, None)

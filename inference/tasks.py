@@ -5,12 +5,14 @@ from django.conf import settings
 
 from inference import (
     dispatch,
+    downloads,
     gpu_guard,
     lifecycle,
     model_requests,
     residency,
     session,
 )
+from inference.embeddings import stopping  # noqa: F401 (before the pool child is made)
 from inference.execution import execute
 from inference.models import Queue, WebhookDelivery
 from inference.webhooks import deliveries, sending
@@ -33,6 +35,7 @@ def sweep() -> None:
     lifecycle.sweep()
     model_requests.sweep()
     deliveries.sweep()
+    downloads.sweep()
 
 
 @shared_task(name="inference.purge")
@@ -50,6 +53,24 @@ def purge() -> None:
 def deliver_webhooks() -> None:
     """Deliver a webhook that is due."""
     sending.deliver_due()
+
+
+@shared_task(name=dispatch.DOWNLOAD)
+def download() -> None:
+    """Bring the file of a model that is due."""
+    # The hub's library is for the api worker alone, when it has something to bring.
+    from inference.downloads import worker
+
+    worker.download_due()
+
+
+@shared_task(name=dispatch.EMBED)
+def embed() -> None:
+    """Answer requests for embeddings until there are none."""
+    # NumPy is for the embeddings worker alone.
+    from inference.embeddings import worker
+
+    worker.serve()
 
 
 @shared_task(name=dispatch.SERVE_MODEL_REQUESTS)

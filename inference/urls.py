@@ -1,5 +1,6 @@
 from rest_framework.routers import DefaultRouter
 
+from inference.embeddings.views import EmbeddingViewSet
 from inference.model_views import RegisteredModelViewSet
 from inference.views import TaskViewSet
 
@@ -7,6 +8,7 @@ router = DefaultRouter()
 router.trailing_slash = "/?"
 router.include_format_suffixes = False
 router.register("tasks", TaskViewSet, basename="task")
+router.register("embeddings", EmbeddingViewSet, basename="embedding")
 router.register("models", RegisteredModelViewSet, basename="model")
 
 urlpatterns = router.urls

@@ -17,7 +17,6 @@ from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
 from inference import lifecycle, submission, task_stream
-from inference.api_errors import QueueFull
 from inference.long_poll import WAIT_PARAMETER, WaitingResponse, requested_seconds
 from inference.models import GenerationTask
 from inference.pagination import TaskPagination, queue_positions
@@ -32,7 +31,8 @@ from inference.serializers import (
     task_body,
 )
 from inference.transcript import FINAL_ID
-from monitoring.api_errors import Conflict
+from monitoring.api.errors import Conflict, QueueFull
+from monitoring.api.owner import owner_of
 
 _FILTERS = [
     OpenApiParameter("status", str, enum=GenerationTask.Status.values),
@@ -47,10 +47,6 @@ _EXACT_FILTERS = {
     "conversation_id": "conversation_id",
 }
 _TIME_FILTERS = {"created_after": "created_at__gt", "created_before": "created_at__lt"}
-
-
-def _owner(request: Request) -> str:
-    return str(getattr(request.user, "owner", ""))
 
 
 @contextmanager
@@ -76,7 +72,7 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
     lookup_value_regex = "task_[0-9a-f]{32}"
 
     def get_queryset(self) -> QuerySet[GenerationTask]:
-        return GenerationTask.objects.owned_by(_owner(self.request))
+        return GenerationTask.objects.owned_by(owner_of(self.request))
 
     def get_serializer_class(self) -> type[BaseSerializer[Any]]:
         """The form of the browsable API is the submission's."""
@@ -84,7 +80,7 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
 
     def get_object(self) -> GenerationTask:
         task = GenerationTask.objects.read(self.kwargs["pk"])
-        if task is None or task.owner != _owner(self.request):
+        if task is None or task.owner != owner_of(self.request):
             raise NotFound(f"There is no task {self.kwargs['pk']}; ended ones are kept for a time.")
         return task
 
@@ -96,7 +92,7 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
         with _refusals():
             if first := key and self._first_with_key(key, fields):
                 return Response(task_body(first))
-            task = submission.build_task(_owner(request), fields, key)
+            task = submission.build_task(owner_of(request), fields, key)
             [accepted] = lifecycle.submit([task])
         return Response(task_body(accepted), status=201 if accepted is task else 200)
 
@@ -177,13 +173,13 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
     def _first_with_key(self, key: str, fields: dict[str, Any]) -> GenerationTask | None:
         """Looked for first: a repeat is answered though its model is gone or the queue is full."""
         request_hash = submission.fingerprint(fields)
-        return lifecycle.first_with_key(_owner(self.request), key, request_hash)
+        return lifecycle.first_with_key(owner_of(self.request), key, request_hash)
 
     def _build_indexed(self, index: int, data: Any) -> GenerationTask:
         try:
             fields = submission_validator().run_validation(data)
             key = fields.get("idempotency_key")
-            return submission.build_task(_owner(self.request), fields, key)
+            return submission.build_task(owner_of(self.request), fields, key)
         except ValidationError as error:
             raise ValidationError({str(index): error.detail}) from error
 

@@ -97,7 +97,25 @@ class ModelUnloaded(TypedDict):
     worker: str
 
 
-EventData = TaskQueued | TaskStarted | TaskProgress | TaskEnded | ModelLoaded | ModelUnloaded
+class ModelDownloadProgress(TypedDict):
+    """At most twice a second, and at the end; `total_bytes` is null until the hub has told it."""
+
+    model: str
+    status: str
+    downloaded_bytes: int
+    total_bytes: int | None
+    bytes_per_second: float | None
+
+
+EventData = (
+    TaskQueued
+    | TaskStarted
+    | TaskProgress
+    | TaskEnded
+    | ModelLoaded
+    | ModelUnloaded
+    | ModelDownloadProgress
+)
 
 
 def publish(event_type: EventType, data: EventData | Mapping[str, Any], owner: str | None) -> None:

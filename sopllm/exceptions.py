@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
@@ -25,6 +26,7 @@ _CODES = {
     429: "rate_limited",
     503: "unavailable",
 }
+_FAILED = "The server failed unexpectedly; its log has the reason. Please try again."
 _NOT_FOUND = "There is nothing here: check the address, or see /docs for the routes."
 
 
@@ -44,14 +46,25 @@ def handle_exception(exc: Exception, context: dict[str, Any]) -> Response:
     elif isinstance(exc, PermissionDenied):
         exc = exceptions.PermissionDenied()
     if not isinstance(exc, exceptions.APIException):
-        path = context["request"].path
-        logger.error("Unexpected error at %s", path, exc_info=exc)
-        message = "The server failed unexpectedly; its log has the reason. Please try again."
-        return Response(error_body("internal_error", message), status=500)
+        return _unexpected(exc, context["request"].path)
     return _known(exc, context["view"].allowed_methods)
 
 
-def _known(exc: exceptions.APIException, allowed_methods: list[str]) -> Response:
+def error_response(exc: Exception, path: str) -> JsonResponse:
+    """What is raised after the view has ended."""
+    told = _known(exc) if isinstance(exc, exceptions.APIException) else _unexpected(exc, path)
+    response = JsonResponse(told.data, status=told.status_code)
+    if wait := told.get("Retry-After"):
+        response["Retry-After"] = wait
+    return response
+
+
+def _unexpected(exc: Exception, path: str) -> Response:
+    logger.error("Unexpected error at %s", path, exc_info=exc)
+    return Response(error_body("internal_error", _FAILED), status=500)
+
+
+def _known(exc: exceptions.APIException, allowed_methods: Sequence[str] = ()) -> Response:
     details = None
     message = str(exc.detail)
     if isinstance(exc, exceptions.ValidationError):
@@ -110,5 +123,4 @@ def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
 
 def server_error(request: HttpRequest) -> JsonResponse:
     """Django's handler500."""
-    message = "The server failed unexpectedly; its log has the reason. Please try again."
-    return JsonResponse(error_body("internal_error", message), status=500)
+    return JsonResponse(error_body("internal_error", _FAILED), status=500)

@@ -20,10 +20,11 @@ from django.http import HttpResponse, HttpResponseBase, JsonResponse
 from django.urls import set_script_prefix
 
 from inference import long_poll, task_stream
+from inference.long_poll import Errand, ErrandResponse
 from inference.task_stream import EventStreamResponse
 from monitoring.ended import Waiters
 from monitoring.stream_reader import StreamReader
-from sopllm.exceptions import error_body
+from sopllm.exceptions import error_body, error_response
 from sopllm.sending import Message, Receive, Send, send_events, send_head, send_whole
 
 T = TypeVar("T")
@@ -65,7 +66,9 @@ class PooledHandler(BaseHandler):
             else:
                 await send_events(receive, send, response)
             return
-        if getattr(response, "wait_for", None):
+        if isinstance(response, ErrandResponse):
+            response = await self._run_errand(scope, receive, response.errand)
+        elif getattr(response, "wait_for", None):
             response = await self._respond_after_end(scope, receive, body, response)
         await send_whole(send, response)
 
@@ -86,6 +89,31 @@ class PooledHandler(BaseHandler):
             response = _collected(response)
         response.close()  # sends request_finished
         return response
+
+    async def _run_errand(self, scope: Message, receive: Receive, errand: Errand) -> HttpResponse:
+        """What the errand brings, unless the time is over, or the client is gone."""
+        try:
+            with self._waiters.waiting_for(errand.key) as ended:
+                await self._in_thread(errand.start)
+                return await self._bring(receive, errand, ended)
+        except Exception as error:  # noqa: BLE001 (nothing of Django's stands around this)
+            return error_response(error, scope["path"])
+
+    async def _bring(self, receive: Receive, errand: Errand, ended: asyncio.Event) -> HttpResponse:
+        give_up_at = time.monotonic() + errand.seconds
+        gone = asyncio.ensure_future(receive())
+        response: HttpResponse | None = None
+        try:
+            while response is None and (left := give_up_at - time.monotonic()) > 0:
+                await _first_of(ended.wait(), gone, min(left, _LOOK_AGAIN_SECONDS))
+                if gone.done():
+                    break
+                response = await self._in_thread(errand.collect)
+        except asyncio.CancelledError:  # the server stops
+            pass
+        finally:
+            gone.cancel()
+        return await self._in_thread(errand.give_up) if response is None else response
 
     async def _respond_after_end(
         self, scope: Message, receive: Receive, body: bytes, first: Any

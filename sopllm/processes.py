@@ -16,6 +16,7 @@ from sopllm.supervisor import ProcessSpec
 WORKER_STOP_SIGNALS = ((signal.SIGTERM, 3.0), (signal.SIGQUIT, 2.0))
 # The API must answer while a model computes on every core.
 GPU_WORKER_NICE = 5
+EMBEDDINGS_WORKER_NICE = 5
 FLOWER_NICE = 10
 # It keeps them in memory, the sweeps of the housekeeping too: 17,000 a day.
 FLOWER_MAX_TASKS = 20_000
@@ -48,7 +49,7 @@ def valkey() -> ProcessSpec:
 def application(listener: socket.socket) -> list[ProcessSpec]:
     """Web, workers and beat: all that needs Redis and a migrated database."""
     webs = [web(number, listener) for number in range(1, settings.WEB_PROCESSES + 1)]
-    return [*webs, gpu_worker(), api_worker(), beat()]
+    return [*webs, gpu_worker(), api_worker(), embeddings_worker(), beat()]
 
 
 def web(number: int, listener: socket.socket) -> ProcessSpec:
@@ -78,6 +79,12 @@ def api_worker() -> ProcessSpec:
     return worker(
         "api", "api,default", "--pool=threads", f"--concurrency={settings.API_CONCURRENCY}"
     )
+
+
+def embeddings_worker() -> ProcessSpec:
+    """Embedding models: one child process that holds them, so that it may die of them."""
+    options = ("--pool=prefork", "--concurrency=1")
+    return worker("embeddings", "embeddings", *options, nice=EMBEDDINGS_WORKER_NICE)
 
 
 def worker(name: str, queues: str, *options: str, nice: int = 0) -> ProcessSpec:

@@ -37,6 +37,10 @@ VAR_DIR = env_path("VAR_DIR", BASE_DIR / "var")
 VAR_DIR.mkdir(parents=True, exist_ok=True)
 MODELS_DIR = env_path("MODELS_DIR", VAR_DIR / "models")
 MODELS_DIR.mkdir(parents=True, exist_ok=True)
+# Folders of presets beside the catalogue's own.
+PRESETS_DIRS = env_list("PRESETS_DIRS", [])
+# What a registration takes is known one floor up: a function by its dotted path.
+PRESET_CHECK = "inference.preset_registration.check"
 
 
 def _secret_key() -> str:
@@ -140,7 +144,19 @@ QUEUE_STATS = "inference.queue_stats.queue_stats"
 LOADED_MODELS = "inference.models.loaded_models"
 OPEN_CIRCUITS = "inference.circuit.are_open"
 # Each of these queues must have a live worker, or the service is degraded.
-WORKER_QUEUES = ["gpu", "api", "default"]
+WORKER_QUEUES = ["gpu", "api", "embeddings", "default"]
+
+# Downloads.
+
+HF_ENDPOINT = env_str("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+# Embeddings.
+
+DEFAULT_EMBEDDING_MODEL = env_str("DEFAULT_EMBEDDING_MODEL", "all-minilm-l6-v2")
+EMBEDDING_TIMEOUT_SECONDS = env_float("EMBEDDING_TIMEOUT_SECONDS", 30.0, 1, 600)
+EMBEDDING_MAX_MODELS = env_int("EMBEDDING_MAX_MODELS", 2, 1, 100)
+EMBEDDING_MAX_BATCH_TOKENS = env_int("EMBEDDING_MAX_BATCH_TOKENS", 0)  # 0: as suits the device
+EMBEDDING_DEVICE = env_choice("EMBEDDING_DEVICE", "cpu", ("cpu", "cuda"))
 
 # Webhooks.
 

@@ -1,4 +1,4 @@
-"""A stand-in for the clouds: OpenAI's chat completions and Anthropic's messages, over real HTTP.
+"""A stand-in for the clouds over real HTTP: OpenAI's chats and embeddings, Anthropic's messages.
 
 It checks requests as they do, answers with the words of the last message, and fails on demand. As a
 program, for benchmarks: python -m tests.cloud_server --port 8901 --delay-ms 50 --fault-rate 0.1
@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -144,7 +144,7 @@ _REFUSALS = {
     Fault.OVERLOADED: _Refusal(529, "Overloaded", None, "server_error", "overloaded_error"),
 }
 
-_OPENAI_FIELDS = {
+_OPENAI_FIELDS: Set[str] = {
     *("audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs"),
     *("max_completion_tokens", "max_tokens", "messages", "metadata", "modalities", "model"),
     *("n", "parallel_tool_calls", "prediction", "presence_penalty", "prompt_cache_key"),
@@ -235,6 +235,7 @@ class CloudServer:
     async def _start(self) -> None:
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_post("/v1/chat/completions", self._openai)
+        app.router.add_post("/v1/embeddings", self._openai_embeddings)
         app.router.add_post("/v1/messages", self._anthropic)
         # A handler is cancelled when its client goes away: that is how its end is noticed.
         options: Any = {"handler_cancellation": True, "access_log": None, "shutdown_timeout": 0.1}
@@ -246,6 +247,9 @@ class CloudServer:
 
     async def _openai(self, request: web.Request) -> web.StreamResponse:
         return await self._serve(request, _OpenAI(self))
+
+    async def _openai_embeddings(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve(request, _OpenAIEmbeddings(self))
 
     async def _anthropic(self, request: web.Request) -> web.StreamResponse:
         return await self._serve(request, _Anthropic(self))
@@ -284,6 +288,8 @@ class CloudServer:
             await asyncio.sleep(3600)
         if fault == Fault.DISCONNECT:
             return _hang_up(request)
+        if isinstance(api, _OpenAIEmbeddings):
+            return web.json_response(api.vectors(call.body))
         answer = _Answer.to(call.body, fault)
         if not call.body.get("stream"):
             return web.json_response(api.whole(call.body, answer))
@@ -428,16 +434,19 @@ class _Api:
 
 
 class _OpenAI(_Api):
+    required: tuple[str, ...] = ("model", "messages")
+    known: Set[str] = _OPENAI_FIELDS
+
     def key_of(self, call: Call) -> str:
         return call.headers.get("Authorization", "").removeprefix("Bearer ")
 
     def refusal(self, call: Call) -> _Refusal | None:
         if self.server.key is not None and self.key_of(call) != self.server.key:
             return _REFUSALS[Fault.UNAUTHORIZED]
-        for required in ("model", "messages"):
+        for required in self.required:
             if not call.body.get(required):
                 return _Refusal(400, f"Missing required parameter: '{required}'.")
-        known = _OPENAI_FIELDS if self.server.is_strict else _OPENAI_FIELDS | _VLLM_FIELDS
+        known = self.known if self.server.is_strict else self.known | _VLLM_FIELDS
         for name in call.body:
             if name not in known:
                 message = f"Unrecognized request argument supplied: {name}"
@@ -497,6 +506,27 @@ class _OpenAI(_Api):
         yield {"tool_calls": [{"index": 0, **start}]}
         for piece in answer.pieces:
             yield {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}
+
+
+class _OpenAIEmbeddings(_OpenAI):
+    """The vector of a text is its length, and ones, which tell them apart."""
+
+    required = ("model", "input")
+    known = frozenset({"model", "input", "dimensions", "encoding_format", "user"})
+
+    def vectors(self, body: dict[str, Any]) -> dict[str, Any]:
+        num_dimensions = body.get("dimensions", 4)
+        data = [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": [float(len(text)), *[1.0] * (num_dimensions - 1)],
+            }
+            for index, text in enumerate(body["input"])
+        ]
+        num_tokens = sum(len(text.split()) for text in body["input"])
+        usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+        return {"object": "list", "data": data, "model": body["model"], "usage": usage}
 
 
 class _Anthropic(_Api):

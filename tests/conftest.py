@@ -19,7 +19,7 @@ from inference.serializers import submission_validator
 from inference.submission import build_task
 from monitoring import publisher
 from monitoring.redis_client import client
-from presets.packaged import packaged_presets
+from presets import catalogue
 from sopllm import processes
 
 
@@ -131,9 +131,11 @@ def gemma_file() -> Path:
 
 
 def packaged_file(preset_name: str) -> Path:
-    [preset] = (preset for preset in packaged_presets() if preset.name == preset_name)
-    assert preset.is_installed(), f"{preset.package} is not installed: run `make setup`"
-    preset.put_into_models_dir()
+    [preset] = (preset for preset in catalogue.packaged() if preset.name == preset_name)
+    weights = preset.packaged_file
+    assert weights is not None
+    assert weights.is_installed(), f"{preset.package} is not installed: run `make setup`"
+    weights.put_into_models_dir()
     return Path(settings.MODELS_DIR) / preset.filename
 
 

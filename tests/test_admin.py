@@ -17,6 +17,7 @@ from inference import lifecycle
 from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle import Timings
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt, WebhookDelivery
+from presets import catalogue
 from tests.conftest import wait_until_rung
 from tests.test_lifecycle import TIMINGS, answer, claimed
 from tests.test_tasks_api import NewTask
@@ -42,6 +43,7 @@ def test_admin_can_be_entered(client: Client, db: None) -> None:
 @pytest.fixture
 def _thirty_of_each(new_task: NewTask, settings: Settings) -> None:
     settings.WEBHOOK_ALLOWED_HOSTS = ["127.0.0.1"]
+    catalogue.load()
     for index in range(30):
         RegisteredModel.objects.create(name=f"model {index}", provider="echo")
         conversation = Conversation.objects.create(owner="local")

@@ -11,13 +11,21 @@ from inference import compatibility, device_memory
 from inference.device_memory import DeviceMemory, Kind
 from inference.engine.gguf_header import read_header
 from inference.models import RegisteredModel
-from inference.quantizations import RECOMMENDED_BITS
-from presets.packaged import PackagedPreset
+from presets import catalogue
+from presets.models import Preset
+from presets.packaged import PackagedFile
+from presets.quantizations import RECOMMENDED_BITS
 from tests.test_tasks_api import assert_error
 
 URL = "/api/v1/models/check-compatibility"
+FROM_PRESET = "/api/v1/models/register-from-preset"
 MB = 1024 * 1024
 GB = 1024 * MB
+
+
+@pytest.fixture(autouse=True)
+def _presets(db: None) -> None:
+    catalogue.load()
 
 
 def check(api: APIClient, **fields: object) -> dict[str, Any]:
@@ -183,10 +191,47 @@ def test_preset_that_is_not_installed_is_known_by_its_size(
     api: APIClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has_memory(monkeypatch, 4 * GB)
-    monkeypatch.setattr(PackagedPreset, "installed_file", lambda self: None)
+    monkeypatch.setattr(PackagedFile, "installed_path", lambda self: None)
     body = check(api, preset_name="smollm2-135m-instruct", quantization="Q8_0")
     assert body["breakdown"]["weights_mb"] == pytest.approx(0.135e9 * 8.5 / 8 / MB, rel=0.01)
     assert "file is not here" in body["warning"]
+
+
+def test_preset_that_is_not_here_takes_what_it_says(
+    api: APIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_memory(monkeypatch, 64 * GB)
+    preset = Preset.objects.get(name="qwen3-4b")
+    preset.provider_config |= {"max_num_seqs": 1}
+    preset.vram_requirements["Q6_K"] = 7000
+    preset.save()
+    body = check(api, preset_name="qwen3-4b", quantization="Q6_K")
+    assert body["required_vram_mb"] == pytest.approx(7000, abs=1)
+    assert body["required_vram_mb"] == pytest.approx(sum(body["breakdown"].values()), abs=1)
+    shorter = check(api, preset_name="qwen3-4b", quantization="Q6_K", context_window=4096)
+    assert shorter["breakdown"]["weights_mb"] == body["breakdown"]["weights_mb"]
+    assert shorter["required_vram_mb"] < body["required_vram_mb"] - 300
+
+
+def test_quantization_that_is_not_to_be_had_is_not_recommended(
+    api: APIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_memory(monkeypatch, 64 * GB)
+    assert check(api, preset_name="qwen3-4b")["recommended_quantization"] == "Q8_0"
+    has_memory(monkeypatch, 2 * GB)
+    body = check(api, preset_name="qwen3-4b")
+    assert (body["compatible"], body["recommended_quantization"]) == (False, None)
+
+
+def test_model_that_is_still_to_come_is_known_by_its_preset(
+    api: APIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_memory(monkeypatch, 4 * GB)
+    fields = {"preset_name": "qwen3-14b", "auto_download": False}
+    assert api.post(FROM_PRESET, fields, format="json").status_code == 201
+    body = check(api, model="qwen3-14b")
+    assert body["compatible"] is False
+    assert body["breakdown"]["weights_mb"] == pytest.approx(14.8e9 * 4.89 / 8 / MB, rel=0.02)
 
 
 def test_model_whose_file_is_gone_is_known_by_its_number_of_parameters(
@@ -239,4 +284,4 @@ def test_unknown_names_are_not_found(api: APIClient) -> None:
     assert_error(api.post(URL, {"model": "gone"}, format="json"), 404, "not_found")
     response = api.post(URL, {"preset_name": "gone"}, format="json")
     assert_error(response, 404, "not_found")
-    assert "smollm2-135m-instruct" in response.json()["message"]
+    assert "/models/presets" in response.json()["message"]

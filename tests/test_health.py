@@ -52,6 +52,7 @@ def all_workers(valkey: Valkey) -> Iterator[None]:
     stops = [
         workers.announce("gpu@host", ["gpu"]),
         workers.announce("api@host", ["api", "default"]),
+        workers.announce("embeddings@host", ["embeddings"]),
     ]
     wait_until(lambda: all(workers.count(settings.WORKER_QUEUES).values()))
     yield
@@ -82,7 +83,8 @@ def test_healthy_service_says_so_of_every_part(api: APIClient, path: str) -> Non
     )
     assert all(component["message"] for component in body["components"].values())
     assert all(component["response_time_ms"] >= 0 for component in body["components"].values())
-    assert body["components"]["workers"]["queues"] == {"gpu": 1, "api": 1, "default": 1}
+    queues = {"gpu": 1, "api": 1, "embeddings": 1, "default": 1}
+    assert body["components"]["workers"]["queues"] == queues
     assert "Not configured" in body["components"]["langfuse"]["message"]
     assert body["version"] == settings.VERSION
     assert body["uptime_seconds"] > 0
@@ -119,8 +121,8 @@ def test_queue_without_a_worker_degrades_the_service(api: APIClient) -> None:
     stop.set()
     component = body["components"]["workers"]
     assert (status_code, body["status"], component["status"]) == (200, "degraded", "degraded")
-    assert component["queues"] == {"gpu": 1, "api": 0, "default": 0}
-    assert "No live worker for api, default" in component["message"]
+    assert component["queues"] == {"gpu": 1, "api": 0, "embeddings": 0, "default": 0}
+    assert "No live worker for api, embeddings, default" in component["message"]
 
 
 def test_without_any_worker_the_service_is_degraded(api: APIClient) -> None:
@@ -342,7 +344,7 @@ def test_living_process_says_so(client: Client, path: str) -> None:
 def test_ready_tells_what_is_up(api: APIClient, valkey: Valkey) -> None:
     up = api.get("/readyz")
     assert up.status_code == 200
-    queues = {"gpu": 1, "api": 1, "default": 1}
+    queues = {"gpu": 1, "api": 1, "embeddings": 1, "default": 1}
     assert up.json() == {
         "status": "ready",
         "components": {"database": "up", "redis": "up", "workers": queues},
@@ -356,7 +358,7 @@ def test_ready_tells_what_is_up(api: APIClient, valkey: Valkey) -> None:
         "components": {
             "database": "up",
             "redis": "down",
-            "workers": {"gpu": 0, "api": 0, "default": 0},
+            "workers": {"gpu": 0, "api": 0, "embeddings": 0, "default": 0},
         },
     }
 

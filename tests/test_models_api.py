@@ -16,7 +16,8 @@ MODELS = "/api/v1/models"
 MODEL_FIELDS = {
     *("name", "provider", "context_window", "max_output_tokens", "supports_streaming"),
     *("supports_structured_output", "status", "status_message", "loaded", "requested"),
-    *("last_used_at", "unload_at", "size_bytes", "config", "extra", "api_key_source", "circuit"),
+    *("last_used_at", "unload_at", "size_bytes", "download", "config", "extra"),
+    *("api_key_source", "circuit"),
 }
 
 

@@ -1,5 +1,6 @@
-"""The rows: tasks with their attempts, registered models, and webhooks to be delivered."""
+"""The rows: tasks with their attempts, models and their downloads, webhooks to be delivered."""
 
+from inference.models.downloads import ModelDownload
 from inference.models.registered_models import RegisteredModel, loaded_models
 from inference.models.tasks import (
     MAX_PRIORITY,
@@ -22,6 +23,7 @@ __all__ = [
     "GenerationTask",
     "GenerationTaskQuerySet",
     "ModelChoice",
+    "ModelDownload",
     "Queue",
     "RegisteredModel",
     "TaskAttempt",

@@ -30,8 +30,8 @@ class RegisteredModelQuerySet(models.QuerySet["RegisteredModel"]):
 class RegisteredModel(models.Model):
     """A model that tasks can name.
 
-    available ──first use──▶ loading ──▶ loaded ──▶ available
-                                └──────▶ error ──next use──▶ loading
+    registered ──▶ downloading ──▶ available ──first use──▶ loading ──▶ loaded ──▶ available
+                        └──▶ error ──▶ downloading             └──▶ error ──next use──▶ loading
 
     `requested` is what a GPU worker is to do with it, `unload_at` when an idle one goes: null while
     it is in use, or is kept for ever. Once `num_crashes` is MAX_CRASHES it is not loaded any more.
@@ -46,6 +46,7 @@ class RegisteredModel(models.Model):
         ANTHROPIC = "anthropic"
         OPENAI_COMPATIBLE = "openai_compatible"
         LITELLM = "litellm"
+        EMBEDDING = "embedding"
 
     CLOUD_PROVIDERS = (
         Provider.OPENAI,
@@ -55,6 +56,8 @@ class RegisteredModel(models.Model):
     )
 
     class Status(models.TextChoices):
+        REGISTERED = "registered"
+        DOWNLOADING = "downloading"
         AVAILABLE = "available"
         LOADING = "loading"
         LOADED = "loaded"
@@ -101,6 +104,14 @@ class RegisteredModel(models.Model):
     @property
     def loaded(self) -> bool:
         return self.status == self.Status.LOADED
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it runs at a provider, who is asked over the network."""
+        is_remote_embedding = (
+            self.provider == self.Provider.EMBEDDING and "model_name" in self.config
+        )
+        return is_remote_embedding or self.provider in self.CLOUD_PROVIDERS
 
     @property
     def pinned(self) -> bool:

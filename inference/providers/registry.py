@@ -15,6 +15,7 @@ _CLASSES = {
         "inference.providers.cloud.provider.OpenAICompatibleProvider"
     ),
     RegisteredModel.Provider.LITELLM: "inference.providers.cloud.provider.LiteLLMProvider",
+    RegisteredModel.Provider.EMBEDDING: "inference.providers.embedding.EmbeddingProvider",
 }
 
 

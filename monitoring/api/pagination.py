@@ -6,7 +6,7 @@ from rest_framework.pagination import LimitOffsetPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from monitoring import query_parameters
+from monitoring.api import query_parameters
 
 
 class AliasedPagination(LimitOffsetPagination):

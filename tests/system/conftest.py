@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.running_service import SMOLLM2, RunningService, wait_for
+from benchmarks.running_service import MINILM, SMOLLM2, RunningService, wait_for
 
 # SmolLM2 once more, without any sharing of batches: what waits for it really waits.
 ONE_AT_A_TIME = "one-at-a-time"
@@ -13,6 +13,9 @@ SETTINGS = {
     "LEASE_SECONDS": "6",
     "SWEEP_INTERVAL_SECONDS": "1",
     "RING_AGAIN_SECONDS": "1",
+    "DEFAULT_EMBEDDING_MODEL": MINILM,
+    # A worker that dies takes long to load PyTorch anew where other tests keep the cores busy.
+    "EMBEDDING_TIMEOUT_SECONDS": "90",
     # Receivers of tests are on loopback, and are asked again soon.
     "WEBHOOK_ALLOWED_HOSTS": "127.0.0.1",
     "WEBHOOK_RETRY_SECONDS": "0.2",

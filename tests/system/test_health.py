@@ -87,7 +87,8 @@ def test_killed_worker_degrades_the_service(service: RunningService, mark: str, 
 def test_hanging_worker_degrades_the_service(service: RunningService) -> None:
     with stopped(service.pid(GPU_WORKER)):
         body = seen(service, is_degraded, DEGRADED_WITHIN_SECONDS)
-    assert body["components"]["workers"]["queues"] == {"gpu": 0, "api": 1, "default": 1}
+    queues = body["components"]["workers"]["queues"]
+    assert queues == {"gpu": 0, "api": 1, "embeddings": 1, "default": 1}
 
 
 def test_hanging_valkey_is_unhealthy(service: RunningService) -> None:

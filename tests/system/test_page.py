@@ -133,7 +133,7 @@ def test_submitted_prompt_streams_in_and_completes(page: Page, service: RunningS
     assert service.task(task_id)["status"] in ("processing", "completed")
     expect_end(page, "completed")
     text = service.task(task_id)["result"]["text"]
-    assert page.locator("#answer").text_content() == text
+    expect(page.locator("#answer")).to_have_text(text)
     expect(page.locator("#answer-tokens")).to_have_text("60")
     expect(page.locator("#answer-rate")).to_have_text(re.compile(r"^[\d.]+$"))
     expect(page.locator(f"#recent tr[data-task={task_id}] .badge")).to_have_text("completed")
@@ -156,7 +156,7 @@ def test_cancel_in_mid_stream_keeps_the_text(page: Page, service: RunningService
     kept = service.task(task_id)["result"]["text"]
     assert kept.startswith("word0 word1 word2 word3")
     assert len(kept) < len(LONG_PROMPT)
-    assert page.locator("#answer").text_content() == kept
+    expect(page.locator("#answer")).to_have_text(kept)
     expect(page.locator("#cancel")).to_be_disabled()
 
 
@@ -167,7 +167,7 @@ def test_reload_in_mid_stream_shows_the_whole_text(page: Page, service: RunningS
     expect(page.locator("#answer")).to_contain_text("word0 word1 word2")
     assert service.task(task_id)["status"] == "processing"
     expect_end(page, "completed")
-    assert page.locator("#answer").text_content() == service.task(task_id)["result"]["text"]
+    expect(page.locator("#answer")).to_have_text(service.task(task_id)["result"]["text"])
     assert page.input_value("#prompt") == LONG_PROMPT
 
 
@@ -178,7 +178,7 @@ def test_text_of_a_lost_worker_is_replaced(page: Page, service: RunningService) 
     task = service.ended(task_id, 60)
     expect_end(page, "completed")
     assert task["attempt"] == 2
-    assert page.locator("#answer").text_content() == task["result"]["text"]
+    expect(page.locator("#answer")).to_have_text(task["result"]["text"])
 
 
 def test_page_outlives_a_restart_of_the_server(page: Page, service: RunningService) -> None:
@@ -196,7 +196,7 @@ def test_page_outlives_a_restart_of_the_server(page: Page, service: RunningServi
     expect(page.locator("#connection")).to_have_text("Live")
 
     expect_end(page, "completed")
-    assert page.locator("#answer").text_content() == service.task(task_id)["result"]["text"]
+    expect(page.locator("#answer")).to_have_text(service.task(task_id)["result"]["text"])
     told = wait_for(lambda: events_once_ended(service, before, len(tasks) + 1))
     for each in tasks:
         expect(page.locator(f"#recent tr[data-task={each}] .badge")).to_have_text("completed")
@@ -298,7 +298,7 @@ def test_events_can_be_paused_and_filtered(page: Page, service: RunningService) 
 
 def test_page_says_what_is_up(page: Page) -> None:
     expect(page.locator("#health")).to_have_text(re.compile("Healthy|Degraded"))
-    expect(page.locator("#queues tr")).to_have_count(3)
+    expect(page.locator("#queues tr")).to_have_count(4)
     expect(page.locator("#components li")).not_to_have_count(0)
     expect(page.locator("#gpu-none")).to_be_visible()
     expect(page.locator("#memory meter")).not_to_have_count(0)
@@ -326,6 +326,40 @@ def test_gpu_is_shown_with_its_readings(context: BrowserContext, service: Runnin
     expect(gpu.locator("canvas")).to_be_visible()
     expect(page.locator("#gpu-none")).to_be_hidden()
     expect(page.locator("#tile-memory")).to_have_text("20 GB of 79.6 GB")
+
+
+def test_download_is_shown_as_it_comes(context: BrowserContext, service: RunningService) -> None:
+    def progress(status: str, downloaded_mb: int) -> dict[str, Any]:
+        num_bytes = downloaded_mb * 1024**2
+        share = {"downloaded_bytes": num_bytes, "total_bytes": 100 * 1024**2}
+        return {"status": status, **share, "bytes_per_second": 5 * 1024**2}
+
+    model = service.model(SMOLLM2) | {"name": "on-its-way", "loaded": False}
+    model |= {"status": "downloading", "download": progress("downloading", 10)}
+    sockets: list[WebSocketRoute] = []
+
+    def pass_on(socket: WebSocketRoute) -> None:
+        socket.connect_to_server()
+        sockets.append(socket)
+
+    def tell(data: dict[str, Any]) -> None:
+        message = {"type": "model.download_progress", "data": {"model": model["name"], **data}}
+        sockets[-1].send(json.dumps(message))
+
+    context.route_web_socket(re.compile("/ws/monitor"), pass_on)
+    context.route("**/api/v1/models?*", lambda route: route.fulfill(json={"models": [model]}))
+    page = opened(context, service)
+    row = page.locator("[data-model=on-its-way]")
+    expect(row).to_contain_text("10 MB of 100 MB")
+    expect(row.get_by_role("button")).to_be_disabled()
+    expect(page.locator("#model option")).to_have_count(0)
+    tell(progress("downloading", 20))
+    expect(row).to_contain_text("20 MB of 100 MB at 5 MB/s")
+    model |= {"status": "available", "download": None}
+    tell(progress("available", 100))
+    expect(row.get_by_role("button")).to_be_enabled()
+    expect(row).not_to_contain_text("100 MB of")
+    expect(page.locator("#model option")).to_have_text(["on-its-way"])
 
 
 def row_of_flower(page: Page, address: str, queue: str) -> str:

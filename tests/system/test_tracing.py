@@ -156,6 +156,7 @@ def test_tasks_do_not_wait_for_a_server_that_is_away(
         langfuse.status = 200
     for task in tasks:
         trace_of(langfuse, task)
+    wait_for(lambda: "Langfuse is back" in api_log.read_text())
     log = api_log.read_text()
     assert log.count("Traces are kept back") == log.count("Langfuse is back") == 1
     assert "Traceback" not in log

@@ -1,12 +1,15 @@
 """Registers the models whose weights are installed as Python packages."""
 
+from importlib.util import find_spec
 from typing import Any
 
 from django.core.management.base import BaseCommand
+from rest_framework.exceptions import ValidationError
 
-from inference import registration
+from inference import preset_registration
 from inference.models import RegisteredModel
-from presets.packaged import PackagedPreset, packaged_presets
+from presets import catalogue
+from presets.models import Preset
 
 
 class Command(BaseCommand):
@@ -14,18 +17,18 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         known = set(RegisteredModel.objects.values_list("name", flat=True))
-        for preset in packaged_presets():
-            if preset.is_installed() and preset.name not in known:
+        for preset in catalogue.packaged():
+            if preset.name not in known and find_spec(preset.package):
                 self.register(preset, verbosity=options["verbosity"])
 
-    def register(self, preset: PackagedPreset, *, verbosity: int) -> None:
+    def register(self, preset: Preset, *, verbosity: int) -> None:
         """An incomplete package costs its own model only: the service starts without it."""
         try:
-            preset.put_into_models_dir()
-        except (OSError, ImportError, ValueError) as exc:
-            self.stderr.write(f"The model {preset.name} is not registered: {exc}")
+            preset_registration.register(preset, preset.name, None, None)
+        except ValidationError as exc:
+            details: Any = exc.detail
+            reason = " ".join(str(each) for messages in details.values() for each in messages)
+            self.stderr.write(f"The model {preset.name} is not registered: {reason}")
             return
-        config = {"model_path": preset.filename, **preset.provider_config}
-        registration.register(preset.name, RegisteredModel.Provider.LOCAL, config)
         if verbosity:
             self.stdout.write(f"Registered the model {preset.name}.")

@@ -15,7 +15,7 @@ _DEFAULT_TIMEOUT_SECONDS = 60.0
 # LiteLLM's own limit of silence is a second one, behind ours.
 _TIMEOUT_MARGIN_SECONDS = 5.0
 # LiteLLM would look for a key in the environment if it got none.
-_NO_KEY = "none"
+NO_KEY = "none"
 
 # What LiteLLM translates for each provider.
 _TRANSLATED = {
@@ -64,7 +64,7 @@ def arguments(
     return params | {
         "model": prefix + model.config["model_name"],
         "api_base": model.config.get("base_url"),
-        "api_key": key or _NO_KEY,
+        "api_key": key or NO_KEY,
         "timeout": timeout_of(model) + _TIMEOUT_MARGIN_SECONDS,
         "drop_params": bool(model.config.get("drop_params")),
         "stream": True,

@@ -38,17 +38,26 @@ _NO_PROVIDER = re.compile(r"LLM Provider NOT provided", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """The advice is a sentence about `name`, the model, and `model_name`, its provider's name."""
+    """The advice is a sentence about `name`, the model, and `model_name`, its provider's name.
+
+    `embedding_advice` is for a request that has neither messages nor fallback_models.
+    """
 
     code: ErrorCode
     advice: str
     is_passing: bool = False
+    embedding_advice: str = ""
+
+    def advice_for(self, model: RegisteredModel) -> str:
+        is_embedding = model.provider == RegisteredModel.Provider.EMBEDDING
+        return self.embedding_advice if is_embedding and self.embedding_advice else self.advice
 
 
 _CONTEXT_TOO_LONG = _Verdict(
     ErrorCode.CONTEXT_LENGTH_EXCEEDED,
     "The messages are too long for {name}: shorten them, or have the model registered with its "
     "context_window, so that the oldest are dropped.",
+    embedding_advice="A text is too long for {name}: split it.",
 )
 _CONTENT_FILTERED = _Verdict(
     ErrorCode.CONTENT_FILTERED, "The provider of {name} filtered this out: change the prompt."
@@ -62,29 +71,36 @@ _NO_SUCH_PROVIDER = _Verdict(
     ErrorCode.PROVIDER_ERROR,
     "LiteLLM does not know the provider of {model_name}: register {name} anew, with a model_name "
     "such as groq/llama-3.3-70b-versatile.",
+    embedding_advice="LiteLLM does not know the provider of {model_name}: register {name} anew, "
+    "with a model_name such as openai/text-embedding-3-small.",
 )
 _NO_QUOTA = _Verdict(
     ErrorCode.RATE_LIMITED,
     "The account behind {name} has nothing left to spend: see to its billing, or name "
     "fallback_models.",
+    embedding_advice="The account behind {name} has nothing left to spend: see to its billing.",
 )
 _RATE_LIMITED = _Verdict(
     ErrorCode.RATE_LIMITED,
     "{name} is asked more often than its provider allows: submit again later, or name "
     "fallback_models.",
     is_passing=True,
+    embedding_advice="{name} is asked more often than its provider allows: try again later.",
 )
 _TIMED_OUT = _Verdict(
     ErrorCode.PROVIDER_TIMEOUT,
     "The provider of {name} did not answer in time: submit again, name fallback_models, or have "
     "the model registered with a longer timeout.",
     is_passing=True,
+    embedding_advice="The provider of {name} did not answer in time: try again, or have the model "
+    "registered with a longer timeout.",
 )
 _UNAVAILABLE = _Verdict(
     ErrorCode.PROVIDER_UNAVAILABLE,
     "The provider of {name} fails or cannot be reached: submit again later, or name "
     "fallback_models.",
     is_passing=True,
+    embedding_advice="The provider of {name} fails or cannot be reached: try again later.",
 )
 _REFUSED_KEY = _Verdict(
     ErrorCode.AUTHENTICATION_FAILED, "The provider of {name} refuses its key: {remedy}."
@@ -100,6 +116,7 @@ _INVALID = _Verdict(
 _UNKNOWN = _Verdict(
     ErrorCode.PROVIDER_ERROR,
     "The provider of {name} failed in a way that is not known: name fallback_models.",
+    embedding_advice="The provider of {name} failed in a way that is not known: take another one.",
 )
 
 # By the names of LiteLLM's, OpenAI's and httpx' classes, of which the first one known decides.
@@ -139,7 +156,7 @@ def failure_of(error: Exception, model: RegisteredModel, key: str | None) -> Inf
     text = _text_of(error)
     verdict = _verdict(error, text)
     names = {"name": model.name, "model_name": model.config["model_name"]}
-    message = verdict.advice.format(**names, remedy=_remedy(model))
+    message = verdict.advice_for(model).format(**names, remedy=_remedy(model))
     # A provider that refuses a key tends to quote it.
     if verdict is not _REFUSED_KEY and (words := _words(text, key)):
         message = f"{message} It says: {words}"

@@ -29,6 +29,8 @@ def library() -> Any:
     litellm.telemetry = False
     litellm.turn_off_message_logging = True
     litellm.disable_hf_tokenizer_download = True
+    # What it takes for `max_retries=0` where it asks for embeddings.
+    litellm.DEFAULT_MAX_RETRIES = 0  # type: ignore[attr-defined]
     # An answer may repeat itself: LiteLLM would fail it after a hundred equal pieces.
     litellm.REPEATED_STREAMING_CHUNK_LIMIT = sys.maxsize  # type: ignore[attr-defined]
     for name in _LOGGERS:

@@ -20,6 +20,7 @@ from django.db import DatabaseError
 
 from monitoring.redis_client import client
 from monitoring.streams import read_chunks
+from presets import catalogue
 from sopllm import processes
 from sopllm.supervisor import StoppingError, Supervisor
 
@@ -59,8 +60,9 @@ class Command(BaseCommand):
         self.check_redis(supervisor)
         self.migrate()
         self.make_admin()
+        self.load_presets()
         call_command("register_packaged_models", verbosity=0)
-        self.row("Starting", "web, gpu worker, api worker, beat, flower")
+        self.row("Starting", "web, gpu, api and embeddings workers, beat, flower")
         supervisor.start(*processes.application(listener))
         is_up = supervisor.wait_until(is_ready, READY_TIMEOUT_SECONDS)
         supervisor.start(processes.flower())
@@ -91,6 +93,11 @@ class Command(BaseCommand):
         except DatabaseError as exc:
             raise CommandError(f"The database cannot be used ({exc}): check DATABASE_URL.") from exc
         self.row("Database", "migrated")
+
+    def load_presets(self) -> None:
+        """What is wrong with a file of presets is told, and keeps no model from running."""
+        for problem in catalogue.load().problems:
+            self.row("Presets", problem)
 
     def make_admin(self) -> None:
         """On a first local run, make the user `admin` with a password of its own."""

@@ -8,7 +8,7 @@ import { addEvent, startEventLog } from "./event-log.js";
 import { Feed, isLogged } from "./feed.js";
 import { onNextFrame } from "./frame.js";
 import { showGpus, showResources } from "./gpus.js";
-import { readModels } from "./models.js";
+import { readModels, showDownload } from "./models.js";
 import { startPlayground } from "./playground.js";
 import { showQueues } from "./queues.js";
 import { startReports } from "./report.js";
@@ -72,7 +72,8 @@ function onEvent(event) {
     measure(event);
     hear(event);
     drawTasks();
-  } else if (type.startsWith("model.")) read(readModels);
+  } else if (type === "model.download_progress") read(() => showDownload(data));
+  else if (type.startsWith("model.")) read(readModels);
   else if (type === "queue_stats") showQueues(data);
   else if (type === "gpu_stats") showGpus(data);
   else if (type === "log") addLogLine(data);

@@ -5,8 +5,10 @@ import { byId, element, setState, setText } from "./element.js";
 import { bytes, clock, count } from "./format.js";
 import { Rows } from "./rows.js";
 
-const STATES = { loaded: "good", loading: "busy", error: "bad" };
+const STATES = { loaded: "good", loading: "busy", downloading: "busy", error: "bad" };
 const WAIT_SECONDS = 60;
+// Their files are not here yet, so no task can have them.
+const MISSING = ["registered", "downloading"];
 
 const rows = new Rows(byId("models"), { key: (model) => model.name, create });
 /** @type {Map<string, "load" | "unload">} what was asked for here and is not done yet */
@@ -32,10 +34,22 @@ export async function readModels() {
   }
 }
 
+/** @param {{model: string, status: string, downloaded_bytes: number, bytes_per_second: number | null}} progress */
+export async function showDownload(progress) {
+  const model = known.find(({ name }) => name === progress.model);
+  if (model?.status !== progress.status) return readModels();
+  model.download = progress;
+  show();
+}
+
 function show() {
   rows.show(known);
   byId("models-empty").hidden = known.length > 0;
-  showChoice(known.map((model) => model.name));
+  showChoice(known.filter(takesTasks).map((model) => model.name));
+}
+
+function takesTasks({ provider, status }) {
+  return provider !== "embedding" && !MISSING.includes(status);
 }
 
 /** @param {string[]} names */
@@ -79,25 +93,30 @@ function create(first) {
       pending === "unload" ? "unloading" : model.status,
     );
     setText(about, inWords(model));
-    button.hidden = model.provider !== "local";
-    button.disabled = Boolean(pending) || model.status === "loading";
-    setText(button, model.loaded ? "Unload" : "Load");
+    button.hidden = model.provider !== "local" && model.status !== "registered";
+    button.disabled = Boolean(pending) || ["loading", "downloading"].includes(model.status);
+    setText(button, verb(model));
     button.setAttribute("aria-label", `${button.textContent} ${model.name}`);
   };
   return { node, update };
+}
+
+function verb({ loaded, status }) {
+  if (loaded) return "Unload";
+  return status === "registered" ? "Download" : "Load";
 }
 
 function wish(name) {
   return known.find((model) => model.name === name)?.loaded ? "unload" : "load";
 }
 
-/** @param {"load" | "unload"} verb */
-async function act(name, verb) {
-  asked.set(name, verb);
+/** @param {"load" | "unload"} path */
+async function act(name, path) {
+  asked.set(name, path);
   setText(byId("models-error"), "");
   show();
   try {
-    await post(`/models/${verb}?wait=${WAIT_SECONDS}`, { model: name }, (WAIT_SECONDS + 5) * 1000);
+    await post(`/models/${path}?wait=${WAIT_SECONDS}`, { model: name }, (WAIT_SECONDS + 5) * 1000);
   } catch (error) {
     setText(byId("models-error"), error.message);
   } finally {
@@ -112,7 +131,14 @@ function inWords(model) {
     model.size_bytes ? bytes(model.size_bytes) : null,
     model.context_window ? `${count(model.context_window)} tokens of context` : null,
     model.loaded && model.unload_at ? `kept until ${clock(model.unload_at)}` : null,
+    model.download ? downloaded(model.download) : null,
     model.status_message || null,
   ];
   return parts.filter(Boolean).join(", ");
+}
+
+/** How much of a file is here; how fast it comes only an event says. */
+function downloaded({ downloaded_bytes: arrived, total_bytes: all, bytes_per_second: speed }) {
+  const share = all ? `${bytes(arrived)} of ${bytes(all)}` : bytes(arrived);
+  return speed ? `${share} at ${bytes(speed)}/s` : share;
 }

@@ -17,3 +17,10 @@ class RedisUnavailable(APIException):
 class Conflict(APIException):
     status_code = 409
     default_code = "conflict"
+
+
+class QueueFull(APIException):
+    status_code = 503
+    default_detail = "Too many tasks are pending: submit again in a few seconds."
+    default_code = "queue_full"
+    wait = 5

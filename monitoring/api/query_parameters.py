@@ -27,12 +27,12 @@ def whole_number(request: Request, name: str, default: int, minimum: int, maximu
     return int(text)
 
 
-def boolean(request: Request, name: str) -> bool:
-    """Whether the parameter is true; without it, no. Raises ValidationError for other words."""
-    text = request.query_params.get(name, "false")
-    if text not in ("true", "false"):
+def boolean(request: Request, name: str) -> bool | None:
+    """Whether the parameter is true; None without it. Raises ValidationError for other words."""
+    text = request.query_params.get(name)
+    if text not in ("true", "false", None):
         raise ValidationError({name: ["Give true or false."]})
-    return text == "true"
+    return None if text is None else text == "true"
 
 
 def limit(request: Request) -> int:

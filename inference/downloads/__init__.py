@@ -1,0 +1,25 @@
+"""Bringing the file of a model from the Hugging Face hub, or from a mirror of it.
+
+A row says what is to be brought; a message only rings an api worker, which brings what is due:
+`worker`. That alone imports the hub's library, which takes a second.
+"""
+
+from inference.downloads.requests import (
+    forget_partial_file,
+    is_missing,
+    is_on_its_way,
+    start,
+    stop,
+    sweep,
+    why_missing,
+)
+
+__all__ = [
+    "forget_partial_file",
+    "is_missing",
+    "is_on_its_way",
+    "start",
+    "stop",
+    "sweep",
+    "why_missing",
+]

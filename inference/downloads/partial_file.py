@@ -1,0 +1,98 @@
+"""A file of which a part has arrived."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from inference.downloads.errors import FileBusyError
+
+_READ_BYTES = 4 * 1024 * 1024
+
+
+class PartialFile:
+    """Grows at its end, and knows the hash of what it has. One process at a time has it open.
+
+    The operating system gives the lock back when the process dies, whatever it died of.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises FileBusyError, and OSError as `open` does."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("a+b")
+        if not self._lock():
+            self._file.close()
+            raise FileBusyError
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # Closing writes what is buffered, for which a full disk has no room.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    @property
+    def size_on_disk(self) -> int:
+        """Also of what is not taken in yet."""
+        return os.fstat(self._file.fileno()).st_size
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def read_on(self, check: Callable[[], None]) -> None:
+        """Take in what is there from earlier; `check` is called now and then, and may raise."""
+        self._file.seek(0)
+        while chunk := self._file.read(_READ_BYTES):
+            check()
+            self._hash.update(chunk)
+            self.size += len(chunk)
+
+    def append(self, chunk: bytes) -> None:
+        self._file.write(chunk)
+        self._hash.update(chunk)
+        self.size += len(chunk)
+
+    def restart(self) -> None:
+        """Drop what has arrived."""
+        self._file.truncate(0)
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def discard(self) -> None:
+        """Remove the file, unless another one has taken its place."""
+        if self._is_in_place():
+            self.path.unlink(missing_ok=True)
+
+    def move_to(self, target: Path) -> None:
+        """Put the complete file in place. Raises OSError, also when it was removed meanwhile."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.path.rename(target)
+
+    def _lock(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        # It may have been moved or removed by who had it until now.
+        return self._is_in_place()
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False

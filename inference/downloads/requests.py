@@ -1,0 +1,87 @@
+"""What is to be brought: the rows, and the bell for those who bring it."""
+
+import threading
+
+from django.db.models.functions import Now
+
+from inference import dispatch, models_dir, worker_identity
+from inference.downloads.paths import partial_path
+from inference.models import ModelDownload, RegisteredModel
+
+Status = RegisteredModel.Status
+
+# Set when the worker is told to stop: downloads of this process are put back.
+stopping = threading.Event()
+
+
+def start(model: RegisteredModel) -> bool:
+    """Have a worker bring the file of the model, whose status then is `downloading`.
+
+    False when that is under way already, or the model has its file.
+    """
+    if not ModelDownload.start(model):
+        return False
+    model.status, model.status_message = Status.DOWNLOADING, ""
+    dispatch.ring_for_downloads(1)
+    return True
+
+
+def is_on_its_way(model: RegisteredModel) -> bool:
+    """Whether the file of the model is being brought, from now on if not already."""
+    if model.status != Status.DOWNLOADING and not is_missing(model):
+        return False
+    return start(model) or model.status == Status.DOWNLOADING
+
+
+def is_missing(model: RegisteredModel) -> bool:
+    """Whether the model is to come from the hub, and has not come yet."""
+    if not model.config.get("huggingface_repo"):
+        return False
+    return not models_dir.resolve(model.config["model_path"]).exists()
+
+
+def why_missing(model: RegisteredModel) -> str | None:
+    """What keeps tasks from a model whose file is not here; None for one that can be asked."""
+    match model.status:
+        case Status.DOWNLOADING:
+            return f"{model.name} is being downloaded: wait until its status is available."
+        case Status.REGISTERED:
+            return f"{model.name} is not downloaded yet: POST /api/v1/models/load brings it."
+        case Status.ERROR if is_missing(model):
+            return f"{model.name} could not be downloaded. {model.status_message}"
+    return None
+
+
+def forget_partial_file(model: RegisteredModel) -> None:
+    """Remove what has arrived of a model that is deleted.
+
+    A worker that still brings it finds out by its row, and stops. Another model of the same file
+    goes on with what is there.
+    """
+    if not model.config.get("huggingface_repo"):
+        return
+    others = RegisteredModel.objects.filter(
+        status=Status.DOWNLOADING, config__model_path=model.config["model_path"]
+    )
+    if not others.exists():
+        partial_path(model).unlink(missing_ok=True)
+
+
+def max_at_once() -> int:
+    """Downloads that a process has under way: tasks and webhooks need its threads, too."""
+    return 2
+
+
+def stop() -> None:
+    """Put the downloads of this process back: the next worker goes on with them."""
+    stopping.set()
+
+
+def sweep() -> None:
+    """Take downloads back from dead processes of this host, and ring for what is due."""
+    held = ModelDownload.objects.filter(worker__startswith=worker_identity.host_prefix())
+    for worker in set(held.values_list("worker", flat=True)):
+        if worker_identity.is_dead(worker):
+            held.filter(worker=worker).update(next_attempt_at=Now(), worker="")
+    if num_due := ModelDownload.objects.due().count():
+        dispatch.ring_for_downloads(min(num_due, max_at_once()))

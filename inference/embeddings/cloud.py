@@ -1,0 +1,116 @@
+"""Embedding models of others, asked through LiteLLM over the network."""
+
+import random
+import time
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+from django.conf import settings
+
+from inference.circuit import Circuit
+from inference.embeddings.encoders.base import Vectors
+from inference.embeddings.requests import UnknownPromptError
+from inference.errors import ErrorCode, InferenceError
+from inference.models import RegisteredModel
+from inference.providers.api_keys import api_key_of
+from inference.providers.cloud import call, errors
+from inference.providers.cloud.library import library
+
+# What every provider takes at a time.
+_MAX_TEXTS = 96
+_OPENAI = "openai/"
+_DEFAULT_MAX_RETRIES = 2
+_FIRST_PAUSE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class CloudVectors:
+    """A row a text, and the tokens that the provider has counted."""
+
+    rows: Vectors
+    num_tokens: int
+
+
+def embed(model: RegisteredModel, texts: list[str], prompt_name: str | None) -> CloudVectors:
+    """Ask the provider, again after a failure that may pass. Raises InferenceError."""
+    prompted = [_prompt(model, prompt_name) + text for text in texts]
+    parts = [
+        _ask_again(model, prompted[start : start + _MAX_TEXTS])
+        for start in range(0, len(prompted), _MAX_TEXTS)
+    ]
+    rows = np.concatenate([part.rows for part in parts])
+    return CloudVectors(rows, sum(part.num_tokens for part in parts))
+
+
+def _prompt(model: RegisteredModel, name: str | None) -> str:
+    prompts = model.config.get("prompts", {})
+    if name is not None and name not in prompts:
+        raise UnknownPromptError(name, prompts)
+    return str(prompts.get(name, ""))
+
+
+def _ask_again(model: RegisteredModel, texts: list[str]) -> CloudVectors:
+    circuit = Circuit(model)
+    max_retries = model.config.get("max_retries", _DEFAULT_MAX_RETRIES)
+    give_up_at = time.monotonic() + settings.EMBEDDING_TIMEOUT_SECONDS
+    for num_retries in count():
+        try:
+            circuit.check()
+            vectors = _ask(model, texts)
+            circuit.succeeded()
+        except InferenceError as error:
+            circuit.failed(error)
+            pause = random.uniform(0, _FIRST_PAUSE_SECONDS * 2**num_retries)  # noqa: S311
+            pause += error.retry_after or 0.0
+            is_late = time.monotonic() + pause > give_up_at
+            if not error.retryable or num_retries >= max_retries or is_late:
+                raise
+            time.sleep(pause)
+        else:
+            return vectors
+    raise AssertionError("The loop ends by itself")
+
+
+def _ask(model: RegisteredModel, texts: list[str]) -> CloudVectors:
+    """One call."""
+    key = api_key_of(model)
+    try:
+        response = library().embedding(**_arguments(model, texts, key))
+        rows = np.array([each["embedding"] for each in response.data], dtype=np.float32)
+    except Exception as error:  # noqa: BLE001 (of which library's, nobody knows)
+        failure = errors.failure_of(error, model, key)
+    else:
+        _check_shape(model, rows, len(texts))
+        return CloudVectors(rows, int(getattr(response.usage, "prompt_tokens", 0) or 0))
+    # Not chained: what LiteLLM says may quote the key.
+    raise failure
+
+
+def _arguments(model: RegisteredModel, texts: list[str], key: str | None) -> dict[str, Any]:
+    config = model.config
+    chosen = {"dimensions": config["dimensions"]} if "dimensions" in config else {}
+    if config["model_name"].startswith(_OPENAI):
+        chosen["encoding_format"] = "float"
+    return chosen | {
+        "model": config["model_name"],
+        "input": texts,
+        "api_base": config.get("base_url"),
+        "api_key": key or call.NO_KEY,
+        "timeout": min(call.timeout_of(model), settings.EMBEDDING_TIMEOUT_SECONDS),
+        "num_retries": 0,
+        "max_retries": 0,
+        "caching": False,
+        "no-log": True,
+    }
+
+
+def _check_shape(model: RegisteredModel, rows: Vectors, num_texts: int) -> None:
+    wanted = model.config.get("dimensions")
+    if rows.ndim != 2 or len(rows) != num_texts or wanted not in (None, rows.shape[1]):
+        message = (
+            f"The provider of {model.name} gave other vectors than asked for: check the "
+            "model_name and the dimensions that it is registered with."
+        )
+        raise InferenceError(message, ErrorCode.PROVIDER_ERROR)

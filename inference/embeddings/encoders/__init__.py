@@ -1,0 +1,1 @@
+"""What turns texts into vectors, by where the weights are; for the embeddings worker alone."""

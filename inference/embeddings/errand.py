@@ -1,0 +1,63 @@
+"""From a request for embeddings to a worker's answer, as the web process waits for it."""
+
+import redis
+from django.conf import settings
+from django.http import HttpResponse
+from rest_framework.exceptions import APIException, ValidationError
+
+from inference.embeddings import mailbox
+from inference.embeddings.mailbox import MailboxFullError
+from inference.embeddings.requests import EmbeddingRequest
+from monitoring.api.errors import QueueFull, RedisUnavailable
+
+
+class EmbeddingsUnavailable(APIException):
+    """The worker did not answer in time, or could not answer."""
+
+    status_code = 503
+    default_code = "unavailable"
+    wait = 5
+
+
+class EmbeddingErrand:
+    """Implements `Errand`."""
+
+    def __init__(self, request: EmbeddingRequest) -> None:
+        self.key = mailbox.new_key()
+        self.seconds = settings.EMBEDDING_TIMEOUT_SECONDS
+        self._request = request
+        self._entry_id = ""
+
+    def start(self) -> None:
+        try:
+            self._entry_id = mailbox.post(self.key, self._request)
+        except redis.RedisError as error:
+            raise RedisUnavailable from error
+        except MailboxFullError as error:
+            message = "Too many requests for embeddings wait: try again in a few seconds."
+            raise QueueFull(message) from error
+
+    def collect(self) -> HttpResponse | None:
+        """Rings again where a worker may have been lost."""
+        try:
+            answer = mailbox.collect(self.key)
+            if answer is None:
+                mailbox.ring()
+                return None
+        except redis.RedisError as error:
+            raise RedisUnavailable from error
+        if answer.field:
+            raise ValidationError({answer.field: [answer.error]})
+        if answer.error:
+            raise EmbeddingsUnavailable(answer.error)
+        return HttpResponse(answer.body, content_type="application/json")
+
+    def give_up(self) -> HttpResponse:
+        try:
+            mailbox.forget(self.key, self._entry_id)
+        except redis.RedisError as error:
+            raise RedisUnavailable from error
+        raise EmbeddingsUnavailable(
+            f"The embeddings worker did not answer within {self.seconds:g} s: try again, with "
+            "fewer texts at a time; /api/v1/monitor/health tells whether it runs."
+        )

@@ -1,0 +1,73 @@
+"""What a client asks for, and what it is told, as web processes and workers hand it on."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from inference.errors import ErrorCode, InferenceError
+
+# The client can mend these, by other texts; all others are the service's.
+_FAULTS = {
+    ErrorCode.CONTENT_FILTERED,
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+    ErrorCode.INVALID_REQUEST,
+}
+
+
+class UnknownPromptError(InferenceError):
+    """The model has no prompt of that name."""
+
+    def __init__(self, name: str, prompts: Iterable[str]) -> None:
+        known = ", ".join(sorted(prompts)) or "none"
+        message = f"The model has no prompt {name}, but {known}: choose one, or leave this out."
+        super().__init__(message, ErrorCode.INVALID_REQUEST)
+
+
+class Shape(StrEnum):
+    """What is answered with: the vectors, or how near to the first of them each of the others is.
+
+    PAIR is for one other, whose similarity is no list.
+    """
+
+    EMBEDDINGS = "embeddings"
+    SIMILARITIES = "similarities"
+    PAIR = "pair"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Texts and how to embed them, all of it checked but for `prompt_name`."""
+
+    model_name: str
+    texts: list[str]
+    shape: Shape = Shape.EMBEDDINGS
+    normalize: bool = True
+    prompt_name: str | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "EmbeddingRequest":
+        fields: dict[str, Any] = json.loads(text)
+        return cls(**fields | {"shape": Shape(fields["shape"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Either the whole body of a response, or why there is none.
+
+    `field`: what of the request the client has to mend; empty where it can do nothing.
+    """
+
+    body: str = ""
+    error: str = ""
+    field: str = ""
+
+    @classmethod
+    def failure(cls, error: InferenceError) -> "Answer":
+        if isinstance(error, UnknownPromptError):
+            return cls(error=error.message, field="prompt_name")
+        return cls(error=error.message, field="texts" if error.code in _FAULTS else "")

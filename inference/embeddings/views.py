@@ -1,0 +1,62 @@
+"""The routes of embeddings: validate, have a worker do it, wait without a thread."""
+
+from drf_spectacular.utils import extend_schema
+from rest_framework import viewsets
+from rest_framework.decorators import action
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from inference import downloads
+from inference.embeddings.errand import EmbeddingErrand
+from inference.embeddings.requests import EmbeddingRequest, Shape
+from inference.embeddings.serializers import (
+    EmbeddingRequestSerializer,
+    EmbeddingsSerializer,
+    SimilarityRequestSerializer,
+    SimilaritySerializer,
+    request_validator,
+)
+from inference.long_poll import ErrandResponse
+from inference.models import RegisteredModel
+
+
+class EmbeddingViewSet(viewsets.ViewSet):
+    """Vectors of texts, and how near texts are to each other."""
+
+    @extend_schema(request=EmbeddingRequestSerializer, responses=EmbeddingsSerializer)
+    def create(self, request: Request) -> Response:
+        """A vector of each text. Long texts are cut to the model's window, see `truncated`."""
+        fields = request_validator().run_validation(request.data)
+        return _send(EmbeddingRequest(**fields))
+
+    @extend_schema(request=SimilarityRequestSerializer, responses=SimilaritySerializer)
+    @action(detail=False, methods=["post"])
+    def similarity(self, request: Request) -> Response:
+        """The cosine of two texts, or of a query and each of the texts."""
+        fields = SimilarityRequestSerializer().run_validation(request.data)
+        if "text1" in fields:
+            shape, texts = Shape.PAIR, [fields["text1"], fields["text2"]]
+        else:
+            shape, texts = Shape.SIMILARITIES, [fields["query"], *fields["texts"]]
+        return _send(EmbeddingRequest(fields["model_name"], texts, shape))
+
+
+def _send(request: EmbeddingRequest) -> Response:
+    _check_model(request.model_name)
+    return ErrandResponse(EmbeddingErrand(request))
+
+
+def _check_model(name: str) -> None:
+    model = RegisteredModel.objects.read(name)
+    if model is None:
+        message = f"There is no model {name}: GET /api/v1/models?provider=embedding lists them."
+        raise ValidationError({"model_name": [message]})
+    if not_here := downloads.why_missing(model):
+        raise ValidationError({"model_name": [not_here]})
+    if model.provider != RegisteredModel.Provider.EMBEDDING:
+        message = (
+            f"{name} is of the provider {model.provider}, and gives text, not vectors: "
+            "GET /api/v1/models?provider=embedding lists those that do."
+        )
+        raise ValidationError({"model_name": [message]})

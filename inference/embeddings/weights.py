@@ -1,0 +1,102 @@
+"""Where the weights of an embedding model are, and what their files say, without loading them."""
+
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+
+from inference import models_dir
+from inference.engine.errors import InvalidGGUFError
+
+PACKAGE_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
+_GGUF = ".gguf"
+
+
+def find(config: dict[str, Any]) -> Path:
+    """A folder of sentence-transformers, or a GGUF file. Raises ValueError saying what is wrong."""
+    if package := config.get("package"):
+        return _folder_in_package(package)
+    model_path = config["model_path"]
+    path = models_dir.resolve(model_path)
+    if is_gguf(model_path):
+        if not path.is_file():
+            raise ValueError(f"There is no file {model_path} in MODELS_DIR.")
+    elif not path.is_dir() or path == models_dir.resolve(""):
+        raise ValueError(f"There is no folder {model_path} in MODELS_DIR.")
+    return path
+
+
+def is_gguf(path: str | Path) -> bool:
+    return str(path).endswith(_GGUF)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Fields of the model's row. Raises ValueError for files that cannot be a model."""
+    return _gguf_fields(path) if is_gguf(path) else _folder_fields(path)
+
+
+def _gguf_fields(path: Path) -> dict[str, Any]:
+    # The header's parser is for this moment only; the web process does without it otherwise.
+    from inference.engine.gguf_header import read_header
+
+    try:
+        header = read_header(path)
+    except InvalidGGUFError as error:
+        raise ValueError(str(error)) from error
+    return {
+        "size_bytes": header.size_bytes,
+        "context_window": min(header.context_length or settings.N_CTX, settings.N_CTX),
+        "extra": {
+            "format": "gguf",
+            "architecture": header.architecture,
+            "parameters": header.num_parameters,
+            "quantization": header.quantization,
+            "dimensions": header.embedding_length,
+        },
+    }
+
+
+def _folder_fields(folder: Path) -> dict[str, Any]:
+    if not _is_model_folder(folder):
+        raise ValueError(f"{folder.name} has neither modules.json nor config.json: it is no model.")
+    weights = list(folder.rglob("*.safetensors"))
+    if not weights:
+        message = (
+            f"{folder.name} has no weights as safetensors, and no others are loaded, since those "
+            "can run code: convert them, or take another revision."
+        )
+        raise ValueError(message)
+    architecture = _read_json(folder / "config.json").get("model_type")
+    return {
+        "size_bytes": sum(path.stat().st_size for path in weights),
+        "context_window": _read_json(folder / "sentence_bert_config.json").get("max_seq_length"),
+        "extra": {"format": "sentence-transformers", "architecture": architecture},
+    }
+
+
+def _folder_in_package(package: str) -> Path:
+    """The first folder of an installed package that has a model in it; its code is not run."""
+    spec = find_spec(package)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        root = Path(place)
+        for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
+            if _is_model_folder(folder):
+                return folder
+    raise ValueError(f"There is no installed package {package} with a model in it: install it.")
+
+
+def _is_model_folder(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("modules.json", "config.json"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
+    return content if isinstance(content, dict) else {}

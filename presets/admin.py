@@ -1,0 +1,65 @@
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
+from django.db.models import QuerySet
+from django.http import HttpRequest
+
+from presets import catalogue
+from presets.models import Preset
+
+_OBJECTS = {"files", "vram_requirements", "provider_config"}
+
+
+class PresetForm(forms.ModelForm[Preset]):
+    """Checked as an entry of the catalogue is."""
+
+    class Meta:
+        model = Preset
+        fields = (
+            *("name", "kind", "provider", "description", "license", "source", "huggingface_repo"),
+            *("revision", "package", "in_parts", "filename", "files", "size_b"),
+            *("vram_requirements", "dimensions", "api_key_env_var", "provider_config"),
+        )
+
+    def clean(self) -> dict[str, Any]:
+        fields: dict[str, Any] = super().clean() or {}
+        for name in _OBJECTS & fields.keys():
+            fields[name] = fields[name] or {}
+        if kind := fields.get("kind"):
+            filled = {n: v for n, v in fields.items() if v not in (None, "", {}) and v is not False}
+            entry = {name: value for name, value in filled.items() if name != "kind"}
+            for problem in catalogue.problems_of(kind, entry):
+                self._add_problem(problem)
+        return fields
+
+    def _add_problem(self, problem: str) -> None:
+        """Show `field.part: what` at the field."""
+        path, _, what = problem.partition(": ")
+        field, _, part = path.partition(".")
+        if field in self.fields:
+            self.add_error(field, ValidationError(f"{part}: {what}" if part else what))
+        else:
+            self.add_error(None, ValidationError(problem))
+
+
+@admin.register(Preset)
+class PresetAdmin(admin.ModelAdmin[Preset]):
+    form = PresetForm
+    list_display = ("name", "kind", "provider", "source", "size_b", "dimensions", "is_edited")
+    list_filter = ("kind", "provider", "source", "is_edited")
+    search_fields = ("name", "description", "huggingface_repo")
+    actions = ("back_to_the_catalogue",)
+
+    def save_model(self, request: HttpRequest, preset: Preset, form: Any, change: bool) -> None:
+        """From now on the files of the catalogue leave it alone."""
+        preset.is_edited = True
+        super().save_model(request, preset, form, change)
+
+    @admin.action(description="Back to what the catalogue says", permissions=["change"])
+    def back_to_the_catalogue(self, request: HttpRequest, presets: QuerySet[Preset]) -> None:
+        presets.update(is_edited=False)
+        for problem in catalogue.load().problems:
+            messages.warning(request, problem)
+        messages.success(request, "As the catalogue has them; what it does not have is gone.")

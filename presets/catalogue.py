@@ -1,0 +1,137 @@
+"""The YAML files of the catalogue: read, checked, and loaded into rows."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from django.conf import settings
+from django.db import transaction
+from django.utils.module_loading import import_string
+from rest_framework.exceptions import ValidationError
+
+from presets.entries import SERIALIZERS
+from presets.models import Preset
+
+_OWN = Path(__file__).parent / "catalog"
+_FILES = {
+    "local_models.yaml": Preset.Kind.LOCAL,
+    "cloud_models.yaml": Preset.Kind.CLOUD,
+    "embedding_models.yaml": Preset.Kind.EMBEDDING,
+}
+
+
+@dataclass(slots=True)
+class Catalogue:
+    """The presets by name, of which a later folder's go before an earlier one's, unsaved.
+
+    `problems` are sentences that name file, entry and field; a file with one gives no presets.
+    """
+
+    presets: dict[str, Preset] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def read() -> Catalogue:
+    """What our own folder and those of PRESETS_DIRS have."""
+    catalogue = Catalogue()
+    for folder in [_OWN, *map(Path, settings.PRESETS_DIRS)]:
+        found = _read_folder(folder)
+        catalogue.presets |= found.presets
+        catalogue.problems += found.problems
+    return catalogue
+
+
+def load() -> Catalogue:
+    """Make the rows what the files say, except for those that were edited; what was read.
+
+    While a file has a problem no row is deleted: it may be in there.
+    """
+    catalogue = read()
+    with transaction.atomic():
+        edited = set(Preset.objects.filter(is_edited=True).values_list("name", flat=True))
+        for name, preset in catalogue.presets.items():
+            if name not in edited:
+                Preset.objects.update_or_create(name=name, defaults=_values(preset))
+        if not catalogue.problems:
+            gone = Preset.objects.filter(is_edited=False).exclude(name__in=catalogue.presets)
+            gone.delete()
+    return catalogue
+
+
+def packaged() -> list[Preset]:
+    """Models of the catalogue whose weights come as packages; needs no database."""
+    found = read().presets.values()
+    return [preset for preset in found if preset.source == Preset.Source.PACKAGE]
+
+
+def checked(kind: str, entry: Any) -> Preset:
+    """The preset, unsaved, of an entry; raises ValidationError naming its field."""
+    preset = Preset(kind=kind, **SERIALIZERS[kind]().run_validation(entry))
+    import_string(settings.PRESET_CHECK)(preset)
+    return preset
+
+
+def problems_of(kind: str, entry: Any) -> list[str]:
+    """What is wrong with an entry: `field: what`."""
+    try:
+        checked(kind, entry)
+    except ValidationError as error:
+        return list(_flat(error.detail))
+    return []
+
+
+def _read_folder(folder: Path) -> Catalogue:
+    catalogue = Catalogue()
+    paths = [(folder / name, kind) for name, kind in _FILES.items()]
+    if not any(path.is_file() for path, _ in paths):
+        catalogue.problems.append(f"{folder}: it has none of {', '.join(_FILES)}.")
+    for path, kind in paths:
+        if path.is_file():
+            _add_file(catalogue, path, kind)
+    return catalogue
+
+
+def _add_file(catalogue: Catalogue, path: Path, kind: str) -> None:
+    try:
+        entries = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        catalogue.problems.append(f"{path.name}: it cannot be read: {_in_a_line(error)}")
+        return
+    if not isinstance(entries, list):
+        catalogue.problems.append(f"{path.name}: it has to be a list of entries.")
+        return
+    presets: dict[str, Preset] = {}
+    problems: list[str] = []
+    for number, entry in enumerate(entries, start=1):
+        found = problems_of(kind, entry)
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not found and name in catalogue.presets | presets:
+            found = ["name: another entry has it"]
+        problems += [f"{path.name}: {name or f'entry {number}'}: {each}." for each in found]
+        if not found:
+            presets[str(name)] = checked(kind, entry)
+    catalogue.problems += problems
+    if not problems:
+        catalogue.presets |= presets
+
+
+def _values(preset: Preset) -> dict[str, Any]:
+    names = {f.attname for f in Preset._meta.concrete_fields} - {"id", "name", "updated_at"}
+    return {name: getattr(preset, name) for name in names}
+
+
+def _flat(detail: Any, path: str = "") -> Iterable[str]:
+    if isinstance(detail, dict):
+        for name, value in detail.items():
+            deeper = path if name == "non_field_errors" else f"{path}.{name}".lstrip(".")
+            yield from _flat(value, deeper)
+    else:
+        for message in detail if isinstance(detail, list) else [detail]:
+            words = str(message).rstrip(".")
+            yield f"{path}: {words}" if path else words
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
