@@ -26,6 +26,7 @@ from inference.models import GenerationTask, RegisteredModel
 from inference.providers.base import GenerationRequest, Progress, StartOver
 from monitoring import tracing
 from monitoring.tracing import Generation, Level, recorder
+from monitoring.tracing.sender import Sender
 from tests import otlp_server
 from tests.conftest import wait_until
 from tests.otlp_server import OtlpServer, Span, metadata
@@ -598,9 +599,9 @@ def test_forked_child_sends_its_own_while_its_parent_goes_on(langfuse: OtlpServe
 def test_sender_that_fails_for_another_reason_is_tried_again(
     langfuse: OtlpServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    senders: list[recorder.Sender] = []
+    senders: list[Sender] = []
 
-    def make_sender() -> recorder.Sender:
+    def make_sender() -> Sender:
         return senders[0]
 
     tested = recorder.Recorder(make_sender)

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from monitoring.redaction import redact
 from monitoring.tracing.generation import Generation
-from monitoring.tracing.recorder import MAX_BATCH, RefusedError, UnreachableError
+from monitoring.tracing.sender import MAX_BATCH, RefusedError, UnreachableError
 
 _TRACES_PATH = "/api/public/otel/v1/traces"
 # As the SDK names its own: the server reads metadata as that writes it.

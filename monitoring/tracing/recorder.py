@@ -10,16 +10,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import cache
-from typing import Protocol
 
 from django.conf import settings
 
 from monitoring.tracing.generation import Generation
+from monitoring.tracing.sender import MAX_BATCH, RefusedError, Sender, UnreachableError
 from monitoring.tracing.trace_ids import is_configured
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH = 50
 MAX_KEPT = 1000
 
 # About as many bytes; a batch and what is kept are bounded by them too.
@@ -38,24 +37,6 @@ os.register_at_fork(
     after_in_parent=_sdk_at_work.release,
     after_in_child=_sdk_at_work.release,
 )
-
-
-class UnreachableError(Exception):
-    """What was to be sent may be taken later; the message says what to do."""
-
-
-class RefusedError(Exception):
-    """What was to be sent is never taken; the message says why."""
-
-
-class Sender(Protocol):
-    """Where the generations go."""
-
-    def prepare(self, generations: list[Generation]) -> None:
-        """Make of them what is to be sent."""
-
-    def send(self) -> None:
-        """Send what was prepared. Raises UnreachableError, and RefusedError."""
 
 
 def record(generation: Generation) -> None:
