@@ -5,8 +5,6 @@ turns; then 100 tasks of which every fifth is for a second model, once with the 
 in strict order. About four minutes.
 """
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.figures import keep, options_parser
 from benchmarks.running_service import SMOLLM2, RunningService
 from inference.engine.engine import Engine
 from inference.engine.llama_runner import LlamaRunner
@@ -128,8 +127,7 @@ def measure_swaps(swap_window_seconds: float, room_mb: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser = options_parser(__doc__)
     parser.add_argument("--room-mb", type=int, default=0, help="MODEL_MEMORY_LIMIT_MB of the swaps")
     options = parser.parse_args()
     service = measure_service()
@@ -143,8 +141,7 @@ def main() -> None:
     }
     for name, figures in swaps.items():
         print(f"100 tasks, 20 for a second model, {name}: {figures}")
-    if options.json:
-        options.json.write_text(json.dumps({"service": service, "swaps": swaps}, indent=2) + "\n")
+    keep({"service": service, "swaps": swaps}, options.json)
 
 
 if __name__ == "__main__":

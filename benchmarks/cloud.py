@@ -6,8 +6,6 @@ the difference to the first is ours and LiteLLM's, to the last LiteLLM's. Then a
 one of ten answers; status 1 when a task ends wrong. Two minutes.
 """
 
-import argparse
-import json
 import subprocess
 import sys
 import time
@@ -20,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.figures import show
+from benchmarks.figures import keep, options_parser, show
 from benchmarks.running_service import ROOT, RunningService, free_port
 from tests.cloud_server import KEY
 
@@ -159,13 +157,11 @@ def measure() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser = options_parser(__doc__)
     target = parser.parse_args().json
     figures = measure()
     show(figures)
-    if target is not None:
-        target.write_text(json.dumps(figures, indent=2) + "\n")
+    keep(figures, target)
     if any(run["ended wrong"] for run in figures["one in ten"].values()):
         sys.exit(1)
 

@@ -8,11 +8,8 @@ The reference gets all texts at once and sorts them by length, the more of them 
 the service never sees more than 64. So the ratio depends on how many there are, and two are shown.
 """
 
-import argparse
 import asyncio
-import json
 import os
-import platform
 import random
 import sys
 import time
@@ -25,7 +22,7 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.figures import Figures, show
+from benchmarks.figures import Figures, keep, machine, options_parser, show
 from benchmarks.running_service import MINILM, RunningService, wait_for
 
 SEED = 1
@@ -106,8 +103,7 @@ def measure() -> dict[str, Any]:
         rounds = measure_rounds(service.base_url, Reference())
     finally:
         service.close()
-    machine = {"cores": os.cpu_count() or 0, "python": platform.python_version()}
-    return {"machine": machine, **summary(rounds)}
+    return {"machine": machine(), **summary(rounds)}
 
 
 def measure_rounds(base_url: str, reference: Reference) -> list[Figures]:
@@ -159,13 +155,11 @@ def throughput_of(rounds: list[Figures], num_texts: int) -> Figures:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser = options_parser(__doc__)
     options = parser.parse_args()
     figures = measure()
     show(figures)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    keep(figures, options.json)
 
 
 if __name__ == "__main__":

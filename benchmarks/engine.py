@@ -5,11 +5,7 @@ first token of a conversation's second turn with and without the cache; and how 
 answers wait for their next token while a long prompt is computed. Two minutes.
 """
 
-import argparse
 import importlib.util
-import json
-import os
-import platform
 import random
 import sys
 import time
@@ -20,7 +16,7 @@ from statistics import median, quantiles
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.bare_llama import BareLoop
-from benchmarks.figures import Figures, show
+from benchmarks.figures import Figures, keep, machine, options_parser, show
 from inference.engine.engine import Engine
 from inference.engine.llama_runner import LlamaRunner
 from inference.engine.runner import LoadParams
@@ -180,20 +176,18 @@ def packaged_model() -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options_parser(__doc__)
     parser.add_argument("--model", type=Path, help="a GGUF other than the packaged SmolLM2")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     model_path = options.model or packaged_model()
     figures = {
-        "machine": {"cores": os.cpu_count() or 0, "python": platform.python_version()},
+        "machine": machine(),
         "decode": measure_decode(model_path),
         "second turn": measure_follow_up(model_path),
         "gaps between tokens": measure_gaps(model_path),
     }
     show(figures)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    keep(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Starts the whole service with one web process, once with each of the two Channel
 of its own tells events, as a worker does, and this one holds the sockets. Three minutes.
 """
 
-import argparse
 import asyncio
 import json
 import resource
@@ -18,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.bare_socket import BareSocket, open_sockets
-from benchmarks.figures import Figures, show
+from benchmarks.figures import Figures, keep, options_parser, show
 from benchmarks.running_service import ROOT, WEB, RunningService, resident_bytes
 
 LAYERS = ("pubsub", "core")
@@ -152,15 +151,13 @@ def measure_layer(layer: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser = options_parser(__doc__)
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (NUM_FILES, hard))
     figures = {layer: measure_layer(layer) for layer in LAYERS}
     show(figures)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    keep(figures, options.json)
 
 
 if __name__ == "__main__":

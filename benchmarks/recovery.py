@@ -4,7 +4,6 @@ Says how long each fault holds up the tasks that it hits, with the default setti
 status 1 when a task was lost or done twice. Ten rounds take about six minutes.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import faults
+from benchmarks.figures import options_parser
 from benchmarks.running_service import (
     COUNTING,
     GPU_WORKER,
@@ -147,9 +147,8 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     rounds = measure(options.rounds)
     figures = {

@@ -4,11 +4,7 @@ Starts the whole service with a model that answers at once, and measures it from
 asyncio clients; the reference is bare Celery on the same Valkey, in the same run. One minute.
 """
 
-import argparse
 import asyncio
-import json
-import os
-import platform
 import random
 import subprocess
 import sys
@@ -24,7 +20,7 @@ import httpx
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import bare_celery
-from benchmarks.figures import Figures, show
+from benchmarks.figures import Figures, keep, machine, options_parser, show
 from benchmarks.running_service import (
     ROOT,
     RunningService,
@@ -193,7 +189,7 @@ def measure() -> dict[str, Any]:
         service.close()
     bare = bare_celery.measure(NUM_ROUND_TRIPS, NUM_MESSAGES)
     return {
-        "machine": {"cores": os.cpu_count() or 0, "python": platform.python_version()},
+        "machine": machine(),
         "service": api,
         "bare Celery": bare,
         "ratios to bare Celery": ratios(api, bare),
@@ -214,13 +210,11 @@ def ratios(api: dict[str, Figures], bare: Figures) -> Figures:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser = options_parser(__doc__)
     options = parser.parse_args()
     figures = measure()
     show(figures)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    keep(figures, options.json)
 
 
 if __name__ == "__main__":

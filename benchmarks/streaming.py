@@ -8,9 +8,7 @@ About six minutes.
 
 import argparse
 import asyncio
-import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -27,7 +25,7 @@ import django
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.event_stream import EventParser, Reading
-from benchmarks.figures import Figures, show
+from benchmarks.figures import Figures, keep, machine, options_parser, show
 from benchmarks.running_service import (
     API_WORKER,
     COUNTING,
@@ -312,14 +310,13 @@ def measure() -> dict[str, Any]:
     finally:
         service.close()
     return {
-        "machine": {"cores": os.cpu_count() or 0, "python": platform.python_version()},
+        "machine": machine(),
         **figures,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser = options_parser(__doc__)
     parser.add_argument("--read", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
@@ -327,8 +324,7 @@ def main() -> None:
         return
     figures = measure()
     show(figures)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    keep(figures, options.json)
 
 
 if __name__ == "__main__":

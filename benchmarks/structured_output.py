@@ -5,7 +5,6 @@ a `completed` task is validated here again. Ends with status 1 when one does not
 three minutes.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -17,6 +16,7 @@ import jsonschema
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.figures import keep, options_parser
 from benchmarks.running_service import SMOLLM2, RunningService
 from tests.engine.schemas import SCHEMAS
 
@@ -75,16 +75,14 @@ def measure(num_tasks: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options_parser(__doc__)
     parser.add_argument("--tasks", type=int, default=200)
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     figures = measure(options.tasks)
     print(f"{options.tasks} tasks over {figures['schemas']} schemas in {figures['seconds']} s")
     print(", ".join(f"{count} {end}" for end, count in figures["ends"].items()))
     print("\n".join(figures["problems"]) or "Every completed result validates.")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    keep(figures, options.json)
     return 1 if figures["problems"] else 0
 
 

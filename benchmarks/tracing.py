@@ -4,8 +4,6 @@ Drains tasks of a model that answers at once, without traces, with a Langfuse th
 one that is down, and with one that never answers, in turns; half a minute a round.
 """
 
-import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.figures import show
+from benchmarks.figures import keep, options_parser, show
 from benchmarks.running_service import RunningService
 from tests import otlp_server
 
@@ -66,14 +64,12 @@ def measure(num_rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     given = parser.parse_args()
     figures = measure(given.rounds)
     show(figures)
-    if given.json is not None:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    keep(figures, given.json)
 
 
 if __name__ == "__main__":
