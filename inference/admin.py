@@ -1,9 +1,10 @@
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html
 
-from inference import lifecycle, model_requests, submission
+from inference import downloads, lifecycle, model_requests, submission
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt, WebhookDelivery
 from inference.webhooks.deliveries import deliver_soon
 
@@ -155,7 +156,7 @@ class RegisteredModelAdmin(ReadOnlyAdmin, admin.ModelAdmin[RegisteredModel]):
     """Registering needs the file's checks: POST /api/v1/models/register does them."""
 
     list_display = (
-        *("name", "provider", "coloured_status", "requested", "context_window", "size_bytes"),
+        *("name", "provider", "coloured_status", "asked_for", "context_window", "size"),
         *("loaded_by", "last_used_at", "unload_at", "num_crashes"),
     )
     list_filter = ("provider", "status")
@@ -165,6 +166,14 @@ class RegisteredModelAdmin(ReadOnlyAdmin, admin.ModelAdmin[RegisteredModel]):
     @admin.display(description="Status", ordering="status")
     def coloured_status(self, model: RegisteredModel) -> str:
         return coloured(model.status)
+
+    @admin.display(description="Asked for", ordering="requested", empty_value="-")
+    def asked_for(self, model: RegisteredModel) -> str | None:
+        return model.requested or None
+
+    @admin.display(description="Size", ordering="size_bytes")
+    def size(self, model: RegisteredModel) -> str | None:
+        return None if model.size_bytes is None else filesizeformat(model.size_bytes)
 
     @admin.action(description="Load the selected models", permissions=["view"])
     def load_models(self, request: HttpRequest, models: QuerySet[RegisteredModel]) -> None:
@@ -180,7 +189,13 @@ class RegisteredModelAdmin(ReadOnlyAdmin, admin.ModelAdmin[RegisteredModel]):
         models: QuerySet[RegisteredModel],
         what: RegisteredModel.Request,
     ) -> None:
-        local = models.filter(provider=RegisteredModel.Provider.LOCAL)
-        for model in local:
-            model_requests.ask(model, what)
-        messages.success(request, f"Asked to {what} {len(local)} local models.")
+        num_asked = num_downloads = 0
+        for model in models:
+            if what == RegisteredModel.Request.LOAD and downloads.start_if_missing(model):
+                num_downloads += 1
+            elif model.provider == RegisteredModel.Provider.LOCAL:
+                model_requests.ask(model, what)
+                num_asked += 1
+        messages.success(request, f"Asked to {what} {num_asked} local models.")
+        if num_downloads:
+            messages.success(request, f"{num_downloads} are downloaded first.")

@@ -190,7 +190,7 @@ class RegisteredModelViewSet(
         """Have the worker do it; asked again after a wait, only see how far it is."""
         seconds = long_poll.requested_seconds(request)
         model = self._read(ModelNameSerializer().run_validation(request.data)["model"])
-        if what == RegisteredModel.Request.LOAD and downloads.is_on_its_way(model):
+        if what == RegisteredModel.Request.LOAD and downloads.start_if_missing(model):
             return Response(RegisteredModelSerializer(model).data, status=202)
         if not long_poll.is_repeat(request):
             self._check_loadable(model)

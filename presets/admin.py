@@ -10,18 +10,25 @@ from presets import catalogue
 from presets.models import Preset
 
 _OBJECTS = {"files", "vram_requirements", "provider_config"}
+_HELP = {
+    "provider_config": "What its registration takes as config, as JSON.",
+    "source": "hub: a file of huggingface_repo. package: an installed Python package has it.",
+    "in_parts": "The package holds the file in parts, and has a function that puts it together.",
+    "filename": "Of a package, or of the hub where no quantization is asked for.",
+    "files": 'By quantization: {"Q4_K_M": "model-Q4_K_M.gguf"}.',
+    "size_b": "Billions of parameters.",
+    "vram_requirements": 'Megabytes by quantization, with one window: {"Q4_K_M": 5200}.',
+    "api_key_env_var": "The variable of the api worker's environment that has the key.",
+}
 
 
 class PresetForm(forms.ModelForm[Preset]):
     """Checked as an entry of the catalogue is."""
 
     class Meta:
-        model = Preset
-        fields = (
-            *("name", "kind", "provider", "description", "license", "source", "huggingface_repo"),
-            *("revision", "package", "in_parts", "filename", "files", "size_b"),
-            *("vram_requirements", "dimensions", "api_key_env_var", "provider_config"),
-        )
+        help_texts = _HELP
+        labels = {"size_b": "Size", "vram_requirements": "VRAM requirements"}
+        widgets = {name: forms.Textarea(attrs={"rows": 4}) for name in sorted(_OBJECTS)}
 
     def clean(self) -> dict[str, Any]:
         fields: dict[str, Any] = super().clean() or {}
@@ -47,6 +54,21 @@ class PresetForm(forms.ModelForm[Preset]):
 @admin.register(Preset)
 class PresetAdmin(admin.ModelAdmin[Preset]):
     form = PresetForm
+    fieldsets = (
+        (None, {"fields": ("name", "kind", "provider", "description", "license")}),
+        ("Registration", {"fields": ("provider_config",)}),
+        (
+            "Weights, if they are to be had as a file",
+            {
+                "fields": (
+                    *("source", "huggingface_repo", "revision", "package", "in_parts"),
+                    *("filename", "files", "size_b", "vram_requirements"),
+                )
+            },
+        ),
+        ("Cloud models", {"fields": ("api_key_env_var",)}),
+        ("Embedding models", {"fields": ("dimensions",)}),
+    )
     list_display = ("name", "kind", "provider", "source", "size_b", "dimensions", "is_edited")
     list_filter = ("kind", "provider", "source", "is_edited")
     search_fields = ("name", "description", "huggingface_repo")

@@ -163,6 +163,26 @@ def test_admin_runs_a_failed_task_again_from_its_first_model_on(
     assert (failed.status, failed.model_name) == ("failed", "second")
 
 
+def test_admin_loads_models_and_downloads_those_that_are_not_here(staff: Client) -> None:
+    models = RegisteredModel.objects
+    here = models.create(name="here", provider="local", size_bytes=5 * 1024**2)
+    to_come = models.create(
+        name="to-come",
+        provider="local",
+        status=RegisteredModel.Status.REGISTERED,
+        config={"huggingface_repo": "a/b", "filename": "b.gguf", "model_path": "b.gguf"},
+    )
+    action = {"action": "load_models", "_selected_action": [here.pk, to_come.pk]}
+    page = staff.post(list_url(RegisteredModel), action, follow=True).content.decode()
+    assert "Asked to load 1 local models." in page
+    assert "1 are downloaded first." in page
+    assert "5.0\xa0MB" in page
+    here.refresh_from_db()
+    to_come.refresh_from_db()
+    assert (here.status, here.requested) == ("available", "load")
+    assert (to_come.status, to_come.requested) == ("downloading", "")
+
+
 def test_admin_shows_a_dialogue(staff: Client) -> None:
     conversation = Conversation.objects.create(owner="local", system_prompt="Be brief.")
     conversation.append_turn("<b>Who?</b>", "You.")

@@ -15,6 +15,7 @@ from inference.embeddings.mailbox import Letter
 from inference.embeddings.requests import Answer, EmbeddingRequest, Shape
 from inference.models import GenerationTask, RegisteredModel
 from monitoring.redis_client import client as redis_client
+from sopllm import handler
 from tests.conftest import Valkey
 from tests.test_handler import assert_error, talk
 
@@ -41,19 +42,20 @@ def ask(
 ) -> httpx.Response:
     """The response, when the worker replies so to the one request that is made."""
 
-    async def answer() -> None:
-        while not (letters := await asyncio.to_thread(mailbox.take, 10)):
-            await asyncio.sleep(0.01)
-        [letter] = letters
-        if (made := reply(letter)) is not None:
-            await asyncio.to_thread(mailbox.deliver, [(letter, made)])
-
     async def conversation(client: httpx.AsyncClient) -> httpx.Response:
-        response, _ = await asyncio.gather(client.post(path, json=body), answer())
+        response, _ = await asyncio.gather(client.post(path, json=body), answer_next(reply))
         return response
 
     response: httpx.Response = talk(conversation)
     return response
+
+
+async def answer_next(reply: Callable[[Letter], Answer | None]) -> None:
+    while not (letters := await asyncio.to_thread(mailbox.take, 10)):
+        await asyncio.sleep(0.01)
+    [letter] = letters
+    if (made := await asyncio.to_thread(reply, letter)) is not None:
+        await asyncio.to_thread(mailbox.deliver, [(letter, made)])
 
 
 def asked(body: dict[str, Any], path: str = EMBEDDINGS) -> EmbeddingRequest:
@@ -86,6 +88,30 @@ def test_unexpected_failure_of_the_waiting_is_an_answer_as_well(
     response: httpx.Response = talk(lambda client: client.post(EMBEDDINGS, json={"texts": ["a"]}))
     assert_error(response, 500, "internal_error")
     assert "never shown" not in response.text
+
+
+def test_request_that_redis_has_lost_is_asked_again(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handler, "_LOOK_AGAIN_SECONDS", 0.05)
+    lost = False
+
+    def lose_the_first(letter: Letter) -> Answer | None:
+        nonlocal lost
+        if lost:
+            return Answer('{"dimensions": 384}')
+        lost = True
+        redis_client().flushdb()
+        return None
+
+    async def conversation(client: httpx.AsyncClient) -> httpx.Response:
+        response = asyncio.create_task(client.post(EMBEDDINGS, json={"texts": ["a"]}))
+        for _ in range(2):
+            await answer_next(lose_the_first)
+        return await response
+
+    response: httpx.Response = talk(conversation)
+    assert response.json() == {"dimensions": 384}
 
 
 def test_worker_gets_what_was_asked_with_defaults_filled_in() -> None:

@@ -7,8 +7,8 @@ A row says what is to be brought; a message only rings an api worker, which brin
 from inference.downloads.requests import (
     forget_partial_file,
     is_missing,
-    is_on_its_way,
     start,
+    start_if_missing,
     stop,
     sweep,
     why_missing,
@@ -17,8 +17,8 @@ from inference.downloads.requests import (
 __all__ = [
     "forget_partial_file",
     "is_missing",
-    "is_on_its_way",
     "start",
+    "start_if_missing",
     "stop",
     "sweep",
     "why_missing",

@@ -26,8 +26,8 @@ def start(model: RegisteredModel) -> bool:
     return True
 
 
-def is_on_its_way(model: RegisteredModel) -> bool:
-    """Whether the file of the model is being brought, from now on if not already."""
+def start_if_missing(model: RegisteredModel) -> bool:
+    """Whether the file of the model is on its way, from now on if not already."""
     if model.status != Status.DOWNLOADING and not is_missing(model):
         return False
     return start(model) or model.status == Status.DOWNLOADING

@@ -30,27 +30,34 @@ class EmbeddingErrand:
 
     def start(self) -> None:
         try:
-            self._entry_id = mailbox.post(self.key, self._request)
+            self._post()
         except redis.RedisError as error:
             raise RedisUnavailable from error
-        except MailboxFullError as error:
-            message = "Too many requests for embeddings wait: try again in a few seconds."
-            raise QueueFull(message) from error
 
     def collect(self) -> HttpResponse | None:
-        """Rings again where a worker may have been lost."""
+        """Asks again where Redis has lost the request, and rings where a worker may be lost."""
         try:
             answer = mailbox.collect(self.key)
             if answer is None:
-                mailbox.ring()
+                if mailbox.has(self._entry_id):
+                    mailbox.ring()
+                else:
+                    self._post()
                 return None
-        except redis.RedisError as error:
-            raise RedisUnavailable from error
+        except redis.RedisError:
+            return None  # it may be back in time
         if answer.field:
             raise ValidationError({answer.field: [answer.error]})
         if answer.error:
             raise EmbeddingsUnavailable(answer.error)
         return HttpResponse(answer.body, content_type="application/json")
+
+    def _post(self) -> None:
+        try:
+            self._entry_id = mailbox.post(self.key, self._request)
+        except MailboxFullError as error:
+            message = "Too many requests for embeddings wait: try again in a few seconds."
+            raise QueueFull(message) from error
 
     def give_up(self) -> HttpResponse:
         try:

@@ -86,6 +86,11 @@ def collect(key: str) -> Answer | None:
     return Answer(**fields) if fields else None
 
 
+def has(entry_id: str) -> bool:
+    """Whether the request is there, taken or not; an answered one is not, nor is a lost one."""
+    return bool(client().xrange(_STREAM, entry_id, entry_id))
+
+
 def forget(key: str, entry_id: str) -> None:
     """Nobody waits for the answer any more."""
     pipe = client().pipeline(transaction=False)

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import redis
 
+from benchmarks import faults
 from benchmarks.running_service import (
     API_WORKER,
     EMBEDDINGS_WORKER,
@@ -126,6 +127,23 @@ def test_requests_survive_the_death_of(embeddings: RunningService, victim: str) 
     assert [answer.status_code for answer in answers] == [200] * 9
     assert len(answers[0].json()["embeddings"]) == 2048
     assert not any(keys_left(embeddings).values())
+
+
+def test_requests_survive_a_valkey_that_is_killed_and_comes_back_empty(
+    embeddings: RunningService,
+) -> None:
+    child = embeddings.embeddings_child()
+    os.kill(child, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(8) as clients:
+            asked = [clients.submit(embed, embeddings, f"text {n}") for n in range(8)]
+            wait_for(lambda: keys_left(embeddings)[b"requests"] == 8)
+            faults.empty_valkey(embeddings)
+            os.kill(child, signal.SIGCONT)
+            answers = [each.result(90) for each in asked]
+    finally:
+        os.kill(child, signal.SIGCONT)
+    assert [answer.status_code for answer in answers] == [200] * 8
 
 
 def test_client_that_hangs_up_is_forgotten(embeddings: RunningService) -> None:
