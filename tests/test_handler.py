@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -284,3 +286,13 @@ def test_errors_of_the_handler_say_so_in_json() -> None:
         return await client.post("/api/v1/tasks", content=json.dumps([1]).encode())
 
     assert_error(talk(conversation), 415, "unsupported_media_type")
+
+
+def test_web_process_imports_nothing_heavy() -> None:
+    heavy = [
+        *("litellm", "openai", "langfuse", "huggingface_hub", "pynvml"),
+        *("llama_cpp", "numpy", "torch", "sentence_transformers"),
+    ]
+    code = f"import sys, sopllm.asgi, sopllm.urls; print(set({heavy}) & set(sys.modules))"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert process.stdout == b"set()\n"
