@@ -6,7 +6,6 @@ above, of all processes, to the log of the service, and out to whoever watches.
 
 import contextlib
 import logging
-import os
 import queue
 import threading
 import time
@@ -14,7 +13,6 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from typing import TypedDict, cast
 
 import redis
@@ -22,6 +20,7 @@ from django.conf import settings
 
 from monitoring import events
 from monitoring.events import EventType
+from monitoring.per_process import PerProcess
 from monitoring.redaction import redact
 from monitoring.redis_client import RedisClient, client
 
@@ -80,7 +79,7 @@ class LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if hasattr(record, "task_id") or _is_for_the_service(record):
-            _shipper_of(os.getpid()).put(record)
+            _shipper().put(record)
 
 
 def start(process_name: str) -> None:
@@ -152,9 +151,8 @@ class _Shipper:
                 _ship(records)
 
 
-@cache
-def _shipper_of(pid: int) -> _Shipper:
-    """A forked child makes its own: threads do not survive a fork."""
+@PerProcess
+def _shipper() -> _Shipper:
     return _Shipper()
 
 

@@ -15,7 +15,6 @@ import time
 import uuid
 from collections import deque
 from dataclasses import dataclass
-from functools import cache
 
 import redis
 from channels.layers import get_channel_layer
@@ -25,6 +24,7 @@ from monitoring import event_log
 from monitoring.event_log import LoggedEvent
 from monitoring.metrics import counters
 from monitoring.metrics.counters import Increments
+from monitoring.per_process import PerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -63,24 +63,23 @@ def put(event: LoggedEvent, *, is_logged: bool) -> None:
 
     One that `is_logged` is kept back while Redis is away; another is dropped then.
     """
-    _publisher_of(os.getpid()).put(_Letter(event, is_logged))
+    _publisher().put(_Letter(event, is_logged))
 
 
 def count(increments: Increments) -> None:
     """Have the counters increased within about a second; later while Redis is away."""
     if increments:
-        _publisher_of(os.getpid()).put(increments)
+        _publisher().put(increments)
 
 
 def flush(timeout_seconds: float = _FLUSH_SECONDS) -> None:
     """Wait until everything that was put so far is out, or the time is over."""
-    _publisher_of(os.getpid()).flush(timeout_seconds)
+    _publisher().flush(timeout_seconds)
 
 
-@cache
-def _publisher_of(pid: int) -> "_Publisher":
-    """A forked child makes its own: threads do not survive a fork."""
-    publisher = _Publisher()
+@PerProcess
+def _publisher() -> "_Publisher":
+    publisher, pid = _Publisher(), os.getpid()
     # A child that inherits this does not wait for a thread that it has not.
     atexit.register(lambda: publisher.flush(_FLUSH_SECONDS) if os.getpid() == pid else None)
     return publisher

@@ -1,6 +1,5 @@
 """One Redis client a process. Everything kept in Redis may vanish: the database is the truth."""
 
-import os
 from typing import Any
 
 import redis
@@ -9,28 +8,19 @@ from django.conf import settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from monitoring.per_process import PerProcess
+
 # redis-py's own annotations answer `bytes | str | Awaitable | None` to everything.
 RedisClient = Any
 
 
-# By process: a forked child makes its own, and never touches the inherited one, not even to delete
-# it. A thread of the parent may have held its lock at the fork; the child would wait for ever.
-_clients: dict[int, RedisClient] = {}
-
-
+@PerProcess
 def client() -> RedisClient:
     """The process's client (thread-safe pool); each call fails within REDIS_TIMEOUT_SECONDS.
 
-    Threads that come first at once may each make one, but all take the same: another one would
-    close its connections, in use or not, when it is thrown away.
+    There must never be another one that is thrown away: it would close its connections, in use or
+    not.
     """
-    pid = os.getpid()
-    if pid not in _clients:
-        _clients.setdefault(pid, _new_client())
-    return _clients[pid]
-
-
-def _new_client() -> RedisClient:
     return redis.Redis.from_url(
         settings.REDIS_URL,
         decode_responses=True,

@@ -2,7 +2,6 @@
 
 import logging
 import multiprocessing
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -212,7 +211,7 @@ def test_dead_redis_loses_lines_and_nothing_else(shipping: None, valkey: Valkey)
 
 
 def test_records_that_wait_are_bounded(shipping: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipper = logs._shipper_of(os.getpid())
+    shipper = logs._shipper()
     monkeypatch.setattr(logs, "_GATHER_SECONDS", 0.5)
     logger.info("the shipper waits for more after this one")
     for index in range(logs._MAX_WAITING + 500):

@@ -95,7 +95,7 @@ def test_events_are_kept_back_while_redis_is_away_and_readings_are_not(valkey: V
 
 def test_only_the_latest_are_kept_back(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "_MAX_KEPT_BACK", 50)
-    publisher._publisher_of.cache_clear()
+    publisher._publisher.forget()
     valkey.stop()
     tell_all(range(1))  # fails, and stays a batch of its own
     for number in range(1, 200):
@@ -106,7 +106,7 @@ def test_only_the_latest_are_kept_back(valkey: Valkey, monkeypatch: pytest.Monke
     wait_until(lambda: logged()[-1:] == [200])
     assert logged()[-50:] == list(range(151, 201))
     assert len(logged()) <= 52
-    publisher._publisher_of.cache_clear()
+    publisher._publisher.forget()
 
 
 def test_batch_whose_answer_was_lost_is_logged_once(
@@ -162,7 +162,7 @@ def test_process_that_ends_at_once_has_told_all(valkey: Valkey) -> None:
 
 
 def test_lost_redis_is_logged_once(valkey: Valkey, caplog: pytest.LogCaptureFixture) -> None:
-    publisher._publisher_of.cache_clear()
+    publisher._publisher.forget()
     valkey.stop()
     for number in range(5):
         tell_all(range(number, number + 1))

@@ -4,12 +4,10 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
 
-from monitoring import redis_client
 from monitoring.redis_client import client
 from tests.conftest import Valkey
 
@@ -48,25 +46,6 @@ def test_forked_child_does_not_wait_for_a_lock_that_its_parent_held(valkey: Valk
     done.set()
     thread.join()
     assert exit_status(pid, limit_seconds=5) == 0
-
-
-def test_threads_that_come_first_at_once_take_the_same_client(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(redis_client, "_clients", {})
-    all_make_one = threading.Barrier(4)
-    new_client = redis_client._new_client
-
-    def make() -> redis.Redis:
-        all_make_one.wait()
-        made: redis.Redis = new_client()
-        return made
-
-    monkeypatch.setattr(redis_client, "_new_client", make)
-    with ThreadPoolExecutor(4) as pool:
-        clients = [each.result() for each in [pool.submit(client) for _ in range(4)]]
-    assert len(set(map(id, clients))) == 1
-    assert clients[0].ping()
 
 
 def exit_status(pid: int, limit_seconds: float) -> int:

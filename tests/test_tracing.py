@@ -25,6 +25,7 @@ from inference.errors import ErrorCode, InferenceError
 from inference.models import GenerationTask, RegisteredModel
 from inference.providers.base import GenerationRequest, Progress, StartOver
 from monitoring import tracing
+from monitoring.per_process import PerProcess
 from monitoring.tracing import Generation, Level, recorder
 from monitoring.tracing.sender import Sender
 from tests import otlp_server
@@ -43,8 +44,8 @@ def set_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> tuple[str, st
     """Keys, and a process that has sent nothing yet; other ones each time, as the SDK wants."""
     keys = f"pk-lf-{uuid.uuid4()}", f"sk-lf-{uuid.uuid4()}"
     settings.LANGFUSE_PUBLIC_KEY, settings.LANGFUSE_SECRET_KEY = keys
-    for name in ("_recorder_of", "_langfuse"):
-        monkeypatch.setattr(recorder, name, cache(getattr(recorder, name).__wrapped__))
+    for name, kept in (("_recorder", PerProcess), ("_langfuse", cache)):
+        monkeypatch.setattr(recorder, name, kept(getattr(recorder, name).__wrapped__))
     return keys
 
 
@@ -125,7 +126,7 @@ def test_without_keys_nothing_is_traced(
     assert (task.status, task.trace_id) == ("completed", None)
     tracing.record(generation())
     tracing.flush()
-    assert recorder._recorder_of.cache_info().currsize == 0
+    assert not recorder._recorder._made
 
 
 def test_sample_rate_decides_as_the_sampler_of_opentelemetry_does(
@@ -551,7 +552,7 @@ def test_memory_of_long_texts_is_bounded_too(
     for i in range(10):
         tracing.record(generation(f"{i}" * 4000))
     tracing.flush(20)
-    waiting = recorder._recorder_of(os.getpid())._waiting
+    waiting = recorder._recorder()._waiting
     assert [str(each.messages[0]["content"])[0] for each in waiting] == ["8", "9"]
 
 

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import cache
 from hashlib import sha256
 from typing import Any
 
@@ -20,6 +19,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
+from monitoring.per_process import PerProcess
 from monitoring.redaction import redact
 from monitoring.tracing.generation import Generation
 from monitoring.tracing.sender import MAX_BATCH, RefusedError, UnreachableError
@@ -154,16 +154,15 @@ class _Exporter(SpanExporter):
 
     def _post(self, body: bytes) -> int:
         """The status of the answer, whose body says no more."""
-        http = _http_client_of(os.getpid())
+        http = _http_client()
         with http.stream(
             "POST", self._url, content=body, headers=self._headers, auth=self._auth
         ) as response:
             return response.status_code
 
 
-@cache
-def _http_client_of(pid: int) -> httpx.Client:
-    """A forked child makes its own: two processes would talk on one connection."""
+@PerProcess
+def _http_client() -> httpx.Client:
     return httpx.Client(timeout=_TIMEOUT, limits=httpx.Limits(keepalive_expiry=2.0))
 
 

@@ -13,6 +13,7 @@ from functools import cache
 
 from django.conf import settings
 
+from monitoring.per_process import PerProcess
 from monitoring.tracing.generation import Generation
 from monitoring.tracing.sender import MAX_BATCH, RefusedError, Sender, UnreachableError
 from monitoring.tracing.trace_ids import is_configured
@@ -42,18 +43,17 @@ os.register_at_fork(
 def record(generation: Generation) -> None:
     """Have a generation sent within about a second, or once Langfuse is back."""
     if is_configured():
-        _recorder_of(os.getpid()).put(generation)
+        _recorder().put(generation)
 
 
 def flush(timeout_seconds: float = FLUSH_SECONDS) -> None:
     """Wait until all that was recorded here is sent, or was tried, or the time is over."""
     if is_configured():
-        _recorder_of(os.getpid()).flush(timeout_seconds)
+        _recorder().flush(timeout_seconds)
 
 
-@cache
-def _recorder_of(pid: int) -> "Recorder":
-    """A forked child makes its own: threads do not survive a fork."""
+@PerProcess
+def _recorder() -> "Recorder":
     return Recorder(_langfuse)
 
 
