@@ -18,7 +18,7 @@ _HELP = {
     "files": 'By quantization: {"Q4_K_M": "model-Q4_K_M.gguf"}.',
     "size_b": "Billions of parameters.",
     "vram_requirements": 'Megabytes by quantization, with one window: {"Q4_K_M": 5200}.',
-    "api_key_env_var": "The variable of the api worker's environment that has the key.",
+    "api_key_env_var": "The variable of the worker's environment that has the key.",
 }
 
 
