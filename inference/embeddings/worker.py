@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Requests that follow one another need no message each.
 _LINGER_SECONDS = 0.5
-_GATHER_SECONDS = 0.005
+_GATHER_SECONDS = 0.02
 _TIDY_SECONDS = 1.0
 _STOP_SECONDS = 2.0
 # More is left to other workers, and to Redis.
