@@ -16,6 +16,11 @@ def current() -> str:
     return f"{host_prefix()}{os.getpid()}"
 
 
+def host_of(worker: str) -> str:
+    """The host of a process."""
+    return worker.rpartition(":")[0]
+
+
 def is_dead(worker: str) -> bool:
     """True when `worker` was a process of this host and is no more; False when in doubt."""
     host, _, pid = worker.rpartition(":")

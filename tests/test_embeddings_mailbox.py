@@ -1,5 +1,10 @@
 """Requests for embeddings and their answers, in a real Valkey."""
 
+import json
+import os
+import socket
+from dataclasses import asdict
+
 import pytest
 import redis
 from pytest_django import Settings
@@ -9,12 +14,15 @@ from inference.embeddings import mailbox
 from inference.embeddings.mailbox import Letter, MailboxFullError
 from inference.embeddings.requests import Answer, EmbeddingRequest, Shape
 from inference.models import Queue
+from monitoring import notice_board
 from monitoring.redis_client import client
 from monitoring.streams import ENDED_CHANNEL
+from monitoring.workers import Worker
 from tests.conftest import Valkey
 
 pytestmark = pytest.mark.usefixtures("valkey")
 
+HERE = socket.gethostname()
 REQUEST = EmbeddingRequest("m", ["a", "ünï 🙂"], Shape.SIMILARITIES, False, "query")
 
 
@@ -83,25 +91,44 @@ def test_worker_takes_again_what_it_has_not_answered() -> None:
     assert [letter.entry_id for letter in mailbox.take_again()] == [entry_id]
 
 
+def take_as(worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(worker_identity, "current", lambda: worker)
+        mailbox.take(10)
+
+
 def test_requests_of_a_dead_worker_are_inherited_once(
     monkeypatch: pytest.MonkeyPatch, dead_worker: str
 ) -> None:
     _, entry_id = post()
-    with monkeypatch.context() as patched:
-        patched.setattr(worker_identity, "current", lambda: dead_worker)
-        mailbox.take(10)
+    take_as(dead_worker, monkeypatch)
     assert mailbox.take(10) == []
+    assert [letter.entry_id for letter in mailbox.take_over()] == [entry_id]
     assert [letter.entry_id for letter in mailbox.take_again()] == [entry_id]
+    assert mailbox.take_over() == []
     consumers = client().xinfo_consumers("embeddings:requests", "workers")
     assert [consumer["name"] for consumer in consumers] == [worker_identity.current()]
 
 
-def test_requests_of_a_worker_elsewhere_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    post()
-    with monkeypatch.context() as patched:
-        patched.setattr(worker_identity, "current", lambda: "another-host:17")
-        mailbox.take(10)
-    assert mailbox.take_again() == []
+@pytest.mark.parametrize(
+    ("heard_of", "is_inherited"),
+    [
+        ([HERE, "another-host"], False),
+        ([HERE], True),
+        # Valkey came back empty: none has told of itself yet.
+        ([], False),
+    ],
+)
+def test_requests_of_a_host_are_inherited_when_none_of_its_workers_is_heard_of(
+    monkeypatch: pytest.MonkeyPatch, heard_of: list[str], is_inherited: bool
+) -> None:
+    for host in heard_of:
+        note = Worker(f"embeddings@{host}", os.getpid(), host, ["embeddings"], "")
+        notice_board.post("workers", host, json.dumps(asdict(note)), 60)
+    _, entry_id = post()
+    take_as("another-host:17", monkeypatch)
+    inherited = [entry_id] if is_inherited else []
+    assert [letter.entry_id for letter in mailbox.take_over()] == inherited
 
 
 def test_forgotten_request_is_gone_wherever_it_is() -> None:

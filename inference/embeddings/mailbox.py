@@ -16,6 +16,8 @@ from django.conf import settings
 
 from inference import dispatch, worker_identity
 from inference.embeddings.requests import Answer, EmbeddingRequest
+from inference.models import Queue
+from monitoring import workers
 from monitoring.redis_client import RedisClient, client
 from monitoring.streams import ENDED_CHANNEL
 
@@ -111,12 +113,13 @@ def take(max_letters: int) -> list[Letter]:
 
 
 def take_again() -> list[Letter]:
-    """What this worker, or one that is dead, had taken and has not answered."""
-    letters = _read("0", _MANY, None)
-    for consumer in _group(lambda: client().xinfo_consumers(_STREAM, _GROUP)):
-        if worker_identity.is_dead(consumer["name"]):
-            letters += _inherit(consumer["name"])
-    return letters
+    """What this worker had taken before, and has not answered."""
+    return _read("0", _MANY, None)
+
+
+def take_over() -> list[Letter]:
+    """What workers had taken that are gone, and have not answered."""
+    return [letter for name in _gone() for letter in _inherit(name)]
 
 
 def stop_looking() -> None:
@@ -150,8 +153,21 @@ def _remove(pipe: RedisClient, entry_id: str) -> None:
     pipe.xdel(_STREAM, entry_id)
 
 
+def _gone() -> list[str]:
+    """Workers that have died on this host, and those of hosts that no worker is heard of."""
+    consumers = _group(lambda: client().xinfo_consumers(_STREAM, _GROUP))
+    others = {consumer["name"] for consumer in consumers} - {_me()}
+    if not others:
+        return []
+    hosts = {worker.host for worker in workers.alive().get(Queue.EMBEDDINGS, [])}
+    # While nothing is heard of this one either, silence says nothing.
+    is_known = worker_identity.host_of(_me()) in hosts
+    silent = {n for n in others if is_known and worker_identity.host_of(n) not in hosts}
+    return [name for name in others if name in silent or worker_identity.is_dead(name)]
+
+
 def _inherit(name: str) -> list[Letter]:
-    """Take over what a dead worker had taken, and forget the worker."""
+    """Take over what a worker had taken that is gone, and forget the worker."""
     pending = client().xpending_range(_STREAM, _GROUP, "-", "+", _MANY, name)
     ids = [entry["message_id"] for entry in pending]
     entries = client().xclaim(_STREAM, _GROUP, _me(), 0, ids) if ids else []

@@ -166,7 +166,7 @@ class _Desk:
             self._in_hand.pop(letter.entry_id, None)
 
     def _tidy(self) -> None:
-        """Drop what nobody waits for any more."""
+        """Drop what nobody waits for any more, and take over what a worker has left behind."""
         if time.monotonic() - self._tidied_at < _TIDY_SECONDS:
             return
         self._tidied_at = time.monotonic()
@@ -174,6 +174,7 @@ class _Desk:
         for letter in mailbox.forgotten(job.letter for job in jobs.values()):
             if self._batcher.complete(jobs[letter.entry_id]):
                 self._in_hand.pop(letter.entry_id, None)
+        self._admit(mailbox.take_over())
         residents.unload_forgotten()
 
     def _warm_up(self) -> None:

@@ -27,9 +27,9 @@ class ModelDownloadQuerySet(models.QuerySet["ModelDownload"]):
                     .filter(pk=model_id)
                     .update(attempt=F("attempt") + 1, worker=worker, next_attempt_at=_lease_end())
                 )
-                RegisteredModel.objects.filter(pk=model_id).update(status_message="")
-            if won:
-                return self.select_related("model").get(pk=model_id)
+                if won:
+                    RegisteredModel.objects.filter(pk=model_id).update(status_message="")
+                    return self.select_related("model").get(pk=model_id)
         return None
 
 
