@@ -18,6 +18,11 @@ Request = RegisteredModel.Request
 Status = RegisteredModel.Status
 
 _HELD = (Status.LOADING, Status.LOADED)
+# Whose workers hold models in memory.
+_QUEUES = {
+    RegisteredModel.Provider.LOCAL: Queue.GPU,
+    RegisteredModel.Provider.EMBEDDING: Queue.EMBEDDINGS,
+}
 
 
 def ask(model: RegisteredModel, request: "Request") -> None:
@@ -55,8 +60,8 @@ def wait_key(model: RegisteredModel) -> str:
 
 
 def sweep() -> None:
-    """Repair what dead workers left behind, and ring for what nobody has served."""
-    _release_from_dead_workers()
+    """Repair what lost workers left behind, and ring for what nobody has served."""
+    _release_from_lost_workers()
     waiting = RegisteredModel.objects.exclude(requested=Request.NONE)
     if not (waiting.exists() or RegisteredModel.objects.idle().exists()):
         return
@@ -65,22 +70,34 @@ def sweep() -> None:
         dispatch.ring_for_models()
 
 
-def _release_from_dead_workers() -> None:
-    """A process that died holds no model any more, and a load that it was at is not repeated."""
-    held = RegisteredModel.objects.exclude(loaded_by="")
-    for model in held:
-        if not worker_identity.is_dead(model.loaded_by):
-            continue
-        row = held.filter(pk=model.pk, loaded_by=model.loaded_by)
-        if model.status == Status.LOADING and model.requested == Request.LOAD:
-            why = "The worker was lost while it loaded this model: look at its log, then try again."
-            row.update(status=Status.ERROR, loaded_by="", unload_at=None, status_message=why)
-            end(model, Request.LOAD)
-        else:
-            freed = row.update(status=Status.AVAILABLE, loaded_by="", unload_at=None)
-            if freed and model.loaded:
-                task_events.unloaded(model, model.loaded_by)
-            end(model, Request.UNLOAD)
+def release(worker: str) -> None:
+    """A process that has just begun holds no model, even if a dead one had its number."""
+    for model in RegisteredModel.objects.filter(loaded_by=worker):
+        _release(model)
+
+
+def _release_from_lost_workers() -> None:
+    """A process that died holds no model any more."""
+    for provider, queue in _QUEUES.items():
+        held = RegisteredModel.objects.filter(provider=provider).exclude(loaded_by="")
+        gone = worker_identity.gone({model.loaded_by for model in held}, queue)
+        for model in held:
+            if model.loaded_by in gone:
+                _release(model)
+
+
+def _release(model: RegisteredModel) -> None:
+    """From the process that the row names; a load that it was at is not repeated."""
+    row = RegisteredModel.objects.filter(pk=model.pk, loaded_by=model.loaded_by)
+    if model.status == Status.LOADING and model.requested == Request.LOAD:
+        why = "The worker was lost while it loaded this model: look at its log, then try again."
+        row.update(status=Status.ERROR, loaded_by="", unload_at=None, status_message=why)
+        end(model, Request.LOAD)
+    else:
+        freed = row.update(status=Status.AVAILABLE, loaded_by="", unload_at=None)
+        if freed and model.loaded:
+            task_events.unloaded(model, model.loaded_by)
+        end(model, Request.UNLOAD)
 
 
 def _compile_pending() -> Compiled:

@@ -60,6 +60,8 @@ def load(model: RegisteredModel) -> Resident:
     """The model, loaded now unless it is resident. Raises InferenceError MODEL_LOAD_FAILED."""
     found = _residents.get(model.name)
     if found is not None and _is_same(found.model, model):
+        if model.status == Status.AVAILABLE:  # it was taken for lost, see model_requests.sweep
+            model.set_status(Status.LOADED, worker_identity.current())
         return found
     if model.crashed_too_often:
         raise InferenceError(model.crash_message, ErrorCode.MODEL_LOAD_FAILED)

@@ -2,8 +2,9 @@
 
 import os
 import socket
+from collections.abc import Iterable
 
-from monitoring import process_liveness
+from monitoring import process_liveness, workers
 
 
 def host_prefix() -> str:
@@ -16,12 +17,21 @@ def current() -> str:
     return f"{host_prefix()}{os.getpid()}"
 
 
-def host_of(worker: str) -> str:
-    """The host of a process."""
-    return worker.rpartition(":")[0]
-
-
 def is_dead(worker: str) -> bool:
     """True when `worker` was a process of this host and is no more; False when in doubt."""
     host, _, pid = worker.rpartition(":")
     return process_liveness.is_dead(host, int(pid)) if pid.isdecimal() else False
+
+
+def gone(identities: Iterable[str], queue: str) -> set[str]:
+    """Workers of the queue that are dead, or whose host is silent. Raises redis.RedisError.
+
+    It takes seconds until a host counts as silent, and one that is cut off does so, too.
+    """
+    asked = set(identities)
+    silent = workers.silent_hosts({_host(worker) for worker in asked}, queue)
+    return {worker for worker in asked if is_dead(worker) or _host(worker) in silent}
+
+
+def _host(worker: str) -> str:
+    return worker.rpartition(":")[0]

@@ -63,6 +63,18 @@ def count(queues: Iterable[str]) -> dict[str, int]:
     return {queue: len(workers.get(queue, [])) for queue in queues}
 
 
+def silent_hosts(hosts: Iterable[str], queue: str) -> set[str]:
+    """Those on which no worker of the queue is heard of any more. Raises redis.RedisError.
+
+    Never this host, whose processes can be looked at; and none until Redis has been told for long
+    enough, since it may have lost all that it was told.
+    """
+    others = set(hosts) - {socket.gethostname()}
+    if not others or notice_board.age(_BOARD) < _ALIVE_SECONDS:
+        return set()
+    return others - {worker.host for worker in alive().get(queue, [])}
+
+
 def _beat(worker: Worker, stop: threading.Event) -> None:
     # A worker that was started again under its old name must not be taken down by the old one.
     name = f"{worker.worker}:{worker.pid}"

@@ -1,10 +1,5 @@
 """Requests for embeddings and their answers, in a real Valkey."""
 
-import json
-import os
-import socket
-from dataclasses import asdict
-
 import pytest
 import redis
 from pytest_django import Settings
@@ -14,15 +9,13 @@ from inference.embeddings import mailbox
 from inference.embeddings.mailbox import Letter, MailboxFullError
 from inference.embeddings.requests import Answer, EmbeddingRequest, Shape
 from inference.models import Queue
-from monitoring import notice_board
+from monitoring import workers
 from monitoring.redis_client import client
 from monitoring.streams import ENDED_CHANNEL
-from monitoring.workers import Worker
 from tests.conftest import Valkey
 
 pytestmark = pytest.mark.usefixtures("valkey")
 
-HERE = socket.gethostname()
 REQUEST = EmbeddingRequest("m", ["a", "ünï 🙂"], Shape.SIMILARITIES, False, "query")
 
 
@@ -110,25 +103,12 @@ def test_requests_of_a_dead_worker_are_inherited_once(
     assert [consumer["name"] for consumer in consumers] == [worker_identity.current()]
 
 
-@pytest.mark.parametrize(
-    ("heard_of", "is_inherited"),
-    [
-        ([HERE, "another-host"], False),
-        ([HERE], True),
-        # Valkey came back empty: none has told of itself yet.
-        ([], False),
-    ],
-)
-def test_requests_of_a_host_are_inherited_when_none_of_its_workers_is_heard_of(
-    monkeypatch: pytest.MonkeyPatch, heard_of: list[str], is_inherited: bool
-) -> None:
-    for host in heard_of:
-        note = Worker(f"embeddings@{host}", os.getpid(), host, ["embeddings"], "")
-        notice_board.post("workers", host, json.dumps(asdict(note)), 60)
+def test_requests_of_a_silent_host_are_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
     _, entry_id = post()
     take_as("another-host:17", monkeypatch)
-    inherited = [entry_id] if is_inherited else []
-    assert [letter.entry_id for letter in mailbox.take_over()] == inherited
+    assert mailbox.take_over() == []
+    monkeypatch.setattr(workers, "silent_hosts", lambda hosts, queue: hosts & {"another-host"})
+    assert [letter.entry_id for letter in mailbox.take_over()] == [entry_id]
 
 
 def test_forgotten_request_is_gone_wherever_it_is() -> None:

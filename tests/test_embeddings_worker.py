@@ -9,7 +9,7 @@ import pytest
 import redis
 from pytest_django import Settings
 
-from inference import circuit, registration, worker_identity
+from inference import circuit, model_requests, registration, worker_identity
 from inference.embeddings import mailbox, residents, stopping, worker
 from inference.embeddings.encoders.base import Encoder, Vectors
 from inference.embeddings.encoders.sentence_transformers import SentenceTransformersEncoder
@@ -168,6 +168,14 @@ def test_row_tells_where_the_model_is_and_what_it_is_like(minilm: RegisteredMode
     assert minilm.extra["dimensions"] == 384
     assert "query" in minilm.extra["prompts"]
     assert minilm.last_used_at is not None
+
+
+def test_model_that_was_taken_for_lost_is_told_of_again(minilm: RegisteredModel) -> None:
+    answer_to("a text")
+    model_requests.release(worker_identity.current())
+    answer_to("a text")
+    minilm.refresh_from_db()
+    assert (minilm.status, minilm.loaded_by) == ("loaded", worker_identity.current())
 
 
 def test_least_recently_used_model_makes_room(settings: Settings) -> None:

@@ -5,9 +5,10 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
+import celery_app
 from inference import dispatch, model_requests, worker_identity
 from inference.models import Queue, RegisteredModel
-from monitoring import streams
+from monitoring import streams, workers
 from monitoring.redis_client import client
 from tests.conftest import Valkey
 
@@ -126,6 +127,29 @@ def test_dead_worker_holds_no_model(model: RegisteredModel, dead_worker: str, st
     model_requests.sweep()
     shown = row(model)
     assert (shown.status, shown.loaded_by, shown.unload_at) == ("available", "", None)
+
+
+@pytest.mark.parametrize(("provider", "queue"), [("local", "gpu"), ("embedding", "embeddings")])
+def test_silent_host_holds_no_model(
+    model: RegisteredModel, monkeypatch: pytest.MonkeyPatch, provider: str, queue: str
+) -> None:
+    model.provider = provider
+    model.save()
+    model.set_status(Status.LOADED, "another-host:1")
+    model_requests.ask(row(model), Request.UNLOAD)
+    silent = {queue: {"another-host"}}
+    monkeypatch.setattr(workers, "silent_hosts", lambda hosts, of: hosts & silent.get(of, set()))
+    model_requests.sweep()
+    shown = row(model)
+    assert (shown.status, shown.loaded_by, shown.requested) == ("available", "", "")
+
+
+def test_new_process_holds_no_model_of_a_dead_one_with_its_number(model: RegisteredModel) -> None:
+    model.set_status(Status.LOADED, worker_identity.current())
+    elsewhere = RegisteredModel.objects.create(name="elsewhere", provider="local")
+    elsewhere.set_status(Status.LOADED, "another-host:1")
+    celery_app.on_child_start()
+    assert (row(model).status, row(elsewhere).status) == ("available", "loaded")
 
 
 @pytest.mark.parametrize("worker", [worker_identity.current(), "another-host:1"])

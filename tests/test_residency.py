@@ -309,6 +309,15 @@ def test_model_that_another_worker_has_taken_over_keeps_its_row(register: Regist
     assert (row(model).status, row(model).loaded_by) == ("loaded", "another-host:1")
 
 
+def test_model_that_was_taken_for_lost_is_told_of_again(register: Register) -> None:
+    model = register("one")
+    resident = residency.load(model)
+    model_requests.release(worker_identity.current())
+    assert row(model).status == "available"
+    assert residency.load(row(model)) is resident
+    assert (row(model).status, row(model).loaded_by) == ("loaded", worker_identity.current())
+
+
 def test_requests_are_served_in_their_order(register: Register) -> None:
     first, second = register("first"), register("second")
     residency.load(first)

@@ -40,6 +40,11 @@ def announced(name: str, *queues: str) -> Iterator[None]:
         stop.set()
 
 
+def post_note(name: str, host: str, *queues: str, seconds: float = 60) -> None:
+    note = Worker(name, 1, host, list(queues), "2026-01-31T12:00:00.000Z")
+    notice_board.post("workers", name, json.dumps(asdict(note)), seconds)
+
+
 def names(queue: str) -> list[str]:
     return sorted(worker.worker for worker in workers.alive().get(queue, []))
 
@@ -65,17 +70,33 @@ def test_worker_tells_its_process(valkey: Valkey) -> None:
 
 def test_silent_worker_is_forgotten_and_others_are_not(valkey: Valkey) -> None:
     with announced("api@host", "api"):
-        silent = Worker("gpu@elsewhere", 1, "elsewhere", ["gpu"], "2026-01-31T12:00:00.000Z")
-        notice_board.post("workers", "silent", json.dumps(asdict(silent)), 0.3)
-        assert names("gpu") == ["gpu@elsewhere"]
+        post_note("silent", "elsewhere", "gpu", seconds=0.3)
+        assert names("gpu") == ["silent"]
         wait_until(lambda: names("gpu") == [])
         assert names("api") == ["api@host"]
-        assert client().hkeys("workers") == [f"api@host:{os.getpid()}"]
+        assert set(notice_board.read("workers")) == {f"api@host:{os.getpid()}"}
+        assert not client().hexists("workers", "silent")
 
 
 def test_worker_is_silent_for_six_seconds_at_most(valkey: Valkey) -> None:
     with announced("gpu@host", "gpu"):
         assert 0 < client().pttl("workers") <= 6000
+
+
+def test_host_is_silent_when_none_of_its_workers_of_the_queue_is_heard_of(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = ["both", "api-only", "gone", socket.gethostname()]
+    post_note("both", "both", "gpu", "api")
+    post_note("api", "api-only", "api")
+    assert workers.silent_hosts(hosts, "gpu") == set()  # others may be about to tell
+    monkeypatch.setattr(workers, "_ALIVE_SECONDS", 0.05)
+    wait_until(lambda: notice_board.age("workers") > 0.05)
+    assert workers.silent_hosts(hosts, "gpu") == {"api-only", "gone"}
+    assert workers.silent_hosts(hosts, "api") == {"gone"}
+    client().flushall()
+    post_note("both", "both", "gpu", "api")
+    assert workers.silent_hosts(hosts, "api") == set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -91,7 +112,7 @@ def test_dead_process_does_not_count_although_its_note_is_there(
         process.send_signal(number)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie: nobody has waited
         assert workers.alive() == {}
-        assert client().hlen("workers") == 1
+        assert set(notice_board.read("workers")) == {f"gpu@host:{process.pid}"}
     finally:
         process.kill()
         process.wait()

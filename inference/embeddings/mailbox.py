@@ -17,7 +17,6 @@ from django.conf import settings
 from inference import dispatch, worker_identity
 from inference.embeddings.requests import Answer, EmbeddingRequest
 from inference.models import Queue
-from monitoring import workers
 from monitoring.redis_client import RedisClient, client
 from monitoring.streams import ENDED_CHANNEL
 
@@ -119,7 +118,9 @@ def take_again() -> list[Letter]:
 
 def take_over() -> list[Letter]:
     """What workers had taken that are gone, and have not answered."""
-    return [letter for name in _gone() for letter in _inherit(name)]
+    consumers = _group(lambda: client().xinfo_consumers(_STREAM, _GROUP))
+    gone = worker_identity.gone((each["name"] for each in consumers), Queue.EMBEDDINGS)
+    return [letter for name in gone for letter in _inherit(name)]
 
 
 def stop_looking() -> None:
@@ -151,19 +152,6 @@ def forgotten(letters: Iterable[Letter]) -> list[Letter]:
 def _remove(pipe: RedisClient, entry_id: str) -> None:
     pipe.xack(_STREAM, _GROUP, entry_id)
     pipe.xdel(_STREAM, entry_id)
-
-
-def _gone() -> list[str]:
-    """Workers that have died on this host, and those of hosts that no worker is heard of."""
-    consumers = _group(lambda: client().xinfo_consumers(_STREAM, _GROUP))
-    others = {consumer["name"] for consumer in consumers} - {_me()}
-    if not others:
-        return []
-    hosts = {worker.host for worker in workers.alive().get(Queue.EMBEDDINGS, [])}
-    # While nothing is heard of this one either, silence says nothing.
-    is_known = worker_identity.host_of(_me()) in hosts
-    silent = {n for n in others if is_known and worker_identity.host_of(n) not in hosts}
-    return [name for name in others if name in silent or worker_identity.is_dead(name)]
 
 
 def _inherit(name: str) -> list[Letter]:

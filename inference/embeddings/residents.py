@@ -43,6 +43,8 @@ def load(model: RegisteredModel) -> Encoder:
             _release(held)
         _make_room()
         held = _Resident(model, _load(model))
+    elif model.status == Status.AVAILABLE:  # it was taken for lost, see model_requests.sweep
+        model.set_status(Status.LOADED, worker_identity.current())
     _residents[model.name] = held
     _record_use(held)
     return held.encoder

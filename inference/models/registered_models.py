@@ -139,6 +139,7 @@ class RegisteredModel(models.Model):
 
     def set_status(self, status: "RegisteredModel.Status", worker: str = "", why: str = "") -> None:
         """Record where the model is; `worker` holds it in memory, `why` explains an error."""
+        self.status, self.loaded_by, self.status_message = status, worker, why
         RegisteredModel.objects.filter(pk=self.pk).update(
             status=status, loaded_by=worker, status_message=why, updated_at=Now()
         )
