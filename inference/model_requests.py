@@ -5,6 +5,7 @@ A GPU worker serves them between two sessions, see `residency.serve_requests`.
 
 import logging
 
+from django.db.models import Q
 from django.db.models.functions import Now
 
 from inference import dispatch, task_events, worker_identity
@@ -18,11 +19,6 @@ Request = RegisteredModel.Request
 Status = RegisteredModel.Status
 
 _HELD = (Status.LOADING, Status.LOADED)
-# Whose workers hold models in memory.
-_QUEUES = {
-    RegisteredModel.Provider.LOCAL: Queue.GPU,
-    RegisteredModel.Provider.EMBEDDING: Queue.EMBEDDINGS,
-}
 
 
 def ask(model: RegisteredModel, request: "Request") -> None:
@@ -78,10 +74,14 @@ def release(worker: str) -> None:
 
 def _release_from_lost_workers() -> None:
     """A process that died holds no model any more."""
-    for provider, queue in _QUEUES.items():
-        held = RegisteredModel.objects.filter(provider=provider).exclude(loaded_by="")
-        gone = worker_identity.gone({model.loaded_by for model in held}, queue)
-        for model in held:
+    held = RegisteredModel.objects.exclude(loaded_by="")
+    embedding = Q(provider=RegisteredModel.Provider.EMBEDDING)
+    for queue, models in (
+        (Queue.EMBEDDINGS, held.filter(embedding)),
+        (Queue.GPU, held.exclude(embedding)),
+    ):
+        gone = worker_identity.gone({model.loaded_by for model in models}, queue)
+        for model in models:
             if model.loaded_by in gone:
                 _release(model)
 
