@@ -5,9 +5,10 @@ view; a pool of a few threads with lasting connections serves three to four time
 """
 
 import asyncio
+import contextlib
 import io
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
@@ -93,55 +94,57 @@ class PooledHandler(BaseHandler):
     async def _run_errand(self, scope: Message, receive: Receive, errand: Errand) -> HttpResponse:
         """What the errand brings, unless the time is over, or the client is gone."""
         try:
-            with self._waiters.waiting_for(errand.key) as ended:
+            with self._waiters.waiting_for(errand.key) as ended, _hang_up(receive) as gone:
                 await self._in_thread(errand.start)
-                return await self._bring(receive, errand, ended)
+                give_up_at = time.monotonic() + errand.seconds
+                response: HttpResponse | None = None
+                with contextlib.suppress(asyncio.CancelledError):  # the server stops
+                    while response is None and await _is_to_look(ended, gone, give_up_at):
+                        response = await self._in_thread(errand.collect)
+                return await self._in_thread(errand.give_up) if response is None else response
         except Exception as error:  # noqa: BLE001 (nothing of Django's stands around this)
             return error_response(error, scope["path"])
-
-    async def _bring(self, receive: Receive, errand: Errand, ended: asyncio.Event) -> HttpResponse:
-        give_up_at = time.monotonic() + errand.seconds
-        gone = asyncio.ensure_future(receive())
-        response: HttpResponse | None = None
-        try:
-            while response is None and (left := give_up_at - time.monotonic()) > 0:
-                await _first_of(ended.wait(), gone, min(left, _LOOK_AGAIN_SECONDS))
-                if gone.done():
-                    break
-                response = await self._in_thread(errand.collect)
-        except asyncio.CancelledError:  # the server stops
-            pass
-        finally:
-            gone.cancel()
-        return await self._in_thread(errand.give_up) if response is None else response
 
     async def _respond_after_end(
         self, scope: Message, receive: Receive, body: bytes, first: Any
     ) -> HttpResponse:
-        """Ask the view again when the end has come, the time is over, or the client is gone."""
+        """Ask the view again when the end has come, and now and then until the time is over."""
         scope = {**scope, long_poll.REPEAT: True}
         give_up_at = time.monotonic() + first.wait_seconds
-        gone = asyncio.ensure_future(receive())
-        try:
-            with self._waiters.waiting_for(first.wait_for) as ended:
-                while True:
-                    # Asked first once the waiter stands: the end may have come in between.
-                    response: HttpResponse = await self._respond(scope, body)
-                    left = give_up_at - time.monotonic()
-                    if not getattr(response, "wait_for", None) or left <= 0 or gone.done():
-                        return response
-                    try:
-                        await _first_of(ended.wait(), gone, min(left, _LOOK_AGAIN_SECONDS))
-                    except asyncio.CancelledError:  # the server stops: say how far it is
-                        return response
-        finally:
-            gone.cancel()
+        with self._waiters.waiting_for(first.wait_for) as ended, _hang_up(receive) as gone:
+            # Asked first once the waiter stands: the end may have come in between.
+            response: HttpResponse = await self._respond(scope, body)
+            with contextlib.suppress(asyncio.CancelledError):  # the server stops: say how far it is
+                while getattr(response, "wait_for", None) and await _is_to_look(
+                    ended, gone, give_up_at
+                ):
+                    response = await self._respond(scope, body)
+            return response
 
 
-async def _first_of(event: Any, gone: "asyncio.Future[Message]", seconds: float) -> None:
-    waiter = asyncio.ensure_future(event)
-    await asyncio.wait({waiter, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+@contextlib.contextmanager
+def _hang_up(receive: Receive) -> Iterator["asyncio.Future[Message]"]:
+    """Done when the client is gone."""
+    gone = asyncio.ensure_future(receive())
+    try:
+        yield gone
+    finally:
+        gone.cancel()
+
+
+async def _is_to_look(
+    ended: asyncio.Event, gone: "asyncio.Future[Message]", give_up_at: float
+) -> bool:
+    """Whether it is time to look how far it is; False when nobody waits any more."""
+    left = give_up_at - time.monotonic()
+    if left <= 0 or gone.done():
+        return False
+    waiter = asyncio.ensure_future(ended.wait())
+    either: set[asyncio.Future[Any]] = {waiter, gone}
+    seconds = min(left, _LOOK_AGAIN_SECONDS)
+    await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     waiter.cancel()
+    return not gone.done()
 
 
 def _with_database(function: Callable[..., T], *arguments: Any) -> T:
