@@ -37,7 +37,7 @@ class PresetForm(forms.ModelForm[Preset]):
         if kind := fields.get("kind"):
             filled = {n: v for n, v in fields.items() if v not in (None, "", {}) and v is not False}
             entry = {name: value for name, value in filled.items() if name != "kind"}
-            for problem in catalogue.problems_of(kind, entry):
+            for problem in catalogue.examine(kind, entry)[1]:
                 self._add_problem(problem)
         return fields
 

@@ -20,6 +20,8 @@ _FILES = {
     "cloud_models.yaml": Preset.Kind.CLOUD,
     "embedding_models.yaml": Preset.Kind.EMBEDDING,
 }
+# All of a row but which one it is.
+_FIELDS = [f.attname for f in Preset._meta.concrete_fields if f.attname not in ("id", "name")]
 
 
 @dataclass(slots=True)
@@ -51,9 +53,12 @@ def load() -> Catalogue:
     catalogue = read()
     with transaction.atomic():
         edited = set(Preset.objects.filter(is_edited=True).values_list("name", flat=True))
-        for name, preset in catalogue.presets.items():
-            if name not in edited:
-                Preset.objects.update_or_create(name=name, defaults=_values(preset))
+        Preset.objects.bulk_create(
+            [preset for name, preset in catalogue.presets.items() if name not in edited],
+            update_conflicts=True,
+            unique_fields=["name"],
+            update_fields=_FIELDS,
+        )
         if not catalogue.problems:
             gone = Preset.objects.filter(is_edited=False).exclude(name__in=catalogue.presets)
             gone.delete()
@@ -66,20 +71,14 @@ def packaged() -> list[Preset]:
     return [preset for preset in found if preset.source == Preset.Source.PACKAGE]
 
 
-def checked(kind: str, entry: Any) -> Preset:
-    """The preset, unsaved, of an entry; raises ValidationError naming its field."""
-    preset = Preset(kind=kind, **SERIALIZERS[kind]().run_validation(entry))
-    import_string(settings.PRESET_CHECK)(preset)
-    return preset
-
-
-def problems_of(kind: str, entry: Any) -> list[str]:
-    """What is wrong with an entry: `field: what`."""
+def examine(kind: str, entry: Any) -> tuple[Preset | None, list[str]]:
+    """The preset of an entry, unsaved, or what is wrong with the entry: `field: what`."""
     try:
-        checked(kind, entry)
+        preset = Preset(kind=kind, **SERIALIZERS[kind]().run_validation(entry))
+        import_string(settings.PRESET_CHECK)(preset)
     except ValidationError as error:
-        return list(_flat(error.detail))
-    return []
+        return None, list(_flat(error.detail))
+    return preset, []
 
 
 def _read_folder(folder: Path) -> Catalogue:
@@ -105,21 +104,16 @@ def _add_file(catalogue: Catalogue, path: Path, kind: str) -> None:
     presets: dict[str, Preset] = {}
     problems: list[str] = []
     for number, entry in enumerate(entries, start=1):
-        found = problems_of(kind, entry)
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not found and name in catalogue.presets | presets:
+        preset, found = examine(kind, entry)
+        if preset and preset.name in catalogue.presets | presets:
             found = ["name: another entry has it"]
+        elif preset:
+            presets[preset.name] = preset
+        name = entry.get("name") if isinstance(entry, dict) else None
         problems += [f"{path.name}: {name or f'entry {number}'}: {each}." for each in found]
-        if not found:
-            presets[str(name)] = checked(kind, entry)
     catalogue.problems += problems
     if not problems:
         catalogue.presets |= presets
-
-
-def _values(preset: Preset) -> dict[str, Any]:
-    names = {f.attname for f in Preset._meta.concrete_fields} - {"id", "name", "updated_at"}
-    return {name: getattr(preset, name) for name in names}
 
 
 def _flat(detail: Any, path: str = "") -> Iterable[str]:

@@ -9,7 +9,9 @@ from monitoring.api.strict_serializer import StrictSerializer
 from presets.models import Preset
 from presets.quantizations import BITS
 
+# Also of a model, which takes it over: it is a part of addresses.
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")
+# Nobody who may register models is to have other variables sent to an address of their choice.
 API_KEY_ENV_VAR = re.compile(r"^[A-Z][A-Z0-9_]*_API_KEY$")
 _FILENAME = re.compile(r"^[^/\\\0]+\.gguf$")
 _REPOSITORY = re.compile(r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")
@@ -38,6 +40,13 @@ class _EntrySerializer(StrictSerializer):
         return config
 
 
+class _FilenameField(serializers.RegexField):
+    default_error_messages = {"invalid": "name a .gguf file, without folders"}
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(_FILENAME, **options)
+
+
 class _FileSerializer(_EntrySerializer):
     """Weights that are to be had as a file, from the hub or in a Python package."""
 
@@ -49,15 +58,8 @@ class _FileSerializer(_EntrySerializer):
     )
     revision = serializers.CharField(required=False, max_length=100)
     package = serializers.RegexField(r"^[A-Za-z_]\w*$", required=False)
-    filename = serializers.RegexField(
-        _FILENAME, required=False, error_messages={"invalid": "name a .gguf file, without folders"}
-    )
-    files = serializers.DictField(
-        required=False,
-        child=serializers.RegexField(
-            _FILENAME, error_messages={"invalid": "name a .gguf file, without folders"}
-        ),
-    )
+    filename = _FilenameField(required=False)
+    files = serializers.DictField(required=False, child=_FilenameField())
     size_b = serializers.FloatField(required=False, min_value=0.001, max_value=10_000)
     vram_requirements = serializers.DictField(
         required=False, child=serializers.IntegerField(min_value=1)
@@ -83,9 +85,7 @@ class _FileSerializer(_EntrySerializer):
 class LocalEntrySerializer(_FileSerializer):
     provider = serializers.ChoiceField(choices=["local"])
     in_parts = serializers.BooleanField(required=False)
-    filename = serializers.RegexField(
-        _FILENAME, error_messages={"invalid": "name a .gguf file, without folders"}
-    )
+    filename = _FilenameField()
     size_b = serializers.FloatField(min_value=0.001, max_value=10_000)
 
 
