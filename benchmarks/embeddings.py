@@ -23,7 +23,7 @@ import aiohttp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.figures import Figures, keep, machine, options_parser, show
+from benchmarks.figures import Figures, machine, report
 from benchmarks.running_service import MINILM, RunningService, wait_for
 
 SEED = 1
@@ -156,11 +156,7 @@ def throughput_of(rounds: list[Figures], num_texts: int) -> Figures:
 
 
 def main() -> None:
-    parser = options_parser(__doc__)
-    options = parser.parse_args()
-    figures = measure()
-    show(figures)
-    keep(figures, options.json)
+    report(__doc__, measure)
 
 
 if __name__ == "__main__":

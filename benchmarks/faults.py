@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.running_service import (
@@ -54,6 +56,16 @@ def empty_valkey(service: RunningService) -> None:
     """Valkey dies, and what serve starts in its place finds no data."""
     shutil.rmtree(service.var_dir / "valkey" / "appendonlydir")
     kill(service.pid(VALKEY))
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process that hangs."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 class DyingWeb:

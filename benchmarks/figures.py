@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ def options_parser(about: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     return parser
+
+
+def report(about: str | None, measure: Callable[[], dict[str, Any]]) -> None:
+    """Run a benchmark that takes nothing else: show its figures, and keep them."""
+    options = options_parser(about).parse_args()
+    figures = measure()
+    show(figures)
+    keep(figures, options.json)
 
 
 def machine() -> dict[str, Any]:

@@ -4,7 +4,6 @@ Says how long each fault holds up the tasks that it hits, with the default setti
 status 1 when a task was lost or done twice. Ten rounds take about six minutes.
 """
 
-import json
 import sys
 import time
 from collections import defaultdict
@@ -17,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import faults
-from benchmarks.figures import options_parser
+from benchmarks.figures import keep, options_parser
 from benchmarks.running_service import (
     COUNTING,
     GPU_WORKER,
@@ -163,9 +162,7 @@ def main() -> int:
         cells = [" / ".join(f"{value:.2f}" for value in step.values()) for step in steps.values()]
         print(f"{name:<36}{cells[0]:>22}{cells[1]:>22}")
     print("\n".join(problems) or f"{options.rounds} rounds: nothing lost, nothing twice.")
-    if options.json:
-        result = {"rounds": options.rounds, "seconds": figures, "problems": problems}
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    keep({"rounds": options.rounds, "seconds": figures, "problems": problems}, options.json)
     return 1 if problems else 0
 
 

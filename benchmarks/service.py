@@ -20,7 +20,7 @@ import httpx
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import bare_celery
-from benchmarks.figures import Figures, keep, machine, options_parser, show
+from benchmarks.figures import Figures, machine, report
 from benchmarks.running_service import (
     ROOT,
     RunningService,
@@ -210,11 +210,7 @@ def ratios(api: dict[str, Figures], bare: Figures) -> Figures:
 
 
 def main() -> None:
-    parser = options_parser(__doc__)
-    options = parser.parse_args()
-    figures = measure()
-    show(figures)
-    keep(figures, options.json)
+    report(__doc__, measure)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ from rest_framework import serializers
 from inference.providers.api_keys import is_usable
 from inference.serializers import SamplingSerializer
 from monitoring.api.strict_serializer import StrictSerializer
+from presets.entries import API_KEY_ENV_VAR
 
 CLOUD_MODEL_NAME = re.compile(r"^[!-.0-~]+(/[!-.0-~]+)*$")
-# Nobody who may register models is to have other variables sent to an address of their choice.
-API_KEY_ENV_VAR = re.compile(r"^[A-Z][A-Z0-9_]*_API_KEY$")
 _URL = re.compile(r"https?://[!-~]+")
 
 

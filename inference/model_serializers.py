@@ -1,6 +1,5 @@
 """What the routes of models take and give: one serializer a shape."""
 
-import re
 from typing import Any
 
 from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_field
@@ -18,9 +17,9 @@ from inference.models import RegisteredModel
 from inference.providers.api_keys import KeySource, key_source
 from inference.providers.registry import provider_class
 from monitoring.api.strict_serializer import StrictSerializer
+from presets.entries import NAME
 from presets.quantizations import BITS
 
-MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")
 RESERVED_MODEL_NAMES = {
     "check-compatibility",
     "load",
@@ -190,7 +189,7 @@ class ModelNameField(serializers.RegexField):
     }
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(MODEL_NAME, **options)
+        super().__init__(NAME, **options)
 
     def to_internal_value(self, data: Any) -> str:
         name = str(super().to_internal_value(data))

@@ -72,9 +72,11 @@ def resolve_model_path(model_path: str) -> Path:
 def shares_file(model: RegisteredModel) -> str | None:
     """The name of another model whose weights are the same file, or lie in the same folder."""
     path = _path_or_none(model)
-    for other in RegisteredModel.objects.exclude(pk=model.pk) if path else []:
+    if path is None:
+        return None
+    for other in RegisteredModel.objects.exclude(pk=model.pk):
         theirs = _path_or_none(other)
-        if path and theirs and theirs.is_relative_to(path):
+        if theirs and theirs.is_relative_to(path):
             return other.name
     return None
 

@@ -3,8 +3,13 @@
 import os
 import socket
 from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from django.db.models import QuerySet
 
 from monitoring import process_liveness, workers
+
+Rows = TypeVar("Rows", bound="QuerySet[Any]")
 
 
 def host_prefix() -> str:
@@ -21,6 +26,13 @@ def is_dead(worker: str) -> bool:
     """True when `worker` was a process of this host and is no more; False when in doubt."""
     host, _, pid = worker.rpartition(":")
     return process_liveness.is_dead(host, int(pid)) if pid.isdecimal() else False
+
+
+def of_dead(rows: Rows) -> Rows:
+    """Those of the rows whose `worker` was a process of this host and is no more."""
+    here = rows.filter(worker__startswith=host_prefix())
+    dead = [worker for worker in set(here.values_list("worker", flat=True)) if is_dead(worker)]
+    return here.filter(worker__in=dead)
 
 
 def gone(identities: Iterable[str], queue: str) -> set[str]:

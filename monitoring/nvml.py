@@ -5,13 +5,13 @@ Source: https://docs.nvidia.com/deploy/nvml-api/.
 """
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import pynvml
+
+from monitoring.per_process import PerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class GPUMemory:
 def read() -> list[GPUReading]:
     """All GPUs of the machine; none without a driver."""
     try:
-        _initialise(os.getpid())
+        _initialise()
         num_gpus = pynvml.nvmlDeviceGetCount()
     except pynvml.NVMLError as exc:
         logger.debug("No NVML: %s", exc)
@@ -60,7 +60,7 @@ def read() -> list[GPUReading]:
 def memory(index: int) -> GPUMemory | None:
     """The memory of one GPU; None without such a one."""
     try:
-        _initialise(os.getpid())
+        _initialise()
         told = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index))
     except pynvml.NVMLError as exc:
         logger.debug("GPU %d: no NVML reading: %s", index, exc)
@@ -68,8 +68,8 @@ def memory(index: int) -> GPUMemory | None:
     return GPUMemory(told.total, told.used, told.free)
 
 
-@cache
-def _initialise(pid: int) -> None:
+@PerProcess
+def _initialise() -> None:
     """Once a process, and again after a failure; a forked child cannot use what its parent has."""
     pynvml.nvmlInit()
 

@@ -15,8 +15,7 @@ from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
 from inference.models import GenerationTask, RegisteredModel
 from inference.providers.base import Chunks, GenerationRequest, Progress, StartOver
-from inference.providers.cloud import provider as cloud
-from inference.providers.cloud import stream
+from inference.providers.cloud import retries, stream
 from inference.providers.registry import provider_for
 from tests.cloud_server import KEY, CloudServer, Fault
 from tests.conftest import wait_until
@@ -65,7 +64,7 @@ def server(running_server: CloudServer) -> CloudServer:
 def register(server: CloudServer, monkeypatch: pytest.MonkeyPatch) -> Register:
     """Makes models of the stand-in; retries come almost at once."""
     monkeypatch.setenv("STAND_IN_API_KEY", KEY)
-    monkeypatch.setattr(cloud, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "_FIRST_PAUSE_SECONDS", 0.01)
 
     def make(kind: str = Kind.OPENAI, **config: Any) -> RegisteredModel:
         window = config.pop("context_window", None)

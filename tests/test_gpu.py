@@ -76,7 +76,7 @@ def _nothing_cached() -> Iterator[None]:
 def forget() -> None:
     """What this process has read, and that NVML was initialised."""
     gpu._cached = (float("-inf"), gpu._cached[1])
-    nvml._initialise.cache_clear()
+    nvml._initialise.forget()
 
 
 @pytest.fixture

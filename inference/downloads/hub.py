@@ -49,7 +49,9 @@ def look_up(config: dict[str, Any]) -> RemoteFile:
     """Size, hash and commit of a model's file; raises DownloadError."""
     repo, filename = config["huggingface_repo"], config["filename"]
     try:
-        url = hf_hub_url(repo, filename, revision=_revision(config), endpoint=settings.HF_ENDPOINT)
+        url = hf_hub_url(
+            repo, filename, revision=config.get("revision"), endpoint=settings.HF_ENDPOINT
+        )
         found = get_hf_file_metadata(url, timeout=_LOOK_UP_SECONDS, endpoint=settings.HF_ENDPOINT)
     except HfHubHTTPError as error:
         raise refusal(config, error) from error
@@ -65,20 +67,16 @@ def look_up(config: dict[str, Any]) -> RemoteFile:
     # Of one commit: all parts that arrive are of the same file.
     if found.commit_hash:
         url = hf_hub_url(repo, filename, revision=found.commit_hash, endpoint=settings.HF_ENDPOINT)
-    is_hash = _SHA256.fullmatch(found.etag or "")
-    sha256 = found.etag if is_hash else None
+    sha256 = found.etag if _SHA256.fullmatch(found.etag or "") else None
+    _check_expected(config, found.size, sha256)
     headers = {**build_hf_headers(), "accept-encoding": "identity"}
-    return _as_expected(config, RemoteFile(url, found.size, sha256, headers))
+    return RemoteFile(url, found.size, sha256 or config.get("sha256"), headers)
 
 
-def _revision(config: dict[str, Any]) -> str | None:
-    return config.get("revision") or None
-
-
-def _as_expected(config: dict[str, Any], remote: RemoteFile) -> RemoteFile:
+def _check_expected(config: dict[str, Any], size_bytes: int, sha256: str | None) -> None:
     """The preset may know the file: then no other one is brought."""
     known = (config.get("size_bytes"), config.get("sha256"))
-    for expected, found in zip(known, (remote.size_bytes, remote.sha256), strict=True):
+    for expected, found in zip(known, (size_bytes, sha256), strict=True):
         if expected and found and expected != found:
             message = (
                 f"{config['filename']} of {config['huggingface_repo']} is not the file that the "
@@ -86,8 +84,6 @@ def _as_expected(config: dict[str, Any], remote: RemoteFile) -> RemoteFile:
                 "its new size and hash."
             )
             raise DownloadError(message)
-    sha256 = remote.sha256 or config.get("sha256")
-    return RemoteFile(remote.url, remote.size_bytes, sha256, remote.headers)
 
 
 def refusal(config: dict[str, Any], error: HfHubHTTPError) -> DownloadError:
@@ -99,7 +95,7 @@ def refusal(config: dict[str, Any], error: HfHubHTTPError) -> DownloadError:
             "worker's environment to a token of that account."
         )
     if isinstance(error, RevisionNotFoundError):
-        return DownloadError(f"{repo} has no revision {_revision(config)}: check its name.")
+        return DownloadError(f"{repo} has no revision {config.get('revision')}: check its name.")
     if isinstance(error, RemoteEntryNotFoundError):
         return DownloadError(f"{repo} has no file {config['filename']}: check its name.")
     if isinstance(error, RepositoryNotFoundError):

@@ -4,14 +4,21 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from inference.downloads.errors import FileBusyError
 
 _READ_BYTES = 4 * 1024 * 1024
+
+
+def read_chunks(file: BinaryIO, check: Callable[[], None]) -> Iterator[bytes]:
+    """A large file from where it is to its end; `check` is called before each, and may raise."""
+    while chunk := file.read(_READ_BYTES):
+        check()
+        yield chunk
 
 
 class PartialFile:
@@ -56,8 +63,7 @@ class PartialFile:
     def read_on(self, check: Callable[[], None]) -> None:
         """Take in what is there from earlier; `check` is called now and then, and may raise."""
         self._file.seek(0)
-        while chunk := self._file.read(_READ_BYTES):
-            check()
+        for chunk in read_chunks(self._file, check):
             self._hash.update(chunk)
             self.size += len(chunk)
 

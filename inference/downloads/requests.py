@@ -10,6 +10,9 @@ from inference.models import ModelDownload, RegisteredModel
 
 Status = RegisteredModel.Status
 
+# Downloads that a process has under way: tasks and webhooks need its threads, too.
+MAX_AT_ONCE = 2
+
 # Set when the worker is told to stop: downloads of this process are put back.
 stopping = threading.Event()
 
@@ -67,11 +70,6 @@ def forget_partial_file(model: RegisteredModel) -> None:
         partial_path(model).unlink(missing_ok=True)
 
 
-def max_at_once() -> int:
-    """Downloads that a process has under way: tasks and webhooks need its threads, too."""
-    return 2
-
-
 def stop() -> None:
     """Put the downloads of this process back: the next worker goes on with them."""
     stopping.set()
@@ -79,9 +77,7 @@ def stop() -> None:
 
 def sweep() -> None:
     """Take downloads back from dead processes of this host, and ring for what is due."""
-    held = ModelDownload.objects.filter(worker__startswith=worker_identity.host_prefix())
-    for worker in set(held.values_list("worker", flat=True)):
-        if worker_identity.is_dead(worker):
-            held.filter(worker=worker).update(next_attempt_at=Now(), worker="")
+    abandoned = worker_identity.of_dead(ModelDownload.objects.all())
+    abandoned.update(next_attempt_at=Now(), worker="")
     if num_due := ModelDownload.objects.due().count():
-        dispatch.ring_for_downloads(min(num_due, max_at_once()))
+        dispatch.ring_for_downloads(min(num_due, MAX_AT_ONCE))

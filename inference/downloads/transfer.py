@@ -9,12 +9,11 @@ import httpx
 from inference.downloads import hub
 from inference.downloads.errors import DownloadError, WrongContentError
 from inference.downloads.hub import RemoteFile
-from inference.downloads.partial_file import PartialFile
+from inference.downloads.partial_file import PartialFile, read_chunks
 from inference.downloads.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-_READ_BYTES = 4 * 1024 * 1024
 _TIMEOUT = httpx.Timeout(10.0, read=30.0)
 _PAUSE_SECONDS = 0.5
 
@@ -39,13 +38,17 @@ def is_same(path: Path, remote: RemoteFile, progress: Progress) -> bool:
     progress.total_bytes = remote.size_bytes
     if path.stat().st_size != remote.size_bytes:
         return False
+    found = _sha256(path, progress) if remote.sha256 else None
+    progress.downloaded_bytes = remote.size_bytes
+    return found == remote.sha256
+
+
+def _sha256(path: Path, progress: Progress) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while remote.sha256 and (chunk := file.read(_READ_BYTES)):
-            progress.check()
+        for chunk in read_chunks(file, progress.check):
             digest.update(chunk)
-    progress.downloaded_bytes = remote.size_bytes
-    return remote.sha256 in (None, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def _take_over(remote: RemoteFile, partial: PartialFile, progress: Progress) -> None:

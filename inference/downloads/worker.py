@@ -16,8 +16,9 @@ from inference.downloads.hub import RemoteFile
 from inference.downloads.partial_file import PartialFile
 from inference.downloads.paths import partial_path, target_path
 from inference.downloads.progress import Progress
-from inference.downloads.requests import max_at_once, stopping
+from inference.downloads.requests import MAX_AT_ONCE, stopping
 from inference.models import ModelDownload, RegisteredModel
+from monitoring.api.errors import in_words
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ _BUSY_SECONDS = 5.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _GO_ON = "load the model to go on with its download"
 
-_slots = threading.BoundedSemaphore(max_at_once())
+_slots = threading.BoundedSemaphore(MAX_AT_ONCE)
 
 
 def download_due() -> None:
@@ -127,13 +128,8 @@ def _facts(model: RegisteredModel, target: Path) -> dict[str, Any]:
         return registration.file_facts(model.provider, model.config)
     except ValidationError as error:
         target.unlink()
-        message = f"What the hub has there cannot be used: {_in_words(error)}"
+        message = f"What the hub has there cannot be used: {in_words(error)}"
         raise DownloadError(message) from error
-
-
-def _in_words(error: ValidationError) -> str:
-    details: Any = error.detail
-    return " ".join(str(message) for messages in details.values() for message in messages)
 
 
 def _of_disk(error: OSError) -> DownloadError:

@@ -3,7 +3,6 @@
 import threading
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from inference.embeddings.encoders.base import Encoder
@@ -85,12 +84,6 @@ class Batcher:
             self._jobs.add(job)
             self._change.notify_all()
 
-    def drop(self, jobs: Iterable[Job]) -> None:
-        """Take out what nobody wants any more; a batch that is being computed goes on."""
-        with self._change:
-            for job in jobs:
-                self._forget(job)
-
     def next_batch(self) -> Batch:
         """What to compute next; waits until there is something. Call `done` when it is computed."""
         with self._change:
@@ -107,7 +100,10 @@ class Batcher:
             self._change.notify_all()
 
     def complete(self, job: Job) -> bool:
-        """Take out a job that has ended; False when it was out already."""
+        """Take out a job that has ended, or is not wanted any more; False when it is out already.
+
+        A batch of it that is being computed goes on.
+        """
         with self._change:
             if job not in self._jobs:
                 return False

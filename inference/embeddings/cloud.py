@@ -1,6 +1,5 @@
 """Embedding models of others, asked through LiteLLM over the network."""
 
-import random
 import time
 from dataclasses import dataclass
 from itertools import count
@@ -11,18 +10,16 @@ from django.conf import settings
 
 from inference.circuit import Circuit
 from inference.embeddings.encoders.base import Vectors
-from inference.embeddings.requests import UnknownPromptError
+from inference.embeddings.requests import prompt_of
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from inference.providers.api_keys import api_key_of
-from inference.providers.cloud import call, errors
+from inference.providers.cloud import call, errors, retries
 from inference.providers.cloud.library import library
 
 # What every provider takes at a time.
 _MAX_TEXTS = 96
 _OPENAI = "openai/"
-_DEFAULT_MAX_RETRIES = 2
-_FIRST_PAUSE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,8 @@ class CloudVectors:
 
 def embed(model: RegisteredModel, texts: list[str], prompt_name: str | None) -> CloudVectors:
     """Ask the provider, again after a failure that may pass. Raises InferenceError."""
-    prompted = [_prompt(model, prompt_name) + text for text in texts]
+    prompt = prompt_of(model.config.get("prompts", {}), prompt_name)
+    prompted = [prompt + text for text in texts]
     parts = [
         _ask_again(model, prompted[start : start + _MAX_TEXTS])
         for start in range(0, len(prompted), _MAX_TEXTS)
@@ -44,16 +42,8 @@ def embed(model: RegisteredModel, texts: list[str], prompt_name: str | None) -> 
     return CloudVectors(rows, sum(part.num_tokens for part in parts))
 
 
-def _prompt(model: RegisteredModel, name: str | None) -> str:
-    prompts = model.config.get("prompts", {})
-    if name is not None and name not in prompts:
-        raise UnknownPromptError(name, prompts)
-    return str(prompts.get(name, ""))
-
-
 def _ask_again(model: RegisteredModel, texts: list[str]) -> CloudVectors:
     circuit = Circuit(model)
-    max_retries = model.config.get("max_retries", _DEFAULT_MAX_RETRIES)
     give_up_at = time.monotonic() + settings.EMBEDDING_TIMEOUT_SECONDS
     for num_retries in count():
         try:
@@ -62,10 +52,8 @@ def _ask_again(model: RegisteredModel, texts: list[str]) -> CloudVectors:
             circuit.succeeded()
         except InferenceError as error:
             circuit.failed(error)
-            pause = random.uniform(0, _FIRST_PAUSE_SECONDS * 2**num_retries)  # noqa: S311
-            pause += error.retry_after or 0.0
-            is_late = time.monotonic() + pause > give_up_at
-            if not error.retryable or num_retries >= max_retries or is_late:
+            pause = retries.pause(model, error, num_retries)
+            if pause is None or time.monotonic() + pause > give_up_at:
                 raise
             time.sleep(pause)
         else:
@@ -93,17 +81,9 @@ def _arguments(model: RegisteredModel, texts: list[str], key: str | None) -> dic
     chosen = {"dimensions": config["dimensions"]} if "dimensions" in config else {}
     if config["model_name"].startswith(_OPENAI):
         chosen["encoding_format"] = "float"
-    return chosen | {
-        "model": config["model_name"],
-        "input": texts,
-        "api_base": config.get("base_url"),
-        "api_key": key or call.NO_KEY,
-        "timeout": min(call.timeout_of(model), settings.EMBEDDING_TIMEOUT_SECONDS),
-        "num_retries": 0,
-        "max_retries": 0,
-        "caching": False,
-        "no-log": True,
-    }
+    timeout = min(call.timeout_of(model), settings.EMBEDDING_TIMEOUT_SECONDS)
+    what = {"model": config["model_name"], "input": texts}
+    return chosen | what | call.connection(model, key, timeout)
 
 
 def _check_shape(model: RegisteredModel, rows: Vectors, num_texts: int) -> None:

@@ -1,7 +1,7 @@
 """What a client asks for, and what it is told, as web processes and workers hand it on."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -23,6 +23,16 @@ class UnknownPromptError(InferenceError):
         known = ", ".join(sorted(prompts)) or "none"
         message = f"The model has no prompt {name}, but {known}: choose one, or leave this out."
         super().__init__(message, ErrorCode.INVALID_REQUEST)
+
+
+def prompt_of(prompts: Mapping[str, str], name: str | None, default_name: str | None = None) -> str:
+    """The prompt of that name, or the default one, if any. Raises UnknownPromptError."""
+    if name is None:
+        return prompts.get(default_name, "") if default_name else ""
+    try:
+        return prompts[name]
+    except KeyError:
+        raise UnknownPromptError(name, prompts) from None
 
 
 class Shape(StrEnum):

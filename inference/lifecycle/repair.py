@@ -34,12 +34,8 @@ def sweep() -> None:
 
 def _expire_leases_of_dead_processes() -> None:
     """A dead process of this host renews nothing: no need to wait for its leases to run out."""
-    processing = GenerationTask.objects.filter(
-        status=Status.PROCESSING, worker__startswith=worker_identity.host_prefix()
-    )
-    for worker in set(processing.values_list("worker", flat=True)):
-        if worker_identity.is_dead(worker):
-            processing.filter(worker=worker).update(lease_until=Now())
+    processing = GenerationTask.objects.filter(status=Status.PROCESSING)
+    worker_identity.of_dead(processing).update(lease_until=Now())
 
 
 def _take_back_expired_leases() -> None:

@@ -1,6 +1,8 @@
-"""Refusals that Django REST Framework has no exception for."""
+"""Refusals that Django REST Framework has no exception for, and what its own one says."""
 
-from rest_framework.exceptions import APIException
+from typing import Any
+
+from rest_framework.exceptions import APIException, ValidationError
 
 
 class RedisUnavailable(APIException):
@@ -24,3 +26,9 @@ class QueueFull(APIException):
     default_detail = "Too many tasks are pending: submit again in a few seconds."
     default_code = "queue_full"
     wait = 5
+
+
+def in_words(error: ValidationError) -> str:
+    """What is wrong with all fields, without their names."""
+    details: Any = error.detail
+    return " ".join(str(message) for messages in details.values() for message in messages)

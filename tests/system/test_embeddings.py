@@ -102,17 +102,12 @@ def test_small_request_overtakes_a_large_one(embeddings: RunningService) -> None
 
 def test_waiting_clients_hold_no_thread(embeddings: RunningService) -> None:
     """There are eight of them in all, and forty requests that wait."""
-    child = embeddings.embeddings_child()
-    os.kill(child, signal.SIGSTOP)
-    try:
-        with ThreadPoolExecutor(40) as clients:
+    with ThreadPoolExecutor(40) as clients:
+        with faults.stopped(embeddings.embeddings_child()):
             waiting = [clients.submit(vectors, embeddings, f"text {n}") for n in range(40)]
             wait_for(lambda: keys_left(embeddings)[b"requests"] == 40)
             assert embeddings.http.get("/models").status_code == 200
-            os.kill(child, signal.SIGCONT)
-            assert all(len(each.result(60)) == 1 for each in waiting)
-    finally:
-        os.kill(child, signal.SIGCONT)
+        assert all(len(each.result(60)) == 1 for each in waiting)
 
 
 @pytest.mark.parametrize("victim", ["child", "worker"])
@@ -132,17 +127,12 @@ def test_requests_survive_the_death_of(embeddings: RunningService, victim: str) 
 def test_requests_survive_a_valkey_that_is_killed_and_comes_back_empty(
     embeddings: RunningService,
 ) -> None:
-    child = embeddings.embeddings_child()
-    os.kill(child, signal.SIGSTOP)
-    try:
-        with ThreadPoolExecutor(8) as clients:
+    with ThreadPoolExecutor(8) as clients:
+        with faults.stopped(embeddings.embeddings_child()):
             asked = [clients.submit(embed, embeddings, f"text {n}") for n in range(8)]
             wait_for(lambda: keys_left(embeddings)[b"requests"] == 8)
             faults.empty_valkey(embeddings)
-            os.kill(child, signal.SIGCONT)
-            answers = [each.result(90) for each in asked]
-    finally:
-        os.kill(child, signal.SIGCONT)
+        answers = [each.result(90) for each in asked]
     assert [answer.status_code for answer in answers] == [200] * 8
 
 

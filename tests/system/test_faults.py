@@ -1,7 +1,5 @@
 """Processes are killed and data is lost; every accepted task still ends, exactly once."""
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterable
 
@@ -86,9 +84,7 @@ def test_valkey_killed_and_empty(service: RunningService, round_number: int) -> 
 
 
 def test_stalled_valkey_holds_up_no_submission(service: RunningService) -> None:
-    valkey = service.pid(VALKEY)
-    os.kill(valkey, signal.SIGSTOP)
-    try:
+    with faults.stopped(service.pid(VALKEY)):
         task_ids = []
         continue_at = time.monotonic() + 3
         while time.monotonic() < continue_at:
@@ -96,8 +92,6 @@ def test_stalled_valkey_holds_up_no_submission(service: RunningService) -> None:
             task_ids.append(service.submit(WORDS, "echo"))
             assert time.monotonic() - started < 2
             service.task(f"{task_ids[-1]}?wait=0.3")
-    finally:
-        os.kill(valkey, signal.SIGCONT)
     assert_completed_once(service, task_ids)
 
 

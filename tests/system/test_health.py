@@ -1,10 +1,7 @@
 """What the health of the running service says when its parts are killed or hang."""
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -63,20 +60,10 @@ def down(body: dict[str, Any]) -> set[str]:
     return {name for name, part in body["components"].items() if part["status"] == "down"}
 
 
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """A process that hangs."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 @pytest.mark.parametrize(("mark", "queue"), [(GPU_WORKER, "gpu"), (API_WORKER, "api")])
 def test_killed_worker_degrades_the_service(service: RunningService, mark: str, queue: str) -> None:
     worker = service.pid(mark)
-    with stopped(service.serve.pid):  # it would start another one at once
+    with faults.stopped(service.serve.pid):  # it would start another one at once
         faults.kill(worker)
         body = seen(service, is_degraded, DEGRADED_WITHIN_SECONDS)
     component = body["components"]["workers"]
@@ -85,14 +72,14 @@ def test_killed_worker_degrades_the_service(service: RunningService, mark: str, 
 
 
 def test_hanging_worker_degrades_the_service(service: RunningService) -> None:
-    with stopped(service.pid(GPU_WORKER)):
+    with faults.stopped(service.pid(GPU_WORKER)):
         body = seen(service, is_degraded, DEGRADED_WITHIN_SECONDS)
     queues = body["components"]["workers"]["queues"]
     assert queues == {"gpu": 0, "api": 1, "embeddings": 1, "default": 1}
 
 
 def test_hanging_valkey_is_unhealthy(service: RunningService) -> None:
-    with stopped(service.pid(VALKEY)):
+    with faults.stopped(service.pid(VALKEY)):
         body = seen(service, is_unhealthy, 3)
         for _ in range(20):
             assert is_unhealthy(health(service))
@@ -101,7 +88,7 @@ def test_hanging_valkey_is_unhealthy(service: RunningService) -> None:
 
 
 def test_killed_valkey_is_unhealthy_while_it_is_away(service: RunningService) -> None:
-    with stopped(service.serve.pid):  # it would start another one at once
+    with faults.stopped(service.serve.pid):  # it would start another one at once
         faults.kill(service.pid(VALKEY))
         seen(service, is_unhealthy, 3)
         body = seen(service, lambda body: "channel_layer" in down(body), 3)

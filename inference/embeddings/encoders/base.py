@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from inference.embeddings.requests import UnknownPromptError
+from inference.embeddings.requests import prompt_of
 
 # One row a text, not normalized unless the model itself does so.
 Vectors = npt.NDArray[np.float32]
@@ -34,9 +34,4 @@ class Encoder(ABC):
 
     def prompt(self, name: str | None) -> str:
         """The prompt of that name, or the model's default, if any. Raises UnknownPromptError."""
-        if name is None:
-            return self.prompts.get(self.default_prompt_name or "", "")
-        try:
-            return self.prompts[name]
-        except KeyError:
-            raise UnknownPromptError(name, self.prompts) from None
+        return prompt_of(self.prompts, name, self.default_prompt_name)

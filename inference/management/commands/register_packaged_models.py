@@ -1,6 +1,5 @@
 """Registers the models whose weights are installed as Python packages."""
 
-from importlib.util import find_spec
 from typing import Any
 
 from django.core.management.base import BaseCommand
@@ -8,6 +7,7 @@ from rest_framework.exceptions import ValidationError
 
 from inference import preset_registration
 from inference.models import RegisteredModel
+from monitoring.api.errors import in_words
 from presets import catalogue
 from presets.models import Preset
 
@@ -18,7 +18,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         known = set(RegisteredModel.objects.values_list("name", flat=True))
         for preset in catalogue.packaged():
-            if preset.name not in known and find_spec(preset.package):
+            if preset.name not in known and preset.is_here():
                 self.register(preset, verbosity=options["verbosity"])
 
     def register(self, preset: Preset, *, verbosity: int) -> None:
@@ -26,9 +26,7 @@ class Command(BaseCommand):
         try:
             preset_registration.register(preset, preset.name, None, None)
         except ValidationError as exc:
-            details: Any = exc.detail
-            reason = " ".join(str(each) for messages in details.values() for each in messages)
-            self.stderr.write(f"The model {preset.name} is not registered: {reason}")
+            self.stderr.write(f"The model {preset.name} is not registered: {in_words(exc)}")
             return
         if verbosity:
             self.stdout.write(f"Registered the model {preset.name}.")

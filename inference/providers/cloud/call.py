@@ -15,7 +15,7 @@ _DEFAULT_TIMEOUT_SECONDS = 60.0
 # LiteLLM's own limit of silence is a second one, behind ours.
 _TIMEOUT_MARGIN_SECONDS = 5.0
 # LiteLLM would look for a key in the environment if it got none.
-NO_KEY = "none"
+_NO_KEY = "none"
 
 # What LiteLLM translates for each provider.
 _TRANSLATED = {
@@ -63,18 +63,25 @@ def arguments(
         params["response_format"] = _response_format(request.response_format)
     return params | {
         "model": prefix + model.config["model_name"],
-        "api_base": model.config.get("base_url"),
-        "api_key": key or NO_KEY,
-        "timeout": timeout_of(model) + _TIMEOUT_MARGIN_SECONDS,
         "drop_params": bool(model.config.get("drop_params")),
         "stream": True,
         "stream_options": {"include_usage": True},
+        # Its gateway to MCP servers, for which a task with tools would need another library.
+        "_skip_mcp_handler": True,
+        **connection(model, key, timeout_of(model) + _TIMEOUT_MARGIN_SECONDS),
+    }
+
+
+def connection(model: RegisteredModel, key: str | None, timeout: float) -> dict[str, Any]:
+    """How the provider is reached, by a call that neither repeats itself nor is kept anywhere."""
+    return {
+        "api_base": model.config.get("base_url"),
+        "api_key": key or _NO_KEY,
+        "timeout": timeout,
         "num_retries": 0,
         "max_retries": 0,
         "caching": False,
         "no-log": True,
-        # Its gateway to MCP servers, for which a task with tools would need another library.
-        "_skip_mcp_handler": True,
     }
 
 

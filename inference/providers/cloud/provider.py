@@ -1,7 +1,6 @@
 """Models of others, asked through LiteLLM over the network."""
 
 import logging
-import random
 import threading
 import time
 from itertools import count
@@ -22,7 +21,7 @@ from inference.providers.base import (
     StartOver,
     Texts,
 )
-from inference.providers.cloud import call, errors, tokens
+from inference.providers.cloud import call, errors, retries, tokens
 from inference.providers.cloud.answer import CloudAnswer
 from inference.providers.cloud.library import library
 from inference.providers.cloud.stream import Delta, LiteLLMStream
@@ -30,13 +29,8 @@ from inference.providers.registry import provider_class
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_MAX_RETRIES = 2
-
 # How often the caller is asked whether to go on while nothing comes.
 _TICK_SECONDS = 0.1
-# The first pause before a retry is up to this long; each one after it, up to twice as long.
-_FIRST_PAUSE_SECONDS = 0.5
-_MAX_PAUSE_SECONDS = 20.0
 # Whom a provider sends away for longer may ask another one, or is told so.
 _MAX_RETRY_AFTER_SECONDS = 60.0
 
@@ -136,18 +130,12 @@ class CloudProvider(Provider):
     def _pause_before_retry(
         self, failure: InferenceError, num_retries: int, request: GenerationRequest
     ) -> float | None:
-        """Seconds, by chance, so that not all come back at once; None to give up."""
-        max_retries = self.model.config.get("max_retries", _DEFAULT_MAX_RETRIES)
-        if not failure.retryable or num_retries >= max_retries:
-            return None
-        pause = random.uniform(0, min(_FIRST_PAUSE_SECONDS * 2**num_retries, _MAX_PAUSE_SECONDS))  # noqa: S311
-        if failure.retry_after is None:
-            return pause
-        # Somebody else may answer while this one is down.
-        is_down = failure.code == ErrorCode.PROVIDER_UNAVAILABLE
-        if failure.retry_after > _MAX_RETRY_AFTER_SECONDS or (is_down and request.has_fallback):
-            return None
-        return failure.retry_after + pause
+        """Seconds; None to give up, also where somebody else may answer while this one is down."""
+        if failure.retry_after is not None:
+            is_down = failure.code == ErrorCode.PROVIDER_UNAVAILABLE
+            if failure.retry_after > _MAX_RETRY_AFTER_SECONDS or (is_down and request.has_fallback):
+                return None
+        return retries.pause(self.model, failure, num_retries)
 
 
 class OpenAIProvider(CloudProvider):
