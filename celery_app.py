@@ -45,7 +45,7 @@ redis_transport.Transport.Channel = Channel
 
 app = Celery("sopllm")
 # By name: only the worker imports it.
-app.Task.Request = "inference.worker_request:WorkerRequest"
+app.Task.Request = "inference.execution.worker_request:WorkerRequest"
 
 QUEUES = ("gpu", "api", "embeddings", "default")
 
@@ -116,27 +116,29 @@ def on_worker_start(sender: Any, **_: Any) -> None:
     What web processes tell of new tasks is logged before what workers tell of them, unless a
     process is held up.
     """
-    from monitoring import logs, publisher
+    from monitoring.events import publisher
+    from monitoring.logs import service_log
 
     sys.setswitchinterval(0.001)
     publisher.gather_for(_GATHER_EVENTS_SECONDS)
-    logs.start(f"{sender.hostname.partition('@')[0]} worker")
+    service_log.start(f"{sender.hostname.partition('@')[0]} worker")
 
 
 @signals.beat_init.connect
 def on_beat_start(**_: Any) -> None:
     """Its log goes where those of the others go."""
-    from monitoring import logs
+    from monitoring.logs import service_log
 
-    logs.start("beat")
+    service_log.start("beat")
 
 
 @signals.worker_ready.connect
 def on_worker_ready(sender: Any, **_: Any) -> None:
     """The worker serves its queues from now on; what died with its predecessor is taken back."""
-    from inference import dispatch, gpu_reporter
+    from inference import dispatch
+    from inference.loading import gpu_reporter
     from inference.providers.cloud import provider
-    from monitoring import workers
+    from monitoring.hardware import workers
 
     queues = [queue.name for queue in sender.task_consumer.queues]
     workers.announce(sender.hostname, queues)
@@ -153,10 +155,11 @@ def on_worker_ready(sender: Any, **_: Any) -> None:
 @signals.worker_shutting_down.connect
 def on_worker_stop(**_: Any) -> None:
     """What runs may end; nothing else joins it, and downloads are put back."""
-    from inference import downloads, session
     from inference.embeddings import stopping
+    from inference.execution import gpu_session
+    from inference.registry import downloads
 
-    session.drain()
+    gpu_session.drain()
     stopping.begin()
     downloads.stop()
 
@@ -166,10 +169,11 @@ def on_child_start(**_: Any) -> None:
     """Models that rows say it holds were those of a dead process with its number."""
     from django.db import Error as DatabaseError
 
-    from inference import model_requests, worker_identity
+    from inference.loading import requests
+    from monitoring.hardware import worker_identity
 
     try:
-        model_requests.release(worker_identity.current())
+        requests.release(worker_identity.current())
     except DatabaseError:
         logger.warning("Models of a dead process are not released", exc_info=True)
 
@@ -178,7 +182,8 @@ def on_child_start(**_: Any) -> None:
 @signals.worker_shutdown.connect
 def on_process_stop(**_: Any) -> None:
     """What tasks have left to be told goes out: of a pool child, and of a worker's threads."""
-    from monitoring import publisher, tracing
+    from monitoring import tracing
+    from monitoring.events import publisher
 
     publisher.flush()
     tracing.flush()

@@ -24,7 +24,7 @@ _SUBMIT_AND_DIE = """
 import os, signal, sys
 import django
 django.setup()
-from inference import dispatch, lifecycle
+from inference import dispatch
 from inference.serializers import submission_validator
 from inference.submission import build_task
 
@@ -33,7 +33,7 @@ task = build_task("local", submission_validator().run_validation(body), None)
 print(task.pk, flush=True)
 dispatch.ring_soon = lambda tasks: os.kill(os.getpid(), signal.SIGKILL)
 sys.stdin.readline()
-lifecycle.submit([task])
+submit.submit([task])
 """
 
 

@@ -40,8 +40,9 @@ from inference.engine.engine import Engine
 from inference.engine.llama_runner import LlamaRunner
 from inference.engine.runner import LoadParams
 from inference.engine.sequence import FinishReason, SamplingParams
-from monitoring import events, streams
-from monitoring.events import EventType
+from monitoring.events import events
+from monitoring.events.events import EventType
+from monitoring.streams import delta_stream
 from sopllm.processes import GPU_WORKER_NICE
 
 NUM_ANSWERS = 100
@@ -114,7 +115,7 @@ class StreamedEngine:
     def __init__(self, model_path: Path, task_ids: Sequence[str]) -> None:
         self._runner = LlamaRunner(LoadParams(path=model_path, max_num_seqs=NUM_SEQS))
         self._engine = Engine(self._runner)
-        self._writers = {task_id: streams.ChunkWriter(task_id, 1) for task_id in task_ids}
+        self._writers = {task_id: delta_stream.ChunkWriter(task_id, 1) for task_id in task_ids}
         self._exchanged_at = 0.0
         self._num_exchanges = 0
         self.num_chunks = 0
@@ -130,7 +131,7 @@ class StreamedEngine:
         blocks = [self._block(is_streamed=bool(index % 2)) for index in range(NUM_BLOCKS)]
         for task_id in self._writers:
             self._engine.abort(task_id, FinishReason.CANCELLED)
-        streams.send(self._writers.values())
+        delta_stream.send(self._writers.values())
         return [
             blocks[index] / mean((blocks[index - 1], blocks[index + 1]))
             for index in range(1, NUM_BLOCKS - 1, 2)
@@ -159,7 +160,7 @@ class StreamedEngine:
                 self.num_chunks += 1
         if time.monotonic() - self._exchanged_at >= EXCHANGE_SECONDS:
             self._exchanged_at = time.monotonic()
-            streams.send(self._writers.values(), read=NEWS_KEYS)
+            delta_stream.send(self._writers.values(), read=NEWS_KEYS)
             self._tell_progress()
 
     def _tell_progress(self) -> None:

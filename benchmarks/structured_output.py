@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.figures import keep, options_parser
 from benchmarks.running_service import SMOLLM2, RunningService
-from tests.engine.schemas import SCHEMAS
+from tests.inference.engine.schemas import SCHEMAS
 
 LIMIT_SECONDS = 900.0
 

@@ -4,8 +4,11 @@ from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html
 
-from inference import downloads, lifecycle, model_requests, submission
+from inference.api import submission
+from inference.lifecycle import finish, submit
+from inference.loading import requests
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt, WebhookDelivery
+from inference.registry import downloads
 from inference.webhooks.deliveries import deliver_soon
 
 # Of what a status means; each can be read on a light and on a dark page.
@@ -90,15 +93,15 @@ class GenerationTaskAdmin(ReadOnlyAdmin, admin.ModelAdmin[GenerationTask]):
 
     @admin.action(description="Cancel the selected tasks", permissions=["view"])
     def cancel_tasks(self, request: HttpRequest, tasks: QuerySet[GenerationTask]) -> None:
-        num_cancelled = sum(lifecycle.cancel(task) for task in tasks)
+        num_cancelled = sum(finish.cancel(task) for task in tasks)
         messages.success(request, f"{num_cancelled} tasks cancelled.")
 
     @admin.action(description="Run the selected tasks again, as new ones", permissions=["view"])
     def run_again(self, request: HttpRequest, tasks: QuerySet[GenerationTask]) -> None:
         ended = [task for task in tasks if task.has_ended]
         try:
-            lifecycle.submit(submission.in_order([submission.again(task) for task in ended]))
-        except lifecycle.QueueFullError:
+            submit.submit(submission.in_order([submission.again(task) for task in ended]))
+        except submit.QueueFullError:
             messages.error(request, "Too many tasks are pending: try again in a few seconds.")
             return
         messages.success(request, f"{len(ended)} tasks run again.")
@@ -194,7 +197,7 @@ class RegisteredModelAdmin(ReadOnlyAdmin, admin.ModelAdmin[RegisteredModel]):
             if what == RegisteredModel.Request.LOAD and downloads.start_if_missing(model):
                 num_downloads += 1
             elif model.provider == RegisteredModel.Provider.LOCAL:
-                model_requests.ask(model, what)
+                requests.ask(model, what)
                 num_asked += 1
         messages.success(request, f"Asked to {what} {num_asked} local models.")
         if num_downloads:

@@ -21,7 +21,7 @@ from kombu import Connection
 from kombu.pools import producers
 
 from inference.models import GenerationTask, Queue
-from monitoring.redis_client import client
+from monitoring.redis.client import client
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from inference.models import GenerationTask, RegisteredModel
-from monitoring import events, publisher
-from monitoring.events import EventType
+from monitoring.events import events, publisher
+from monitoring.events.events import EventType
 from monitoring.metrics import task_counts
 
 MAX_PARTIAL_TEXT = 2000

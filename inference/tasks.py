@@ -3,18 +3,15 @@
 from celery import Task, shared_task
 from django.conf import settings
 
-from inference import (
-    dispatch,
-    downloads,
-    gpu_guard,
-    lifecycle,
-    model_requests,
-    residency,
-    session,
-)
+from inference import dispatch
 from inference.embeddings import stopping  # noqa: F401 (before the pool child is made)
-from inference.execution import execute
+from inference.execution import gpu_lock, gpu_session
+from inference.execution.attempt import execute
+from inference.lifecycle import claim, finish
+from inference.lifecycle.sweep import sweep as sweep_tasks
+from inference.loading import loaded_models, requests
 from inference.models import Queue, WebhookDelivery
+from inference.registry import downloads
 from inference.webhooks import deliveries, sending
 from monitoring.models import EndedTask
 
@@ -24,16 +21,16 @@ def generate(self: "Task[[str], None]", task_id: str) -> None:
     """Run the task, as the queue it was rung on does."""
     delivery = self.request.delivery_info or {}
     if delivery.get("routing_key") == Queue.GPU:
-        session.run(task_id)
-    elif lease := lifecycle.claim(task_id):
+        gpu_session.run(task_id)
+    elif lease := claim.claim(task_id):
         execute(lease)
 
 
 @shared_task(name="inference.sweep")
 def sweep() -> None:
     """Repair what crashes left behind."""
-    lifecycle.sweep()
-    model_requests.sweep()
+    sweep_tasks()
+    requests.sweep()
     deliveries.sweep()
     downloads.sweep()
 
@@ -41,7 +38,7 @@ def sweep() -> None:
 @shared_task(name="inference.purge")
 def purge() -> None:
     """Delete tasks and webhooks past their time to live, and statistics that nobody can ask for."""
-    while lifecycle.purge():
+    while finish.purge():
         pass
     while EndedTask.objects.purge():
         pass
@@ -59,7 +56,7 @@ def deliver_webhooks() -> None:
 def download() -> None:
     """Bring the file of a model that is due."""
     # The hub's library is for the api worker alone, when it has something to bring.
-    from inference.downloads import worker
+    from inference.registry.downloads import worker
 
     worker.download_due()
 
@@ -76,5 +73,5 @@ def embed() -> None:
 @shared_task(name=dispatch.SERVE_MODEL_REQUESTS)
 def serve_model_requests() -> None:
     """Load and unload what the rows of the models ask for."""
-    with gpu_guard.hold(settings.GPU_INDEX):
-        residency.serve_requests()
+    with gpu_lock.hold(settings.GPU_INDEX):
+        loaded_models.serve_requests()

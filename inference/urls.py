@@ -1,8 +1,10 @@
+from django.urls import re_path
 from rest_framework.routers import DefaultRouter
 
-from inference.embeddings.views import EmbeddingViewSet
-from inference.model_views import RegisteredModelViewSet
-from inference.views import TaskViewSet
+from inference.api import monitor_views
+from inference.api.embedding_views import EmbeddingViewSet
+from inference.api.model_views import RegisteredModelViewSet
+from inference.api.task_views import TaskViewSet
 
 router = DefaultRouter()
 router.trailing_slash = "/?"
@@ -11,4 +13,7 @@ router.register("tasks", TaskViewSet, basename="task")
 router.register("embeddings", EmbeddingViewSet, basename="embedding")
 router.register("models", RegisteredModelViewSet, basename="model")
 
-urlpatterns = router.urls
+urlpatterns = [
+    *router.urls,
+    re_path(r"^monitor/queue/?$", monitor_views.queue, name="monitor-queue"),
+]

@@ -11,18 +11,18 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 from django.db import Error as DatabaseError
 
-from monitoring.events import EventType
-from monitoring.feed import commands, live_stats
-from monitoring.feed.feed import Feed
-from monitoring.feed.messages import (
+from monitoring.events import commands
+from monitoring.events.events import EventType
+from monitoring.events.feed import Feed
+from monitoring.events.messages import (
     SocketError,
     connected_text,
     error_text,
     event_text,
     reply_text,
 )
-from monitoring.feed.rate_limit import TokenBucket
-from monitoring.feed.reader import Reader
+from monitoring.events.rate_limit import TokenBucket
+from monitoring.events.reader import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class MonitorConsumer(AsyncWebsocketConsumer):
 
     async def _queue_stats(self) -> str:
         try:
-            reading = await live_stats.read(EventType.QUEUE_STATS, self._owner)
+            reading = await self._feed.stats(EventType.QUEUE_STATS, self._owner)
         except (redis.RedisError, DatabaseError) as exc:
             message = "The queues cannot be read now: ask again in a few seconds."
             raise SocketError("unavailable", message) from exc

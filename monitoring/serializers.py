@@ -2,7 +2,7 @@
 
 from rest_framework import serializers
 
-from monitoring.events import EventType
+from monitoring.events.events import EventType
 
 
 class ComponentSerializer(serializers.Serializer[object]):

@@ -9,6 +9,5 @@ urlpatterns = [
     re_path(r"^monitor/gpu/?$", views.gpu, name="monitor-gpu"),
     re_path(r"^monitor/logs/?$", views.logs, name="monitor-logs"),
     re_path(r"^monitor/events/?$", views.events, name="monitor-events"),
-    re_path(r"^monitor/queue/?$", views.queue, name="monitor-queue"),
     re_path(r"^monitor/stats/?$", views.stats, name="monitor-stats"),
 ]

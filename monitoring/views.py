@@ -6,7 +6,6 @@ from datetime import date, timedelta
 from typing import Any
 
 import redis
-from django.http import HttpResponse
 from drf_spectacular.plumbing import resolve_type_hint
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.decorators import api_view
@@ -14,18 +13,16 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.utils.urls import replace_query_param
-from rest_framework.views import APIView
 
-from monitoring import event_log, queue_stats
-from monitoring import gpu as gpu_readings
-from monitoring import logs as service_log
-from monitoring import stats as statistics
 from monitoring.api import query_parameters
 from monitoring.api.errors import RedisUnavailable
 from monitoring.api.owner import owner_of
-from monitoring.feed.messages import EventPage, event_message
+from monitoring.events import log
+from monitoring.events.messages import EventPage, event_message
+from monitoring.hardware import gpu as gpu_readings
 from monitoring.health import report as health_report
-from monitoring.metrics import prometheus
+from monitoring.logs import service_log
+from monitoring.metrics import stats as statistics
 from monitoring.models import KEPT_DAYS
 from monitoring.serializers import (
     EventPageSerializer,
@@ -94,14 +91,6 @@ def logs(request: Request) -> Response:
     return Response(body)
 
 
-@extend_schema(responses={200: _schema_of(queue_stats.QueueStats)})
-@api_view(["GET"])
-def queue(request: Request) -> Response:
-    """What waits and what runs, by queue; of the running tasks, your own are named."""
-    query_parameters.refuse_unknown(request, ())
-    return Response(queue_stats.read(owner_of(request)))
-
-
 @extend_schema(parameters=_EVENT_PARAMETERS, responses=EventPageSerializer)
 @api_view(["GET"])
 def events(request: Request) -> Response:
@@ -113,7 +102,7 @@ def events(request: Request) -> Response:
     query_parameters.refuse_unknown(request, ("after", "limit"))
     after = query_parameters.whole_number(request, "after", 0, 0, _MAX_SEQ)
     try:
-        excerpt = event_log.read(after, query_parameters.limit(request))
+        excerpt = log.read(after, query_parameters.limit(request))
     except redis.RedisError as exc:
         raise RedisUnavailable from exc
     owners = (None, owner_of(request))
@@ -154,15 +143,3 @@ def _day(request: Request) -> date:
         message = f"Give a day in UTC from {days[-1]} to {today}."
         raise ValidationError({"date": [message]})
     return named[text]
-
-
-class Metrics(APIView):
-    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
-        """Whatever is accepted: scrapers name formats that are none of ours."""
-        return super().perform_content_negotiation(request, force=True)
-
-    @extend_schema(responses={(200, "text/plain"): str})
-    def get(self, request: Request) -> HttpResponse:
-        """Metrics for Prometheus, in its text format."""
-        query_parameters.refuse_unknown(request, ())
-        return HttpResponse(prometheus.text(), content_type=prometheus.CONTENT_TYPE)

@@ -1,6 +1,7 @@
 """The ASGI application that the web process serves."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import django
@@ -8,15 +9,25 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "sopllm.settings")
 django.setup()
 
-from monitoring import logs  # noqa: E402 after Django's set-up
+from inference.api import queue_stats  # noqa: E402 after Django's set-up
 from monitoring.consumers import MonitorConsumer  # noqa: E402
-from monitoring.feed.feed import Feed  # noqa: E402
+from monitoring.events.events import EventType  # noqa: E402
+from monitoring.events.feed import Feed  # noqa: E402
+from monitoring.hardware import gpu  # noqa: E402
+from monitoring.logs import service_log  # noqa: E402 after Django's set-up
 from sopllm.handler import PooledHandler  # noqa: E402
 from sopllm.sending import Receive, Send  # noqa: E402
 from sopllm.websocket_access import WebSocketAccess, refuse  # noqa: E402
 
 _http = PooledHandler()
-_monitor = WebSocketAccess(MonitorConsumer.as_asgi(feed=Feed()))
+
+
+def read_stats(event_type: EventType, owner: str | None) -> Mapping[str, Any]:
+    """What the feed shows of GPUs and queues."""
+    return gpu.stats() if event_type == EventType.GPU_STATS else queue_stats.read(owner)
+
+
+_monitor = WebSocketAccess(MonitorConsumer.as_asgi(feed=Feed(read_stats)))
 
 
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -35,7 +46,7 @@ async def _lifespan(receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":
-            logs.start("web")
+            service_log.start("web")
             _http.start()
         elif message["type"] == "lifespan.shutdown":
             await _http.stop()

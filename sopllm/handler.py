@@ -20,11 +20,11 @@ from django.db import close_old_connections
 from django.http import HttpResponse, HttpResponseBase, JsonResponse
 from django.urls import set_script_prefix
 
-from inference import long_poll, task_stream
-from inference.long_poll import Errand, ErrandResponse
-from inference.task_stream import EventStreamResponse
-from monitoring.ended import Waiters
-from monitoring.stream_reader import StreamReader
+from inference.api import deferred_response, task_stream
+from inference.api.deferred_response import Errand, ErrandResponse
+from inference.api.task_stream import EventStreamResponse
+from monitoring.streams.ended import Waiters
+from monitoring.streams.follower import StreamReader
 from sopllm.exceptions import error_body, error_response
 from sopllm.sending import Message, Receive, Send, send_events, send_head, send_whole
 
@@ -109,7 +109,7 @@ class PooledHandler(BaseHandler):
         self, scope: Message, receive: Receive, body: bytes, first: Any
     ) -> HttpResponse:
         """Ask the view again when the end has come, and now and then until the time is over."""
-        scope = {**scope, long_poll.REPEAT: True}
+        scope = {**scope, deferred_response.REPEAT: True}
         give_up_at = time.monotonic() + first.wait_seconds
         with self._waiters.waiting_for(first.wait_for) as ended, _hang_up(receive) as gone:
             # Asked first once the waiter stands: the end may have come in between.

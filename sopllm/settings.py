@@ -40,7 +40,7 @@ MODELS_DIR.mkdir(parents=True, exist_ok=True)
 # Folders of presets beside the catalogue's own.
 PRESETS_DIRS = env_list("PRESETS_DIRS", [])
 # What a registration takes is known one floor up: a function by its dotted path.
-PRESET_CHECK = "inference.preset_registration.check"
+PRESET_CHECK = "inference.registry.preset_registration.check"
 
 
 def _secret_key() -> str:
@@ -139,10 +139,6 @@ API_CONCURRENCY = env_int("API_CONCURRENCY", 32, 1, 1024)
 # A cloud model that keeps failing is left alone for a while.
 CIRCUIT_FAILURES = env_int("CIRCUIT_FAILURES", 5, 1, 1000)
 CIRCUIT_OPEN_SECONDS = env_float("CIRCUIT_OPEN_SECONDS", 10.0, 0.1, 300)
-# What the monitoring shows of the apps above it: functions by their dotted path.
-QUEUE_STATS = "inference.queue_stats.queue_stats"
-LOADED_MODELS = "inference.models.loaded_models"
-OPEN_CIRCUITS = "inference.circuit.are_open"
 # Each of these queues must have a live worker, or the service is degraded.
 WORKER_QUEUES = ["gpu", "api", "embeddings", "default"]
 

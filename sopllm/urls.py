@@ -10,9 +10,9 @@ from drf_spectacular.views import (
     SpectacularSwaggerView,
 )
 
+from inference.api.monitor_views import Metrics
 from monitoring.health import report as health
 from monitoring.page import page
-from monitoring.views import Metrics
 
 
 def no_icon(_: HttpRequest) -> HttpResponse:

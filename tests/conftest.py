@@ -13,12 +13,14 @@ import redis
 from django.conf import settings
 from rest_framework.test import APIClient
 
-from inference import dispatch, lifecycle, worker_identity
+from inference import dispatch
+from inference.api.submission import build_task
+from inference.api.task_serializers import submission_validator
+from inference.lifecycle import submit
 from inference.models import GenerationTask, RegisteredModel
-from inference.serializers import submission_validator
-from inference.submission import build_task
-from monitoring import publisher
-from monitoring.redis_client import client
+from monitoring.events import publisher
+from monitoring.hardware import worker_identity
+from monitoring.redis.client import client
 from presets import catalogue
 from sopllm import processes
 
@@ -147,6 +149,6 @@ def new_task(echo: RegisteredModel, valkey: Valkey) -> Callable[..., GenerationT
         body = {"model": "echo", "prompt": "one two three"} | fields
         data = submission_validator().run_validation(body)
         task = build_task(owner, data, data.get("idempotency_key"))
-        return lifecycle.submit([task])[0]
+        return submit.submit([task])[0]
 
     return make

@@ -10,8 +10,8 @@ from typing import Any
 import uvicorn
 from websockets.sync.client import ClientConnection, connect
 
-from monitoring import events, publisher
-from monitoring.events import EventType
+from monitoring.events import events, publisher
+from monitoring.events.events import EventType
 from sopllm.asgi import application
 from sopllm.processes import WEBSOCKET_MAX_BYTES
 from tests.conftest import wait_until

@@ -5,9 +5,9 @@ from django.conf import settings
 from django.http import HttpResponse
 from rest_framework.exceptions import APIException, ValidationError
 
-from inference.embeddings import mailbox
-from inference.embeddings.mailbox import MailboxFullError
-from inference.embeddings.requests import EmbeddingRequest
+from inference.embeddings import request_queue
+from inference.embeddings.messages import EmbeddingRequest
+from inference.embeddings.request_queue import MailboxFullError
 from monitoring.api.errors import QueueFull, RedisUnavailable
 
 
@@ -23,7 +23,7 @@ class EmbeddingErrand:
     """Implements `Errand`."""
 
     def __init__(self, request: EmbeddingRequest) -> None:
-        self.key = mailbox.new_key()
+        self.key = request_queue.new_key()
         self.seconds = settings.EMBEDDING_TIMEOUT_SECONDS
         self._request = request
         self._entry_id = ""
@@ -37,10 +37,10 @@ class EmbeddingErrand:
     def collect(self) -> HttpResponse | None:
         """Asks again where Redis has lost the request, and rings where a worker may be lost."""
         try:
-            answer = mailbox.collect(self.key)
+            answer = request_queue.collect(self.key)
             if answer is None:
-                if mailbox.has(self._entry_id):
-                    mailbox.ring()
+                if request_queue.has(self._entry_id):
+                    request_queue.ring()
                 else:
                     self._post()
                 return None
@@ -54,14 +54,14 @@ class EmbeddingErrand:
 
     def _post(self) -> None:
         try:
-            self._entry_id = mailbox.post(self.key, self._request)
+            self._entry_id = request_queue.post(self.key, self._request)
         except MailboxFullError as error:
             message = "Too many requests for embeddings wait: try again in a few seconds."
             raise QueueFull(message) from error
 
     def give_up(self) -> HttpResponse:
         try:
-            mailbox.forget(self.key, self._entry_id)
+            request_queue.forget(self.key, self._entry_id)
         except redis.RedisError as error:
             raise RedisUnavailable from error
         raise EmbeddingsUnavailable(

@@ -7,18 +7,18 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from inference import downloads
-from inference.embeddings.errand import EmbeddingErrand
-from inference.embeddings.requests import EmbeddingRequest, Shape
-from inference.embeddings.serializers import (
+from inference.api.deferred_response import ErrandResponse
+from inference.api.embedding_response import EmbeddingErrand
+from inference.api.embedding_serializers import (
     EmbeddingRequestSerializer,
     EmbeddingsSerializer,
     SimilarityRequestSerializer,
     SimilaritySerializer,
     request_validator,
 )
-from inference.long_poll import ErrandResponse
+from inference.embeddings.messages import EmbeddingRequest, Shape
 from inference.models import RegisteredModel
+from inference.registry import downloads
 
 
 class EmbeddingViewSet(viewsets.ViewSet):

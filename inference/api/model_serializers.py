@@ -5,35 +5,26 @@ from typing import Any
 from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_field
 from rest_framework import serializers
 
-from inference import circuit
-from inference.circuit import CircuitState
-from inference.embeddings.config import EmbeddingConfigSerializer
-from inference.model_configs import (
+from inference.models import RegisteredModel
+from inference.providers import circuit_breaker
+from inference.providers.api_keys import KeySource, key_source
+from inference.providers.circuit_breaker import CircuitState
+from inference.providers.registry import provider_class
+from inference.registry.configs import (
     CloudConfigSerializer,
     EchoConfigSerializer,
     LocalConfigSerializer,
+    ModelNameField,
 )
-from inference.models import RegisteredModel
-from inference.providers.api_keys import KeySource, key_source
-from inference.providers.registry import provider_class
+from inference.registry.embedding_config import EmbeddingConfigSerializer
 from monitoring.api.strict_serializer import StrictSerializer
-from presets.entries import NAME
 from presets.quantizations import BITS
-
-RESERVED_MODEL_NAMES = {
-    "check-compatibility",
-    "load",
-    "presets",
-    "register",
-    "register-from-preset",
-    "unload",
-}
 
 
 class CircuitSerializer(serializers.Serializer[Any]):
     """Whether a model that keeps failing is left alone."""
 
-    state = serializers.ChoiceField(choices=[state.value for state in circuit.State])
+    state = serializers.ChoiceField(choices=[state.value for state in circuit_breaker.State])
     failures = serializers.IntegerField(help_text="In a row.")
     retry_at = serializers.DateTimeField(allow_null=True, help_text="While it is open.")
 
@@ -109,7 +100,7 @@ class RegisteredModelSerializer(serializers.ModelSerializer[RegisteredModel]):
     def get_circuit(self, model: RegisteredModel) -> dict[str, Any] | None:
         """Of cloud models. A list hands the circuits over, to read them once."""
         circuits: dict[str, CircuitState] | None = self.context.get("circuits")
-        found = (circuit.states([model]) if circuits is None else circuits).get(model.name)
+        found = (circuit_breaker.states([model]) if circuits is None else circuits).get(model.name)
         return None if found is None else dict(CircuitSerializer(found).data)
 
 
@@ -178,24 +169,6 @@ class CompatibilitySerializer(serializers.Serializer[Any]):
 )
 class ConfigField(serializers.DictField):
     """Checked as the provider's when it is known which one that is."""
-
-
-class ModelNameField(serializers.RegexField):
-    """The name of a new model: it is a part of addresses."""
-
-    default_error_messages = {
-        "invalid": "Use 1 to 100 letters, digits and . _ : -, a letter first.",
-        "reserved": "{name} is a route: choose another name.",
-    }
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(NAME, **options)
-
-    def to_internal_value(self, data: Any) -> str:
-        name = str(super().to_internal_value(data))
-        if name in RESERVED_MODEL_NAMES:
-            self.fail("reserved", name=name)
-        return name
 
 
 class ModelRegistrationSerializer(StrictSerializer):

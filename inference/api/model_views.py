@@ -12,31 +12,26 @@ from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from inference import (
-    circuit,
-    compatibility,
-    dispatch,
-    downloads,
-    long_poll,
-    model_requests,
-    preset_registration,
-    registration,
-)
-from inference.long_poll import WAIT_PARAMETER, WaitingResponse
-from inference.model_serializers import (
+from inference import dispatch
+from inference.api import deferred_response
+from inference.api.deferred_response import WAIT_PARAMETER, WaitingResponse
+from inference.api.model_serializers import (
     CompatibilityRequestSerializer,
     CompatibilitySerializer,
     ModelNameSerializer,
     ModelRegistrationSerializer,
     RegisteredModelSerializer,
 )
-from inference.models import GenerationTask, RegisteredModel
-from inference.pagination import ModelPagination
-from inference.preset_serializers import (
+from inference.api.pagination import ModelPagination
+from inference.api.preset_serializers import (
     PresetListSerializer,
     PresetRegistrationSerializer,
     PresetSerializer,
 )
+from inference.loading import requests
+from inference.models import GenerationTask, RegisteredModel
+from inference.providers import circuit_breaker
+from inference.registry import compatibility, downloads, preset_registration, registration
 from monitoring.api import query_parameters
 from monitoring.api.errors import Conflict
 from presets.models import Preset
@@ -83,7 +78,7 @@ class RegisteredModelViewSet(
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """All registered models."""
         page = self.paginate_queryset(self.filter_queryset(self.get_queryset())) or []
-        context = {"circuits": circuit.states(page)}
+        context = {"circuits": circuit_breaker.states(page)}
         models = RegisteredModelSerializer(page, many=True, context=context)
         return self.get_paginated_response(models.data)
 
@@ -188,17 +183,17 @@ class RegisteredModelViewSet(
 
     def _ask(self, request: Request, what: RegisteredModel.Request) -> Response:
         """Have the worker do it; asked again after a wait, only see how far it is."""
-        seconds = long_poll.requested_seconds(request)
+        seconds = deferred_response.requested_seconds(request)
         model = self._read(ModelNameSerializer().run_validation(request.data)["model"])
         if what == RegisteredModel.Request.LOAD and downloads.start_if_missing(model):
             return Response(RegisteredModelSerializer(model).data, status=202)
-        if not long_poll.is_repeat(request):
+        if not deferred_response.is_repeat(request):
             self._check_loadable(model)
-            model_requests.ask(model, what)
+            requests.ask(model, what)
         is_pending = model.requested == what
         return WaitingResponse(
             RegisteredModelSerializer(model).data,
-            wait_for=model_requests.wait_key(model) if is_pending else None,
+            wait_for=requests.wait_key(model) if is_pending else None,
             wait_seconds=seconds,
             status=202,
         )

@@ -4,8 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from inference.model_configs import check_api_key
-from inference.model_serializers import ModelNameField
+from inference.registry.configs import ModelNameField, check_api_key
 from monitoring.api.strict_serializer import StrictSerializer
 from presets.models import Preset
 from presets.quantizations import BITS

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict
 
 import redis
 from django.db.models import Count, Min
@@ -10,9 +10,11 @@ from django.utils import timezone
 
 from inference import dispatch
 from inference.models import GenerationTask, Queue
-from monitoring import events, workers
-from monitoring.queue_stats import ProcessingTask, QueueState, QueueStats, Totals
+from monitoring.events import events
+from monitoring.hardware import workers
+from monitoring.redis.cache import cached
 
+_CACHED_SECONDS = 1.0
 _MAX_PRIORITIES = 100
 _MAX_PROCESSING_TASKS = 100
 # The others only when something waits, runs or works there.
@@ -22,7 +24,55 @@ _ALWAYS_SHOWN = (Queue.GPU, Queue.API)
 _Waiting = tuple[float, int, datetime]
 
 
-def queue_stats(owner: str | None) -> QueueStats:
+class QueueState(TypedDict):
+    """One queue. `workers` and `messages` are null while Redis is away.
+
+    `by_priority`: the pending tasks of each exact priority, the most urgent 100 priorities.
+    `messages`: what lies in the broker by Redis priority, 0 the most urgent; not the depth, since
+    tasks that join a running session leave their messages behind until it ends.
+    """
+
+    pending: int
+    processing: int
+    workers: int | None
+    oldest_wait_seconds: float | None
+    by_priority: dict[str, int]
+    messages: dict[str, int] | None
+
+
+class Totals(TypedDict):
+    """Tasks of all queues."""
+
+    pending: int
+    processing: int
+
+
+class ProcessingTask(TypedDict):
+    """A task that runs now; `started_at` is ISO 8601 in UTC."""
+
+    task_id: str
+    model: str
+    queue: str
+    attempt: int
+    worker: str
+    started_at: str
+    priority: float
+
+
+class QueueStats(TypedDict):
+    """All queues; `processing_tasks`: up to 100 of the owner who asks, longest running first."""
+
+    queues: dict[str, QueueState]
+    totals: Totals
+    processing_tasks: list[ProcessingTask]
+
+
+def read(owner: str | None = None) -> QueueStats:
+    """The queues, at most about a second ago; None sees no `processing_tasks`."""
+    return cached(f"queue_stats:{owner or ''}", _CACHED_SECONDS, lambda: read_now(owner))
+
+
+def read_now(owner: str | None) -> QueueStats:
     """All queues; of the tasks that run, the owner's alone are named.
 
     Two queries, each by an index that holds the pending or the processing tasks alone.

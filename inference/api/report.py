@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from inference.api.task_serializers import AttemptSerializer, WebhookDeliverySerializer
 from inference.models import GenerationTask, WebhookDelivery, milliseconds_between
-from inference.serializers import AttemptSerializer, WebhookDeliverySerializer, task_body
-from monitoring.logs import task_log
+from inference.task_body import task_body
+from monitoring.logs.service_log import task_log
 
 
 def report(task: GenerationTask) -> dict[str, Any]:

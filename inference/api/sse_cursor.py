@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from inference.models import GenerationTask
-from inference.serializers import task_body
-from monitoring.streams import Entry
+from inference.task_body import task_body
+from monitoring.streams.delta_stream import Entry
 
 # The id of the last event of every stream.
 FINAL_ID = "end"

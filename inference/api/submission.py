@@ -10,14 +10,16 @@ from django.utils import timezone
 from rest_framework.exceptions import ValidationError
 
 from conversations.models import Conversation
-from inference import downloads, extra_params, structured_output
+from inference import structured_output
+from inference.api import extra_params
 from inference.engine.errors import GrammarError
 from inference.engine.gbnf import check_grammar
 from inference.models import GenerationTask, ModelChoice, RegisteredModel, new_task_id
 from inference.providers import embedding
 from inference.providers.base import Provider
 from inference.providers.registry import provider_class
-from inference.serializers import SAMPLING_FIELDS
+from inference.registry import downloads
+from inference.registry.configs import SAMPLING_FIELDS
 from inference.webhooks import urls as webhook_urls
 from monitoring import tracing
 

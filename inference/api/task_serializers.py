@@ -6,48 +6,14 @@ from typing import Any
 from rest_framework import serializers
 
 from conversations.serializers import MAX_CONTENT_CHARS, NewMessageSerializer
-from inference.engine.sequence import FinishReason
-from inference.models import MAX_PRIORITY, GenerationTask, TaskAttempt, WebhookDelivery
+from inference.models import MAX_PRIORITY, TaskAttempt, WebhookDelivery
+from inference.registry.configs import SamplingSerializer
+from inference.task_body import TaskSerializer, UsageSerializer
 from monitoring.api.metadata import MetadataField
 from monitoring.api.strict_serializer import StrictSerializer
 
 MAX_BATCH = 1000
 MAX_KEY_LENGTH = 255
-
-
-class SamplingSerializer(StrictSerializer):
-    """How the next token is chosen; null means the model's own default."""
-
-    temperature = serializers.FloatField(required=False, allow_null=True, min_value=0, max_value=2)
-    top_p = serializers.FloatField(required=False, allow_null=True, min_value=0, max_value=1)
-    top_k = serializers.IntegerField(
-        required=False, allow_null=True, min_value=0, max_value=1_000_000
-    )
-    min_p = serializers.FloatField(required=False, allow_null=True, min_value=0, max_value=1)
-    frequency_penalty = serializers.FloatField(
-        required=False, allow_null=True, min_value=-2, max_value=2
-    )
-    presence_penalty = serializers.FloatField(
-        required=False, allow_null=True, min_value=-2, max_value=2
-    )
-    repeat_penalty = serializers.FloatField(
-        required=False, allow_null=True, min_value=0.01, max_value=100
-    )
-    seed = serializers.IntegerField(
-        required=False, allow_null=True, min_value=0, max_value=2**32 - 2
-    )
-    max_tokens = serializers.IntegerField(
-        required=False, allow_null=True, min_value=1, max_value=128_000
-    )
-    stop_sequences = serializers.ListField(
-        child=serializers.CharField(trim_whitespace=False, min_length=1, max_length=1000),
-        required=False,
-        allow_null=True,
-        max_length=16,
-    )
-
-
-SAMPLING_FIELDS = tuple(SamplingSerializer().fields)
 
 
 class ProviderConfigSerializer(StrictSerializer):
@@ -109,73 +75,6 @@ class TaskSubmissionSerializer(SamplingSerializer):
 def submission_validator() -> TaskSubmissionSerializer:
     """One instance for all submissions: validating does not change it, building it is slow."""
     return TaskSubmissionSerializer()
-
-
-class UsageSerializer(serializers.Serializer[Any]):
-    prompt_tokens = serializers.IntegerField()
-    completion_tokens = serializers.IntegerField()
-    total_tokens = serializers.IntegerField()
-    cached_tokens = serializers.IntegerField()
-
-
-class ResultSerializer(serializers.Serializer[Any]):
-    text = serializers.CharField()
-    finish_reason = serializers.ChoiceField(choices=[reason.value for reason in FinishReason])
-    usage = UsageSerializer()
-    model = serializers.CharField()
-    parsed = serializers.JSONField()
-    extra = serializers.DictField()
-
-
-class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
-    """The task body."""
-
-    task_id = serializers.CharField(source="id")
-    model = serializers.CharField(source="requested_model")
-    result = ResultSerializer(allow_null=True)
-    queue_position = serializers.SerializerMethodField()
-    conversation_id = serializers.CharField(allow_null=True)
-    webhook_url = serializers.CharField(source="request.webhook_url", allow_null=True)
-
-    class Meta:
-        model = GenerationTask
-        fields = (
-            "task_id",
-            "status",
-            "model",
-            "priority",
-            "created_at",
-            "updated_at",
-            "started_at",
-            "finished_at",
-            "result",
-            "error",
-            "error_code",
-            "attempt",
-            "queue_position",
-            "conversation_id",
-            "webhook_url",
-            "idempotency_key",
-            "metadata",
-            "trace_id",
-        )
-        read_only_fields = fields
-
-    def get_queue_position(self, task: GenerationTask) -> int | None:
-        """0 is next; null unless pending. A list hands the positions over, to query them once."""
-        positions: dict[str, int] | None = self.context.get("queue_positions")
-        return task.queue_position() if positions is None else positions.get(task.pk)
-
-
-@cache
-def _task_serializer() -> TaskSerializer:
-    """One instance for all answers: building one takes longer than using it."""
-    return TaskSerializer()
-
-
-def task_body(task: GenerationTask) -> dict[str, Any]:
-    """The task as the API shows it."""
-    return _task_serializer().to_representation(task)
 
 
 class AttemptSerializer(serializers.ModelSerializer[TaskAttempt]):

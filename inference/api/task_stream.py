@@ -20,9 +20,9 @@ from rest_framework.parsers import BaseParser
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
+from inference.api.sse_cursor import Position, Transcript
 from inference.models import GenerationTask
-from inference.transcript import Position, Transcript
-from monitoring.stream_reader import StreamReader
+from monitoring.streams.follower import StreamReader
 
 # In the ASGI scope: the StreamReader of the process, and what runs a function in a thread that may
 # use the database.

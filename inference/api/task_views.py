@@ -16,21 +16,21 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
-from inference import lifecycle, submission, task_stream
-from inference.long_poll import WAIT_PARAMETER, WaitingResponse, requested_seconds
-from inference.models import GenerationTask
-from inference.pagination import TaskPagination, queue_positions
-from inference.report import report
-from inference.serializers import (
+from inference.api import submission, task_stream
+from inference.api.deferred_response import WAIT_PARAMETER, WaitingResponse, requested_seconds
+from inference.api.pagination import TaskPagination, queue_positions
+from inference.api.report import report
+from inference.api.sse_cursor import FINAL_ID
+from inference.api.task_serializers import (
     MAX_BATCH,
     MAX_KEY_LENGTH,
     ReportSerializer,
-    TaskSerializer,
     TaskSubmissionSerializer,
     submission_validator,
-    task_body,
 )
-from inference.transcript import FINAL_ID
+from inference.lifecycle import finish, submit
+from inference.models import GenerationTask
+from inference.task_body import TaskSerializer, task_body
 from monitoring.api.errors import Conflict, QueueFull
 from monitoring.api.owner import owner_of
 
@@ -54,12 +54,12 @@ def _refusals() -> Iterator[None]:
     """What the lifecycle refuses, as HTTP says it."""
     try:
         yield
-    except lifecycle.IdempotencyConflictError as error:
+    except submit.IdempotencyConflictError as error:
         message = f"The idempotency key {error} was used for another request: take a new one."
         raise Conflict(message) from error
-    except lifecycle.QueueFullError as error:
+    except submit.QueueFullError as error:
         raise QueueFull from error
-    except lifecycle.ConversationGoneError as error:
+    except submit.ConversationGoneError as error:
         raise Conflict("The conversation has been deleted: begin another one.") from error
 
 
@@ -93,7 +93,7 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
             if first := key and self._first_with_key(key, fields):
                 return Response(task_body(first))
             task = submission.build_task(owner_of(request), fields, key)
-            [accepted] = lifecycle.submit([task])
+            [accepted] = submit.submit([task])
         return Response(task_body(accepted), status=201 if accepted is task else 200)
 
     @extend_schema(
@@ -109,7 +109,7 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
             raise ValidationError({"idempotency_key": [message]})
         tasks = [self._build_indexed(index, data) for index, data in enumerate(request.data)]
         with _refusals():
-            accepted = lifecycle.submit(submission.in_order(tasks))
+            accepted = submit.submit(submission.in_order(tasks))
         context = {"queue_positions": queue_positions(accepted)}
         return Response(TaskSerializer(accepted, many=True, context=context).data, status=201)
 
@@ -151,7 +151,7 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
     def cancel(self, request: Request, pk: str) -> Response:
         """Cancel: at once while pending; a processing task ends within moments, its text kept."""
         task = self.get_object()
-        if not lifecycle.cancel(task):
+        if not finish.cancel(task):
             raise Conflict(f"The task has ended ({task.status}): there is nothing to cancel.")
         task.refresh_from_db()
         return Response(task_body(task))
@@ -159,7 +159,7 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
     def destroy(self, request: Request, pk: str) -> Response:
         """Delete an ended task with its stream, logs and attempts."""
         task = self.get_object()
-        if not lifecycle.delete(task):
+        if not finish.delete(task):
             raise Conflict("The task has not ended: cancel it first, then delete it.")
         return Response(status=status.HTTP_204_NO_CONTENT)
 
@@ -173,7 +173,7 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
     def _first_with_key(self, key: str, fields: dict[str, Any]) -> GenerationTask | None:
         """Looked for first: a repeat is answered though its model is gone or the queue is full."""
         request_hash = submission.fingerprint(fields)
-        return lifecycle.first_with_key(owner_of(self.request), key, request_hash)
+        return submit.first_with_key(owner_of(self.request), key, request_hash)
 
     def _build_indexed(self, index: int, data: Any) -> GenerationTask:
         try:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from django.conf import settings
 
-from inference.circuit import Circuit
 from inference.embeddings.encoders.base import Vectors
-from inference.embeddings.requests import prompt_of
+from inference.embeddings.messages import prompt_of
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from inference.providers.api_keys import api_key_of
+from inference.providers.circuit_breaker import Circuit
 from inference.providers.cloud import call, errors, retries
 from inference.providers.cloud.library import library
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from inference.embeddings.encoders.base import Encoder, Vectors
-from inference.embeddings.mailbox import Letter
-from inference.embeddings.requests import Answer, Shape
+from inference.embeddings.messages import Answer, Shape
+from inference.embeddings.request_queue import Letter
 from inference.errors import ErrorCode, InferenceError
 
 

@@ -14,11 +14,12 @@ from typing import Any
 import redis
 from django.conf import settings
 
-from inference import dispatch, worker_identity
-from inference.embeddings.requests import Answer, EmbeddingRequest
+from inference import dispatch
+from inference.embeddings.messages import Answer, EmbeddingRequest
 from inference.models import Queue
-from monitoring.redis_client import RedisClient, client
-from monitoring.streams import ENDED_CHANNEL
+from monitoring.hardware import worker_identity
+from monitoring.redis.client import RedisClient, client
+from monitoring.streams.delta_stream import ENDED_CHANNEL
 
 MAX_REQUESTS = 1000
 

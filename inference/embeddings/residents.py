@@ -8,13 +8,14 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db.models.functions import Now
 
-from inference import task_events, worker_identity
-from inference.embeddings import weights
+from inference import events
 from inference.embeddings.encoders.base import Encoder
 from inference.embeddings.encoders.gguf import GGUFEncoder
 from inference.embeddings.encoders.sentence_transformers import SentenceTransformersEncoder
 from inference.errors import ErrorCode, InferenceError
+from inference.loading import embedding_weights
 from inference.models import RegisteredModel
+from monitoring.hardware import worker_identity
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def _release(held: _Resident) -> None:
     model = held.model
     _record(model, status=Status.AVAILABLE, loaded_by="", updated_at=Now())
     logger.info("Embedding model %s unloaded", model.name)
-    task_events.unloaded(model, worker_identity.current())
+    events.unloaded(model, worker_identity.current())
 
 
 def _load(model: RegisteredModel) -> Encoder:
@@ -101,15 +102,15 @@ def _load(model: RegisteredModel) -> Encoder:
     _record(model, context_window=encoder.max_tokens, extra=_facts(model, encoder))
     load_ms = (time.monotonic() - started) * 1000
     logger.info("Embedding model %s loaded in %.2f s", model.name, load_ms / 1000)
-    task_events.loaded(model, worker_identity.current(), load_ms)
+    events.loaded(model, worker_identity.current(), load_ms)
     return encoder
 
 
 def _encoder(model: RegisteredModel) -> Encoder:
     config = model.config
-    path = weights.find(config)
+    path = embedding_weights.find(config)
     encoder: Encoder
-    if weights.is_gguf(path):
+    if embedding_weights.is_gguf(path):
         encoder = GGUFEncoder(path, config, model.context_window or settings.N_CTX)
     else:
         encoder = SentenceTransformersEncoder(path, config)

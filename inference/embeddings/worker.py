@@ -12,14 +12,14 @@ import redis
 from django.conf import settings
 from django.db import Error as DatabaseError
 
-from inference.embeddings import cloud, hardware, mailbox, residents, stopping
+from inference.embeddings import cloud, hardware, request_queue, residents, stopping
 from inference.embeddings.batcher import Batch, Batcher
 from inference.embeddings.jobs import Job, answer_of
-from inference.embeddings.mailbox import Letter
-from inference.embeddings.requests import Answer
+from inference.embeddings.messages import Answer
+from inference.embeddings.request_queue import Letter
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
-from monitoring import publisher
+from monitoring.events import publisher
 from monitoring.metrics import task_counts
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class _Desk:
 
     def serve(self) -> None:
         residents.unload_forgotten()
-        self._admit(mailbox.take_again())
+        self._admit(request_queue.take_again())
         busy_at = time.monotonic()
         while not stopping.has_begun():
             self._admit(self._look())
@@ -70,9 +70,9 @@ class _Desk:
             elif not self._is_warm:
                 self._warm_up()
             elif time.monotonic() - busy_at > _LINGER_SECONDS:
-                mailbox.stop_looking()
+                request_queue.stop_looking()
                 # What came before that has not rung.
-                if not self._admit(mailbox.take(_MAX_LETTERS)):
+                if not self._admit(request_queue.take(_MAX_LETTERS)):
                     return
         self._finish()
 
@@ -82,7 +82,7 @@ class _Desk:
         if num_texts:  # the lanes have enough to do: what comes meanwhile is taken together
             time.sleep(_GATHER_SECONDS)
         if num_texts < _MAX_TEXTS:
-            return mailbox.look(_MAX_LETTERS, wait_seconds)
+            return request_queue.look(_MAX_LETTERS, wait_seconds)
         return []
 
     def _admit(self, letters: Iterable[Letter]) -> bool:
@@ -159,7 +159,7 @@ class _Desk:
         """An answer that cannot be handed over is made once more when the next message rings."""
         try:
             if answers:
-                mailbox.deliver(answers)
+                request_queue.deliver(answers)
         except redis.RedisError as exc:
             logger.warning("%d answers were not handed over, no Redis: %s", len(answers), exc)
         for letter, _ in answers:
@@ -171,10 +171,10 @@ class _Desk:
             return
         self._tidied_at = time.monotonic()
         jobs = {job.letter.entry_id: job for job in self._batcher.jobs}
-        for letter in mailbox.forgotten(job.letter for job in jobs.values()):
+        for letter in request_queue.forgotten(job.letter for job in jobs.values()):
             if self._batcher.complete(jobs[letter.entry_id]):
                 self._in_hand.pop(letter.entry_id, None)
-        self._admit(mailbox.take_over())
+        self._admit(request_queue.take_over())
         residents.unload_forgotten()
 
     def _warm_up(self) -> None:

@@ -7,17 +7,19 @@ from functools import partial
 
 from django.db import Error as DatabaseError
 
-from inference import lease_keeper, lifecycle, structured_output, task_events
+from inference import events, structured_output
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
-from inference.lifecycle import Lease, Timings
+from inference.lifecycle import claim, finish, lease_renewer
+from inference.lifecycle.claim import Lease
+from inference.lifecycle.finish import Timings
+from inference.lifecycle.traces import AttemptTrace
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt, TaskResult
 from inference.providers.base import Chunks, GenerationRequest, Progress, StartOver
 from inference.providers.registry import provider_for
-from inference.task_traces import AttemptTrace
-from monitoring import publisher
+from monitoring.events import publisher
 from monitoring.metrics.counters import ITL, Increments, observe
-from monitoring.streams import ChunkWriter
+from monitoring.streams.delta_stream import ChunkWriter
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class Attempt:
         self._progress = Progress()
         self._generation: Chunks | None = None
         self._trace = AttemptTrace(lease.task)
-        lease_keeper.hold(lease)
+        lease_renewer.hold(lease)
 
     @property
     def task_id(self) -> str:
@@ -92,7 +94,7 @@ class Attempt:
             self._take(self._progress.held_back)
             self.chunks.flush()
         finally:
-            lease_keeper.release(self.lease)
+            lease_renewer.release(self.lease)
 
     def tell_progress_if_due(self) -> None:
         """Show the feed how far it is, up to ten times a second, if it has come further."""
@@ -101,7 +103,7 @@ class Attempt:
         if num_tokens == self._num_tokens_told or now - self._told_at < _TELL_SECONDS:
             return
         self._num_tokens_told, self._told_at = num_tokens, now
-        task_events.progressed(self.lease.task, num_tokens, self._end_of_text())
+        events.progressed(self.lease.task, num_tokens, self._end_of_text())
 
     def _end_of_text(self) -> str:
         """As much as a preview shows: joining all the text each time would take ever longer."""
@@ -110,7 +112,7 @@ class Attempt:
         for piece in reversed(self._text):
             pieces.append(piece)
             length += len(piece)
-            if length >= task_events.MAX_PARTIAL_TEXT:
+            if length >= events.MAX_PARTIAL_TEXT:
                 break
         return "".join(reversed(pieces))
 
@@ -131,8 +133,8 @@ class Attempt:
 
     def _start_over(self, failure: InferenceError) -> None:
         """Go on as the next attempt: readers are told that what they have is void."""
-        lease_keeper.release(self.lease)
-        lease = lifecycle.begin_again(self.lease, failure)
+        lease_renewer.release(self.lease)
+        lease = claim.begin_again(self.lease, failure)
         if lease is None:
             self.lease.lost = True
             return
@@ -143,7 +145,7 @@ class Attempt:
         self._text = []
         self._first_token = None
         self._num_tokens_told = 0
-        lease_keeper.hold(lease)
+        lease_renewer.hold(lease)
 
     def _note_time(self) -> None:
         """Of the first text, and how long after the one before each other one comes."""
@@ -185,12 +187,12 @@ class Attempt:
                 self._fail(failure, reason)
                 return
         result = self._result(reason, parsed)
-        if lifecycle.complete(self.lease, result, self._timings()):
+        if finish.complete(self.lease, result, self._timings()):
             self._tell_trace(Outcome.COMPLETED, result)
 
     def _cancel(self) -> None:
         result = self._result(FinishReason.CANCELLED)
-        if lifecycle.finish_cancelled(self.lease, result, self._timings()):
+        if finish.finish_cancelled(self.lease, result, self._timings()):
             self._tell_trace(Outcome.CANCELLED, result)
 
     def _time_out(self) -> None:
@@ -203,7 +205,7 @@ class Attempt:
 
     def _fail(self, failure: InferenceError, reason: FinishReason) -> None:
         result = self._result(reason) if self._text else None
-        if lifecycle.fail(self.lease, failure, result, self._timings()):
+        if finish.fail(self.lease, failure, result, self._timings()):
             self._tell_trace(Outcome.FAILED, result, failure)
 
     def _tell_trace(

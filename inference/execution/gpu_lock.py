@@ -12,9 +12,8 @@ from django.conf import settings
 from redis.exceptions import LockError
 from redis.lock import Lock
 
-from inference import worker_identity
-from monitoring import gpu
-from monitoring.redis_client import client
+from monitoring.hardware import gpu, worker_identity
+from monitoring.redis.client import client
 
 logger = logging.getLogger(__name__)
 

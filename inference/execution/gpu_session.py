@@ -16,12 +16,15 @@ from django.db import Error as DatabaseError
 from django.db import connection
 from django.utils import timezone
 
-from inference import dispatch, gpu_guard, lifecycle, model_requests, residency
+from inference import dispatch
 from inference.engine.engine import Engine
-from inference.execution import Attempt
-from inference.lifecycle import Lease
+from inference.execution import gpu_lock
+from inference.execution.attempt import Attempt
+from inference.lifecycle import claim
+from inference.lifecycle.claim import Lease
+from inference.loading import loaded_models, requests
 from inference.models import GenerationTask, Queue
-from monitoring import streams
+from monitoring.streams import delta_stream
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +50,10 @@ def run(rung_task_id: str) -> None:
     Redis knows ten priorities, the database knows all of them: so a message wakes the worker, and
     the database says which task is next.
     """
-    with gpu_guard.hold(settings.GPU_INDEX):
+    with gpu_lock.hold(settings.GPU_INDEX):
         while not _draining.is_set() and _is_pending(rung_task_id):
-            residency.serve_requests()
-            lease = lifecycle.claim_most_urgent(Queue.GPU)
+            loaded_models.serve_requests()
+            lease = claim.claim_most_urgent(Queue.GPU)
             if lease is None:
                 return
             Session(lease).run()
@@ -79,8 +82,8 @@ class Session:
             self._show_task()
             self._advance()  # loads the model and queues the lead's prompt
             if self._attempts:
-                resident = residency.resident(self._model_name)
-                with residency.in_use(resident):
+                resident = loaded_models.resident(self._model_name)
+                with loaded_models.in_use(resident):
                     self._run_on(resident.engine)
         finally:
             for attempt in self._attempts:
@@ -113,7 +116,7 @@ class Session:
         """Say which task the GPU works on: the one that has run longest."""
         if self._attempts and self._attempts[0] is not self._shown:
             self._shown = self._attempts[0]
-            gpu_guard.show_task(settings.GPU_INDEX, self._shown.task_id)
+            gpu_lock.show_task(settings.GPU_INDEX, self._shown.task_id)
 
     def _exchange_and_admit(self, max_num_seqs: int) -> None:
         try:
@@ -131,14 +134,14 @@ class Session:
         if now - self._exchanged_at < _EXCHANGE_SECONDS and not is_first_due:
             return
         self._exchanged_at = now
-        submitted, cancelled = streams.send(chunks, read=dispatch.GPU_NEWS_KEYS)
+        submitted, cancelled = delta_stream.send(chunks, read=dispatch.GPU_NEWS_KEYS)
         for attempt in self._attempts:
             attempt.tell_progress_if_due()
         if submitted != self._news_seen[0]:
             self._may_join = True
         if cancelled != self._news_seen[1]:
             # The lease keeper would learn of it too, a little later.
-            lifecycle.refresh([attempt.lease for attempt in self._attempts])
+            claim.refresh([attempt.lease for attempt in self._attempts])
         self._news_seen = [submitted, cancelled]
 
     def _admit(self, max_num_seqs: int) -> None:
@@ -149,7 +152,7 @@ class Session:
         self._may_join = False
         self._looked_at = now
         while len(self._attempts) < max_num_seqs and self._is_open():
-            lease = lifecycle.claim_rider(Queue.GPU, self._model_name, self._start)
+            lease = claim.claim_rider(Queue.GPU, self._model_name, self._start)
             if lease is None:
                 return
             rider = Attempt(lease)
@@ -160,7 +163,7 @@ class Session:
         """Not when this worker stops, and not before models that are to be loaded or unloaded."""
         if _draining.is_set():
             return False
-        return not model_requests.are_pending()
+        return not requests.are_pending()
 
 
 class _Watchdog:

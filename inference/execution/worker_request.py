@@ -7,7 +7,7 @@ from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 from django.db import Error as DatabaseError
 
-from inference import model_crashes
+from inference.loading import crashes
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class WorkerRequest(Request):
         death = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(death, WorkerLostError) and self.worker_pid:
             try:
-                model_crashes.count(int(self.worker_pid), str(death))
+                crashes.count(int(self.worker_pid), str(death))
             except DatabaseError as exc:
                 logger.warning("Message %s: a crash was not counted: %s", self.id, exc)
         return super().on_failure(exc_info, *args, **kwargs)

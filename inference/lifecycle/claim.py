@@ -11,18 +11,13 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from inference import task_events, worker_identity
+from inference import events
 from inference.errors import InferenceError
 from inference.lifecycle.records import add_attempt
+from inference.lifecycle.sql import CLAIM, FIRST_IN_LINE, FIRST_OF_MODEL, HELD, lease_end
 from inference.lifecycle.task_log import log
 from inference.models import GenerationTask, TaskAttempt
-from inference.task_statements import (
-    CLAIM,
-    FIRST_IN_LINE,
-    FIRST_OF_MODEL,
-    HELD,
-    lease_end,
-)
+from monitoring.hardware import worker_identity
 
 Status = GenerationTask.Status
 
@@ -49,7 +44,7 @@ def claim(task_id: str) -> Lease | None:
     if task is None or task.worker != worker_identity.current():
         return None  # so late that the lease was lost, and the task deleted or given away
     log(task, logging.DEBUG, "Attempt %d started on %s", task.attempt, task.worker)
-    task_events.started(task)
+    events.started(task)
     return Lease(task)
 
 
@@ -124,5 +119,5 @@ def begin_again(lease: Lease, failure: InferenceError) -> Lease | None:
     following = GenerationTask.objects.read(task.pk)
     if following is None or following.attempt != lease.attempt + 1:
         return None
-    task_events.started(following)
+    events.started(following)
     return Lease(following)

@@ -6,9 +6,9 @@ from typing import Any
 from django.db import transaction
 from django.db.models.functions import Now
 
-from inference import dispatch, task_events
+from inference import dispatch, events
 from inference.errors import ErrorCode, InferenceError
-from inference.lifecycle.leases import Lease
+from inference.lifecycle.claim import Lease
 from inference.lifecycle.records import add_attempt
 from inference.lifecycle.task_log import log
 from inference.models import GenerationTask, TaskAttempt
@@ -72,5 +72,5 @@ def announce_fallback(task: GenerationTask, change: dict[str, Any], reason: str)
     for name in ("status", "model_name", "queue", "request"):
         setattr(task, name, change[name])
     log(task, logging.WARNING, "%s failed, %s is asked: %s", failed, task.model_name, reason)
-    task_events.queued([task])
+    events.queued([task])
     dispatch.ring([task])

@@ -10,9 +10,10 @@ from django.db.models.functions import Now
 
 from inference import dispatch
 from inference.errors import InferenceError
+from inference.lifecycle.claim import Lease
 from inference.lifecycle.fallback import fall_back, may_fall_back
-from inference.lifecycle.leases import Lease
 from inference.lifecycle.records import add_attempt, announce_end, store_end
+from inference.lifecycle.sql import FINISH, end_fields
 from inference.lifecycle.task_log import log
 from inference.models import (
     GenerationTask,
@@ -21,8 +22,8 @@ from inference.models import (
     TaskAttempt,
     TaskResult,
 )
-from inference.task_statements import FINISH, end_fields
-from monitoring import logs, streams
+from monitoring.logs import service_log
+from monitoring.streams import delta_stream
 
 logger = logging.getLogger(__name__)
 
@@ -144,5 +145,5 @@ def delete(task: GenerationTask) -> bool:
 
 
 def _forget(task_ids: list[str]) -> None:
-    streams.delete(task_ids)
-    logs.delete(task_ids)
+    delta_stream.delete(task_ids)
+    service_log.delete(task_ids)

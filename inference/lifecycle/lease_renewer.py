@@ -8,8 +8,8 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection
 
-from inference import lifecycle
-from inference.lifecycle import Lease
+from inference.lifecycle import claim
+from inference.lifecycle.claim import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +55,9 @@ def _keep() -> None:
         if not leases:
             continue
         try:
-            lifecycle.refresh(leases)
+            claim.refresh(leases)
             if time.monotonic() - renewed_at >= settings.LEASE_SECONDS / 3:
-                lifecycle.renew(leases)
+                claim.renew(leases)
                 renewed_at = time.monotonic()
         except DatabaseError as exc:
             logger.warning("Leases not renewed, the database does not answer: %s", exc)

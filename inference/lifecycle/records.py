@@ -4,12 +4,12 @@ from typing import Any
 
 from django.db import connection
 
-from inference import dispatch, task_events
+from inference import dispatch, events
 from inference.errors import InferenceError
+from inference.lifecycle.sql import ADD_ATTEMPT, ADD_ENDED
 from inference.models import GenerationTask, TaskAttempt
-from inference.task_statements import ADD_ATTEMPT, ADD_ENDED
 from inference.webhooks import deliveries
-from monitoring import streams
+from monitoring.streams import delta_stream
 
 
 def add_attempt(
@@ -34,7 +34,7 @@ def store_end(task: GenerationTask, change: dict[str, Any]) -> None:
     Call it in the transaction that ends the task. `change`: the fields that this has set in the
     row; from now on the task in memory has them.
     """
-    for name in task_events.END_FIELDS & change.keys():
+    for name in events.END_FIELDS & change.keys():
         setattr(task, name, change[name])
     ADD_ENDED.run(
         model_name=task.model_name,
@@ -53,8 +53,8 @@ def store_end(task: GenerationTask, change: dict[str, Any]) -> None:
 
 def announce_end(task: GenerationTask) -> None:
     """Tell readers, and ring for the webhook and the next task of the conversation, which waits."""
-    streams.end(task.pk, task.attempt, task.status)
-    task_events.ended(task)
+    delta_stream.end(task.pk, task.attempt, task.status)
+    events.ended(task)
     if task.request.get("webhook_url"):
         deliveries.deliver_soon(1)
     if task.conversation_id:

@@ -9,8 +9,7 @@ from django.db import models
 from django.db.models import F
 from django.db.models.functions import Now
 
-from inference.models import GenerationTask, TaskAttempt
-from inference.statements import (
+from inference.lifecycle.statements import (
     Compiled,
     Parameter,
     Statement,
@@ -18,6 +17,7 @@ from inference.statements import (
     compile_select,
     compile_update,
 )
+from inference.models import GenerationTask, TaskAttempt
 from monitoring.models import EndedTask
 
 

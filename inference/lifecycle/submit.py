@@ -7,10 +7,10 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 
 from conversations.models import Conversation
-from inference import dispatch, task_events
+from inference import dispatch, events
+from inference.lifecycle.sql import SUBMIT
+from inference.lifecycle.statements import column_values
 from inference.models import GenerationTask
-from inference.statements import column_values
-from inference.task_statements import SUBMIT
 
 _pending_seen = (float("-inf"), 0)
 
@@ -42,7 +42,7 @@ def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
     except IntegrityError:
         _check_conversations(tasks)
         accepted, fresh = _submit_one_by_one(tasks)
-    task_events.queued(fresh)
+    events.queued(fresh)
     dispatch.ring_soon(fresh)
     return accepted
 

@@ -8,14 +8,16 @@ from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from inference import dispatch, task_events, task_traces, worker_identity
+from inference import dispatch, events
 from inference.errors import ErrorCode
-from inference.lifecycle.ending import end_pending
+from inference.lifecycle import traces
 from inference.lifecycle.fallback import UNCLAIMED, announce_fallback, next_fallback
+from inference.lifecycle.finish import end_pending
 from inference.lifecycle.records import add_attempt, announce_end, store_end
+from inference.lifecycle.sql import end_fields
 from inference.lifecycle.task_log import log
 from inference.models import GenerationTask, TaskAttempt
-from inference.task_statements import end_fields
+from monitoring.hardware import worker_identity
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +70,11 @@ def _take_back(task: GenerationTask) -> None:
         if change["status"] != Status.PENDING:
             store_end(task, change)
     log(task, logging.WARNING, "Attempt %d lost with its worker %s", task.attempt, task.worker)
-    task_traces.lost(task)
+    traces.lost(task)
     if "model_name" in change:
         announce_fallback(task, change, f"its worker was lost {num_lost} times")
     elif change["status"] == Status.PENDING:
-        task_events.queued([task])
+        events.queued([task])
     else:
         announce_end(task)
 

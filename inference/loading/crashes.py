@@ -8,8 +8,8 @@ from datetime import timedelta
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from inference import worker_identity
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt
+from monitoring.hardware import worker_identity
 
 logger = logging.getLogger(__name__)
 

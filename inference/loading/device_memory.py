@@ -13,10 +13,10 @@ import psutil
 import redis
 from django.conf import settings
 
-from inference import container_memory
 from inference.engine.errors import ModelLoadError
 from inference.engine.memory_estimate import MemoryEstimate
-from monitoring import notice_board
+from inference.loading import container_memory
+from monitoring.redis import heartbeats
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def publish() -> None:
     reading = json.dumps(asdict(read(settings.GPU_LAYERS)))
     name = f"{settings.NODE_NAME}:{settings.GPU_INDEX}"
     try:
-        notice_board.post(_BOARD, name, reading, _PUBLISHED_SECONDS)
+        heartbeats.post(_BOARD, name, reading, _PUBLISHED_SECONDS)
     except redis.RedisError as exc:
         logger.warning("GPU %d: its memory cannot be published: %s", settings.GPU_INDEX, exc)
 
@@ -111,7 +111,7 @@ def published() -> DeviceMemory | None:
     Of several workers the one that has the least to give: any of them may get the task.
     """
     try:
-        readings = [json.loads(text) for text in notice_board.read(_BOARD).values()]
+        readings = [json.loads(text) for text in heartbeats.read(_BOARD).values()]
     except redis.RedisError as exc:
         logger.debug("No published readings of memory: %s", exc)
         return None
@@ -141,7 +141,7 @@ def _check(
 
 
 def _read_gpu() -> DeviceMemory | None:
-    from monitoring import nvml  # few processes ask
+    from monitoring.hardware import nvml  # few processes ask
 
     memory = nvml.memory(settings.GPU_INDEX)
     if memory is None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from django.conf import settings
 
-from inference import models_dir
 from inference.engine.errors import InvalidGGUFError
+from inference.loading import models_dir
 
 PACKAGE_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 _GGUF = ".gguf"

@@ -9,9 +9,9 @@ import redis
 from django.db import Error as DatabaseError
 from django.db import connection
 
-from inference import device_memory, worker_identity
+from inference.loading import device_memory
 from inference.models import RegisteredModel
-from monitoring import gpu
+from monitoring.hardware import gpu, worker_identity
 
 logger = logging.getLogger(__name__)
 

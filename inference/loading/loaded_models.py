@@ -16,16 +16,18 @@ from django.db import Error as DatabaseError
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from inference import device_memory, model_requests, task_events, worker_identity
+from inference import events
 from inference.engine.engine import Engine
 from inference.engine.errors import EngineError, ModelLoadError
 from inference.engine.gguf_header import GGUFHeader, read_header
 from inference.engine.memory_estimate import MemoryEstimate
 from inference.engine.runner import LoadParams
 from inference.errors import ErrorCode, InferenceError
-from inference.model_sizes import ModelSizes, model_sizes
+from inference.loading import device_memory, requests
+from inference.loading.models_dir import resolve_file
+from inference.loading.sizes import ModelSizes, model_sizes
 from inference.models import GenerationTask, RegisteredModel
-from inference.registration import resolve_model_path
+from monitoring.hardware import worker_identity
 
 if TYPE_CHECKING:
     from inference.engine.llama_runner import LlamaRunner
@@ -75,7 +77,7 @@ def load(model: RegisteredModel) -> Resident:
         made = _load_with_room(model)
     except (EngineError, ValueError, OSError) as error:
         model.set_status(Status.ERROR, why=str(error))
-        model_requests.end(model, Request.LOAD)
+        requests.end(model, Request.LOAD)
         logger.warning("Model %s could not be loaded: %s", model.name, error)
         message = f"The model {model.name} could not be loaded: {error}"
         raise InferenceError(message, ErrorCode.MODEL_LOAD_FAILED) from error
@@ -83,8 +85,8 @@ def load(model: RegisteredModel) -> Resident:
     model.set_status(Status.LOADED, worker_identity.current())
     _record_use(made)
     load_ms = (made.loaded_at - started) * 1000
-    task_events.loaded(model, worker_identity.current(), load_ms)
-    model_requests.end(model, Request.LOAD)
+    events.loaded(model, worker_identity.current(), load_ms)
+    requests.end(model, Request.LOAD)
     return made
 
 
@@ -116,7 +118,7 @@ def unload(name: str) -> None:
     freed.runner.close()
     _record(freed, status=Status.AVAILABLE, loaded_by="", unload_at=None, updated_at=Now())
     logger.info("Model %s unloaded", name)
-    task_events.unloaded(freed.model, worker_identity.current())
+    events.unloaded(freed.model, worker_identity.current())
 
 
 def unload_all() -> None:
@@ -142,7 +144,7 @@ def _serve(model: RegisteredModel) -> None:
     except InferenceError:
         pass  # the row says why
     finally:
-        model_requests.end(model, Request(model.requested))
+        requests.end(model, Request(model.requested))
 
 
 def _unload_forgotten() -> None:
@@ -186,7 +188,7 @@ def _record(held: Resident, **fields: Any) -> None:
 
 def _load_with_room(model: RegisteredModel) -> Resident:
     """Load it; idle models make room, then sequences. Raises ModelLoadError when all is in vain."""
-    path = resolve_model_path(model.config["model_path"])
+    path = resolve_file(model.config["model_path"])
     header = read_header(path)
     sizes = wanted = model_sizes(model.config, model.context_window or settings.N_CTX)
     while True:

@@ -16,3 +16,11 @@ def resolve(model_path: str) -> Path:
     if not path.is_relative_to(models_dir):
         raise ValueError(f"{model_path} lies outside of MODELS_DIR: put the file in there.")
     return path
+
+
+def resolve_file(model_path: str) -> Path:
+    """The file behind a `model_path`; ValueError unless it lies in MODELS_DIR, links followed."""
+    path = resolve(model_path)
+    if not path.is_file():
+        raise ValueError(f"There is no file {model_path} in MODELS_DIR.")
+    return path

@@ -8,10 +8,11 @@ import logging
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from inference import dispatch, task_events, worker_identity
+from inference import dispatch, events
+from inference.lifecycle.statements import Compiled, Parameter, Statement, compile_select
 from inference.models import Queue, RegisteredModel
-from inference.statements import Compiled, Parameter, Statement, compile_select
-from monitoring import ended
+from monitoring.hardware import worker_identity
+from monitoring.streams import ended
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def _release(model: RegisteredModel) -> None:
     else:
         freed = row.update(status=Status.AVAILABLE, loaded_by="", unload_at=None)
         if freed and model.loaded:
-            task_events.unloaded(model, model.loaded_by)
+            events.unloaded(model, model.loaded_by)
         end(model, Request.UNLOAD)
 
 

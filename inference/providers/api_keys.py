@@ -3,10 +3,10 @@
 import os
 from enum import StrEnum
 
-from inference import secret_box
+from inference import encryption
+from inference.encryption import SecretBoxError
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
-from inference.secret_box import SecretBoxError
 
 # Where the key comes from when the registration says nothing.
 DEFAULT_ENV_VARS = {
@@ -49,7 +49,7 @@ def is_usable(key: str) -> bool:
 
 def _unsealed(model: RegisteredModel) -> str:
     try:
-        return secret_box.unseal(model.sealed_api_key)
+        return encryption.unseal(model.sealed_api_key)
     except SecretBoxError as error:
         raise _failure(f"The stored key of model {model.name} cannot be read. {error}") from error
 

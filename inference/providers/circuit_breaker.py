@@ -24,7 +24,7 @@ from django.conf import settings
 
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
-from monitoring.redis_client import client
+from monitoring.redis.client import client
 
 logger = logging.getLogger(__name__)
 

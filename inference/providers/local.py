@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from conversations.context import drop_oldest_turns
 from conversations.models import ChatMessage
-from inference import residency, structured_output
+from inference import structured_output
 from inference.engine.engine import Engine
 from inference.engine.errors import ChatTemplateError, EngineError, PromptTooLongError
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
 from inference.errors import ErrorCode, InferenceError
+from inference.loading import loaded_models
 from inference.models import Queue
 from inference.providers.base import GenerationRequest, Progress, Provider, Texts
 
@@ -28,7 +29,7 @@ class LocalProvider(Provider):
     def generate(self, request: GenerationRequest, progress: Progress) -> Texts:
         """The session steps the engine between two chunks."""
         started = time.monotonic()
-        resident = residency.load(self.model)
+        resident = loaded_models.load(self.model)
         if resident.loaded_at >= started:
             progress.model_load_ms = (time.monotonic() - started) * 1000
         try:

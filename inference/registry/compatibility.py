@@ -7,14 +7,14 @@ from typing import Any
 
 from django.conf import settings
 
-from inference import device_memory, models_dir
-from inference.device_memory import Kind
 from inference.engine.errors import InvalidGGUFError
 from inference.engine.gguf_header import GGUFHeader, Layer, read_header
 from inference.engine.memory_estimate import MemoryEstimate
-from inference.model_sizes import ModelSizes, model_sizes
+from inference.loading import device_memory, models_dir
+from inference.loading.device_memory import Kind
+from inference.loading.models_dir import resolve_file
+from inference.loading.sizes import ModelSizes, model_sizes
 from inference.models import RegisteredModel
-from inference.registration import resolve_model_path
 from presets.models import Preset
 from presets.quantizations import BITS, RECOMMENDED_BITS
 
@@ -153,7 +153,7 @@ def usual_header(num_parameters: int, quantization: str = "Q4_K_M") -> GGUFHeade
 
 def _header_of_model(model: RegisteredModel) -> tuple[GGUFHeader, list[str]]:
     try:
-        return read_header(resolve_model_path(model.config["model_path"])), []
+        return read_header(resolve_file(model.config["model_path"])), []
     except (OSError, ValueError, InvalidGGUFError):
         known = model.extra.get("quantization")
         header = usual_header(

@@ -1,4 +1,4 @@
-"""The `config` of a registration: one serializer for each kind of provider."""
+"""What a registration takes: its name, and the `config` of each kind of provider."""
 
 import re
 from typing import Any
@@ -7,10 +7,17 @@ from urllib.parse import urlsplit
 from rest_framework import serializers
 
 from inference.providers.api_keys import is_usable
-from inference.serializers import SamplingSerializer
 from monitoring.api.strict_serializer import StrictSerializer
-from presets.entries import API_KEY_ENV_VAR
+from presets.entries import API_KEY_ENV_VAR, NAME
 
+RESERVED_MODEL_NAMES = {
+    "check-compatibility",
+    "load",
+    "presets",
+    "register",
+    "register-from-preset",
+    "unload",
+}
 CLOUD_MODEL_NAME = re.compile(r"^[!-.0-~]+(/[!-.0-~]+)*$")
 _URL = re.compile(r"https?://[!-~]+")
 
@@ -35,6 +42,59 @@ def check_base_url(url: str) -> None:
         raise serializers.ValidationError(message)
     if "?" in url or "#" in url:
         raise serializers.ValidationError("Leave out what begins with ? or #.")
+
+
+class SamplingSerializer(StrictSerializer):
+    """How the next token is chosen; null means the model's own default."""
+
+    temperature = serializers.FloatField(required=False, allow_null=True, min_value=0, max_value=2)
+    top_p = serializers.FloatField(required=False, allow_null=True, min_value=0, max_value=1)
+    top_k = serializers.IntegerField(
+        required=False, allow_null=True, min_value=0, max_value=1_000_000
+    )
+    min_p = serializers.FloatField(required=False, allow_null=True, min_value=0, max_value=1)
+    frequency_penalty = serializers.FloatField(
+        required=False, allow_null=True, min_value=-2, max_value=2
+    )
+    presence_penalty = serializers.FloatField(
+        required=False, allow_null=True, min_value=-2, max_value=2
+    )
+    repeat_penalty = serializers.FloatField(
+        required=False, allow_null=True, min_value=0.01, max_value=100
+    )
+    seed = serializers.IntegerField(
+        required=False, allow_null=True, min_value=0, max_value=2**32 - 2
+    )
+    max_tokens = serializers.IntegerField(
+        required=False, allow_null=True, min_value=1, max_value=128_000
+    )
+    stop_sequences = serializers.ListField(
+        child=serializers.CharField(trim_whitespace=False, min_length=1, max_length=1000),
+        required=False,
+        allow_null=True,
+        max_length=16,
+    )
+
+
+SAMPLING_FIELDS = tuple(SamplingSerializer().fields)
+
+
+class ModelNameField(serializers.RegexField):
+    """The name of a new model: it is a part of addresses."""
+
+    default_error_messages = {
+        "invalid": "Use 1 to 100 letters, digits and . _ : -, a letter first.",
+        "reserved": "{name} is a route: choose another name.",
+    }
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(NAME, **options)
+
+    def to_internal_value(self, data: Any) -> str:
+        name = str(super().to_internal_value(data))
+        if name in RESERVED_MODEL_NAMES:
+            self.fail("reserved", name=name)
+        return name
 
 
 class LocalConfigSerializer(StrictSerializer):

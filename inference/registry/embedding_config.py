@@ -4,8 +4,8 @@ from typing import Any
 
 from rest_framework import serializers
 
-from inference.embeddings import weights
-from inference.model_configs import CLOUD_MODEL_NAME, ConnectionConfigSerializer
+from inference.loading import embedding_weights
+from inference.registry.configs import CLOUD_MODEL_NAME, ConnectionConfigSerializer
 
 _OF_A_CONNECTION = {"api_key", "api_key_env_var", "base_url", "timeout", "max_retries"}
 # What else may be said of a model, by where it is.
@@ -26,7 +26,7 @@ class EmbeddingConfigSerializer(ConnectionConfigSerializer):
         help_text="In MODELS_DIR: a folder of sentence-transformers, or a GGUF file.",
     )
     package = serializers.RegexField(
-        weights.PACKAGE_NAME,
+        embedding_weights.PACKAGE_NAME,
         required=False,
         max_length=100,
         help_text="An installed Python package that has such a folder in it.",
@@ -71,6 +71,6 @@ class EmbeddingConfigSerializer(ConnectionConfigSerializer):
 
 
 def _check_pooling(attrs: dict[str, Any]) -> None:
-    if "pooling" in attrs and not weights.is_gguf(attrs["model_path"]):
+    if "pooling" in attrs and not embedding_weights.is_gguf(attrs["model_path"]):
         message = "Models of sentence-transformers say that themselves: leave it out."
         raise serializers.ValidationError({"pooling": [message]})

@@ -5,10 +5,11 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from rest_framework.exceptions import ValidationError
 
-from inference import models_dir, registration
-from inference.model_serializers import ModelNameField
+from inference.loading import models_dir
 from inference.models import RegisteredModel
-from inference.registration import ModelExistsError
+from inference.registry import registration
+from inference.registry.configs import ModelNameField
+from inference.registry.registration import ModelExistsError
 from presets.models import Preset
 
 

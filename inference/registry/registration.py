@@ -11,18 +11,18 @@ from django.db import IntegrityError, transaction
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
 
-from inference import models_dir, secret_box
-from inference.embeddings import weights
-from inference.embeddings.config import EmbeddingConfigSerializer
+from inference import encryption
 from inference.engine.errors import InvalidGGUFError
-from inference.model_configs import (
+from inference.loading import embedding_weights, models_dir
+from inference.models import RegisteredModel
+from inference.providers.api_keys import DEFAULT_ENV_VARS
+from inference.providers.registry import provider_class
+from inference.registry.configs import (
     CloudConfigSerializer,
     EchoConfigSerializer,
     LocalConfigSerializer,
 )
-from inference.models import RegisteredModel
-from inference.providers.api_keys import DEFAULT_ENV_VARS
-from inference.providers.registry import provider_class
+from inference.registry.embedding_config import EmbeddingConfigSerializer
 
 
 class ModelExistsError(Exception):
@@ -59,14 +59,6 @@ def check_config(provider: str, config: dict[str, Any]) -> dict[str, Any]:
     elif kind == RegisteredModel.Provider.EMBEDDING and "model_name" in config:
         _check_model_name(RegisteredModel.Provider.LITELLM, config["model_name"])
     return config
-
-
-def resolve_model_path(model_path: str) -> Path:
-    """The file behind a `model_path`; ValueError unless it lies in MODELS_DIR, links followed."""
-    path = models_dir.resolve(model_path)
-    if not path.is_file():
-        raise ValueError(f"There is no file {model_path} in MODELS_DIR.")
-    return path
 
 
 def shares_file(model: RegisteredModel) -> str | None:
@@ -121,7 +113,7 @@ def _local_facts(config: dict[str, Any]) -> dict[str, Any]:
     from inference.engine.gguf_header import read_header
 
     try:
-        path = resolve_model_path(config["model_path"])
+        path = models_dir.resolve_file(config["model_path"])
         header = read_header(path)
     except (ValueError, InvalidGGUFError) as error:
         raise ValidationError({"model_path": [str(error)]}) from error
@@ -156,7 +148,7 @@ def _with_key(config: dict[str, Any], provider: str) -> dict[str, Any]:
     api_key = config.pop("api_key", "")
     if not api_key and "api_key_env_var" not in config and provider in DEFAULT_ENV_VARS:
         config["api_key_env_var"] = DEFAULT_ENV_VARS[RegisteredModel.Provider(provider)]
-    return {"config": config, "sealed_api_key": secret_box.seal(api_key) if api_key else ""}
+    return {"config": config, "sealed_api_key": encryption.seal(api_key) if api_key else ""}
 
 
 def _embedding_fields(config: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +160,7 @@ def _embedding_fields(config: dict[str, Any]) -> dict[str, Any]:
 def _embedding_facts(config: dict[str, Any]) -> dict[str, Any]:
     place = "package" if "package" in config else "model_path"
     try:
-        fields = weights.describe(weights.find(config))
+        fields = embedding_weights.describe(embedding_weights.find(config))
     except ValueError as error:
         raise ValidationError({place: [str(error)]}) from error
     if max_seq_length := config.get("max_seq_length"):

@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 from inference import dispatch
 from inference.models import GenerationTask, WebhookDelivery
 from inference.models.webhook_deliveries import GIVE_UP_AFTER
-from inference.serializers import task_body
+from inference.task_body import task_body
 
 
 def add_delivery(task: GenerationTask) -> None:

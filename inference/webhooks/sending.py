@@ -18,8 +18,8 @@ from inference.webhooks.addresses import RefusedAddressError
 from inference.webhooks.http_client import UnansweredError
 from inference.webhooks.signing import signed_headers
 from inference.webhooks.urls import RefusedUrlError
-from monitoring import events
-from monitoring.redaction import redact
+from monitoring.events import events
+from monitoring.logs.redaction import redact
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from monitoring.events import EventType
-from monitoring.feed.messages import SocketError
+from monitoring.events.events import EventType
+from monitoring.events.messages import SocketError
 
 MAX_CHARACTERS = 64 * 1024
 _MAX_SEQ = 2**63 - 1

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, TypedDict, cast
 
-from monitoring import publisher
-from monitoring.event_log import LoggedEvent
+from monitoring.events import publisher
+from monitoring.events.log import LoggedEvent
 
 
 class EventType(StrEnum):

@@ -8,22 +8,22 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import redis
+from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
 from django.conf import settings
 from django.db import Error as DatabaseError
 
-from monitoring import event_log
-from monitoring.event_log import Excerpt, LoggedEvent
-from monitoring.events import EventType
-from monitoring.feed import live_stats
-from monitoring.feed.reader import Reader
-from monitoring.feed.ring import RESYNC, Item, Ring, event_item, items_after, reading_item
-from monitoring.publisher import GROUP
-from monitoring.redis_client import RedisClient, async_client
+from monitoring.events import events, log
+from monitoring.events.events import EventType
+from monitoring.events.log import Excerpt, LoggedEvent
+from monitoring.events.publisher import GROUP
+from monitoring.events.reader import Reader
+from monitoring.events.ring import RESYNC, Item, Ring, event_item, items_after, reading_item
+from monitoring.redis.client import RedisClient, async_client
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +37,17 @@ _NUM_READ = 500
 _MAX_LOG_READERS = 8
 # So many of the latest events are in memory from the start, for those that come back.
 _NUM_READ_AHEAD = 1000
+# Reads GPU_STATS, or QUEUE_STATS of an owner.
+ReadStats = Callable[[EventType, str | None], Mapping[str, Any]]
+
 _REDIS_ERRORS = (redis.RedisError, OSError)  # a time-out is an OSError
 
 
 class Feed:
     """Lives on one event loop, and runs while it has readers."""
 
-    def __init__(self) -> None:
+    def __init__(self, read_stats: ReadStats) -> None:
+        self._read_stats = read_stats
         self._readers: set[Reader] = set()
         self._by_type: dict[str, set[Reader]] = defaultdict(set)
         self._running: set[asyncio.Task[None]] = set()
@@ -112,6 +116,11 @@ class Feed:
             self._by_type[each].discard(reader)
             self._wishes.get(reader, {}).pop(each, None)
 
+    async def stats(self, event_type: EventType, owner: str | None) -> LoggedEvent:
+        """GPU_STATS for everyone, or QUEUE_STATS for one owner, as a transient event."""
+        read = database_sync_to_async(self._read_stats, thread_sensitive=False)
+        return LoggedEvent(event_type, events.now(), dict(await read(event_type, owner)), owner)
+
     async def read_log(self, after: int) -> Excerpt:
         """The first events after a number; waits until Redis answers, with all that is known."""
         while True:
@@ -151,10 +160,10 @@ class Feed:
                 self._push(item)
             if excerpt.last_seq < self.ring.last_seq:
                 # Redis came back without what it had: have the numbers go on after ours.
-                await asyncio.to_thread(event_log.last_seq)
+                await asyncio.to_thread(log.last_seq)
 
     async def _begin(self) -> None:
-        last_seq = await asyncio.to_thread(event_log.last_seq)
+        last_seq = await asyncio.to_thread(log.last_seq)
         excerpt = await self._read(last_seq - _NUM_READ_AHEAD, _NUM_READ_AHEAD)
         if self._ring is not None:  # an earlier run, as it was stopped, came to this as well
             return
@@ -171,7 +180,7 @@ class Feed:
 
     async def _read(self, after: int, limit: int = _NUM_READ) -> Excerpt:
         async with asyncio.timeout(settings.REDIS_TIMEOUT_SECONDS):
-            return await event_log.read_async(self._redis, after, limit)
+            return await log.read_async(self._redis, after, limit)
 
     async def _follow_group(self) -> None:
         """Take what is sent to the group, until the connection fails."""
@@ -214,7 +223,7 @@ class Feed:
             await self._has_subscription.wait()
             self._has_subscription.clear()
         for event_type, owner in wanted:
-            reading = await live_stats.read(event_type, owner)
+            reading = await self.stats(event_type, owner)
             self._push(reading_item(reading, self.ring.last_seq))
 
     def _wanted_stats(self) -> list[tuple[EventType, str | None]]:

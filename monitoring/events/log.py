@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
-from monitoring.redis_client import RedisClient, client
+from monitoring.redis.client import RedisClient, client
 
 MAX_EVENTS = 10_000
 KEPT_SECONDS = 86_400

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from monitoring import events
-from monitoring.event_log import LoggedEvent
+from monitoring.events import events
+from monitoring.events.log import LoggedEvent
 
 
 class EventMessage(TypedDict):

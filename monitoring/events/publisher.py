@@ -20,11 +20,11 @@ import redis
 from channels.layers import get_channel_layer
 from django.conf import settings
 
-from monitoring import event_log
-from monitoring.event_log import LoggedEvent
+from monitoring.events import log
+from monitoring.events.log import LoggedEvent
 from monitoring.metrics import counters
 from monitoring.metrics.counters import Increments
-from monitoring.per_process import PerProcess
+from monitoring.redis.per_process import PerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class _Publisher:
                 size = min(_MAX_BATCH, len(self._kept_back))
                 self._unconfirmed = [self._kept_back.popleft() for _ in range(size)]
                 self._num_batches += 1
-            numbered += event_log.append(self._unconfirmed, self._name, self._num_batches)
+            numbered += log.append(self._unconfirmed, self._name, self._num_batches)
             self._unconfirmed = []
         return numbered
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from monitoring.event_log import Excerpt
-from monitoring.events import READINGS
-from monitoring.feed.messages import resync_text
-from monitoring.feed.ring import RESYNC, Item, Ring, items_after
+from monitoring.events.events import READINGS
+from monitoring.events.log import Excerpt
+from monitoring.events.messages import resync_text
+from monitoring.events.ring import RESYNC, Item, Ring, items_after
 
 _MAX_TEXTS = 64
 

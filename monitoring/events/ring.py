@@ -3,8 +3,8 @@
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from monitoring.event_log import Excerpt, LoggedEvent
-from monitoring.feed.messages import event_text, resync_text
+from monitoring.events.log import Excerpt, LoggedEvent
+from monitoring.events.messages import event_text, resync_text
 
 MAX_ITEMS = 4096
 MAX_CHARACTERS = 16 * 1024 * 1024

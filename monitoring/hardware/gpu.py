@@ -12,8 +12,8 @@ from typing import Any, TypedDict, cast
 import redis
 from django.conf import settings
 
-from monitoring import notice_board
-from monitoring.redis_client import client
+from monitoring.redis import heartbeats
+from monitoring.redis.client import client
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def publish(loaded_models: Callable[[], list[str]]) -> None:
 
     Nothing without a GPU. Raises redis.RedisError.
     """
-    from monitoring import nvml  # the web process has no use for it
+    from monitoring.hardware import nvml  # the web process has no use for it
 
     readings = nvml.read()
     if not readings:
@@ -89,7 +89,7 @@ def publish(loaded_models: Callable[[], list[str]]) -> None:
         loaded_models=loaded_models(),
     )
     name = f"{settings.NODE_NAME}:{settings.GPU_INDEX}:{os.getpid()}"
-    notice_board.post(_BOARD, name, json.dumps(note), _SHOWN_SECONDS)
+    heartbeats.post(_BOARD, name, json.dumps(note), _SHOWN_SECONDS)
 
 
 def stats() -> GPUStats:
@@ -108,7 +108,7 @@ _cached: tuple[float, GPUStats] = (float("-inf"), GPUStats(available=False, gpus
 
 def _read() -> GPUStats:
     try:
-        notes: list[_Note] = [json.loads(text) for text in notice_board.read(_BOARD).values()]
+        notes: list[_Note] = [json.loads(text) for text in heartbeats.read(_BOARD).values()]
         gpus = _with_holders(_merged(notes))
     except redis.RedisError as exc:
         logger.debug("No GPU readings: %s", exc)

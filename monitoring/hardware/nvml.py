@@ -11,7 +11,7 @@ from typing import Any
 
 import pynvml
 
-from monitoring.per_process import PerProcess
+from monitoring.redis.per_process import PerProcess
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from django.db.models import QuerySet
 
-from monitoring import process_liveness, workers
+from monitoring.hardware import processes, workers
 
 Rows = TypeVar("Rows", bound="QuerySet[Any]")
 
@@ -25,7 +25,7 @@ def current() -> str:
 def is_dead(worker: str) -> bool:
     """True when `worker` was a process of this host and is no more; False when in doubt."""
     host, _, pid = worker.rpartition(":")
-    return process_liveness.is_dead(host, int(pid)) if pid.isdecimal() else False
+    return processes.is_dead(host, int(pid)) if pid.isdecimal() else False
 
 
 def of_dead(rows: Rows) -> Rows:

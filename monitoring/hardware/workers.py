@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass
 
 import redis
 
-from monitoring import notice_board, process_liveness
-from monitoring.events import now
+from monitoring.events.events import now
+from monitoring.hardware import processes
+from monitoring.redis import heartbeats
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +50,9 @@ def alive() -> dict[str, list[Worker]]:
     One that is silent is forgotten after 6 s, one of this host whose process is dead, at once.
     """
     found: defaultdict[str, list[Worker]] = defaultdict(list)
-    for text in notice_board.read(_BOARD).values():
+    for text in heartbeats.read(_BOARD).values():
         worker = Worker(**json.loads(text))
-        if not process_liveness.is_dead(worker.host, worker.pid):
+        if not processes.is_dead(worker.host, worker.pid):
             for queue in worker.queues:
                 found[queue].append(worker)
     return found
@@ -70,7 +71,7 @@ def silent_hosts(hosts: Iterable[str], queue: str) -> set[str]:
     enough, since it may have lost all that it was told.
     """
     others = set(hosts) - {socket.gethostname()}
-    if not others or notice_board.age(_BOARD) < _ALIVE_SECONDS:
+    if not others or heartbeats.age(_BOARD) < _ALIVE_SECONDS:
         return set()
     return others - {worker.host for worker in alive().get(queue, [])}
 
@@ -81,11 +82,11 @@ def _beat(worker: Worker, stop: threading.Event) -> None:
     text = json.dumps(asdict(worker))
     while not stop.is_set():
         try:
-            notice_board.post(_BOARD, name, text, _ALIVE_SECONDS)
+            heartbeats.post(_BOARD, name, text, _ALIVE_SECONDS)
         except redis.RedisError as exc:
             logger.warning("Worker %s cannot say that it lives: %s", worker.worker, exc)
         stop.wait(_BEAT_SECONDS)
     try:
-        notice_board.take_down(_BOARD, name)
+        heartbeats.take_down(_BOARD, name)
     except redis.RedisError as exc:
         logger.warning("Worker %s counts as alive for a moment: %s", worker.worker, exc)

@@ -15,9 +15,10 @@ from django.db import connection, transaction
 from kombu import Connection
 from kombu.exceptions import OperationalError
 
-from monitoring import tracing, workers
-from monitoring.redaction import redact
-from monitoring.redis_client import client
+from monitoring import tracing
+from monitoring.hardware import workers
+from monitoring.logs.redaction import redact
+from monitoring.redis.client import client
 
 WORKERS = "workers"
 

@@ -6,11 +6,11 @@ from typing import NotRequired, TypedDict
 from django.conf import settings
 from django.http import HttpRequest, JsonResponse
 
-from monitoring import gpu
-from monitoring.events import now
-from monitoring.gpu import GPUStats
+from monitoring.events.events import now
+from monitoring.hardware import gpu
+from monitoring.hardware.gpu import GPUStats
 from monitoring.health import probes, resources
-from monitoring.health.looker import Look, Looker
+from monitoring.health.cached_check import Look, Looker
 from monitoring.health.probes import Finding, Status
 from monitoring.health.resources import Resources
 

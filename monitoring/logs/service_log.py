@@ -18,11 +18,11 @@ from typing import TypedDict, cast
 import redis
 from django.conf import settings
 
-from monitoring import events
-from monitoring.events import EventType
-from monitoring.per_process import PerProcess
-from monitoring.redaction import redact
-from monitoring.redis_client import RedisClient, client
+from monitoring.events import events
+from monitoring.events.events import EventType
+from monitoring.logs.redaction import redact
+from monitoring.redis.client import RedisClient, client
+from monitoring.redis.per_process import PerProcess
 
 MAX_LINES_PER_TASK = 200
 MAX_ENTRIES = 10_000
@@ -36,7 +36,7 @@ _MAX_WAITING = 10_000
 _SEARCH_STEP = 1000
 # They would tell of each record that they bring to a reader, and so on without an end.
 _UNHEARD = ("redis", "channels", "channels_redis", "uvicorn.access")
-_NOT_SENT = ("monitoring.publisher", "monitoring.feed", "monitoring.consumers", "asyncio")
+_NOT_SENT = ("monitoring.events", "monitoring.consumers", "asyncio")
 
 _process_name = ""
 

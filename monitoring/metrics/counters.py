@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import accumulate
 
-from monitoring.redis_client import client
+from monitoring.redis.client import client
 
 # By model and field. A histogram has a field for each bucket, by its index, and one for the sum.
 Increments = dict[tuple[str, str], float]

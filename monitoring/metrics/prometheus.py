@@ -3,11 +3,9 @@
 The names are vLLM's where it has such a metric, with the prefix `sopllm_`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import redis
-from django.conf import settings
-from django.utils.module_loading import import_string
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import (
@@ -18,13 +16,12 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from monitoring import gpu, queue_stats
+from monitoring.hardware import gpu
 from monitoring.metrics import counters, task_counts
-from monitoring.queue_stats import QueueStats
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-_PREFIX = "sopllm_"
+PREFIX = "sopllm_"
 _HISTOGRAMS = {
     counters.QUEUE_TIME: "From the submission of a task to the start of its last attempt.",
     counters.TTFT: "From the start of an attempt to its first text, loading included.",
@@ -48,23 +45,20 @@ _LABELLED_COUNTERS = (
 _BYTES_PER_MB = 1024 * 1024
 
 
-def text() -> bytes:
-    """All metrics, in Prometheus' text format; without Redis, what the database knows."""
-    return generate_latest(_Metrics())
+def text(metrics: Iterable[Metric]) -> bytes:
+    """Metrics in Prometheus' text format."""
+    return generate_latest(_Collected(metrics))
 
 
-class _Metrics(Collector):
-    def collect(self) -> Iterator[Metric]:
-        is_loaded: dict[str, bool] = import_string(settings.LOADED_MODELS)()
-        yield from _counted(list(is_loaded))
-        yield from _queues(queue_stats.read())
-        yield _of_models("model_loaded", "1 while in memory.", is_loaded)
-        is_open: dict[str, bool] = import_string(settings.OPEN_CIRCUITS)()
-        yield _of_models("circuit_open", "1 while a cloud model is left alone.", is_open)
-        yield from _gpus()
+class _Collected(Collector):
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
 
 
-def _counted(models: list[str]) -> Iterator[Metric]:
+def counted(models: list[str]) -> Iterator[Metric]:
     """Of the models that are registered now, so that the series are as many as those."""
     try:
         fields = counters.read(models)
@@ -73,12 +67,12 @@ def _counted(models: list[str]) -> Iterator[Metric]:
     for histogram, meaning in _HISTOGRAMS.items():
         yield _histogram(histogram, meaning, fields)
     for name, field, meaning in _COUNTERS:
-        counter = CounterMetricFamily(_PREFIX + name, meaning, labels=["model"])
+        counter = CounterMetricFamily(PREFIX + name, meaning, labels=["model"])
         for model, values in fields.items():
             counter.add_metric([model], values.get(field, 0.0))
         yield counter
     for name, start, label, meaning in _LABELLED_COUNTERS:
-        counter = CounterMetricFamily(_PREFIX + name, meaning, labels=["model", label])
+        counter = CounterMetricFamily(PREFIX + name, meaning, labels=["model", label])
         for model, values in fields.items():
             for field in sorted(field for field in values if field.startswith(start)):
                 counter.add_metric([model, field.removeprefix(start)], values[field])
@@ -86,7 +80,7 @@ def _counted(models: list[str]) -> Iterator[Metric]:
 
 
 def _histogram(name: str, meaning: str, fields: dict[str, dict[str, float]]) -> Metric:
-    family = HistogramMetricFamily(_PREFIX + name, meaning, labels=["model"])
+    family = HistogramMetricFamily(PREFIX + name, meaning, labels=["model"])
     for model, values in fields.items():
         family.add_metric(
             [model], counters.cumulative(values, name), values.get(f"{name}:sum", 0.0)
@@ -94,35 +88,12 @@ def _histogram(name: str, meaning: str, fields: dict[str, dict[str, float]]) -> 
     return family
 
 
-def _queues(stats: QueueStats) -> Iterator[Metric]:
-    running = GaugeMetricFamily(
-        f"{_PREFIX}num_requests_running", "Tasks that run.", labels=["queue"]
-    )
-    waiting = GaugeMetricFamily(
-        f"{_PREFIX}num_requests_waiting", "Tasks that wait.", labels=["queue"]
-    )
-    workers = GaugeMetricFamily(f"{_PREFIX}workers", "Workers alive.", labels=["queue"])
-    for queue, state in stats["queues"].items():
-        running.add_metric([queue], state["processing"])
-        waiting.add_metric([queue], state["pending"])
-        if state["workers"] is not None:
-            workers.add_metric([queue], state["workers"])
-    yield from (running, waiting, workers)
-
-
-def _of_models(name: str, meaning: str, states: dict[str, bool]) -> Metric:
-    family = GaugeMetricFamily(_PREFIX + name, meaning, labels=["model"])
-    for model, state in states.items():
-        family.add_metric([model], state)
-    return family
-
-
-def _gpus() -> Iterator[Metric]:
+def gpus() -> Iterator[Metric]:
     labels = ["node", "gpu"]
-    used = GaugeMetricFamily(f"{_PREFIX}gpu_memory_used_bytes", "Memory in use.", labels=labels)
-    total = GaugeMetricFamily(f"{_PREFIX}gpu_memory_total_bytes", "Memory.", labels=labels)
+    used = GaugeMetricFamily(f"{PREFIX}gpu_memory_used_bytes", "Memory in use.", labels=labels)
+    total = GaugeMetricFamily(f"{PREFIX}gpu_memory_total_bytes", "Memory.", labels=labels)
     busy = GaugeMetricFamily(
-        f"{_PREFIX}gpu_utilization_ratio", "Part of the time that it computes.", labels=labels
+        f"{PREFIX}gpu_utilization_ratio", "Part of the time that it computes.", labels=labels
     )
     for reading in gpu.stats()["gpus"]:
         place = [reading["node"], str(reading["index"])]

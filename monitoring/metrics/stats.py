@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from django.db import connection
 
 from monitoring.models import EndedTask
-from monitoring.shared_cache import cached
+from monitoring.redis.cache import cached
 
 _CACHED_SECONDS = 10.0
 

@@ -1,6 +1,6 @@
 """What the end of a task adds to the counters of its model."""
 
-from monitoring.events import TaskEnded
+from monitoring.events.events import TaskEnded
 from monitoring.metrics.counters import (
     E2E,
     QUEUE_TIME,

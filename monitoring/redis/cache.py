@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 
 import redis
 
-from monitoring.redis_client import client
+from monitoring.redis.client import client
 
 Value = TypeVar("Value")
 

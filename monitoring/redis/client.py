@@ -8,7 +8,7 @@ from django.conf import settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from monitoring.per_process import PerProcess
+from monitoring.redis.per_process import PerProcess
 
 # redis-py's own annotations answer `bytes | str | Awaitable | None` to everything.
 RedisClient = Any

@@ -4,7 +4,7 @@ A board is one hash, so that reading it takes no search through all keys of Redi
 Redis' clock, so that those of the nodes may differ.
 """
 
-from monitoring.redis_client import client
+from monitoring.redis.client import client
 
 _NOW = "local time = redis.call('TIME') local now = time[1] * 1000 + math.floor(time[2] / 1000)"
 # What is posted is kept as `<gone after, in ms> <text>`. The field without a name has since when

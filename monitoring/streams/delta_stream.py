@@ -22,7 +22,7 @@ from typing import Any
 import redis
 from django.conf import settings
 
-from monitoring.redis_client import RedisClient, client
+from monitoring.redis.client import RedisClient, client
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import redis
 
-from monitoring.redis_client import async_client, client
-from monitoring.streams import ENDED_CHANNEL
+from monitoring.redis.client import async_client, client
+from monitoring.streams.delta_stream import ENDED_CHANNEL
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from django.conf import settings
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from monitoring.redis_client import RedisClient, async_client
-from monitoring.streams import Entry, entry, stream_key
+from monitoring.redis.client import RedisClient, async_client
+from monitoring.streams.delta_stream import Entry, entry, stream_key
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
-from monitoring.per_process import PerProcess
-from monitoring.redaction import redact
+from monitoring.logs.redaction import redact
+from monitoring.redis.per_process import PerProcess
 from monitoring.tracing.generation import Generation
 from monitoring.tracing.sender import MAX_BATCH, RefusedError, UnreachableError
 

@@ -13,7 +13,7 @@ from functools import cache
 
 from django.conf import settings
 
-from monitoring.per_process import PerProcess
+from monitoring.redis.per_process import PerProcess
 from monitoring.tracing.generation import Generation
 from monitoring.tracing.sender import MAX_BATCH, RefusedError, Sender, UnreachableError
 from monitoring.tracing.trace_ids import is_configured

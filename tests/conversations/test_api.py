@@ -11,11 +11,11 @@ from django.db import connection
 from rest_framework.test import APIClient
 
 from conversations.models import Conversation, Message
-from inference import lifecycle
-from inference.lifecycle import Timings
+from inference.lifecycle import finish, submit
+from inference.lifecycle.finish import Timings
 from inference.models import GenerationTask
-from tests.test_lifecycle import answer, claimed
-from tests.test_tasks_api import assert_error
+from tests.inference.api.test_tasks import assert_error
+from tests.inference.lifecycle.test_lifecycle import answer, claimed
 
 NewTask = Callable[..., GenerationTask]
 
@@ -191,10 +191,10 @@ def test_conversation_with_unfinished_tasks_is_not_deleted(
 ) -> None:
     conversation_id = begin(api)["conversation_id"]
     ended = new_task(conversation_id=conversation_id)
-    lifecycle.complete(claimed(ended), answer(), Timings())
+    finish.complete(claimed(ended), answer(), Timings())
     waiting = new_task(conversation_id=conversation_id)
     assert_error(api.delete(f"{CONVERSATIONS}/{conversation_id}"), 409, "conflict")
-    lifecycle.cancel(waiting)
+    finish.cancel(waiting)
     assert api.delete(f"{CONVERSATIONS}/{conversation_id}").status_code == 204
     assert GenerationTask.objects.filter(conversation=None).count() == 2
 
@@ -205,13 +205,13 @@ def test_task_for_a_conversation_that_goes_away_is_a_conflict(
 ) -> None:
     new_task()
     conversation_id = begin(api)["conversation_id"]
-    submit = lifecycle.submit
+    submit_tasks = submit.submit
 
     def delete_first(tasks: list[GenerationTask]) -> list[GenerationTask]:
         Conversation.objects.filter(pk=conversation_id).delete()
-        return submit(tasks)
+        return submit_tasks(tasks)
 
-    monkeypatch.setattr(lifecycle, "submit", delete_first)
+    monkeypatch.setattr(submit, "submit", delete_first)
     body = {"model": "echo", "prompt": "a", "conversation_id": conversation_id}
     assert_error(api.post("/api/v1/tasks", body, format="json"), 409, "conflict")
 

@@ -13,14 +13,14 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from conversations.models import Conversation, Message
-from inference import lifecycle
 from inference.errors import ErrorCode, InferenceError
-from inference.lifecycle import Timings
+from inference.lifecycle import finish
+from inference.lifecycle.finish import Timings
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt, WebhookDelivery
 from presets import catalogue
 from tests.conftest import wait_until_rung
-from tests.test_lifecycle import TIMINGS, answer, claimed
-from tests.test_tasks_api import NewTask
+from tests.inference.api.test_tasks import NewTask
+from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def _thirty_of_each(new_task: NewTask, settings: Settings) -> None:
         conversation = Conversation.objects.create(owner="local")
         conversation.append_turn("question", "answer")
         fields = {"conversation_id": conversation.pk, "webhook_url": "http://127.0.0.1:9/hook"}
-        lifecycle.complete(claimed(new_task(**fields)), answer(), TIMINGS)
+        finish.complete(claimed(new_task(**fields)), answer(), TIMINGS)
 
 
 @pytest.mark.usefixtures("_thirty_of_each")
@@ -85,7 +85,7 @@ def test_admin_cancels_tasks_and_changes_none(staff: Client, new_task: NewTask) 
 
 def test_admin_deletes_ended_tasks_alone(staff: Client, new_task: NewTask) -> None:
     pending, ended = new_task(), new_task()
-    lifecycle.complete(claimed(ended), answer(), TIMINGS)
+    finish.complete(claimed(ended), answer(), TIMINGS)
     wait_until_rung()
     for task, status in ((pending, 403), (ended, 302)):
         url = reverse("admin:inference_generationtask_delete", args=[quote(task.pk)])
@@ -152,7 +152,7 @@ def test_admin_runs_a_failed_task_again_from_its_first_model_on(
     failed, pending = new_task(fallback_models=["second"], temperature=0.5), new_task()
     failure = InferenceError("Down.", ErrorCode.PROVIDER_UNAVAILABLE)
     for _ in range(2):
-        lifecycle.fail(claimed(failed), failure, None, Timings())
+        finish.fail(claimed(failed), failure, None, Timings())
     form = {"action": "run_again", "_selected_action": [failed.pk, pending.pk]}
     assert staff.post(list_url(GenerationTask), form, follow=True).status_code == 200
     known = (failed.pk, pending.pk)

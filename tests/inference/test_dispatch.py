@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from django.conf import settings
 
-from inference import dispatch, lifecycle
+from inference import dispatch
+from inference.lifecycle import sweep
 from inference.models import GenerationTask, Queue
-from monitoring.redis_client import client
+from monitoring.redis.client import client
 from tests.conftest import Valkey, wait_until, wait_until_rung
 
 NewTask = Callable[..., GenerationTask]
@@ -107,12 +108,12 @@ def test_broker_that_is_back_is_rung_by_the_sweep(new_task: NewTask, valkey: Val
     valkey.stop()
     task = new_task()
     wait_until(lambda: is_marked(task))
-    lifecycle.sweep()  # without Redis it repairs what it can
+    sweep.sweep()  # without Redis it repairs what it can
     valkey.start()
     client().flushall()
 
     def rings() -> bool:
-        lifecycle.sweep()
+        sweep.sweep()
         return bool(dispatch.waiting_messages(Queue.API))
 
     wait_until(rings)

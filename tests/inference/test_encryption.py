@@ -6,62 +6,62 @@ import pytest
 from django.core.management import CommandError, call_command
 from pytest_django import Settings
 
-from inference import secret_box
+from inference import encryption
+from inference.encryption import SecretBoxError
 from inference.models import RegisteredModel
-from inference.secret_box import SecretBoxError
 
 SECRET = "sk-proj-0123456789abcdef"
 OLD, NEW = 40 * "old ", 40 * "new "
 
 
 def test_sealed_text_comes_back_and_cannot_be_read_before() -> None:
-    sealed = secret_box.seal(SECRET)
-    assert secret_box.unseal(sealed) == SECRET
+    sealed = encryption.seal(SECRET)
+    assert encryption.unseal(sealed) == SECRET
     assert SECRET not in sealed
     assert sealed.isascii()
 
 
 def test_same_text_is_sealed_differently_each_time() -> None:
-    assert secret_box.seal(SECRET) != secret_box.seal(SECRET)
+    assert encryption.seal(SECRET) != encryption.seal(SECRET)
 
 
 def test_changed_text_is_refused(settings: Settings) -> None:
-    sealed = secret_box.seal(SECRET)
+    sealed = encryption.seal(SECRET)
     for changed in (sealed[:-4], sealed[:40] + "AAAA" + sealed[44:], "", "plain text", "ä"):
         with pytest.raises(SecretBoxError):
-            secret_box.unseal(changed)
+            encryption.unseal(changed)
 
 
 def test_former_keys_unseal_and_the_first_seals(settings: Settings) -> None:
     settings.ENCRYPTION_KEYS = [OLD]
-    sealed_by_old = secret_box.seal(SECRET)
+    sealed_by_old = encryption.seal(SECRET)
     settings.ENCRYPTION_KEYS = [NEW, OLD]
-    assert secret_box.unseal(sealed_by_old) == SECRET
-    sealed_by_new = secret_box.seal(SECRET)
+    assert encryption.unseal(sealed_by_old) == SECRET
+    sealed_by_new = encryption.seal(SECRET)
     settings.ENCRYPTION_KEYS = [NEW]
-    assert secret_box.unseal(sealed_by_new) == SECRET
+    assert encryption.unseal(sealed_by_new) == SECRET
     with pytest.raises(SecretBoxError, match="put that one back") as caught:
-        secret_box.unseal(sealed_by_old)
+        encryption.unseal(sealed_by_old)
     assert SECRET not in str(caught.value)
 
 
 def test_secret_key_seals_until_there_are_others_and_unseals_after(settings: Settings) -> None:
     settings.ENCRYPTION_KEYS = []
-    sealed = secret_box.seal(SECRET)
+    sealed = encryption.seal(SECRET)
     settings.ENCRYPTION_KEYS = [NEW]
-    assert secret_box.unseal(sealed) == SECRET
+    assert encryption.unseal(sealed) == SECRET
     settings.SECRET_KEY = "another"
     with pytest.raises(SecretBoxError):
-        secret_box.unseal(sealed)
+        encryption.unseal(sealed)
 
 
 def test_one_text_makes_different_keys_for_different_uses(settings: Settings) -> None:
     settings.ENCRYPTION_KEYS = []
-    sealed = secret_box.seal(SECRET)
+    sealed = encryption.seal(SECRET)
     settings.ENCRYPTION_KEYS = [settings.SECRET_KEY]
     settings.SECRET_KEY = "another"
     with pytest.raises(SecretBoxError):
-        secret_box.unseal(sealed)
+        encryption.unseal(sealed)
 
 
 def cloud_model(name: str, sealed_api_key: str) -> RegisteredModel:
@@ -72,7 +72,7 @@ def cloud_model(name: str, sealed_api_key: str) -> RegisteredModel:
 
 def test_rotation_seals_all_keys_anew(settings: Settings, db: None) -> None:
     settings.ENCRYPTION_KEYS = [OLD]
-    one, two = (cloud_model(name, secret_box.seal(SECRET + name)) for name in ("one", "two"))
+    one, two = (cloud_model(name, encryption.seal(SECRET + name)) for name in ("one", "two"))
     keyless = cloud_model("keyless", "")
     settings.ENCRYPTION_KEYS = [NEW, OLD]
     output = StringIO()
@@ -81,16 +81,16 @@ def test_rotation_seals_all_keys_anew(settings: Settings, db: None) -> None:
     settings.ENCRYPTION_KEYS = [NEW]
     for model in (one, two, keyless):
         model.refresh_from_db()
-    assert secret_box.unseal(one.sealed_api_key) == SECRET + "one"
-    assert secret_box.unseal(two.sealed_api_key) == SECRET + "two"
+    assert encryption.unseal(one.sealed_api_key) == SECRET + "one"
+    assert encryption.unseal(two.sealed_api_key) == SECRET + "two"
     assert keyless.sealed_api_key == ""
 
 
 def test_rotation_names_the_models_whose_key_is_lost(settings: Settings, db: None) -> None:
     settings.ENCRYPTION_KEYS = [OLD]
-    lost = cloud_model("lost", secret_box.seal(SECRET))
+    lost = cloud_model("lost", encryption.seal(SECRET))
     settings.ENCRYPTION_KEYS = [NEW]
-    kept = cloud_model("kept", secret_box.seal(SECRET))
+    kept = cloud_model("kept", encryption.seal(SECRET))
     errors = StringIO()
     with pytest.raises(CommandError, match="lost"):
         call_command("rotate_keys", stdout=StringIO(), stderr=errors)
@@ -100,4 +100,4 @@ def test_rotation_names_the_models_whose_key_is_lost(settings: Settings, db: Non
     kept.refresh_from_db()
     assert lost.sealed_api_key == before[0]
     assert kept.sealed_api_key != before[1]
-    assert secret_box.unseal(kept.sealed_api_key) == SECRET
+    assert encryption.unseal(kept.sealed_api_key) == SECRET

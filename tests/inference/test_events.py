@@ -6,14 +6,16 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from inference import lifecycle, model_requests, task_events
+from inference import events
 from inference.errors import ErrorCode, InferenceError
-from inference.lifecycle import Timings
+from inference.lifecycle import claim, finish, sweep
+from inference.lifecycle.finish import Timings
+from inference.loading import requests
 from inference.models import GenerationTask, RegisteredModel, TaskResult
-from monitoring import event_log, publisher
-from monitoring.event_log import LoggedEvent
+from monitoring.events import log, publisher
+from monitoring.events.log import LoggedEvent
 from tests.conftest import Valkey
-from tests.test_lifecycle import expire
+from tests.inference.lifecycle.test_lifecycle import expire
 
 NewTask = Callable[..., GenerationTask]
 
@@ -30,22 +32,22 @@ RESULT = TaskResult(
 def told() -> list[LoggedEvent]:
     """Everything that was logged so far."""
     publisher.flush()
-    return event_log.read(0).events
+    return log.read(0).events
 
 
 def names() -> list[str]:
     return [event.type for event in told()]
 
 
-def claimed(task: GenerationTask) -> lifecycle.Lease:
-    lease = lifecycle.claim(task.pk)
+def claimed(task: GenerationTask) -> claim.Lease:
+    lease = claim.claim(task.pk)
     assert lease is not None
     return lease
 
 
 def test_completed_task_is_told_from_its_submission_to_its_end(new_task: NewTask) -> None:
     task = new_task(priority=7, owner="somebody")
-    lifecycle.complete(claimed(task), RESULT, Timings(ttft_ms=4.0, inference_ms=9.0))
+    finish.complete(claimed(task), RESULT, Timings(ttft_ms=4.0, inference_ms=9.0))
 
     queued, started, completed = told()
 
@@ -83,7 +85,7 @@ def test_completed_task_is_told_from_its_submission_to_its_end(new_task: NewTask
 
 def test_failure_is_told_with_its_reason_and_no_text(new_task: NewTask) -> None:
     failure = InferenceError("It broke.", ErrorCode.PROVIDER_ERROR)
-    lifecycle.fail(claimed(new_task()), failure, None, Timings())
+    finish.fail(claimed(new_task()), failure, None, Timings())
     failed = told()[-1]
     assert failed.type == "task.failed"
     assert (failed.data["error"], failed.data["error_code"]) == ("It broke.", "provider_error")
@@ -94,19 +96,19 @@ def test_failure_is_told_with_its_reason_and_no_text(new_task: NewTask) -> None:
 def test_no_event_holds_a_prompt_or_an_answer(new_task: NewTask) -> None:
     task = new_task(prompt="a secret question")
     answer = {**RESULT, "text": "a secret answer"}
-    lifecycle.complete(claimed(task), TaskResult(**answer), Timings())  # type: ignore[typeddict-item]
+    finish.complete(claimed(task), TaskResult(**answer), Timings())  # type: ignore[typeddict-item]
     assert "secret" not in str(told())
 
 
 def test_cancel_before_the_start_is_told(new_task: NewTask) -> None:
-    lifecycle.cancel(new_task())
+    finish.cancel(new_task())
     assert names() == ["task.queued", "task.cancelled"]
 
 
 def test_cancel_that_comes_too_late_tells_nothing(new_task: NewTask) -> None:
     task = new_task()
-    lifecycle.complete(claimed(task), RESULT, Timings())
-    lifecycle.cancel(task)
+    finish.complete(claimed(task), RESULT, Timings())
+    finish.cancel(task)
     assert names()[-1] == "task.completed"
 
 
@@ -114,7 +116,7 @@ def test_missed_deadline_is_told(new_task: NewTask) -> None:
     task = new_task(deadline_seconds=60)
     past = timezone.now() - timedelta(seconds=1)
     GenerationTask.objects.filter(pk=task.pk).update(deadline_at=past)
-    lifecycle.sweep()
+    sweep.sweep()
     failed = told()[-1]
     assert (failed.type, failed.data["error_code"]) == ("task.failed", "deadline_exceeded")
 
@@ -126,7 +128,7 @@ def test_lost_worker_is_told_as_queued_again_and_at_last_as_failed(
     for _ in range(3):
         claimed(task)
         expire(task)
-        lifecycle.sweep()
+        sweep.sweep()
     assert names() == [
         "task.queued",
         *("task.started", "task.queued"),
@@ -140,7 +142,7 @@ def test_lost_worker_is_told_as_queued_again_and_at_last_as_failed(
 def test_lost_lease_tells_no_end(new_task: NewTask) -> None:
     lease = claimed(new_task())
     GenerationTask.objects.filter(pk=lease.task.pk).update(attempt=2)
-    assert not lifecycle.complete(lease, RESULT, Timings())
+    assert not finish.complete(lease, RESULT, Timings())
     assert names()[-1] == "task.started"
 
 
@@ -160,7 +162,7 @@ def test_progress_shows_the_end_of_a_long_text_and_is_not_logged(
             sent.append(event)
 
     monkeypatch.setattr(publisher, "put", put)
-    task_events.progressed(new_task(), 5000, "a" * 3000 + "z")
+    events.progressed(new_task(), 5000, "a" * 3000 + "z")
     [progress] = sent
     assert progress.type == "task.progress"
     assert progress.data["partial_text"] == "a" * 1999 + "z"
@@ -172,7 +174,7 @@ def test_model_of_a_dead_worker_is_told_as_unloaded(
     valkey: Valkey, echo: RegisteredModel, dead_worker: str
 ) -> None:
     echo.set_status(RegisteredModel.Status.LOADED, dead_worker)
-    model_requests.sweep()
+    requests.sweep()
     assert [(e.type, e.data) for e in told()] == [
         ("model.unloaded", {"model": "echo", "worker": dead_worker})
     ]

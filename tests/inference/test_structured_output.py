@@ -11,7 +11,7 @@ from inference.engine.gbnf import check_grammar
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
 from inference.structured_output import ResponseFormat, grammar_for, normalize, parse
-from tests.engine.schemas import SCHEMAS
+from tests.inference.engine.schemas import SCHEMAS
 
 OBJECT = ResponseFormat(type="json_object")
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"format": "date"}}}

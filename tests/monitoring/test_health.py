@@ -17,16 +17,16 @@ from django.test import Client
 from pytest_django import DjangoDbBlocker, Settings
 from rest_framework.test import APIClient
 
-from monitoring import workers
+from monitoring.hardware import workers
 from monitoring.health import probes, resources
 from monitoring.health import report as health
-from monitoring.health.looker import Looker
+from monitoring.health.cached_check import Looker
 from monitoring.health.probes import Finding, Status
-from monitoring.redis_client import client
+from monitoring.redis.client import client
 from tests import otlp_server
 from tests.conftest import Valkey, wait_until
-from tests.nvml_readings import NVML, SERVER, WORKSTATION
-from tests.test_gpu import forget, publish_as
+from tests.monitoring.hardware.nvml_readings import NVML, SERVER, WORKSTATION
+from tests.monitoring.hardware.test_gpu import forget, publish_as
 
 HEALTH = "/api/v1/monitor/health"
 # A database that others may write to: the look at it has a connection of its own.

@@ -19,20 +19,21 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from conversations.models import Conversation
-from inference import execution, lifecycle
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
+from inference.execution import attempt
+from inference.lifecycle import finish, sweep
 from inference.models import GenerationTask, RegisteredModel
 from inference.providers.base import GenerationRequest, Progress, StartOver
 from monitoring import tracing
-from monitoring.per_process import PerProcess
+from monitoring.redis.per_process import PerProcess
 from monitoring.tracing import Generation, Level, recorder
 from monitoring.tracing.sender import Sender
 from tests import otlp_server
 from tests.conftest import wait_until
+from tests.inference.execution.test_attempt import ScriptedProvider, provider  # noqa: F401 (a fixture)
+from tests.inference.lifecycle.test_lifecycle import claimed, expire, fresh, lose
 from tests.otlp_server import OtlpServer, Span, metadata
-from tests.test_execution import ScriptedProvider, provider  # noqa: F401 (a fixture)
-from tests.test_lifecycle import claimed, expire, fresh, lose
 
 NewTask = Callable[..., GenerationTask]
 Pieces = Generator[str | StartOver, None, None]
@@ -81,7 +82,7 @@ def generation(text: str = "a text", **metadata_fields: object) -> Generation:
 
 
 def run(task: GenerationTask) -> GenerationTask:
-    execution.execute(claimed(task))
+    attempt.execute(claimed(task))
     return fresh(task)
 
 
@@ -316,7 +317,7 @@ def test_cancelled_task_is_a_warning_with_what_it_had_said(
 
     def script(request: GenerationRequest, progress: Progress) -> Pieces:
         yield "partial"
-        lifecycle.cancel(task)
+        finish.cancel(task)
         while True:
             yield ""
 
@@ -417,7 +418,7 @@ def test_attempt_that_lost_its_lease_says_nothing_itself(
 
     def script(request: GenerationRequest, progress: Progress) -> Pieces:
         expire(task)
-        lifecycle.sweep()
+        sweep.sweep()
         yield "a late answer"
 
     provider.script = script  # type: ignore[assignment]

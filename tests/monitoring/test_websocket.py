@@ -9,9 +9,10 @@ import pytest
 from django.test import override_settings
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from monitoring import consumers, events, publisher
-from monitoring.events import EventType
-from monitoring.redis_client import client as redis_client
+from monitoring import consumers
+from monitoring.events import events, publisher
+from monitoring.events.events import EventType
+from monitoring.redis.client import client as redis_client
 from sopllm.management.commands import serve
 from tests.conftest import Valkey, wait_until
 from tests.live_server import (

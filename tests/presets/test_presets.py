@@ -18,7 +18,7 @@ from inference.models import ModelDownload, RegisteredModel
 from inference.providers.registry import provider_class
 from presets import catalogue
 from presets.models import Preset
-from tests.test_tasks_api import assert_error
+from tests.inference.api.test_tasks import assert_error
 
 MODELS = "/api/v1/models"
 FROM_PRESET = f"{MODELS}/register-from-preset"

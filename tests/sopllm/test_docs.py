@@ -12,7 +12,7 @@ from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.validation import validate_schema
 from rest_framework.test import APIClient
 
-from tests.test_tasks_api import NewTask
+from tests.inference.api.test_tasks import NewTask
 
 TASKS = "/api/v1/tasks"
 

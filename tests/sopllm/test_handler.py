@@ -13,12 +13,13 @@ import pytest
 from django.conf import settings
 from django.db import connections
 
-from inference import lifecycle, model_requests
+from inference.lifecycle import finish
+from inference.loading import requests
 from inference.models import GenerationTask, RegisteredModel
 from sopllm.asgi import application
 from sopllm.handler import PooledHandler
 from tests.conftest import Valkey
-from tests.test_lifecycle import TIMINGS, answer, claimed
+from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -146,7 +147,7 @@ def test_wait_answers_when_the_task_ends(new_task: NewTask, by_header: bool) -> 
 
 
 def end(task: GenerationTask) -> None:
-    lifecycle.complete(claimed(task), answer(), TIMINGS)
+    finish.complete(claimed(task), answer(), TIMINGS)
     connections.close_all()
 
 
@@ -174,7 +175,7 @@ def test_end_of_the_wait_shows_the_task_as_it_is(new_task: NewTask) -> None:
 
 def test_ended_task_is_not_waited_for(new_task: NewTask) -> None:
     task = new_task()
-    lifecycle.cancel(task)
+    finish.cancel(task)
     started = time.monotonic()
     assert get(f"/api/v1/tasks/{task.pk}?wait=60").json()["status"] == "cancelled"
     assert time.monotonic() - started < 15
@@ -212,7 +213,7 @@ def test_wait_answers_when_the_model_is_loaded_or_cannot_be(valkey: Valkey, succ
     def serve() -> None:
         statuses = RegisteredModel.Status
         model.set_status(statuses.LOADED if succeeds else statuses.ERROR, why="as tried")
-        model_requests.end(model, RegisteredModel.Request.LOAD)
+        requests.end(model, RegisteredModel.Request.LOAD)
         connections.close_all()
 
     started = time.monotonic()

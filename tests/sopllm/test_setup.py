@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 TOOLS = [
     *("bash", "cat", "cut", "date", "dirname", "flock", "grep", "mkdir", "rm", "sed"),
     *("sha256sum", "sleep", "tail", "wc"),

@@ -15,7 +15,7 @@ import pytest
 from sopllm.supervisor import describe_exit, ordinal, restart_delay
 
 T = TypeVar("T")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 SUPERVISE = """
 import json, sys

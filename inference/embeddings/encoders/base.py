@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from inference.embeddings.requests import prompt_of
+from inference.embeddings.messages import prompt_of
 
 # One row a text, not normalized unless the model itself does so.
 Vectors = npt.NDArray[np.float32]

@@ -5,8 +5,8 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from rest_framework.exceptions import ValidationError
 
-from inference import preset_registration
 from inference.models import RegisteredModel
+from inference.registry import preset_registration
 from monitoring.api.errors import in_words
 from presets import catalogue
 from presets.models import Preset

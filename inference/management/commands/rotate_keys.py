@@ -4,9 +4,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from inference import secret_box
+from inference import encryption
+from inference.encryption import SecretBoxError
 from inference.models import RegisteredModel
-from inference.secret_box import SecretBoxError
 
 
 class Command(BaseCommand):
@@ -27,7 +27,7 @@ class Command(BaseCommand):
         """False when its key is lost. A model that was registered anew meanwhile is left alone."""
         sealed = model.sealed_api_key
         try:
-            anew = secret_box.reseal(sealed)
+            anew = encryption.reseal(sealed)
         except SecretBoxError as error:
             self.stderr.write(f"{model.name}: {error}")
             return False

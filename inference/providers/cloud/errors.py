@@ -11,7 +11,7 @@ from typing import Any
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from inference.providers.api_keys import KeySource, key_source
-from monitoring.redaction import redact
+from monitoring.logs.redaction import redact
 
 _MAX_QUOTED = 300
 _HIDDEN = "***"

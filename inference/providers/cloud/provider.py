@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from django.db import Error as DatabaseError
 from django.db import connection
 
-from inference.circuit import Circuit
 from inference.errors import ErrorCode, InferenceError
 from inference.models import Queue, RegisteredModel
 from inference.providers.api_keys import api_key_of
@@ -21,6 +20,7 @@ from inference.providers.base import (
     StartOver,
     Texts,
 )
+from inference.providers.circuit_breaker import Circuit
 from inference.providers.cloud import call, errors, retries, tokens
 from inference.providers.cloud.answer import CloudAnswer
 from inference.providers.cloud.library import library

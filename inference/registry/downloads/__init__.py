@@ -4,7 +4,7 @@ A row says what is to be brought; a message only rings an api worker, which brin
 `worker`. That alone imports the hub's library, which takes a second.
 """
 
-from inference.downloads.requests import (
+from inference.registry.downloads.requests import (
     forget_partial_file,
     is_missing,
     start,

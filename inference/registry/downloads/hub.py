@@ -22,8 +22,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils._headers import build_hf_headers
 
-from inference.downloads.errors import DownloadError
-from monitoring.redaction import redact
+from inference.registry.downloads.errors import DownloadError
+from monitoring.logs.redaction import redact
 
 _LOOK_UP_SECONDS = 10.0
 _MAX_REASON = 200

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from inference.downloads.errors import FileBusyError
+from inference.registry.downloads.errors import FileBusyError
 
 _READ_BYTES = 4 * 1024 * 1024
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from inference import models_dir
+from inference.loading import models_dir
 from inference.models import RegisteredModel
 
 

@@ -9,10 +9,10 @@ from typing import Self
 from django.db import Error as DatabaseError
 from django.db import connection
 
-from inference import task_events
-from inference.downloads.errors import NotWantedError
-from inference.downloads.requests import stopping
+from inference import events
 from inference.models import ModelDownload, RegisteredModel
+from inference.registry.downloads.errors import NotWantedError
+from inference.registry.downloads.requests import stopping
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Progress:
 
     def tell(self, status: "RegisteredModel.Status", bytes_per_second: float | None = None) -> None:
         """Tell whoever watches."""
-        task_events.download_progressed(
+        events.download_progressed(
             *(self.name, status, self.downloaded_bytes, self.total_bytes, bytes_per_second)
         )
 

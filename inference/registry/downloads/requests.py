@@ -4,9 +4,11 @@ import threading
 
 from django.db.models.functions import Now
 
-from inference import dispatch, models_dir, worker_identity
-from inference.downloads.paths import partial_path
+from inference import dispatch
+from inference.loading import models_dir
 from inference.models import ModelDownload, RegisteredModel
+from inference.registry.downloads.paths import partial_path
+from monitoring.hardware import worker_identity
 
 Status = RegisteredModel.Status
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import httpx
 
-from inference.downloads import hub
-from inference.downloads.errors import DownloadError, WrongContentError
-from inference.downloads.hub import RemoteFile
-from inference.downloads.partial_file import PartialFile, read_chunks
-from inference.downloads.progress import Progress
+from inference.registry.downloads import hub
+from inference.registry.downloads.errors import DownloadError, WrongContentError
+from inference.registry.downloads.hub import RemoteFile
+from inference.registry.downloads.partial_file import PartialFile, read_chunks
+from inference.registry.downloads.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -9,16 +9,18 @@ from typing import Any
 
 from rest_framework.exceptions import ValidationError
 
-from inference import dispatch, registration, worker_identity
-from inference.downloads import hub, transfer
-from inference.downloads.errors import DownloadError, FileBusyError, NotWantedError
-from inference.downloads.hub import RemoteFile
-from inference.downloads.partial_file import PartialFile
-from inference.downloads.paths import partial_path, target_path
-from inference.downloads.progress import Progress
-from inference.downloads.requests import MAX_AT_ONCE, stopping
+from inference import dispatch
 from inference.models import ModelDownload, RegisteredModel
+from inference.registry import registration
+from inference.registry.downloads import hub, transfer
+from inference.registry.downloads.errors import DownloadError, FileBusyError, NotWantedError
+from inference.registry.downloads.hub import RemoteFile
+from inference.registry.downloads.partial_file import PartialFile
+from inference.registry.downloads.paths import partial_path, target_path
+from inference.registry.downloads.progress import Progress
+from inference.registry.downloads.requests import MAX_AT_ONCE, stopping
 from monitoring.api.errors import in_words
+from monitoring.hardware import worker_identity
 
 logger = logging.getLogger(__name__)
 

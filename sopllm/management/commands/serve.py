@@ -18,8 +18,8 @@ from django.contrib.auth import get_user_model
 from django.core.management import BaseCommand, CommandError, call_command
 from django.db import DatabaseError
 
-from monitoring.redis_client import client
-from monitoring.streams import read_chunks
+from monitoring.redis.client import client
+from monitoring.streams.delta_stream import read_chunks
 from presets import catalogue
 from sopllm import processes
 from sopllm.supervisor import StoppingError, Supervisor

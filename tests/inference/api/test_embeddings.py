@@ -10,14 +10,14 @@ import pytest
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from inference.embeddings import mailbox
-from inference.embeddings.mailbox import Letter
-from inference.embeddings.requests import Answer, EmbeddingRequest, Shape
+from inference.embeddings import request_queue
+from inference.embeddings.messages import Answer, EmbeddingRequest, Shape
+from inference.embeddings.request_queue import Letter
 from inference.models import GenerationTask, RegisteredModel
-from monitoring.redis_client import client as redis_client
+from monitoring.redis.client import client as redis_client
 from sopllm import handler
 from tests.conftest import Valkey
-from tests.test_handler import assert_error, talk
+from tests.sopllm.test_handler import assert_error, talk
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -51,11 +51,11 @@ def ask(
 
 
 async def answer_next(reply: Callable[[Letter], Answer | None]) -> None:
-    while not (letters := await asyncio.to_thread(mailbox.take, 10)):
+    while not (letters := await asyncio.to_thread(request_queue.take, 10)):
         await asyncio.sleep(0.01)
     [letter] = letters
     if (made := await asyncio.to_thread(reply, letter)) is not None:
-        await asyncio.to_thread(mailbox.deliver, [(letter, made)])
+        await asyncio.to_thread(request_queue.deliver, [(letter, made)])
 
 
 def asked(body: dict[str, Any], path: str = EMBEDDINGS) -> EmbeddingRequest:
@@ -84,7 +84,7 @@ def test_unexpected_failure_of_the_waiting_is_an_answer_as_well(
     def fail(*_: object) -> str:
         raise ValueError("never shown")
 
-    monkeypatch.setattr(mailbox, "post", fail)
+    monkeypatch.setattr(request_queue, "post", fail)
     response: httpx.Response = talk(lambda client: client.post(EMBEDDINGS, json={"texts": ["a"]}))
     assert_error(response, 500, "internal_error")
     assert "never shown" not in response.text
@@ -151,7 +151,7 @@ def test_worker_that_does_not_answer_in_time_is_503_and_leaves_nothing(
     assert_error(response, 503, "unavailable")
     assert "within 0.3 s" in response.json()["message"]
     assert int(response.headers["retry-after"]) > 0
-    assert mailbox.take_again() == []
+    assert request_queue.take_again() == []
     assert redis_client().xlen("embeddings:requests") == 0
 
 
@@ -184,7 +184,7 @@ def test_full_mailbox_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
     async def conversation(client: httpx.AsyncClient) -> httpx.Response:
         return await client.post(EMBEDDINGS, json={"texts": ["a"]})
 
-    monkeypatch.setattr(mailbox, "MAX_REQUESTS", 0)
+    monkeypatch.setattr(request_queue, "MAX_REQUESTS", 0)
     assert_error(talk(conversation), 503, "queue_full")
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from rest_framework.exceptions import ValidationError
 from rest_framework.test import APIClient
 
-from inference import extra_params
-from inference.extra_params import MAX_BYTES, MAX_DEPTH
+from inference.api import extra_params
+from inference.api.extra_params import MAX_BYTES, MAX_DEPTH
 from inference.models import RegisteredModel
-from tests.test_tasks_api import assert_error
+from tests.inference.api.test_tasks import assert_error
 
 WEATHER = {
     "type": "function",

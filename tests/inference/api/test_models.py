@@ -8,9 +8,10 @@ import pytest
 from django.conf import settings
 from rest_framework.test import APIClient
 
-from inference import dispatch, lifecycle
+from inference import dispatch
+from inference.lifecycle import finish
 from inference.models import Queue, RegisteredModel
-from tests.test_tasks_api import NewTask, assert_error
+from tests.inference.api.test_tasks import NewTask, assert_error
 
 MODELS = "/api/v1/models"
 MODEL_FIELDS = {
@@ -250,7 +251,7 @@ def test_model_in_use_cannot_be_deleted(
 ) -> None:
     task = new_task()
     assert_error(api.delete(f"{MODELS}/echo"), 409, "conflict")
-    lifecycle.cancel(task)
+    finish.cancel(task)
     assert api.delete(f"{MODELS}/echo/").status_code == 204
     assert_error(api.get(f"{MODELS}/echo"), 404, "not_found")
 

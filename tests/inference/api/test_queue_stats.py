@@ -11,13 +11,14 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 from rest_framework.test import APIClient
 
-from inference import dispatch, lifecycle, queue_stats
+from inference import dispatch
+from inference.api import queue_stats
+from inference.lifecycle import finish
 from inference.models import GenerationTask, RegisteredModel
-from monitoring import queue_stats as shown
-from monitoring import workers
-from monitoring.redis_client import client
+from monitoring.hardware import workers
+from monitoring.redis.client import client
 from tests.conftest import Valkey, wait_until, wait_until_rung
-from tests.test_lifecycle import TIMINGS, answer, claimed
+from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed
 
 NewTask = Callable[..., GenerationTask]
 PATH = "/api/v1/monitor/queue"
@@ -132,9 +133,9 @@ def test_task_of_somebody_else_is_counted_but_not_named(api: APIClient, new_task
     body = api.get(PATH).json()
     assert body["totals"]["processing"] == 1
     assert body["processing_tasks"] == []
-    named = shown.read("somebody else")["processing_tasks"]
+    named = queue_stats.read("somebody else")["processing_tasks"]
     assert [task["task_id"] for task in named] == [other.pk]
-    assert shown.read()["processing_tasks"] == []
+    assert queue_stats.read()["processing_tasks"] == []
 
 
 def test_at_most_a_hundred_tasks_and_priorities_are_listed(api: APIClient) -> None:
@@ -151,8 +152,8 @@ def test_at_most_a_hundred_tasks_and_priorities_are_listed(api: APIClient) -> No
 
 
 def test_ended_tasks_count_nowhere(api: APIClient, new_task: NewTask) -> None:
-    lifecycle.complete(claimed(new_task()), answer(), TIMINGS)
-    lifecycle.cancel(new_task())
+    finish.complete(claimed(new_task()), answer(), TIMINGS)
+    finish.cancel(new_task())
     assert api.get(PATH).json()["totals"] == {"pending": 0, "processing": 0}
 
 
@@ -162,7 +163,7 @@ def test_ten_thousand_tasks_take_two_queries(
     for priority in (1, 5, 9.5, 100):
         rows("pending", 2500, priority=priority)
     with django_assert_num_queries(2):
-        assert queue_stats.queue_stats("local")["totals"]["pending"] == 10_000
+        assert queue_stats.read_now("local")["totals"]["pending"] == 10_000
     with django_assert_num_queries(2):
         api.get(PATH)
 
@@ -172,7 +173,7 @@ def test_many_who_ask_share_an_answer(
     monkeypatch: pytest.MonkeyPatch,
     django_assert_num_queries: DjangoAssertNumQueries,
 ) -> None:
-    monkeypatch.setattr(shown, "_CACHED_SECONDS", 60)
+    monkeypatch.setattr(queue_stats, "_CACHED_SECONDS", 60)
     first = api.get(PATH).json()
     rows("pending", 1)
     with django_assert_num_queries(0):
@@ -185,7 +186,7 @@ def test_queries_go_by_the_indexes_of_unfinished_tasks(valkey: Valkey, new_task:
     rows("completed", 500)
     claimed(new_task())
     with CaptureQueriesContext(connection) as captured:
-        queue_stats.queue_stats("local")
+        queue_stats.read_now("local")
     plans = []
     for query in captured.captured_queries:
         with connection.cursor() as cursor:

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.event_stream import EventParser, Reading, ServerEvent
+from inference.api.sse_cursor import Transcript
+from inference.api.task_stream import position_after
 from inference.models import GenerationTask, TaskResult, Usage
-from inference.task_stream import position_after
-from inference.transcript import Transcript
-from monitoring.streams import Entry
+from monitoring.streams.delta_stream import Entry
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 USAGE = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2, cached_tokens=0)

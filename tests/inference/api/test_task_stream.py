@@ -12,15 +12,16 @@ from django.db import OperationalError, connections
 from rest_framework.test import APIClient
 
 from benchmarks.event_stream import EventParser, Reading, ServerEvent
-from inference import lifecycle, task_stream
+from inference.api import task_stream
 from inference.errors import ErrorCode, InferenceError
+from inference.lifecycle import claim, finish, sweep
 from inference.models import GenerationTask
-from monitoring import stream_reader, streams
-from monitoring.redis_client import client as redis_client
+from monitoring.redis.client import client as redis_client
+from monitoring.streams import delta_stream, follower
 from sopllm.handler import PooledHandler
 from tests.conftest import Valkey
-from tests.test_handler import stop_listening
-from tests.test_lifecycle import TIMINGS, answer, claimed
+from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed
+from tests.sopllm.test_handler import stop_listening
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -150,14 +151,14 @@ async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def write(task: GenerationTask, chunks: list[str], attempt: int = 1) -> None:
     """What an attempt has said so far; what was sent before is not sent twice."""
-    writer = streams.ChunkWriter(task.pk, attempt)
+    writer = delta_stream.ChunkWriter(task.pk, attempt)
     for chunk in chunks:
         writer.write(chunk)
     writer.flush()
 
 
-def complete(lease: lifecycle.Lease, text: str = TEXT) -> None:
-    assert lifecycle.complete(lease, answer(text), TIMINGS)
+def complete(lease: claim.Lease, text: str = TEXT) -> None:
+    assert finish.complete(lease, answer(text), TIMINGS)
 
 
 def answered(task: GenerationTask, chunks: list[str] = CHUNKS) -> GenerationTask:
@@ -168,11 +169,11 @@ def answered(task: GenerationTask, chunks: list[str] = CHUNKS) -> GenerationTask
     return task
 
 
-def lose_worker(lease: lifecycle.Lease) -> None:
+def lose_worker(lease: claim.Lease) -> None:
     """What becomes of a task whose worker is gone."""
     row = GenerationTask.objects.filter(pk=lease.task.pk)
     row.update(lease_until=lease.task.created_at)
-    lifecycle.sweep()
+    sweep.sweep()
 
 
 def has_tokens(reading: Reading, num_tokens: int) -> bool:
@@ -220,7 +221,7 @@ def test_stream_of_an_ended_task_is_the_same(new_task: NewTask) -> None:
 
 def test_chunks_from_redis_and_from_the_row_are_the_same_text(new_task: NewTask) -> None:
     task = answered(new_task())
-    streams.delete([task.pk])
+    delta_stream.delete([task.pk])
     stream = stream_of(task)
     assert types(stream) == ["token", "completed"]
     assert stream.reading.text == TEXT
@@ -233,7 +234,7 @@ def test_every_event_of_an_ended_task_can_be_resumed_after(
     task = answered(new_task())
     whole = stream_of(task)
     if not has_stream:
-        streams.delete([task.pk])
+        delta_stream.delete([task.pk])
     for number, event in enumerate(whole.events[:-1], 1):
         rest = stream_of(task, last_event_id=event.id)
         assert "".join(CHUNKS[:number]) + rest.reading.text == TEXT
@@ -263,7 +264,7 @@ def test_run_is_resumed_at_any_point_from_any_process(new_task: NewTask) -> None
             await stream.until_over()
 
         async def write_all() -> None:
-            writer = streams.ChunkWriter(task.pk, 1)
+            writer = delta_stream.ChunkWriter(task.pk, 1)
             for word in words:
                 writer.write(word)
                 await asyncio.to_thread(writer.flush)
@@ -349,7 +350,7 @@ def test_task_that_was_cancelled_before_it_started_has_no_tokens(
     async def conversation(handler: PooledHandler) -> list[ServerEvent]:
         stream = Stream(handler, task.pk)
         await stream.until(lambda: stream.body)
-        await in_thread(lifecycle.cancel, task)
+        await in_thread(finish.cancel, task)
         return await stream.until_over()
 
     [event] = serve(conversation)
@@ -362,7 +363,7 @@ def test_failed_task_keeps_its_text(new_task: NewTask) -> None:
     lease = claimed(task)
     write(task, CHUNKS[:2])
     failure = InferenceError("It broke.", ErrorCode.INTERNAL_ERROR)
-    lifecycle.fail(lease, failure, answer("Hello world", "error"), TIMINGS)
+    finish.fail(lease, failure, answer("Hello world", "error"), TIMINGS)
     stream = stream_of(task)
     assert types(stream) == ["token", "token", "failed"]
     assert stream.events[-1].data["error"] == "It broke."
@@ -427,12 +428,12 @@ def test_tokens_of_a_task_that_lost_its_last_worker_are_void(
 def test_redis_that_comes_back_empty_costs_no_text(
     new_task: NewTask, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_reader, "_RECONNECT_SECONDS", 0.05)
+    monkeypatch.setattr(follower, "_RECONNECT_SECONDS", 0.05)
     task = new_task()
     words = [f"word{number} " for number in range(20)]
 
     async def conversation(handler: PooledHandler) -> tuple[Stream, Stream]:
-        writer = streams.ChunkWriter(task.pk, 1)
+        writer = delta_stream.ChunkWriter(task.pk, 1)
 
         def write_words(begin: int, end: int) -> None:
             for word in words[begin:end]:
@@ -501,7 +502,7 @@ def test_end_that_nobody_announced_is_noticed(
         write(task, CHUNKS[:2])
         await stream.until_text("Hello world")
         with monkeypatch.context() as patch:
-            patch.setattr(streams, "end", lambda *args: None)
+            patch.setattr(delta_stream, "end", lambda *args: None)
             await in_thread(complete, lease)
         await stream.until_over()
         return stream
@@ -575,8 +576,8 @@ def test_client_that_leaves_costs_nothing_afterwards(new_task: NewTask, is_slow:
 
 
 def test_slow_client_gets_everything(new_task: NewTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_reader, "MAX_WAITING", 10)
-    monkeypatch.setattr(stream_reader, "PAGE", 5)
+    monkeypatch.setattr(follower, "MAX_WAITING", 10)
+    monkeypatch.setattr(follower, "PAGE", 5)
     task = new_task()
     words = [f"word{number} " for number in range(100)]
 

@@ -12,11 +12,12 @@ from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from conversations.models import Conversation
-from inference import lifecycle
-from inference.lifecycle import admission
+from inference.lifecycle import claim, finish
+from inference.lifecycle import submit as submission
 from inference.models import GenerationTask, RegisteredModel, TaskResult, Usage
-from monitoring import logs, streams
-from monitoring.redis_client import client
+from monitoring.logs import service_log
+from monitoring.redis.client import client
+from monitoring.streams import delta_stream
 from tests.conftest import wait_until_rung
 
 TASKS = "/api/v1/tasks"
@@ -58,14 +59,14 @@ def assert_error(response: Any, status: int, code: str, field: str | None = None
 
 def end(task: GenerationTask, text: str = "done") -> GenerationTask:
     """Answer the task as a worker does."""
-    lease = lifecycle.claim(task.pk)
+    lease = claim.claim(task.pk)
     assert lease is not None
     usage = Usage(prompt_tokens=3, completion_tokens=1, total_tokens=4, cached_tokens=0)
     result = TaskResult(
         text=text, finish_reason="stop", usage=usage, model="echo", parsed=None, extra={}
     )
-    timings = lifecycle.Timings(None, 1.0, 2.0)
-    assert lifecycle.complete(lease, result, timings)
+    timings = finish.Timings(None, 1.0, 2.0)
+    assert finish.complete(lease, result, timings)
     task.refresh_from_db()
     return task
 
@@ -376,7 +377,7 @@ def test_full_queue_asks_to_come_again(
     api: APIClient, new_task: NewTask, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new_task()
-    monkeypatch.setattr(admission, "_pending_seen", (float("-inf"), 0))
+    monkeypatch.setattr(submission, "_pending_seen", (float("-inf"), 0))
     settings.MAX_PENDING_TASKS = 1
     response = submit(api)
     assert_error(response, 503, "queue_full")
@@ -620,7 +621,7 @@ def test_pending_task_is_cancelled_at_once(api: APIClient, new_task: NewTask) ->
 
 def test_processing_task_is_asked_to_stop(api: APIClient, new_task: NewTask) -> None:
     task = new_task()
-    lease = lifecycle.claim(task.pk)
+    lease = claim.claim(task.pk)
     assert lease is not None
     for _ in range(2):  # asking twice changes nothing
         response = api.post(f"{TASKS}/{task.pk}/cancel")
@@ -639,7 +640,7 @@ def test_ended_task_cannot_be_cancelled(api: APIClient, new_task: NewTask) -> No
 def test_unfinished_task_cannot_be_deleted(api: APIClient, new_task: NewTask) -> None:
     task = new_task()
     assert_error(api.delete(f"{TASKS}/{task.pk}"), 409, "conflict")
-    lifecycle.claim(task.pk)
+    claim.claim(task.pk)
     assert_error(api.delete(f"{TASKS}/{task.pk}"), 409, "conflict")
     assert GenerationTask.objects.filter(pk=task.pk).exists()
 
@@ -647,7 +648,7 @@ def test_unfinished_task_cannot_be_deleted(api: APIClient, new_task: NewTask) ->
 def test_deleted_task_leaves_nothing_behind(api: APIClient, new_task: NewTask) -> None:
     task = end(new_task())
     wait_until_rung()
-    writer = streams.ChunkWriter(task.pk, 1)
+    writer = delta_stream.ChunkWriter(task.pk, 1)
     writer.write("token")
     writer.flush()
     client().xadd(f"task:{task.pk}:log", {"timestamp": "t", "level": "INFO", "message": "m"})
@@ -676,7 +677,7 @@ def test_report_tells_all_about_an_answered_task(api: APIClient, new_task: NewTa
     assert body["tokens"] == body["task"]["result"]["usage"]
     assert (body["prompt"], body["messages"]) == ("one two three", None)
     assert body["params"] == {"max_tokens": 512, "temperature": 0.5, "stop_sequences": []}
-    assert body["logs"] == logs.task_log(task.pk) == [record]
+    assert body["logs"] == service_log.task_log(task.pk) == [record]
     metrics = body["metrics"]
     assert (metrics["model_load_ms"], metrics["ttft_ms"]) == (None, 1.0)
     assert (metrics["inference_ms"], metrics["tokens_per_second"]) == (2.0, 500.0)
@@ -697,7 +698,7 @@ def test_report_of_a_pending_task_has_no_times_yet(api: APIClient, new_task: New
 
 def test_report_shows_the_running_attempt(api: APIClient, new_task: NewTask) -> None:
     task = new_task()
-    lifecycle.claim(task.pk)
+    claim.claim(task.pk)
     [attempt] = api.get(f"{TASKS}/{task.pk}/report").json()["attempts"]
     assert (attempt["number"], attempt["outcome"], attempt["ended_at"]) == (1, "running", None)
 

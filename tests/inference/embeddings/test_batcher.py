@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from inference.embeddings.batcher import Batch, Batcher
 from inference.embeddings.encoders.base import Encoder, Vectors
 from inference.embeddings.jobs import Job
-from inference.embeddings.mailbox import Letter
-from inference.embeddings.requests import EmbeddingRequest, UnknownPromptError
+from inference.embeddings.messages import EmbeddingRequest, UnknownPromptError
+from inference.embeddings.request_queue import Letter
 from tests.conftest import wait_until
 
 BUDGET = 256

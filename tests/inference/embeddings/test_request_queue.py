@@ -4,14 +4,14 @@ import pytest
 import redis
 from pytest_django import Settings
 
-from inference import dispatch, worker_identity
-from inference.embeddings import mailbox
-from inference.embeddings.mailbox import Letter, MailboxFullError
-from inference.embeddings.requests import Answer, EmbeddingRequest, Shape
+from inference import dispatch
+from inference.embeddings import request_queue
+from inference.embeddings.messages import Answer, EmbeddingRequest, Shape
+from inference.embeddings.request_queue import Letter, MailboxFullError
 from inference.models import Queue
-from monitoring import workers
-from monitoring.redis_client import client
-from monitoring.streams import ENDED_CHANNEL
+from monitoring.hardware import worker_identity, workers
+from monitoring.redis.client import client
+from monitoring.streams.delta_stream import ENDED_CHANNEL
 from tests.conftest import Valkey
 
 pytestmark = pytest.mark.usefixtures("valkey")
@@ -21,8 +21,8 @@ REQUEST = EmbeddingRequest("m", ["a", "ünï 🙂"], Shape.SIMILARITIES, False, 
 
 def post(request: EmbeddingRequest = REQUEST) -> tuple[str, str]:
     """The key, and the entry."""
-    key = mailbox.new_key()
-    return key, mailbox.post(key, request)
+    key = request_queue.new_key()
+    return key, request_queue.post(key, request)
 
 
 def num_rings() -> int | None:
@@ -35,21 +35,21 @@ def keys() -> set[str]:
 
 def test_request_arrives_as_it_was_posted() -> None:
     key, entry_id = post()
-    assert mailbox.take(10) == [Letter(entry_id, key, REQUEST)]
-    assert mailbox.take(10) == []
+    assert request_queue.take(10) == [Letter(entry_id, key, REQUEST)]
+    assert request_queue.take(10) == []
 
 
 def test_answer_is_announced_and_collected_once() -> None:
     key, _ = post()
-    assert mailbox.collect(key) is None
+    assert request_queue.collect(key) is None
     with client().pubsub() as listener:
         listener.subscribe(ENDED_CHANNEL)
         listener.get_message(timeout=5)
-        [letter] = mailbox.take(1)
-        mailbox.deliver([(letter, Answer('{"x": 1}'))])
+        [letter] = request_queue.take(1)
+        request_queue.deliver([(letter, Answer('{"x": 1}'))])
         assert listener.get_message(timeout=5)["data"] == key
-    assert mailbox.collect(key) == Answer('{"x": 1}')
-    assert mailbox.collect(key) is None
+    assert request_queue.collect(key) == Answer('{"x": 1}')
+    assert request_queue.collect(key) is None
     assert client().xlen("embeddings:requests") == 0
 
 
@@ -60,10 +60,10 @@ def test_one_message_rings_for_many_requests() -> None:
 
 
 def test_requests_do_not_ring_while_a_worker_looks() -> None:
-    mailbox.look(1, 0.01)
+    request_queue.look(1, 0.01)
     post()
     assert num_rings() == 0
-    mailbox.stop_looking()
+    request_queue.stop_looking()
     post()
     assert num_rings() == 1
 
@@ -74,20 +74,20 @@ def test_request_that_nobody_could_ring_for_is_rung_for_later(
     with monkeypatch.context() as patched:
         patched.setattr(dispatch, "ring_for_embeddings", lambda: False)
         post()
-    mailbox.ring()
+    request_queue.ring()
     assert num_rings() == 1
 
 
 def test_worker_takes_again_what_it_has_not_answered() -> None:
     _, entry_id = post()
-    mailbox.take(10)
-    assert [letter.entry_id for letter in mailbox.take_again()] == [entry_id]
+    request_queue.take(10)
+    assert [letter.entry_id for letter in request_queue.take_again()] == [entry_id]
 
 
 def take_as(worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(worker_identity, "current", lambda: worker)
-        mailbox.take(10)
+        request_queue.take(10)
 
 
 def test_requests_of_a_dead_worker_are_inherited_once(
@@ -95,10 +95,10 @@ def test_requests_of_a_dead_worker_are_inherited_once(
 ) -> None:
     _, entry_id = post()
     take_as(dead_worker, monkeypatch)
-    assert mailbox.take(10) == []
-    assert [letter.entry_id for letter in mailbox.take_over()] == [entry_id]
-    assert [letter.entry_id for letter in mailbox.take_again()] == [entry_id]
-    assert mailbox.take_over() == []
+    assert request_queue.take(10) == []
+    assert [letter.entry_id for letter in request_queue.take_over()] == [entry_id]
+    assert [letter.entry_id for letter in request_queue.take_again()] == [entry_id]
+    assert request_queue.take_over() == []
     consumers = client().xinfo_consumers("embeddings:requests", "workers")
     assert [consumer["name"] for consumer in consumers] == [worker_identity.current()]
 
@@ -106,30 +106,30 @@ def test_requests_of_a_dead_worker_are_inherited_once(
 def test_requests_of_a_silent_host_are_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
     _, entry_id = post()
     take_as("another-host:17", monkeypatch)
-    assert mailbox.take_over() == []
+    assert request_queue.take_over() == []
     monkeypatch.setattr(workers, "silent_hosts", lambda hosts, queue: hosts & {"another-host"})
-    assert [letter.entry_id for letter in mailbox.take_over()] == [entry_id]
+    assert [letter.entry_id for letter in request_queue.take_over()] == [entry_id]
 
 
 def test_forgotten_request_is_gone_wherever_it_is() -> None:
     waiting_key, waiting = post()
-    mailbox.forget(waiting_key, waiting)
-    assert mailbox.take(10) == []
+    request_queue.forget(waiting_key, waiting)
+    assert request_queue.take(10) == []
     taken_key, taken = post()
-    [letter] = mailbox.take(10)
+    [letter] = request_queue.take(10)
     _, wanted = post()
-    [other] = mailbox.take(10)
-    mailbox.forget(taken_key, taken)
-    assert mailbox.forgotten([letter, other]) == [letter]
-    assert mailbox.take_again() == [other]
+    [other] = request_queue.take(10)
+    request_queue.forget(taken_key, taken)
+    assert request_queue.forgotten([letter, other]) == [letter]
+    assert request_queue.take_again() == [other]
     assert other.entry_id == wanted
 
 
 def test_everything_expires(settings: Settings) -> None:
     settings.EMBEDDING_TIMEOUT_SECONDS = 3
     key, _ = post()
-    [letter] = mailbox.take(1)
-    mailbox.deliver([(letter, Answer("{}"))])
+    [letter] = request_queue.take(1)
+    request_queue.deliver([(letter, Answer("{}"))])
     post()
     assert keys() == {key, "embeddings:requests", "embeddings:rung"}
     assert all(0 < client().ttl(each) <= 3600 for each in keys())
@@ -137,18 +137,18 @@ def test_everything_expires(settings: Settings) -> None:
 
 
 def test_full_mailbox_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mailbox, "MAX_REQUESTS", 1)
+    monkeypatch.setattr(request_queue, "MAX_REQUESTS", 1)
     post()
     with pytest.raises(MailboxFullError):
         post()
-    assert len(mailbox.take(10)) == 1
+    assert len(request_queue.take(10)) == 1
 
 
 def test_group_is_made_anew_when_redis_has_lost_it() -> None:
-    mailbox.take(1)
+    request_queue.take(1)
     client().flushall()
     _, entry_id = post()
-    assert [letter.entry_id for letter in mailbox.take(1)] == [entry_id]
+    assert [letter.entry_id for letter in request_queue.take(1)] == [entry_id]
 
 
 def test_without_redis_it_says_so(valkey: Valkey) -> None:

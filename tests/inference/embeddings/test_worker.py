@@ -9,14 +9,17 @@ import pytest
 import redis
 from pytest_django import Settings
 
-from inference import circuit, model_requests, registration, worker_identity
-from inference.embeddings import mailbox, residents, stopping, worker
+from inference.embeddings import request_queue, residents, stopping, worker
 from inference.embeddings.encoders.base import Encoder, Vectors
 from inference.embeddings.encoders.sentence_transformers import SentenceTransformersEncoder
-from inference.embeddings.mailbox import Letter
-from inference.embeddings.requests import Answer, EmbeddingRequest, Shape
+from inference.embeddings.messages import Answer, EmbeddingRequest, Shape
+from inference.embeddings.request_queue import Letter
+from inference.loading import requests
 from inference.models import RegisteredModel
-from monitoring import publisher
+from inference.providers import circuit_breaker
+from inference.registry import registration
+from monitoring.events import publisher
+from monitoring.hardware import worker_identity
 from monitoring.metrics import counters
 from tests.cloud_server import KEY, CloudServer, Fault
 from tests.conftest import Valkey
@@ -67,13 +70,13 @@ def register_cloud(server: CloudServer, **config: Any) -> RegisteredModel:
 
 def post(*texts: str, model: str = NAME, **fields: Any) -> str:
     """The key of a new request."""
-    key = mailbox.new_key()
-    mailbox.post(key, EmbeddingRequest(model, list(texts), **fields))
+    key = request_queue.new_key()
+    request_queue.post(key, EmbeddingRequest(model, list(texts), **fields))
     return key
 
 
 def collect(key: str) -> Answer:
-    answer = mailbox.collect(key)
+    answer = request_queue.collect(key)
     assert answer is not None
     return answer
 
@@ -172,7 +175,7 @@ def test_row_tells_where_the_model_is_and_what_it_is_like(minilm: RegisteredMode
 
 def test_model_that_was_taken_for_lost_is_told_of_again(minilm: RegisteredModel) -> None:
     answer_to("a text")
-    model_requests.release(worker_identity.current())
+    requests.release(worker_identity.current())
     answer_to("a text")
     minilm.refresh_from_db()
     assert (minilm.status, minilm.loaded_by) == ("loaded", worker_identity.current())
@@ -264,11 +267,11 @@ def test_request_of_a_client_that_is_gone_is_dropped(
     minilm: RegisteredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode, computed = SentenceTransformersEncoder.encode, []
-    key = mailbox.new_key()
-    entry_id = mailbox.post(key, EmbeddingRequest(NAME, ["word " * 250] * 400))
+    key = request_queue.new_key()
+    entry_id = request_queue.post(key, EmbeddingRequest(NAME, ["word " * 250] * 400))
 
     def encode_and_forget(self: Any, texts: list[str], prompt: str) -> Vectors:
-        mailbox.forget(key, entry_id)
+        request_queue.forget(key, entry_id)
         computed.extend(texts)
         return encode(self, texts, prompt)
 
@@ -276,7 +279,7 @@ def test_request_of_a_client_that_is_gone_is_dropped(
     monkeypatch.setattr(SentenceTransformersEncoder, "encode", encode_and_forget)
     worker.serve()
     assert 0 < len(computed) < 400
-    assert mailbox.collect(key) is None
+    assert request_queue.collect(key) is None
     assert answer_to("a text")["dimensions"] == 384
 
 
@@ -287,7 +290,7 @@ def test_worker_that_is_told_to_stop_leaves_what_waits_to_the_next_one(
     stopping.begin()
     try:
         worker.serve()
-        assert mailbox.collect(key) is None
+        assert request_queue.collect(key) is None
     finally:
         stopping._stopping.clear()
     worker.serve()
@@ -298,10 +301,10 @@ def test_answers_that_redis_did_not_take_are_made_again(
     minilm: RegisteredModel, monkeypatch: pytest.MonkeyPatch, valkey: Valkey
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(mailbox, "deliver", _no_redis)
+        patched.setattr(request_queue, "deliver", _no_redis)
         key = post("a text")
         worker.serve()
-    assert mailbox.collect(key) is None
+    assert request_queue.collect(key) is None
     worker.serve()
     assert body(key)["dimensions"] == 384
 
@@ -372,15 +375,15 @@ def test_cloud_model_that_keeps_failing_is_left_alone(
     cloud.faults.append(Fault.UNAVAILABLE)
     failure("ab", model="cloud")
     assert "try again after that." in failure("ab", model="cloud").error
-    assert circuit.states([model])["cloud"].state == circuit.State.OPEN
-    assert circuit.are_open() == {"cloud": True}
+    assert circuit_breaker.states([model])["cloud"].state == circuit_breaker.State.OPEN
+    assert circuit_breaker.are_open() == {"cloud": True}
     assert len(cloud.calls) == 1
 
 
 def test_slow_cloud_does_not_keep_local_requests_waiting(
     minilm: RegisteredModel, cloud: CloudServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deliver, seen = mailbox.deliver, list[str]()
+    deliver, seen = request_queue.deliver, list[str]()
 
     def note(answers: Sequence[tuple[Letter, Answer]]) -> None:
         seen.extend(letter.key for letter, _ in answers)
@@ -389,7 +392,7 @@ def test_slow_cloud_does_not_keep_local_requests_waiting(
     register_cloud(cloud)
     answer_to("warm", model="cloud")
     answer_to("warm")
-    monkeypatch.setattr(mailbox, "deliver", note)
+    monkeypatch.setattr(request_queue, "deliver", note)
     monkeypatch.setattr(cloud, "delay_ms", 1500)
     slow, quick = post("ab", model="cloud"), post("a text")
     worker.serve()

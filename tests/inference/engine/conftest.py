@@ -11,7 +11,7 @@ import pytest
 
 from inference.engine.llama_runner import LlamaRunner
 from inference.engine.runner import LoadParams
-from tests.engine.grammar_acceptor import GrammarAcceptor
+from tests.inference.engine.grammar_acceptor import GrammarAcceptor
 
 GEMMA_WINDOW = 64
 

@@ -6,10 +6,10 @@ import pytest
 
 from inference.engine.engine import Engine, StepOutput
 from inference.engine.errors import GrammarError, InvalidRequestError, PromptTooLongError
-from inference.engine.fake_runner import FakeMemory, FakeRunner
 from inference.engine.prefill_budget import MIN_PREFILL_TOKENS, TARGET_STEP_SECONDS
 from inference.engine.runner import Chunk
 from inference.engine.sequence import FinishReason, SamplingParams
+from tests.inference.engine.fake_runner import FakeMemory, FakeRunner
 
 
 def run(engine: Engine) -> None:

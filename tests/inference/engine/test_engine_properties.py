@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.engine.engine import Engine, StepOutput
-from inference.engine.fake_runner import FakeMemory, FakeRunner
 from inference.engine.kv_cache import common_prefix_length
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
+from tests.inference.engine.fake_runner import FakeMemory, FakeRunner
 
 MAX_STEPS = 5000
 N_CTX = 128

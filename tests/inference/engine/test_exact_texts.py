@@ -9,7 +9,7 @@ from inference.engine.engine import Engine
 from inference.engine.llama_runner import LlamaRunner
 from inference.engine.runner import LoadParams
 from inference.engine.sequence import SamplingParams, Sequence
-from tests.engine.replay import MAX_TIE_OF_KERNELS, assert_same_but_for_ties, new_engine
+from tests.inference.engine.replay import MAX_TIE_OF_KERNELS, assert_same_but_for_ties, new_engine
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 SYSTEM = (

@@ -13,8 +13,8 @@ from inference.engine.errors import SchemaError
 from inference.engine.json_schema import JSON_OBJECT_GRAMMAR, compile_schema
 from inference.engine.llama_runner import LlamaRunner
 from inference.engine.sequence import FinishReason, SamplingParams
-from tests.engine.grammar_acceptor import GrammarAcceptor
-from tests.engine.schemas import SCHEMAS
+from tests.inference.engine.grammar_acceptor import GrammarAcceptor
+from tests.inference.engine.schemas import SCHEMAS
 
 INTEGER = {"type": "integer"}
 PAIR = {"type": "object", "properties": {"a": INTEGER, "b": INTEGER}}

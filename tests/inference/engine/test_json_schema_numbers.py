@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from inference.engine.errors import SchemaError
 from inference.engine.json_schema import compile_schema
-from tests.engine.grammar_acceptor import GrammarAcceptor
+from tests.inference.engine.grammar_acceptor import GrammarAcceptor
 
 INTEGERS = st.integers(-1200, 1200) | st.integers(-(10**20), 10**20)
 DECIMALS = st.decimals(-200, 200, places=2) | st.decimals(-1, 1, places=4)

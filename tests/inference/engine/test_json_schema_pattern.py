@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from inference.engine.errors import SchemaError
 from inference.engine.json_schema import FORMATS, compile_schema, matches
-from tests.engine.grammar_acceptor import GrammarAcceptor
+from tests.inference.engine.grammar_acceptor import GrammarAcceptor
 
 # Of each pattern, texts that match and texts that do not.
 CASES: list[tuple[str, list[str], list[str]]] = [

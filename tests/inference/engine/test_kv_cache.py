@@ -2,8 +2,8 @@
 
 import pytest
 
-from inference.engine.fake_runner import FakeMemory
 from inference.engine.kv_cache import MIN_COPY_TOKENS, Allocation, KVCache, common_prefix_length
+from tests.inference.engine.fake_runner import FakeMemory
 
 SYSTEM = list(range(1, 101))  # 100 tokens that several prompts begin with
 

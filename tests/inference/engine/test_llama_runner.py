@@ -16,7 +16,7 @@ from inference.engine.errors import (
 from inference.engine.llama_runner import LlamaRunner
 from inference.engine.runner import Chunk, LoadParams
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
-from tests.engine.replay import assert_same_but_for_ties, new_engine
+from tests.inference.engine.replay import assert_same_but_for_ties, new_engine
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
 QUESTIONS = [

@@ -5,18 +5,19 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from inference import execution, lifecycle
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
-from inference.lifecycle import Lease
+from inference.execution import attempt
+from inference.lifecycle import finish, sweep
+from inference.lifecycle.claim import Lease
 from inference.models import GenerationTask, Queue, RegisteredModel
 from inference.providers.base import GenerationRequest, Progress, Provider
-from monitoring import publisher
-from monitoring.event_log import LoggedEvent
-from monitoring.redis_client import client
-from monitoring.streams import stream_key
+from monitoring.events import publisher
+from monitoring.events.log import LoggedEvent
+from monitoring.redis.client import client
+from monitoring.streams.delta_stream import stream_key
 from tests.conftest import wait_until
-from tests.test_lifecycle import claimed, expire, fresh, outcomes
+from tests.inference.lifecycle.test_lifecycle import claimed, expire, fresh, outcomes
 
 NewTask = Callable[..., GenerationTask]
 # Committed rows, which the lease keeper's thread reads too.
@@ -44,12 +45,12 @@ class ScriptedProvider(Provider):
 @pytest.fixture
 def provider(echo: RegisteredModel, monkeypatch: pytest.MonkeyPatch) -> ScriptedProvider:
     scripted = ScriptedProvider(echo)
-    monkeypatch.setattr(execution, "provider_for", lambda _: scripted)
+    monkeypatch.setattr(attempt, "provider_for", lambda _: scripted)
     return scripted
 
 
 def run(task: GenerationTask) -> GenerationTask:
-    execution.execute(claimed(task))
+    attempt.execute(claimed(task))
     return fresh(task)
 
 
@@ -123,7 +124,7 @@ def test_cancel_keeps_the_partial_text(new_task: NewTask, provider: ScriptedProv
 
     def script(request: GenerationRequest, progress: Progress) -> Generator[str, None, None]:
         yield "partial"
-        lifecycle.cancel(task)
+        finish.cancel(task)
         while True:
             yield ""
 
@@ -178,7 +179,7 @@ def test_lost_lease_leaves_no_trace(new_task: NewTask, provider: ScriptedProvide
     def script(request: GenerationRequest, progress: Progress) -> Generator[str, None, None]:
         yield "of the lost"
         expire(task)
-        lifecycle.sweep()
+        sweep.sweep()
         while True:
             yield ""
 
@@ -209,7 +210,7 @@ def test_flags_are_read_between_chunks(new_task: NewTask, provider: ScriptedProv
             yield word
 
     provider.script = script
-    execution.execute(lease)
+    attempt.execute(lease)
     assert said == ["one", "two"]
     wait_until(lambda: fresh(lease.task).status == "cancelled")
 

@@ -8,11 +8,12 @@ import pytest
 import redis
 from pytest_django import Settings
 
-from inference import gpu_guard, worker_identity
-from inference.gpu_guard import GPUHolder
-from monitoring.redis_client import client
+from inference.execution import gpu_lock
+from inference.execution.gpu_lock import GPUHolder
+from monitoring.hardware import worker_identity
+from monitoring.redis.client import client
 from tests.conftest import Valkey, wait_until
-from tests.test_lifecycle import worker_process
+from tests.inference.lifecycle.test_lifecycle import worker_process
 
 LEASE = "gpu:here:0:lease"
 
@@ -23,48 +24,48 @@ def _node(settings: Settings) -> None:
 
 
 def test_holder_is_shown_with_its_task(valkey: Valkey) -> None:
-    assert gpu_guard.holder(0) is None
-    with gpu_guard.hold(0):
+    assert gpu_lock.holder(0) is None
+    with gpu_lock.hold(0):
         me = worker_identity.current()
-        assert gpu_guard.holder(0) == GPUHolder(worker=me, task_id=None)
-        gpu_guard.show_task(0, "task_1")
-        assert gpu_guard.holder(0) == GPUHolder(worker=me, task_id="task_1")
+        assert gpu_lock.holder(0) == GPUHolder(worker=me, task_id=None)
+        gpu_lock.show_task(0, "task_1")
+        assert gpu_lock.holder(0) == GPUHolder(worker=me, task_id="task_1")
         assert 0 < client().ttl(LEASE) <= 15
-        with gpu_guard.hold(1):  # another GPU is free
-            assert gpu_guard.holder(1) is not None
-    assert gpu_guard.holder(0) is None
+        with gpu_lock.hold(1):  # another GPU is free
+            assert gpu_lock.holder(1) is not None
+    assert gpu_lock.holder(0) is None
     assert client().keys("gpu:*") == []
 
 
 def test_gpu_of_another_node_is_another_gpu(valkey: Valkey, settings: Settings) -> None:
-    with gpu_guard.hold(0):
-        gpu_guard.show_task(0, "task_1")
+    with gpu_lock.hold(0):
+        gpu_lock.show_task(0, "task_1")
         settings.NODE_NAME = "there"
-        assert gpu_guard.holder(0) is None
-        with gpu_guard.hold(0):
-            gpu_guard.show_task(0, "task_2")
+        assert gpu_lock.holder(0) is None
+        with gpu_lock.hold(0):
+            gpu_lock.show_task(0, "task_2")
         settings.NODE_NAME = "here"
-        current = gpu_guard.holder(0)
+        current = gpu_lock.holder(0)
         assert current is not None
         assert current.task_id == "task_1"
 
 
 def test_gpu_is_given_back_after_an_error(valkey: Valkey) -> None:
-    with pytest.raises(RuntimeError), gpu_guard.hold(0):
+    with pytest.raises(RuntimeError), gpu_lock.hold(0):
         raise RuntimeError("the generation broke")
-    assert gpu_guard.holder(0) is None
+    assert gpu_lock.holder(0) is None
 
 
 def test_second_waits_for_the_first(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_guard, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(gpu_lock, "_RETRY_SECONDS", 0.01)
     events: list[str] = []
 
     def second() -> None:
-        with gpu_guard.hold(0):
+        with gpu_lock.hold(0):
             events.append("second")
 
     thread = threading.Thread(target=second)
-    with gpu_guard.hold(0):
+    with gpu_lock.hold(0):
         thread.start()
         thread.join(0.1)
         assert thread.is_alive()
@@ -77,8 +78,8 @@ def test_dead_holder_is_pushed_aside(valkey: Valkey) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     client().set(LEASE, f"{worker_identity.host_prefix()}{process.pid}", ex=3600)
-    with gpu_guard.hold(0):
-        current = gpu_guard.holder(0)
+    with gpu_lock.hold(0):
+        current = gpu_lock.holder(0)
         assert current is not None
         assert current.worker == worker_identity.current()
 
@@ -87,14 +88,14 @@ def test_dead_holder_is_pushed_aside(valkey: Valkey) -> None:
 def test_holder_that_may_live_is_waited_for(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    monkeypatch.setattr(gpu_guard, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(gpu_lock, "_RETRY_SECONDS", 0.01)
     with worker_process() as process:
         holder = f"{host or worker_identity.host_prefix()}{process.pid}"
         client().set(LEASE, holder, ex=3600)
         got = threading.Event()
 
         def wait() -> None:
-            with gpu_guard.hold(0):
+            with gpu_lock.hold(0):
                 got.set()
 
         thread = threading.Thread(target=wait, daemon=True)
@@ -106,8 +107,8 @@ def test_holder_that_may_live_is_waited_for(
 
 
 def test_lease_is_renewed_while_it_is_held(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_guard, "_RENEW_SECONDS", 0.02)
-    with gpu_guard.hold(0):
+    monkeypatch.setattr(gpu_lock, "_RENEW_SECONDS", 0.02)
+    with gpu_lock.hold(0):
         client().expire(LEASE, 2)
         wait_until(lambda: client().ttl(LEASE) > 10)
 
@@ -115,15 +116,15 @@ def test_lease_is_renewed_while_it_is_held(valkey: Valkey, monkeypatch: pytest.M
 def test_lease_of_another_is_not_given_back(
     valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with gpu_guard.hold(0):
+    with gpu_lock.hold(0):
         client().set(LEASE, "elsewhere:1")
     assert client().get(LEASE) == "elsewhere:1"
     assert "not given back" in caplog.text
 
 
 def test_running_generation_goes_on_without_redis(valkey: Valkey) -> None:
-    with gpu_guard.hold(0):
+    with gpu_lock.hold(0):
         valkey.stop()
-        gpu_guard.show_task(0, "task_1")
+        gpu_lock.show_task(0, "task_1")
     with pytest.raises(redis.RedisError):
-        gpu_guard.holder(0)
+        gpu_lock.holder(0)

@@ -10,15 +10,17 @@ import pytest
 from django.conf import LazySettings
 from django.db import OperationalError
 
-from inference import lease_keeper, lifecycle, residency, session
 from inference.engine.chat_template import ChatTemplate
 from inference.engine.engine import Engine
-from inference.engine.fake_runner import FakeRunner
+from inference.execution import gpu_session
+from inference.lifecycle import claim, finish, lease_renewer, sweep
+from inference.loading import loaded_models
 from inference.models import GenerationTask, RegisteredModel
-from monitoring.redis_client import client
-from monitoring.streams import stream_key
+from monitoring.redis.client import client
+from monitoring.streams.delta_stream import stream_key
 from tests.conftest import Valkey, wait_until, wait_until_rung
-from tests.test_lifecycle import expire, fresh, outcomes
+from tests.inference.engine.fake_runner import FakeRunner
+from tests.inference.lifecycle.test_lifecycle import expire, fresh, outcomes
 
 NewTask = Callable[..., GenerationTask]
 # Committed rows, which the lease keeper's thread reads too.
@@ -83,11 +85,11 @@ def residents(db: None, monkeypatch: pytest.MonkeyPatch, max_num_seqs: int) -> R
     for name in ("a", "b"):
         RegisteredModel.objects.create(name=name, provider="local")
     made = Residents(max_num_seqs)
-    monkeypatch.setattr(residency, "load", made.load)
-    monkeypatch.setattr(residency, "resident", made.resident)
-    monkeypatch.setattr(residency, "in_use", made.in_use)
-    monkeypatch.setattr(residency, "serve_requests", lambda: None)
-    monkeypatch.setattr(session, "_EXCHANGE_SECONDS", 0.0)  # these engines take no time
+    monkeypatch.setattr(loaded_models, "load", made.load)
+    monkeypatch.setattr(loaded_models, "resident", made.resident)
+    monkeypatch.setattr(loaded_models, "in_use", made.in_use)
+    monkeypatch.setattr(loaded_models, "serve_requests", lambda: None)
+    monkeypatch.setattr(gpu_session, "_EXCHANGE_SECONDS", 0.0)  # these engines take no time
     return made
 
 
@@ -112,7 +114,7 @@ def in_order_of_start(*tasks: GenerationTask) -> list[GenerationTask]:
 
 def test_tasks_of_one_model_run_together(residents: Residents, submit: NewTask) -> None:
     tasks = [submit() for _ in range(4)]
-    session.run(tasks[0].pk)
+    gpu_session.run(tasks[0].pk)
     assert [text(task) for task in tasks] == ["x" * 8] * 4
     assert [outcomes(task) for task in tasks] == [["completed"]] * 4
     assert residents.num_steps < 2 * 8
@@ -127,7 +129,7 @@ def test_task_submitted_meanwhile_joins(residents: Residents, submit: NewTask) -
         wait_until_rung()
 
     residents.at_step[3] = submit_another
-    session.run(lead.pk)
+    gpu_session.run(lead.pk)
     assert fresh(late[0]).status == "completed"
     assert residents.num_steps <= 101
     assert (fresh(late[0]).finished_at or 0) < (fresh(lead).finished_at or 0)  # type: ignore[operator]
@@ -138,7 +140,7 @@ def test_with_one_sequence_tasks_run_one_at_a_time_by_priority(
     residents: Residents, submit: NewTask
 ) -> None:
     low, high, middle = submit(priority=1), submit(priority=50), submit(priority=5)
-    session.run(low.pk)
+    gpu_session.run(low.pk)
     assert in_order_of_start(low, high, middle) == [high, middle, low]
     assert residents.num_steps == 3 * 8
 
@@ -154,10 +156,10 @@ def test_session_ends_for_a_more_urgent_task_of_another_model(
         wait_until_rung()
 
     residents.at_step[3] = rivals
-    session.run(lead.pk)
+    gpu_session.run(lead.pk)
     own, rival = later
     assert fresh(own).status == "pending"  # its own message is still to come
-    session.run(own.pk)
+    gpu_session.run(own.pk)
     assert in_order_of_start(own, rival) == [rival, own]
 
 
@@ -167,9 +169,9 @@ def test_equal_task_of_another_model_waits_for_the_swap_window(
 ) -> None:
     settings.SWAP_WINDOW_SECONDS = window
     lead, rival, own = submit(max_tokens=50), submit("b"), submit("a")
-    session.run(lead.pk)
-    session.run(own.pk)
-    session.run(rival.pk)
+    gpu_session.run(lead.pk)
+    gpu_session.run(own.pk)
+    gpu_session.run(rival.pk)
     assert in_order_of_start(own, rival)[0] == {"own": own, "rival": rival}[first]
 
 
@@ -178,21 +180,21 @@ def test_less_urgent_task_of_another_model_does_not_close_the_session(
 ) -> None:
     settings.SWAP_WINDOW_SECONDS = 0.0
     rival, lead, own = submit("b", priority=1), submit(priority=2), submit(priority=2)
-    session.run(lead.pk)
+    gpu_session.run(lead.pk)
     assert fresh(own).status == "completed"
     assert fresh(rival).status == "pending"
 
 
 def test_more_tasks_than_sequences_follow_each_other(residents: Residents, submit: NewTask) -> None:
     tasks = [submit() for _ in range(10)]
-    session.run(tasks[0].pk)
+    gpu_session.run(tasks[0].pk)
     assert {fresh(task).status for task in tasks} == {"completed"}
 
 
 def test_cancel_of_one_leaves_the_others(residents: Residents, submit: NewTask) -> None:
     lead, rider = submit(max_tokens=60), submit(max_tokens=200)
-    residents.at_step[5] = lambda: lifecycle.cancel(fresh(rider))
-    session.run(lead.pk)
+    residents.at_step[5] = lambda: finish.cancel(fresh(rider))
+    gpu_session.run(lead.pk)
     assert (fresh(lead).status, fresh(rider).status) == ("completed", "cancelled")
     assert text(rider) == "x" * len(text(rider))
     assert 1 <= len(text(rider)) < 60
@@ -203,10 +205,10 @@ def test_lost_lease_of_one_leaves_the_others(residents: Residents, submit: NewTa
 
     def lose() -> None:
         expire(rider)
-        lifecycle.sweep()
+        sweep.sweep()
 
     residents.at_step[5] = lose
-    session.run(lead.pk)
+    gpu_session.run(lead.pk)
     assert fresh(lead).status == "completed"
     # Taken back, and admitted again by the same session.
     assert (fresh(rider).status, fresh(rider).attempt) == ("completed", 2)
@@ -215,7 +217,7 @@ def test_lost_lease_of_one_leaves_the_others(residents: Residents, submit: NewTa
 
 def test_bad_request_fails_by_itself(residents: Residents, submit: NewTask) -> None:
     lead, too_long, fine = submit(), submit(prompt="p" * 300), submit()
-    session.run(lead.pk)
+    gpu_session.run(lead.pk)
     assert [fresh(task).status for task in (lead, too_long, fine)] == [
         "completed",
         "failed",
@@ -232,12 +234,12 @@ def test_broken_engine_leaves_nothing_behind(residents: Residents, submit: NewTa
 
     residents.at_step[3] = fail
     with pytest.raises(MemoryError):
-        session.run(tasks[0].pk)
+        gpu_session.run(tasks[0].pk)
     assert not residents.engines["a"].has_unfinished
     for task in tasks:
         expire(task)
-    lifecycle.sweep()
-    session.run(tasks[0].pk)
+    sweep.sweep()
+    gpu_session.run(tasks[0].pk)
     assert [text(task) for task in tasks] == ["x" * 8] * 2
 
 
@@ -249,8 +251,8 @@ def test_database_away_stops_admission_alone(
 
     lead, rider = submit(), submit()
     with monkeypatch.context() as broken:
-        broken.setattr(lifecycle, "claim_rider", fail)
-        session.run(lead.pk)
+        broken.setattr(claim, "claim_rider", fail)
+        gpu_session.run(lead.pk)
     assert (fresh(lead).status, fresh(rider).status) == ("completed", "pending")
 
 
@@ -258,12 +260,12 @@ def test_worker_that_stops_starts_nothing_new(
     residents: Residents, submit: NewTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lead, rider = submit(), submit()
-    residents.at_step[1] = session.drain
+    residents.at_step[1] = gpu_session.drain
     try:
-        session.run(lead.pk)
-        session.run(rider.pk)
+        gpu_session.run(lead.pk)
+        gpu_session.run(rider.pk)
     finally:
-        session._draining.clear()
+        gpu_session._draining.clear()
     assert fresh(lead).status == "completed"
     assert fresh(rider).status == "pending"
 
@@ -271,7 +273,7 @@ def test_worker_that_stops_starts_nothing_new(
 def test_model_to_be_loaded_ends_admission(residents: Residents, submit: NewTask) -> None:
     lead, rider = submit(), submit()
     RegisteredModel.objects.filter(name="b").update(requested="load")
-    session.run(lead.pk)
+    gpu_session.run(lead.pk)
     assert (fresh(lead).status, fresh(rider).status) == ("completed", "pending")
 
 
@@ -280,12 +282,12 @@ def test_session_does_without_redis(residents: Residents, submit: NewTask, valke
 
     def cancel() -> None:
         valkey.stop()
-        lifecycle.cancel(fresh(rider))
-        lease = lease_keeper._leases[(rider.pk, 1)]
+        finish.cancel(fresh(rider))
+        lease = lease_renewer._leases[(rider.pk, 1)]
         wait_until(lambda: lease.cancel_requested)
 
     residents.at_step[3] = cancel
-    session.run(lead.pk)
+    gpu_session.run(lead.pk)
     assert (fresh(lead).status, fresh(rider).status) == ("completed", "cancelled")
 
 
@@ -294,7 +296,7 @@ def test_step_that_never_returns_ends_the_process() -> None:
 import time, django
 django.setup()
 from django.conf import settings
-from inference.session import _Watchdog
+from inference.execution.gpu_session import _Watchdog
 settings.STEP_TIMEOUT_SECONDS = 0.1
 _Watchdog().feed()
 def hanging_step():
@@ -311,7 +313,7 @@ hanging_step()
 def test_first_chunk_of_an_answer_goes_out_at_once(
     residents: Residents, submit: NewTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_EXCHANGE_SECONDS", float("inf"))
+    monkeypatch.setattr(gpu_session, "_EXCHANGE_SECONDS", float("inf"))
     task = submit()
     seen: list[int] = []
 
@@ -319,6 +321,6 @@ def test_first_chunk_of_an_answer_goes_out_at_once(
         seen.append(client().xlen(stream_key(task.pk)))
 
     residents.at_step |= dict.fromkeys((3, 5, 7), look)
-    session.run(task.pk)
+    gpu_session.run(task.pk)
     assert seen == [1, 1, 1]
     assert client().xlen(stream_key(task.pk)) == 9  # at the end all are there, and the end itself

@@ -10,16 +10,17 @@ from django.utils import timezone
 from rest_framework.test import APIClient
 
 from conversations.models import Conversation
-from inference import execution, lifecycle
 from inference.errors import ErrorCode, InferenceError
-from inference.lifecycle import Timings
+from inference.execution.attempt import execute
+from inference.lifecycle import claim, finish, sweep
+from inference.lifecycle.finish import Timings
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt
 from inference.providers.base import GenerationRequest, Progress, StartOver
-from monitoring.redis_client import client
-from monitoring.streams import stream_key
+from monitoring.redis.client import client
+from monitoring.streams.delta_stream import stream_key
 from tests.conftest import wait_until_rung
-from tests.test_execution import ScriptedProvider, provider  # noqa: F401 (a fixture)
-from tests.test_lifecycle import answer, claimed, expire, fresh, lose, outcomes
+from tests.inference.execution.test_attempt import ScriptedProvider, provider  # noqa: F401 (a fixture)
+from tests.inference.lifecycle.test_lifecycle import answer, claimed, expire, fresh, lose, outcomes
 
 NewTask = Callable[..., GenerationTask]
 Script = Generator[str | StartOver, None, None]
@@ -38,7 +39,7 @@ def models(db: None) -> None:
 
 
 def fail(task: GenerationTask, failure: InferenceError = DOWN) -> bool:
-    return lifecycle.fail(claimed(task), failure, None, NO_TIMINGS)
+    return finish.fail(claimed(task), failure, None, NO_TIMINGS)
 
 
 def where(task: GenerationTask) -> tuple[str, str, str]:
@@ -118,7 +119,7 @@ def test_attempts_tell_the_story(
     task = new_task(fallback_models=["second"])
     fail(task)
     result = answer() | {"model": "second"}
-    lifecycle.complete(claimed(task), result, NO_TIMINGS)
+    finish.complete(claimed(task), result, NO_TIMINGS)
     report = api.get(f"{TASKS}/{task.pk}/report").json()
     story = [(a["number"], a["model"], a["outcome"], a["error_code"]) for a in report["attempts"]]
     assert story == [
@@ -154,15 +155,15 @@ def test_too_long_a_context_falls_back_unless_that_is_an_error(
 def test_cancelled_task_asks_no_further_model(new_task: NewTask) -> None:
     task = new_task(fallback_models=["second"])
     lease = claimed(task)
-    lifecycle.cancel(fresh(task))
-    assert lifecycle.fail(lease, DOWN, None, NO_TIMINGS)
+    finish.cancel(fresh(task))
+    assert finish.fail(lease, DOWN, None, NO_TIMINGS)
     assert where(task) == ("failed", "echo", "api")
 
 
 def test_task_waiting_for_its_fallback_can_be_cancelled(new_task: NewTask) -> None:
     task = new_task(fallback_models=["second"])
     fail(task)
-    assert lifecycle.cancel(fresh(task))
+    assert finish.cancel(fresh(task))
     assert fresh(task).status == "cancelled"
 
 
@@ -171,7 +172,7 @@ def test_lost_lease_falls_back_on_nobody(new_task: NewTask) -> None:
     lease = claimed(task)
     lose(task)
     claimed(task)
-    assert not lifecycle.fail(lease, DOWN, None, NO_TIMINGS)
+    assert not finish.fail(lease, DOWN, None, NO_TIMINGS)
     assert where(task) == ("processing", "echo", "api")
 
 
@@ -179,8 +180,8 @@ def test_started_task_has_no_deadline_for_its_fallback(new_task: NewTask) -> Non
     task = new_task(fallback_models=["second"], deadline_seconds=30)
     lease = claimed(task)
     GenerationTask.objects.filter(pk=task.pk).update(deadline_at=timezone.now())
-    lifecycle.fail(lease, DOWN, None, NO_TIMINGS)
-    lifecycle.sweep()
+    finish.fail(lease, DOWN, None, NO_TIMINGS)
+    sweep.sweep()
     assert fresh(task).status == "pending"
     assert claimed(task).attempt == 2
 
@@ -190,9 +191,9 @@ def test_conversation_waits_for_the_fallback(new_task: NewTask) -> None:
     first = new_task(fallback_models=["second"], conversation_id=conversation.pk)
     next_turn = new_task(conversation_id=conversation.pk)
     fail(first)
-    assert lifecycle.claim(next_turn.pk) is None
-    lifecycle.complete(claimed(first), answer(), NO_TIMINGS)
-    assert lifecycle.claim(next_turn.pk)
+    assert claim.claim(next_turn.pk) is None
+    finish.complete(claimed(first), answer(), NO_TIMINGS)
+    assert claim.claim(next_turn.pk)
 
 
 def test_model_that_loses_its_workers_is_replaced(new_task: NewTask) -> None:
@@ -225,14 +226,14 @@ def test_failed_attempts_are_no_lost_workers(new_task: NewTask) -> None:
 def test_deleted_model_falls_back(new_task: NewTask) -> None:
     task = new_task(fallback_models=["second"])
     RegisteredModel.objects.filter(name="echo").delete()
-    execution.execute(claimed(task))
+    execute(claimed(task))
     assert where(task) == ("pending", "second", "api")
-    execution.execute(claimed(task))
+    execute(claimed(task))
     result = fresh(task).result
     assert result is not None
     assert (result["text"], result["model"]) == ("one two three", "second")
-    attempt = TaskAttempt.objects.get(task=task, number=1)
-    assert attempt.error_code == "model_not_found"
+    first = TaskAttempt.objects.get(task=task, number=1)
+    assert first.error_code == "model_not_found"
 
 
 # Starting over
@@ -258,7 +259,7 @@ def test_answer_that_starts_over_is_a_new_attempt(
 ) -> None:
     provider.script = interrupted(num_times)  # type: ignore[assignment]
     task = new_task()
-    execution.execute(claimed(task))
+    execute(claimed(task))
     row = fresh(task)
     assert row.result is not None
     assert (row.status, row.result["text"], row.attempt) == (
@@ -283,13 +284,13 @@ def test_lost_lease_starts_nothing_over(
     def script(request: GenerationRequest, progress: Progress) -> Script:
         yield "half of"
         expire(task)
-        lifecycle.sweep()
+        sweep.sweep()
         claimed(task)
         yield StartOver(DOWN)
         yield "never said"
 
     provider.script = script  # type: ignore[assignment]
-    execution.execute(claimed(task))
+    execute(claimed(task))
     row = fresh(task)
     assert (row.status, row.attempt, row.result) == ("processing", 2, None)
     assert outcomes(task) == ["lost"]

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from inference import lease_keeper, lifecycle
-from inference.lifecycle import Lease
+from inference.lifecycle import finish, lease_renewer, sweep
+from inference.lifecycle.claim import Lease
 from inference.models import GenerationTask
 from tests.conftest import wait_until
-from tests.test_lifecycle import claimed, expire, fresh
+from tests.inference.lifecycle.test_lifecycle import claimed, expire, fresh
 
 NewTask = Callable[..., GenerationTask]
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -18,10 +18,10 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @contextmanager
 def held(*leases: Lease) -> Iterator[None]:
     for lease in leases:
-        lease_keeper.hold(lease)
+        lease_renewer.hold(lease)
     yield
     for lease in leases:
-        lease_keeper.release(lease)
+        lease_renewer.release(lease)
 
 
 def test_held_lease_is_renewed(new_task: NewTask) -> None:
@@ -36,7 +36,7 @@ def test_held_lease_is_renewed(new_task: NewTask) -> None:
 def test_cancel_is_learned_of(new_task: NewTask) -> None:
     lease, other = claimed(new_task()), claimed(new_task())
     with held(lease, other):
-        lifecycle.cancel(lease.task)
+        finish.cancel(lease.task)
         wait_until(lambda: lease.cancel_requested, seconds=2)
     assert not other.cancel_requested
 
@@ -45,7 +45,7 @@ def test_lost_lease_is_learned_of(new_task: NewTask) -> None:
     lease = claimed(new_task())
     with held(lease):
         expire(lease.task)
-        lifecycle.sweep()
+        sweep.sweep()
         wait_until(lambda: lease.lost)
 
 
@@ -53,33 +53,33 @@ def test_two_attempts_in_one_process_are_told_apart(new_task: NewTask) -> None:
     lost = claimed(new_task())
     with held(lost):
         expire(lost.task)
-        lifecycle.sweep()
+        sweep.sweep()
         second = claimed(lost.task)
         with held(second):
             wait_until(lambda: lost.lost)
-            lifecycle.cancel(second.task)
+            finish.cancel(second.task)
             wait_until(lambda: second.cancel_requested)
             assert not second.lost
 
 
 def test_second_attempt_stays_held_when_the_first_gives_up(new_task: NewTask) -> None:
     first = claimed(new_task())
-    lease_keeper.hold(first)
+    lease_renewer.hold(first)
     expire(first.task)
-    lifecycle.sweep()
+    sweep.sweep()
     second = claimed(first.task)
     with held(second):
-        lease_keeper.release(first)
-        lifecycle.cancel(second.task)
+        lease_renewer.release(first)
+        finish.cancel(second.task)
         wait_until(lambda: second.cancel_requested)
 
 
 def test_lease_that_is_given_back_is_not_renewed(new_task: NewTask) -> None:
     given_back, kept = claimed(new_task()), claimed(new_task())
     with held(kept):
-        lease_keeper.hold(given_back)
-        lease_keeper.release(given_back)
-        lifecycle.cancel(kept.task)
-        lifecycle.cancel(given_back.task)
+        lease_renewer.hold(given_back)
+        lease_renewer.release(given_back)
+        finish.cancel(kept.task)
+        finish.cancel(given_back.task)
         wait_until(lambda: kept.cancel_requested)
     assert not given_back.cancel_requested

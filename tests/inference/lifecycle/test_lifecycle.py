@@ -20,14 +20,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from conversations.models import Conversation
-from inference import dispatch, lifecycle, worker_identity
+from inference import dispatch
+from inference.api.submission import build_task
+from inference.api.task_serializers import submission_validator
 from inference.errors import ErrorCode, InferenceError
-from inference.lifecycle import Lease, Timings
+from inference.lifecycle import claim, finish, submit, sweep
+from inference.lifecycle.claim import Lease
+from inference.lifecycle.finish import Timings
 from inference.models import GenerationTask, Queue, RegisteredModel, TaskAttempt, TaskResult
-from inference.serializers import submission_validator
-from inference.submission import build_task
-from monitoring import streams
-from monitoring.redis_client import client
+from monitoring.hardware import worker_identity
+from monitoring.redis.client import client
+from monitoring.streams import delta_stream
 from tests.conftest import Valkey, wait_until_rung
 
 NewTask = Callable[..., GenerationTask]
@@ -46,7 +49,7 @@ def answer(text: str = "an answer", finish_reason: str = "stop") -> TaskResult:
 
 
 def claimed(task: GenerationTask) -> Lease:
-    lease = lifecycle.claim(task.pk)
+    lease = claim.claim(task.pk)
     assert lease is not None
     return lease
 
@@ -59,7 +62,7 @@ def expire(task: GenerationTask) -> None:
 
 def lose(task: GenerationTask) -> None:
     expire(task)
-    lifecycle.sweep()
+    sweep.sweep()
 
 
 def run_in_threads(num_threads: int, target: Callable[[], None]) -> None:
@@ -89,7 +92,7 @@ def test_task_is_claimed_by_one_of_many(new_task: NewTask) -> None:
 
     def claim_all() -> None:
         barrier.wait()
-        won.extend(task.pk for task in tasks if lifecycle.claim(task.pk))
+        won.extend(task.pk for task in tasks if claim.claim(task.pk))
         connection.close()
 
     run_in_threads(4, claim_all)
@@ -106,7 +109,7 @@ def test_two_workers_drain_a_queue_without_sharing_a_task(new_task: NewTask) -> 
 
     def drain() -> None:
         barrier.wait()
-        while lease := lifecycle.claim_most_urgent(Queue.API):
+        while lease := claim.claim_most_urgent(Queue.API):
             won.append(lease.task.pk)
         connection.close()
 
@@ -127,23 +130,23 @@ def test_claim_starts_the_attempt(new_task: NewTask) -> None:
 
 def test_most_urgent_goes_first_then_the_oldest(new_task: NewTask) -> None:
     tasks = [new_task(priority=priority) for priority in (1, 99.5, 99.6, 1, 0)]
-    order = [lifecycle.claim_most_urgent(Queue.API) for _ in tasks]
+    order = [claim.claim_most_urgent(Queue.API) for _ in tasks]
     assert [lease and lease.task for lease in order] == [tasks[i] for i in (2, 1, 0, 3, 4)]
-    assert lifecycle.claim_most_urgent(Queue.API) is None
+    assert claim.claim_most_urgent(Queue.API) is None
 
 
 def test_claim_looks_at_its_own_queue_alone(new_task: NewTask) -> None:
     new_task()
-    assert lifecycle.claim_most_urgent(Queue.GPU) is None
+    assert claim.claim_most_urgent(Queue.GPU) is None
 
 
 def test_task_past_its_deadline_is_never_started(new_task: NewTask) -> None:
     task = new_task(deadline_seconds=60)
     past = timezone.now() - timedelta(seconds=1)
     GenerationTask.objects.filter(pk=task.pk).update(deadline_at=past)
-    assert lifecycle.claim(task.pk) is None
-    assert lifecycle.claim_most_urgent(Queue.API) is None
-    lifecycle.sweep()
+    assert claim.claim(task.pk) is None
+    assert claim.claim_most_urgent(Queue.API) is None
+    sweep.sweep()
     row = fresh(task)
     assert (row.status, row.error_code) == ("failed", "deadline_exceeded")
     assert row.finished_at is not None
@@ -154,20 +157,20 @@ def test_task_started_in_time_may_end_after_its_deadline(new_task: NewTask) -> N
     task = new_task(deadline_seconds=60)
     lease = claimed(task)
     GenerationTask.objects.filter(pk=task.pk).update(deadline_at=timezone.now())
-    lifecycle.sweep()
-    assert lifecycle.complete(lease, answer(), TIMINGS)
+    sweep.sweep()
+    assert finish.complete(lease, answer(), TIMINGS)
 
 
 def test_tasks_of_a_conversation_run_in_the_order_of_submission(new_task: NewTask) -> None:
     conversation = Conversation.objects.create(owner="local")
     first = new_task(conversation_id=conversation.pk, priority=1)
     second = new_task(conversation_id=conversation.pk, priority=100)
-    assert lifecycle.claim(second.pk) is None
-    lease = lifecycle.claim_most_urgent(Queue.API)
+    assert claim.claim(second.pk) is None
+    lease = claim.claim_most_urgent(Queue.API)
     assert lease is not None
     assert lease.task == first
-    assert lifecycle.claim_most_urgent(Queue.API) is None
-    lifecycle.complete(lease, answer("first answer"), TIMINGS)
+    assert claim.claim_most_urgent(Queue.API) is None
+    finish.complete(lease, answer("first answer"), TIMINGS)
     assert [m["content"] for m in claimed(second).task.messages()] == [
         *("one two three", "first answer", "one two three"),
     ]
@@ -179,7 +182,7 @@ def test_end_of_a_task_rings_the_next_of_its_conversation(new_task: NewTask) -> 
     wait_until_rung()
     for ended, rung in ((first, second), (second, third)):
         client().flushall()
-        lifecycle.cancel(ended)
+        finish.cancel(ended)
         [message] = client().lrange("api\x06\x169", 0, -1)
         assert rung.pk in message
 
@@ -196,7 +199,7 @@ def test_other_conversations_do_not_wait(new_task: NewTask) -> None:
 def test_complete_stores_everything(new_task: NewTask) -> None:
     task = new_task()
     lease = claimed(task)
-    assert lifecycle.complete(lease, answer(), TIMINGS)
+    assert finish.complete(lease, answer(), TIMINGS)
     row = fresh(task)
     assert (row.status, row.result, row.error, row.error_code) == (
         "completed",
@@ -219,7 +222,7 @@ def test_complete_stores_everything(new_task: NewTask) -> None:
 def test_failure_keeps_its_words_and_the_partial_text(new_task: NewTask) -> None:
     task = new_task()
     failure = InferenceError("Do this next.", ErrorCode.PROVIDER_ERROR)
-    assert lifecycle.fail(claimed(task), failure, answer("par", "error"), TIMINGS)
+    assert finish.fail(claimed(task), failure, answer("par", "error"), TIMINGS)
     row = fresh(task)
     assert (row.status, row.error, row.error_code) == ("failed", "Do this next.", "provider_error")
     assert row.result == answer("par", "error")
@@ -229,7 +232,7 @@ def test_failure_keeps_its_words_and_the_partial_text(new_task: NewTask) -> None
 def test_failure_without_text_has_no_result(new_task: NewTask) -> None:
     task = new_task()
     failure = InferenceError("Do this next.", ErrorCode.MODEL_NOT_FOUND)
-    assert lifecycle.fail(claimed(task), failure, None, Timings())
+    assert finish.fail(claimed(task), failure, None, Timings())
     assert fresh(task).result is None
     assert fresh(task).ttft_ms is None
 
@@ -237,8 +240,8 @@ def test_failure_without_text_has_no_result(new_task: NewTask) -> None:
 def test_cancelled_task_keeps_its_text(new_task: NewTask) -> None:
     task = new_task()
     lease = claimed(task)
-    assert lifecycle.cancel(task)
-    assert lifecycle.finish_cancelled(lease, answer("par", "cancelled"), TIMINGS)
+    assert finish.cancel(task)
+    assert finish.finish_cancelled(lease, answer("par", "cancelled"), TIMINGS)
     row = fresh(task)
     assert (row.status, row.result) == ("cancelled", answer("par", "cancelled"))
     assert outcomes(task) == ["cancelled"]
@@ -247,25 +250,25 @@ def test_cancelled_task_keeps_its_text(new_task: NewTask) -> None:
 def test_end_is_told_to_the_readers(new_task: NewTask) -> None:
     task = new_task()
     with client().pubsub() as pubsub:
-        pubsub.subscribe(streams.ENDED_CHANNEL)
+        pubsub.subscribe(delta_stream.ENDED_CHANNEL)
         pubsub.get_message(timeout=5)
-        lifecycle.complete(claimed(task), answer(), TIMINGS)
+        finish.complete(claimed(task), answer(), TIMINGS)
         message = pubsub.get_message(timeout=5)
     assert message["data"] == task.pk
-    [(_, entry)] = client().xrange(streams.stream_key(task.pk))
+    [(_, entry)] = client().xrange(delta_stream.stream_key(task.pk))
     assert entry == {"type": "end", "status": "completed", "attempt": "1"}
-    assert client().ttl(streams.stream_key(task.pk)) > 0
+    assert client().ttl(delta_stream.stream_key(task.pk)) > 0
 
 
 def test_ended_task_ends_no_second_time(new_task: NewTask) -> None:
     task = new_task()
     lease = claimed(task)
-    assert lifecycle.complete(lease, answer("first"), TIMINGS)
+    assert finish.complete(lease, answer("first"), TIMINGS)
     failure = InferenceError("Too late.", ErrorCode.TIMEOUT)
-    assert not lifecycle.complete(lease, answer("second"), TIMINGS)
-    assert not lifecycle.fail(lease, failure, None, TIMINGS)
-    assert not lifecycle.finish_cancelled(lease, answer("third"), TIMINGS)
-    assert not lifecycle.cancel(task)
+    assert not finish.complete(lease, answer("second"), TIMINGS)
+    assert not finish.fail(lease, failure, None, TIMINGS)
+    assert not finish.finish_cancelled(lease, answer("third"), TIMINGS)
+    assert not finish.cancel(task)
     row = fresh(task)
     assert (row.status, row.result, row.error) == ("completed", answer("first"), None)
     assert outcomes(task) == ["completed"]
@@ -277,10 +280,10 @@ def test_lost_lease_does_not_overwrite_result(new_task: NewTask) -> None:
     lose(task)
     winner = claimed(task)
     assert winner.attempt == 2
-    assert not lifecycle.complete(lost, answer("of the lost"), TIMINGS)
+    assert not finish.complete(lost, answer("of the lost"), TIMINGS)
     assert fresh(task).status == "processing"
-    assert lifecycle.complete(winner, answer("of the winner"), TIMINGS)
-    assert not lifecycle.complete(lost, answer("of the lost"), TIMINGS)
+    assert finish.complete(winner, answer("of the winner"), TIMINGS)
+    assert not finish.complete(lost, answer("of the lost"), TIMINGS)
     assert fresh(task).result == answer("of the winner")
     assert outcomes(task) == ["lost", "completed"]
 
@@ -288,7 +291,7 @@ def test_lost_lease_does_not_overwrite_result(new_task: NewTask) -> None:
 def test_turn_is_saved_with_the_answer(new_task: NewTask) -> None:
     conversation = Conversation.objects.create(owner="local")
     task = new_task(conversation_id=conversation.pk)
-    lifecycle.complete(claimed(task), answer(), TIMINGS)
+    finish.complete(claimed(task), answer(), TIMINGS)
     saved = list(conversation.messages.order_by("id").values_list("role", "content"))
     assert saved == [("user", "one two three"), ("assistant", "an answer")]
 
@@ -300,10 +303,10 @@ def test_of_an_explicit_history_the_last_message_is_saved(
     messages = [{"role": "user", "content": "old"}, {"role": "user", "content": "new"}]
     body = {"model": "echo", "messages": messages, "conversation_id": conversation.pk}
     task = build_task("local", submission_validator().run_validation(body), None)
-    lifecycle.submit([task])
+    submit.submit([task])
     lease = claimed(task)
     assert lease.task.messages() == messages
-    lifecycle.complete(lease, answer(), TIMINGS)
+    finish.complete(lease, answer(), TIMINGS)
     assert list(conversation.messages.values_list("content", flat=True)) == ["new", "an answer"]
 
 
@@ -317,11 +320,11 @@ def test_turn_is_not_saved_otherwise(new_task: NewTask, how: str) -> None:
         lose(task)
     if how == "failed":
         failure = InferenceError("It broke.", ErrorCode.PROVIDER_ERROR)
-        lifecycle.fail(lease, failure, answer(), TIMINGS)
+        finish.fail(lease, failure, answer(), TIMINGS)
     elif how == "cancelled":
-        lifecycle.finish_cancelled(lease, answer(), TIMINGS)
+        finish.finish_cancelled(lease, answer(), TIMINGS)
     else:
-        lifecycle.complete(lease, answer(), TIMINGS)
+        finish.complete(lease, answer(), TIMINGS)
     assert not conversation.messages.exists()
 
 
@@ -333,7 +336,7 @@ def test_turn_that_cannot_be_saved_ends_nothing(
     lease = claimed(task)
     monkeypatch.setattr(Conversation, "save", _refuse)
     with pytest.raises(RuntimeError), transaction.atomic():
-        lifecycle.complete(lease, answer(), TIMINGS)
+        finish.complete(lease, answer(), TIMINGS)
     assert fresh(task).status == "processing"
     assert not conversation.messages.exists()
     assert outcomes(task) == []
@@ -351,7 +354,7 @@ def test_renewing_prolongs_the_leases_of_this_process(new_task: NewTask) -> None
     soon = timezone.now() + timedelta(seconds=1)
     GenerationTask.objects.update(lease_until=soon)
     GenerationTask.objects.filter(pk=theirs.task.pk).update(worker="elsewhere:1")
-    lifecycle.renew([mine, theirs])
+    claim.renew([mine, theirs])
     renewed, left = fresh(mine.task).lease_until, fresh(theirs.task).lease_until
     assert renewed is not None
     assert renewed > soon
@@ -360,8 +363,8 @@ def test_renewing_prolongs_the_leases_of_this_process(new_task: NewTask) -> None
 
 def test_refresh_tells_of_a_cancel(new_task: NewTask) -> None:
     lease, other = (claimed(new_task()) for _ in range(2))
-    lifecycle.cancel(lease.task)
-    lifecycle.refresh([lease, other])
+    finish.cancel(lease.task)
+    claim.refresh([lease, other])
     assert (lease.cancel_requested, lease.lost) == (True, False)
     assert (other.cancel_requested, other.lost) == (False, False)
 
@@ -370,14 +373,14 @@ def test_refresh_tells_of_a_cancel(new_task: NewTask) -> None:
 def test_refresh_tells_of_a_lost_lease(new_task: NewTask, how: str) -> None:
     lease = claimed(new_task())
     if how == "ended":
-        lifecycle.complete(lease, answer(), TIMINGS)
+        finish.complete(lease, answer(), TIMINGS)
     elif how == "deleted":
         GenerationTask.objects.all().delete()
     else:
         lose(lease.task)
     if how == "claimed again":
         claimed(lease.task)
-    lifecycle.refresh([lease])
+    claim.refresh([lease])
     assert lease.lost
 
 
@@ -401,7 +404,7 @@ def test_lease_that_holds_is_left_alone(new_task: NewTask) -> None:
     task = new_task()
     claimed(task)
     before = fresh(task).lease_until
-    lifecycle.sweep()
+    sweep.sweep()
     assert (fresh(task).status, fresh(task).lease_until) == ("processing", before)
 
 
@@ -421,7 +424,7 @@ def test_last_attempt_lost_fails_the_task(new_task: NewTask) -> None:
 def test_lost_task_that_was_to_be_cancelled_is_cancelled(new_task: NewTask) -> None:
     task = new_task()
     claimed(task)
-    lifecycle.cancel(task)
+    finish.cancel(task)
     lose(task)
     assert fresh(task).status == "cancelled"
 
@@ -443,9 +446,9 @@ def test_tasks_of_a_dead_process_are_taken_back_at_once(new_task: NewTask) -> No
         for one, host in ((task, worker_identity.host_prefix()), (of_other_host, "elsewhere:")):
             claimed(one)
             GenerationTask.objects.filter(pk=one.pk).update(worker=f"{host}{process.pid}")
-        lifecycle.sweep()
+        sweep.sweep()
         assert fresh(task).status == "processing"
-    lifecycle.sweep()
+    sweep.sweep()
     assert fresh(task).status == "pending"
     assert fresh(of_other_host).status == "processing"
 
@@ -459,7 +462,7 @@ def test_task_that_was_never_rung_is_rung(new_task: NewTask) -> None:
     waiting, unrung = new_task(), new_task()
     wait_until_rung()
     GenerationTask.objects.filter(pk=unrung.pk).update(rung_at=None)
-    lifecycle.sweep()
+    sweep.sweep()
     assert dispatch.waiting_messages(Queue.API) == 3
     assert fresh(unrung).rung_at is not None
     assert fresh(waiting).rung_at == waiting.rung_at
@@ -470,10 +473,10 @@ def test_lost_message_is_sent_again(new_task: NewTask) -> None:
     rung_long_ago(lost)
     wait_until_rung()
     client().flushall()
-    lifecycle.sweep()
+    sweep.sweep()
     assert dispatch.waiting_messages(Queue.API) == 1
     assert fresh(recent).rung_at == recent.rung_at
-    lifecycle.sweep()
+    sweep.sweep()
     assert dispatch.waiting_messages(Queue.API) == 1
 
 
@@ -481,7 +484,7 @@ def test_nothing_is_sent_twice_while_messages_wait(new_task: NewTask) -> None:
     for _ in range(3):
         rung_long_ago(new_task())
     wait_until_rung()
-    lifecycle.sweep()
+    sweep.sweep()
     assert dispatch.waiting_messages(Queue.API) == 3
 
 
@@ -491,7 +494,7 @@ def test_sweep_rings_only_what_can_be_claimed(new_task: NewTask) -> None:
         rung_long_ago(new_task(conversation_id=conversation.pk))
     wait_until_rung()
     client().flushall()
-    lifecycle.sweep()
+    sweep.sweep()
     assert dispatch.waiting_messages(Queue.API) == 1
 
 
@@ -501,24 +504,24 @@ def test_sweep_rings_only_what_can_be_claimed(new_task: NewTask) -> None:
 def test_purge_takes_tasks_past_their_time(new_task: NewTask) -> None:
     old, young, pending = new_task(), new_task(), new_task()
     for task in (old, young):
-        lifecycle.complete(claimed(task), answer(), TIMINGS)
+        finish.complete(claimed(task), answer(), TIMINGS)
     past = timezone.now() - timedelta(seconds=1)
     GenerationTask.objects.filter(pk=old.pk).update(expires_at=past)
     client().xadd(f"task:{old.pk}:log", {"message": "m"})
-    assert lifecycle.purge() == 1
+    assert finish.purge() == 1
     assert set(GenerationTask.objects.all()) == {young, pending}
     assert client().keys(f"*{old.pk}*") == []
-    assert client().exists(streams.stream_key(young.pk))
+    assert client().exists(delta_stream.stream_key(young.pk))
     assert not TaskAttempt.objects.filter(task_id=old.pk).exists()
-    assert lifecycle.purge() == 0
+    assert finish.purge() == 0
 
 
 @pytest.mark.django_db(transaction=True)
 def test_ended_task_can_be_deleted_without_redis(new_task: NewTask, valkey: Valkey) -> None:
     task = new_task()
-    lifecycle.cancel(task)
+    finish.cancel(task)
     valkey.stop()
-    assert lifecycle.delete(task)
+    assert finish.delete(task)
     assert not GenerationTask.objects.exists()
 
 
@@ -528,7 +531,7 @@ def test_whole_life_goes_on_without_redis(new_task: NewTask, valkey: Valkey) -> 
     started = time.monotonic()
     task = new_task()
     assert time.monotonic() - started < 2
-    assert lifecycle.complete(claimed(task), answer(), TIMINGS)
+    assert finish.complete(claimed(task), answer(), TIMINGS)
     assert fresh(task).status == "completed"
 
 
@@ -555,7 +558,7 @@ class TaskLife(RuleBasedStateMachine):
     def submit(self, priority: float) -> None:
         body = {"model": "echo", "prompt": "hi", "priority": priority}
         task = build_task("local", submission_validator().run_validation(body), None)
-        lifecycle.submit([task])
+        submit.submit([task])
         self.tasks.append(task.pk)
 
     @precondition(lambda self: self.tasks)
@@ -563,7 +566,7 @@ class TaskLife(RuleBasedStateMachine):
     def claim(self, data: st.DataObject) -> None:
         task_id = data.draw(st.sampled_from(self.tasks))
         pending = GenerationTask.objects.pending().filter(pk=task_id).exists()
-        lease = lifecycle.claim(task_id)
+        lease = claim.claim(task_id)
         assert (lease is not None) == pending
         if lease:
             self.leases.append(lease)
@@ -576,12 +579,12 @@ class TaskLife(RuleBasedStateMachine):
         holds = row.status == "processing" and row.attempt == lease.attempt
         result = answer(f"{how} {lease.attempt}")
         if how == "complete":
-            won = lifecycle.complete(lease, result, TIMINGS)
+            won = finish.complete(lease, result, TIMINGS)
         elif how == "fail":
             failure = InferenceError("It broke.", ErrorCode.PROVIDER_ERROR)
-            won = lifecycle.fail(lease, failure, result, TIMINGS)
+            won = finish.fail(lease, failure, result, TIMINGS)
         else:
-            won = lifecycle.finish_cancelled(lease, result, TIMINGS)
+            won = finish.finish_cancelled(lease, result, TIMINGS)
         assert won == holds
 
     @precondition(lambda self: self.tasks)
@@ -589,7 +592,7 @@ class TaskLife(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         task = GenerationTask.objects.get(pk=data.draw(st.sampled_from(self.tasks)))
         had_ended = task.has_ended
-        assert lifecycle.cancel(task) == (not had_ended)
+        assert finish.cancel(task) == (not had_ended)
 
     @precondition(lambda self: self.tasks)
     @rule(data=st.data())
@@ -600,7 +603,7 @@ class TaskLife(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        lifecycle.sweep()
+        sweep.sweep()
         assert not GenerationTask.objects.filter(lease_until__lte=timezone.now()).exists()
 
     @invariant()

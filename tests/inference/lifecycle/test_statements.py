@@ -6,8 +6,7 @@ from django.db.models.functions import Now
 from django.db.utils import IntegrityError
 from pytest_django import DjangoAssertNumQueries
 
-from inference.models import RegisteredModel
-from inference.statements import (
+from inference.lifecycle.statements import (
     Compiled,
     Parameter,
     Statement,
@@ -15,6 +14,7 @@ from inference.statements import (
     compile_select,
     compile_update,
 )
+from inference.models import RegisteredModel
 
 pytestmark = pytest.mark.django_db
 

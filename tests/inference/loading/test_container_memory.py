@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from inference import container_memory
-from inference.container_memory import ContainerMemory
+from inference.loading import container_memory
+from inference.loading.container_memory import ContainerMemory
 
 GB = 1024**3
 

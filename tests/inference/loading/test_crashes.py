@@ -4,10 +4,11 @@ import pytest
 from billiard.common import human_status
 from rest_framework.test import APIClient
 
-from inference import lifecycle, model_crashes, model_requests
+from inference.lifecycle import claim, sweep
+from inference.loading import crashes, requests
 from inference.models import GenerationTask, RegisteredModel
-from tests.test_lifecycle import NewTask
-from tests.test_tasks_api import assert_error
+from tests.inference.api.test_tasks import assert_error
+from tests.inference.lifecycle.test_lifecycle import NewTask
 
 SIGSEGV = f"Worker exited prematurely: {human_status(-11)} Job: 3."
 
@@ -30,7 +31,7 @@ def load_on(worker: str, model: RegisteredModel) -> None:
 
 
 def run_on(worker: str, task: GenerationTask) -> None:
-    assert lifecycle.claim(task.pk)
+    assert claim.claim(task.pk)
     GenerationTask.objects.filter(pk=task.pk).update(worker=worker)
 
 
@@ -46,7 +47,7 @@ def test_what_native_code_dies_of_is_a_crash(
 ) -> None:
     load_on(dead_worker, model)
     reason = f"Worker exited prematurely: {human_status(status)} Job: 3."
-    model_crashes.count(pid_of(dead_worker), reason)
+    crashes.count(pid_of(dead_worker), reason)
     assert num_crashes(model) == int(is_crash)
 
 
@@ -57,8 +58,8 @@ def test_crash_while_running_is_counted_once(
     for _ in range(3):
         run_on(dead_worker, new_task(model="weights"))
     if is_swept:
-        lifecycle.sweep()
-    model_crashes.count(pid_of(dead_worker), SIGSEGV)
+        sweep.sweep()
+    crashes.count(pid_of(dead_worker), SIGSEGV)
     assert num_crashes(model) == 1
 
 
@@ -67,9 +68,9 @@ def test_crash_of_another_worker_is_not_counted(
 ) -> None:
     idle = RegisteredModel.objects.create(name="idle", provider="local")
     idle.set_status(RegisteredModel.Status.LOADED, dead_worker)
-    assert lifecycle.claim(new_task(model="weights").pk)  # this process lives
+    assert claim.claim(new_task(model="weights").pk)  # this process lives
     run_on(dead_worker, new_task(model="echo"))
-    model_crashes.count(pid_of(dead_worker), SIGSEGV)
+    crashes.count(pid_of(dead_worker), SIGSEGV)
     assert (num_crashes(model), num_crashes(idle)) == (0, 0)
     assert not RegisteredModel.objects.exclude(num_crashes=0).exists()
 
@@ -79,19 +80,19 @@ def test_crash_beside_a_grammar_of_a_user_is_not_counted(
 ) -> None:
     run_on(dead_worker, new_task(model="weights"))
     run_on(dead_worker, new_task(model="weights", grammar='root ::= "a" root "b" | "a" root "c"'))
-    model_crashes.count(pid_of(dead_worker), SIGSEGV)
+    crashes.count(pid_of(dead_worker), SIGSEGV)
     assert num_crashes(model) == 0
 
 
 def test_second_crash_is_the_last(api: APIClient, model: RegisteredModel, dead_worker: str) -> None:
     body = {"model": "weights", "prompt": "hello"}
     load_on(dead_worker, model)
-    model_crashes.count(pid_of(dead_worker), SIGSEGV)
-    model_requests.sweep()
+    crashes.count(pid_of(dead_worker), SIGSEGV)
+    requests.sweep()
     assert api.post("/api/v1/tasks", body, format="json").status_code == 201
     load_on(dead_worker, model)
-    model_crashes.count(pid_of(dead_worker), SIGSEGV)
-    model_requests.sweep()
+    crashes.count(pid_of(dead_worker), SIGSEGV)
+    requests.sweep()
     model.refresh_from_db()
     assert (model.status, model.loaded_by) == ("error", "")
     assert "register it anew" in model.status_message

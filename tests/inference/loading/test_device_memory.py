@@ -8,12 +8,12 @@ import pynvml
 import pytest
 from pytest_django import Settings
 
-from inference import container_memory, device_memory
-from inference.container_memory import ContainerMemory
-from inference.device_memory import DeviceMemory, Kind
 from inference.engine.errors import ModelLoadError
 from inference.engine.memory_estimate import MemoryEstimate
-from monitoring.redis_client import client
+from inference.loading import container_memory, device_memory
+from inference.loading.container_memory import ContainerMemory
+from inference.loading.device_memory import DeviceMemory, Kind
+from monitoring.redis.client import client
 from tests.conftest import Valkey
 
 GB = 1024**3
@@ -204,7 +204,7 @@ def test_without_redis_nothing_is_published_and_nothing_fails(
     valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
     valkey.stop()
-    with caplog.at_level(logging.WARNING, logger="inference.device_memory"):
+    with caplog.at_level(logging.WARNING, logger="inference.loading.device_memory"):
         device_memory.publish()
     assert "cannot be published" in caplog.text
     assert device_memory.published() is None

@@ -6,10 +6,12 @@ from django.urls import reverse
 from django.utils import timezone
 
 import celery_app
-from inference import dispatch, model_requests, worker_identity
+from inference import dispatch
+from inference.loading import requests
 from inference.models import Queue, RegisteredModel
-from monitoring import streams, workers
-from monitoring.redis_client import client
+from monitoring.hardware import worker_identity, workers
+from monitoring.redis.client import client
+from monitoring.streams import delta_stream
 from tests.conftest import Valkey
 
 pytestmark = pytest.mark.django_db
@@ -48,83 +50,83 @@ def test_worker_is_asked_for_what_is_not_so_already(
     model: RegisteredModel, status: str, request_: str, is_asked: bool
 ) -> None:
     model.set_status(Status(status))
-    model_requests.ask(row(model), Request(request_))
+    requests.ask(row(model), Request(request_))
     assert row(model).requested == (request_ if is_asked else "")
     assert (row(model).requested_at is not None) == is_asked
     assert num_rung() == int(is_asked)
 
 
 def test_last_request_counts(model: RegisteredModel) -> None:
-    model_requests.ask(model, Request.LOAD)
-    model_requests.ask(model, Request.UNLOAD)
+    requests.ask(model, Request.LOAD)
+    requests.ask(model, Request.UNLOAD)
     assert row(model).requested == "unload"
-    model_requests.end(model, Request.LOAD)
+    requests.end(model, Request.LOAD)
     assert row(model).requested == "unload"
 
 
 def test_repeated_request_keeps_its_place(model: RegisteredModel) -> None:
-    model_requests.ask(model, Request.LOAD)
+    requests.ask(model, Request.LOAD)
     asked_at = row(model).requested_at
-    model_requests.ask(model, Request.LOAD)
+    requests.ask(model, Request.LOAD)
     assert row(model).requested_at == asked_at
 
 
 def test_end_of_a_request_is_announced_once(model: RegisteredModel) -> None:
-    model_requests.ask(model, Request.LOAD)
+    requests.ask(model, Request.LOAD)
     with client().pubsub() as pubsub:
-        pubsub.subscribe(streams.ENDED_CHANNEL)
+        pubsub.subscribe(delta_stream.ENDED_CHANNEL)
         pubsub.get_message(timeout=5)
-        model_requests.end(model, Request.LOAD)
-        model_requests.end(model, Request.LOAD)
+        requests.end(model, Request.LOAD)
+        requests.end(model, Request.LOAD)
         message = pubsub.get_message(timeout=5)
-        assert message["data"] == model_requests.wait_key(model)
+        assert message["data"] == requests.wait_key(model)
         assert pubsub.get_message(timeout=0.1) is None
     assert (row(model).requested, row(model).requested_at) == ("", None)
 
 
 def test_request_does_without_redis(model: RegisteredModel, valkey: Valkey) -> None:
     valkey.stop()
-    model_requests.ask(model, Request.LOAD)
+    requests.ask(model, Request.LOAD)
     assert row(model).requested == "load"
-    model_requests.sweep()
-    model_requests.end(model, Request.LOAD)
+    requests.sweep()
+    requests.end(model, Request.LOAD)
     assert row(model).requested == ""
 
 
 def test_sweep_rings_for_a_request_whose_message_is_gone(model: RegisteredModel) -> None:
-    model_requests.ask(model, Request.LOAD)
+    requests.ask(model, Request.LOAD)
     client().flushall()
-    model_requests.sweep()
-    model_requests.sweep()  # one message is enough
+    requests.sweep()
+    requests.sweep()  # one message is enough
     assert num_rung() == 1
-    model_requests.end(model, Request.LOAD)
+    requests.end(model, Request.LOAD)
     client().flushall()
-    model_requests.sweep()
+    requests.sweep()
     assert num_rung() == 0
 
 
 def test_sweep_rings_for_a_model_that_is_idle_for_too_long(model: RegisteredModel) -> None:
     model.set_status(Status.LOADED, worker_identity.current())
-    model_requests.sweep()
+    requests.sweep()
     assert num_rung() == 0
     RegisteredModel.objects.update(unload_at=timezone.now())
-    model_requests.sweep()
+    requests.sweep()
     assert num_rung() == 1
 
 
 def test_requests_are_served_by_whoever_holds_the_model(model: RegisteredModel) -> None:
     model.set_status(Status.LOADED, worker_identity.current())
-    model_requests.ask(row(model), Request.UNLOAD)
-    assert model_requests.are_pending()
+    requests.ask(row(model), Request.UNLOAD)
+    assert requests.are_pending()
     model.set_status(Status.LOADED, "another-host:1")
-    assert not model_requests.are_pending()
+    assert not requests.are_pending()
 
 
 @pytest.mark.parametrize("status", ["loading", "loaded"])
 def test_dead_worker_holds_no_model(model: RegisteredModel, dead_worker: str, status: str) -> None:
     model.set_status(Status(status), dead_worker)
     RegisteredModel.objects.update(unload_at=timezone.now())
-    model_requests.sweep()
+    requests.sweep()
     shown = row(model)
     assert (shown.status, shown.loaded_by, shown.unload_at) == ("available", "", None)
 
@@ -136,10 +138,10 @@ def test_silent_host_holds_no_model(
     model.provider = provider
     model.save()
     model.set_status(Status.LOADED, "another-host:1")
-    model_requests.ask(row(model), Request.UNLOAD)
+    requests.ask(row(model), Request.UNLOAD)
     silent = {queue: {"another-host"}}
     monkeypatch.setattr(workers, "silent_hosts", lambda hosts, of: hosts & silent.get(of, set()))
-    model_requests.sweep()
+    requests.sweep()
     shown = row(model)
     assert (shown.status, shown.loaded_by, shown.requested) == ("available", "", "")
 
@@ -155,16 +157,16 @@ def test_new_process_holds_no_model_of_a_dead_one_with_its_number(model: Registe
 @pytest.mark.parametrize("worker", [worker_identity.current(), "another-host:1"])
 def test_living_worker_keeps_its_model(model: RegisteredModel, worker: str) -> None:
     model.set_status(Status.LOADED, worker)
-    model_requests.sweep()
+    requests.sweep()
     assert (row(model).status, row(model).loaded_by) == ("loaded", worker)
 
 
 def test_load_that_the_worker_did_not_survive_is_not_repeated(
     model: RegisteredModel, dead_worker: str
 ) -> None:
-    model_requests.ask(model, Request.LOAD)
+    requests.ask(model, Request.LOAD)
     model.set_status(Status.LOADING, dead_worker)
-    model_requests.sweep()
+    requests.sweep()
     shown = row(model)
     assert (shown.status, shown.requested, shown.loaded_by) == ("error", "", "")
     assert "its log" in shown.status_message
@@ -172,8 +174,8 @@ def test_load_that_the_worker_did_not_survive_is_not_repeated(
 
 def test_unload_asked_of_a_dead_worker_ends(model: RegisteredModel, dead_worker: str) -> None:
     model.set_status(Status.LOADED, dead_worker)
-    model_requests.ask(row(model), Request.UNLOAD)
-    model_requests.sweep()
+    requests.ask(row(model), Request.UNLOAD)
+    requests.sweep()
     assert (row(model).status, row(model).requested) == ("available", "")
 
 

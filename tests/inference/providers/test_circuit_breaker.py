@@ -23,12 +23,11 @@ from hypothesis.stateful import (
 from pytest_django import DjangoAssertNumQueries, Settings
 from rest_framework.test import APIClient
 
-from inference import circuit
-from inference.circuit import MAX_OPEN_SECONDS, Circuit, CircuitState, State
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
-from monitoring import redis_client
-from monitoring.redis_client import client
+from inference.providers import circuit_breaker
+from inference.providers.circuit_breaker import MAX_OPEN_SECONDS, Circuit, CircuitState, State
+from monitoring.redis.client import client
 from tests.conftest import Valkey
 
 DOWN = InferenceError("down", ErrorCode.PROVIDER_UNAVAILABLE, retryable=True)
@@ -60,10 +59,10 @@ def pass_time(seconds: float) -> None:
 def clock(valkey: Valkey, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.CIRCUIT_FAILURES = 5
     settings.CIRCUIT_OPEN_SECONDS = 10.0
-    now, _, rest = circuit._PRELUDE.partition("local time")
+    now, _, rest = circuit_breaker._PRELUDE.partition("local time")
     assert rest
     monkeypatch.setattr(
-        circuit, "_PRELUDE", f"{now} return tonumber(redis.call('GET', '{CLOCK}')) end\n"
+        circuit_breaker, "_PRELUDE", f"{now} return tonumber(redis.call('GET', '{CLOCK}')) end\n"
     )
     set_clock(0)
 
@@ -74,7 +73,7 @@ def model(clock: None) -> RegisteredModel:
 
 
 def state_of(model: RegisteredModel) -> CircuitState:
-    return circuit.states([model])[model.name]
+    return circuit_breaker.states([model])[model.name]
 
 
 def begin(model: RegisteredModel) -> Circuit:
@@ -284,10 +283,10 @@ def test_model_that_is_registered_anew_begins_anew(clock: None, db: None) -> Non
 
 def test_circuit_that_nobody_uses_is_forgotten(model: RegisteredModel) -> None:
     fail(model, 5)
-    assert 300 < client().ttl(circuit._key(model)) <= 3600
+    assert 300 < client().ttl(circuit_breaker._key(model)) <= 3600
     pass_time(10)
     begin(model).succeeded()
-    assert 0 < client().ttl(circuit._key(model)) <= 3600
+    assert 0 < client().ttl(circuit_breaker._key(model)) <= 3600
 
 
 class Counting:
@@ -298,27 +297,27 @@ class Counting:
 
     def __getattr__(self, name: str) -> Any:
         self.commands.append(name)
-        return getattr(redis_client.client(), name)
+        return getattr(client(), name)
 
 
 def test_healthy_call_takes_a_round_trip_before_and_one_after(
     model: RegisteredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counting = Counting()
-    monkeypatch.setattr(circuit, "client", lambda: counting)
+    monkeypatch.setattr(circuit_breaker, "client", lambda: counting)
     call = begin(model)
     assert counting.commands == ["hmget"]
     call.succeeded()
     assert counting.commands == ["hmget", "eval"]
-    assert not client().exists(circuit._key(model))
-    circuit.states([model, *(new_model() for _ in range(50))])
+    assert not client().exists(circuit_breaker._key(model))
+    circuit_breaker.states([model, *(new_model() for _ in range(50))])
     assert len(counting.commands) == 3
 
 
 def test_without_redis_it_is_closed_and_says_so_once(
     model: RegisteredModel, valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
-    circuit._warned_at = float("-inf")
+    circuit_breaker._warned_at = float("-inf")
     call = begin(model)
     fail(model, 5)
     valkey.stop()
@@ -326,14 +325,18 @@ def test_without_redis_it_is_closed_and_says_so_once(
         begin(model).failed(DOWN)
     call.succeeded()
     assert state_of(model) == CircuitState()
-    warnings = [r for r in caplog.records if r.name == "inference.circuit" and "no Redis" in r.msg]
+    warnings = [
+        r
+        for r in caplog.records
+        if r.name == "inference.providers.circuit_breaker" and "no Redis" in r.msg
+    ]
     assert len(warnings) == 1
 
 
 def test_opening_and_closing_are_logged(
     model: RegisteredModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, "inference.circuit"):
+    with caplog.at_level(logging.INFO, "inference.providers.circuit_breaker"):
         fail(model, 5, SLOW)
         pass_time(10)
         begin(model).succeeded()
@@ -356,8 +359,8 @@ def test_clock_is_that_of_redis(valkey: Valkey, settings: Settings) -> None:
 
 def test_local_models_have_none(valkey: Valkey) -> None:
     models = [RegisteredModel(pk=1, name=kind, provider=kind) for kind in ("local", "echo")]
-    assert circuit.states(models) == {}
-    assert circuit.states([]) == {}
+    assert circuit_breaker.states(models) == {}
+    assert circuit_breaker.states([]) == {}
 
 
 def test_api_shows_circuits_in_one_query_of_the_page(

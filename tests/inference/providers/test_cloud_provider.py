@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from django.conf import settings
 
-from inference import execution
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
+from inference.execution.attempt import Attempt, execute
 from inference.models import GenerationTask, RegisteredModel
 from inference.providers.base import Chunks, GenerationRequest, Progress, StartOver
 from inference.providers.cloud import retries, stream
 from inference.providers.registry import provider_for
 from tests.cloud_server import KEY, CloudServer, Fault
 from tests.conftest import wait_until
-from tests.test_lifecycle import claimed, fresh, outcomes
+from tests.inference.lifecycle.test_lifecycle import claimed, fresh, outcomes
 
 # Committed rows, which the lease keeper's thread reads too.
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("valkey")]
@@ -430,7 +430,7 @@ def test_start_over_makes_another_attempt_of_the_task(
     register()
     server.faults.append(Fault.CUT)
     task = new_task(model="cloud", prompt="one two three four five six")
-    execution.execute(claimed(task))
+    execute(claimed(task))
     task = fresh(task)
     assert task.result is not None
     assert (task.status, task.result["text"]) == ("completed", "one two three four five six")
@@ -442,7 +442,7 @@ def test_task_of_a_cloud_model_runs(
 ) -> None:
     register()
     task = new_task(model="cloud", output_schema=PERSON, prompt="Ann", temperature=0.5)
-    execution.execute(claimed(task))
+    execute(claimed(task))
     result = fresh(task).result
     assert result is not None
     assert (result["parsed"], result["finish_reason"]) == ({"name": "Ann", "age": 7}, "stop")
@@ -455,7 +455,7 @@ def test_failed_task_tells_what_to_do(
     register()
     server.faults.append(Fault.UNAUTHORIZED)
     task = new_task(model="cloud")
-    execution.execute(claimed(task))
+    execute(claimed(task))
     task = fresh(task)
     assert (task.status, task.error_code) == ("failed", "authentication_failed")
     assert task.error is not None
@@ -607,7 +607,7 @@ def test_cancel_of_a_running_task_hangs_up(
     register()
     server.faults.append(Fault.HANG_MIDWAY)
     task = new_task(model="cloud")
-    attempt = execution.Attempt(claimed(task))
+    attempt = Attempt(claimed(task))
     while not server.calls or not attempt._text:
         attempt.advance()
     attempt.lease.cancel_requested = True

@@ -9,9 +9,12 @@ import pytest
 from django.conf import settings
 
 from conversations.models import Conversation
-from inference import lifecycle, registration, residency, session
+from inference.execution import gpu_session
+from inference.lifecycle import finish
+from inference.loading import loaded_models
 from inference.models import GenerationTask, RegisteredModel
-from tests.test_lifecycle import fresh
+from inference.registry import registration
+from tests.inference.lifecycle.test_lifecycle import fresh
 
 NewTask = Callable[..., GenerationTask]
 GREEDY: dict[str, Any] = {"model": "smol", "temperature": 0, "max_tokens": 8}
@@ -26,7 +29,7 @@ def smol(db: None, smollm2_file: Path, monkeypatch: pytest.MonkeyPatch) -> Regis
     config = {"model_path": smollm2_file.name, "context_window": 256, "num_threads": 1}
     config |= {"gpu_layers": 0, "num_batch_tokens": 128}
     monkeypatch.setattr(
-        residency, "_is_same", lambda loaded, wanted: loaded.config == wanted.config
+        loaded_models, "_is_same", lambda loaded, wanted: loaded.config == wanted.config
     )
     return registration.register("smol", "local", config)
 
@@ -34,13 +37,13 @@ def smol(db: None, smollm2_file: Path, monkeypatch: pytest.MonkeyPatch) -> Regis
 @pytest.fixture(scope="module", autouse=True)
 def _unload(django_db_blocker: Any) -> Iterator[None]:
     yield
-    for resident in residency._residents.values():
+    for resident in loaded_models._residents.values():
         resident.runner.close()
-    residency._residents.clear()
+    loaded_models._residents.clear()
 
 
 def run(task: GenerationTask) -> GenerationTask:
-    session.run(task.pk)
+    gpu_session.run(task.pk)
     return fresh(task)
 
 
@@ -51,7 +54,7 @@ def result_of(task: GenerationTask) -> dict[str, Any]:
 
 
 def test_first_task_loads_the_model(new_task: NewTask, smol: RegisteredModel) -> None:
-    residency.unload_all()
+    loaded_models.unload_all()
     task = run(new_task(**GREEDY))
     smol.refresh_from_db()
     assert (smol.status, smol.loaded_by != "") == ("loaded", True)
@@ -59,7 +62,7 @@ def test_first_task_loads_the_model(new_task: NewTask, smol: RegisteredModel) ->
     assert task.model_load_ms > 0
     again = run(new_task(**GREEDY))
     assert again.model_load_ms is None
-    residency.unload("smol")
+    loaded_models.unload("smol")
     smol.refresh_from_db()
     assert (smol.status, smol.loaded_by) == ("available", "")
     assert run(new_task(**GREEDY)).model_load_ms is not None
@@ -155,8 +158,8 @@ def test_cancel_is_obeyed_in_each_phase(
     new_task: NewTask, smol: RegisteredModel, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(new_task(**GREEDY))  # loads the model
-    monkeypatch.setattr(session, "_EXCHANGE_SECONDS", 0.0)
-    engine = residency.resident("smol").engine
+    monkeypatch.setattr(gpu_session, "_EXCHANGE_SECONDS", 0.0)
+    engine = loaded_models.resident("smol").engine
     unique = "prefill and more " if phase == "prefill" else "decode "
     prompt = (40 if phase == "prefill" else 1) * unique
     task = new_task(**GREEDY | {"max_tokens": 100}, prompt=prompt)
@@ -167,7 +170,7 @@ def test_cancel_is_obeyed_in_each_phase(
         nonlocal num_steps
         num_steps += 1
         if num_steps == last_step:
-            lifecycle.cancel(task)
+            finish.cancel(task)
         return step()
 
     monkeypatch.setattr(engine, "step", counted_step)

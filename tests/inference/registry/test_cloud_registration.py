@@ -13,13 +13,13 @@ from django.test import Client
 from django.urls import reverse
 from rest_framework.test import APIClient
 
-from inference import secret_box
+from inference import encryption
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from inference.providers.api_keys import api_key_of
-from monitoring.redis_client import client
-from tests.test_models_api import MODEL_FIELDS, MODELS, register
-from tests.test_tasks_api import assert_error
+from monitoring.redis.client import client
+from tests.inference.api.test_models import MODEL_FIELDS, MODELS, register
+from tests.inference.api.test_tasks import assert_error
 
 KEY = "sk-test-0123456789/abcdefghijklmnop+=="
 SERVER = "http://127.0.0.1:8081/v1"
@@ -185,7 +185,7 @@ def test_key_is_sealed_and_comes_out_for_the_provider_alone(api: APIClient) -> N
     model = RegisteredModel.objects.get()
     assert "api_key" not in model.config
     assert KEY not in model.sealed_api_key
-    assert secret_box.unseal(model.sealed_api_key) == KEY
+    assert encryption.unseal(model.sealed_api_key) == KEY
     assert api_key_of(model) == KEY
 
 

@@ -7,15 +7,16 @@ import pytest
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from inference import compatibility, device_memory
-from inference.device_memory import DeviceMemory, Kind
 from inference.engine.gguf_header import read_header
+from inference.loading import device_memory
+from inference.loading.device_memory import DeviceMemory, Kind
 from inference.models import RegisteredModel
+from inference.registry import compatibility
 from presets import catalogue
 from presets.models import Preset
 from presets.packaged import PackagedFile
 from presets.quantizations import RECOMMENDED_BITS
-from tests.test_tasks_api import assert_error
+from tests.inference.api.test_tasks import assert_error
 
 URL = "/api/v1/models/check-compatibility"
 FROM_PRESET = "/api/v1/models/register-from-preset"

@@ -20,13 +20,14 @@ from django.db.models.functions import Now
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from inference import downloads, task_events
-from inference.downloads import requests, worker
-from inference.downloads.errors import FileBusyError
-from inference.downloads.partial_file import PartialFile
+from inference import events
 from inference.models import ModelDownload, RegisteredModel
+from inference.registry import downloads
+from inference.registry.downloads import requests, worker
+from inference.registry.downloads.errors import FileBusyError
+from inference.registry.downloads.partial_file import PartialFile
 from inference.tasks import sweep
-from monitoring.redis_client import client
+from monitoring.redis.client import client
 from tests.conftest import Valkey, wait_until
 from tests.hub_server import COMMIT, HubServer, serving_hub
 
@@ -546,7 +547,7 @@ def test_progress_is_told_and_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(task_events, "download_progressed", lambda *data: told.append(data))
+    monkeypatch.setattr(events, "download_progressed", lambda *data: told.append(data))
     running = InThread(model, hub)
     shown: dict[str, Any] = {}
 

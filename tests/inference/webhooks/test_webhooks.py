@@ -24,19 +24,28 @@ from rest_framework.test import APIClient
 from standardwebhooks import Webhook
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from inference import dispatch, lifecycle
+from inference import dispatch
 from inference.errors import ErrorCode, InferenceError
-from inference.lifecycle import Timings
+from inference.lifecycle import finish
+from inference.lifecycle.finish import Timings
+from inference.lifecycle.sweep import sweep as sweep_tasks
 from inference.models import GenerationTask, RegisteredModel, WebhookDelivery
 from inference.models.webhook_deliveries import LogEntry
 from inference.tasks import deliver_webhooks, purge, sweep
 from inference.webhooks import addresses, deliveries, http_client, sending, urls
 from inference.webhooks.http_client import UnansweredError
 from inference.webhooks.signing import is_secret, signed_headers
-from monitoring.redis_client import client
+from monitoring.redis.client import client
 from tests.certificates import Authority
 from tests.conftest import Valkey
-from tests.test_lifecycle import TIMINGS, NewTask, answer, claimed, lose, run_in_threads
+from tests.inference.lifecycle.test_lifecycle import (
+    TIMINGS,
+    NewTask,
+    answer,
+    claimed,
+    lose,
+    run_in_threads,
+)
 from tests.webhook_receiver import Receiver, Reply, receiving
 
 CURRENT, OLD = (f"whsec_{letter * 43}=" for letter in "ab")
@@ -62,7 +71,7 @@ def end_task(new_task: NewTask, receiver: Receiver) -> Callable[..., WebhookDeli
 
     def end(url: str | None = None, **fields: object) -> WebhookDelivery:
         task = new_task(webhook_url=url or receiver.url(), **fields)
-        lifecycle.complete(claimed(task), answer(), TIMINGS)
+        finish.complete(claimed(task), answer(), TIMINGS)
         return WebhookDelivery.objects.get(task=task)
 
     return end
@@ -96,26 +105,26 @@ def last_error(delivery: WebhookDelivery) -> str:
 
 
 def complete(task: GenerationTask) -> None:
-    lifecycle.complete(claimed(task), answer(), TIMINGS)
+    finish.complete(claimed(task), answer(), TIMINGS)
 
 
 def fail(task: GenerationTask) -> None:
     failure = InferenceError("It broke.", ErrorCode.PROVIDER_ERROR)
-    lifecycle.fail(claimed(task), failure, None, Timings())
+    finish.fail(claimed(task), failure, None, Timings())
 
 
 def cancel(task: GenerationTask) -> None:
-    lifecycle.finish_cancelled(claimed(task), answer(finish_reason="cancelled"), TIMINGS)
+    finish.finish_cancelled(claimed(task), answer(finish_reason="cancelled"), TIMINGS)
 
 
 def cancel_before_it_starts(task: GenerationTask) -> None:
-    lifecycle.cancel(task)
+    finish.cancel(task)
 
 
 def miss_the_deadline(task: GenerationTask) -> None:
     past = timezone.now() - timedelta(seconds=1)
     GenerationTask.objects.filter(pk=task.pk).update(deadline_at=past)
-    lifecycle.sweep()
+    sweep_tasks()
 
 
 def lose_all_workers(task: GenerationTask) -> None:
@@ -125,7 +134,7 @@ def lose_all_workers(task: GenerationTask) -> None:
 
 
 def lose_when_cancelled(task: GenerationTask) -> None:
-    lifecycle.cancel(claimed(task).task)
+    finish.cancel(claimed(task).task)
     lose(task)
 
 
@@ -172,7 +181,7 @@ def test_task_without_a_webhook_writes_none_and_pays_nothing(
         task = new_task(**fields)
         lease = claimed(task)
         with CaptureQueriesContext(connection) as queries:
-            lifecycle.complete(lease, answer(), TIMINGS)
+            finish.complete(lease, answer(), TIMINGS)
         num_queries.append(len(queries))
         about_webhooks = [each for each in queries if "webhookdelivery" in each["sql"]]
         assert len(about_webhooks) == len(fields)
@@ -183,7 +192,7 @@ def test_end_that_does_not_count_writes_nothing(new_task: NewTask, receiver: Rec
     task = new_task(webhook_url=receiver.url())
     late = claimed(task)
     lose(task)
-    assert not lifecycle.complete(late, answer(), TIMINGS)
+    assert not finish.complete(late, answer(), TIMINGS)
     assert not WebhookDelivery.objects.exists()
 
 
@@ -200,7 +209,7 @@ def test_handing_on_to_a_fallback_is_no_end(new_task: NewTask, receiver: Receive
 def test_end_that_is_rolled_back_leaves_no_webhook(new_task: NewTask, receiver: Receiver) -> None:
     lease = claimed(new_task(webhook_url=receiver.url()))
     with transaction.atomic():
-        lifecycle.complete(lease, answer(), TIMINGS)
+        finish.complete(lease, answer(), TIMINGS)
         transaction.set_rollback(True)
     assert not WebhookDelivery.objects.exists()
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from channels.layers import get_channel_layer
 
-from monitoring import event_log, publisher
-from monitoring.event_log import LoggedEvent
-from monitoring.feed import feed, live_stats, ring
-from monitoring.feed.feed import Feed
-from monitoring.feed.reader import Reader
-from monitoring.redis_client import client as redis_client
+from monitoring.events import feed, log, publisher, ring
+from monitoring.events.events import EventType
+from monitoring.events.feed import Feed, ReadStats
+from monitoring.events.log import LoggedEvent
+from monitoring.events.reader import Reader
+from monitoring.redis.client import client as redis_client
 from tests.conftest import Valkey
 from tests.live_server import TASK_ID, progress, tell, tell_all, told
 
@@ -73,11 +73,15 @@ class Listener:
         self._taking = None
 
 
-def run(scenario: Callable[[Feed], Awaitable[None]]) -> None:
+def no_stats(event_type: EventType, owner: str | None) -> dict[str, Any]:
+    return {}
+
+
+def run(scenario: Callable[[Feed], Awaitable[None]], read_stats: ReadStats = no_stats) -> None:
     """Run a scenario with a feed that is live."""
 
     async def main() -> None:
-        live = Feed()
+        live = Feed(read_stats)
         first = live.join("nobody", lambda: None)
         await live.wait_until_live(LIMIT_SECONDS)
         await scenario(live)
@@ -144,7 +148,7 @@ def test_each_event_is_heard_once_through_breaks_lags_and_losses(
             assert not listener.resyncs()
 
     tell_all(range(0))
-    start = event_log.last_seq()
+    start = log.last_seq()
     run(scenario)
 
 
@@ -183,7 +187,7 @@ def test_messages_of_two_publishers_may_come_in_any_order(valkey: Valkey) -> Non
 def numbered(number: int) -> LoggedEvent:
     """An event that is logged, and that the group has not heard of yet."""
     event = LoggedEvent("task.queued", "now", {"task_id": TASK_ID, "attempt": number}, "local")
-    return event_log.append([event], f"writer {number}", 1)[0]
+    return log.append([event], f"writer {number}", 1)[0]
 
 
 async def send(events: list[LoggedEvent]) -> None:
@@ -319,7 +323,7 @@ def test_only_readers_that_want_an_event_are_woken(valkey: Valkey) -> None:
 
 def test_feed_stops_with_its_last_reader_and_starts_anew(valkey: Valkey) -> None:
     async def main() -> None:
-        live = Feed()
+        live = Feed(no_stats)
         for number in range(3):
             reader = live.join("local", lambda: None)
             await live.wait_until_live(LIMIT_SECONDS)
@@ -341,18 +345,18 @@ def test_latest_events_are_in_memory_from_the_start(valkey: Valkey) -> None:
 
     async def scenario(live: Feed) -> None:
         assert live.ring.end - live.ring.first == 50
-        assert live.last_seq == event_log.last_seq()
+        assert live.last_seq == log.last_seq()
 
     run(scenario)
 
 
 def test_feed_begins_when_redis_comes(valkey: Valkey) -> None:
     tell_all(range(3))
-    since = event_log.last_seq() - 1
+    since = log.last_seq() - 1
     valkey.stop()
 
     async def main() -> None:
-        live = Feed()
+        live = Feed(no_stats)
         replayed, current, gone = Listener(live), Listener(live), Listener(live)
         await live.wait_until_live(0.1)
         assert live.last_seq is None
@@ -426,13 +430,11 @@ def test_statistics_are_read_only_while_somebody_wants_them(
     monkeypatch.setattr(feed, "_STATS_SECONDS", 0.01)
     reads: list[str | None] = []
 
-    async def read(event_type: str, owner: str | None) -> LoggedEvent:
+    def read(event_type: EventType, owner: str | None) -> dict[str, Any]:
         reads.append(owner)
         if len(reads) == 2:
             raise RuntimeError("one reading fails")
-        return LoggedEvent(event_type, "now", {"number": len(reads)}, owner)
-
-    monkeypatch.setattr(live_stats, "read", read)
+        return {"number": len(reads)}
 
     async def scenario(live: Feed) -> None:
         listener, stranger = Listener(live), Listener(live, "stranger")
@@ -450,7 +452,7 @@ def test_statistics_are_read_only_while_somebody_wants_them(
         live.unsubscribe(listener.reader, {"queue_stats"})
         await until(lambda: live._has_subscription._waiters)
 
-    run(scenario)
+    run(scenario, read)
 
 
 def test_owner_and_task_decide_what_is_heard(valkey: Valkey) -> None:

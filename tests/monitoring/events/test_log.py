@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from monitoring import event_log
-from monitoring.event_log import Excerpt, LoggedEvent
-from monitoring.redis_client import async_client, client
+from monitoring.events import log
+from monitoring.events.log import Excerpt, LoggedEvent
+from monitoring.redis.client import async_client, client
 from tests.conftest import Valkey
 
 EVENT = LoggedEvent("task.queued", "2026-01-31T12:00:00.000Z", {"task_id": "ünï"}, "local")
@@ -25,7 +25,7 @@ class Writer:
 
     def write(self, num_events: int) -> list[LoggedEvent]:
         self._num_batches += 1
-        return event_log.append(self._next(num_events), self._name, self._num_batches)
+        return log.append(self._next(num_events), self._name, self._num_batches)
 
     def _next(self, num_events: int) -> list[LoggedEvent]:
         first, self._num_events = self._num_events, self._num_events + num_events
@@ -37,8 +37,8 @@ def seqs(events: list[LoggedEvent]) -> list[int]:
 
 
 def test_event_comes_back_as_it_was(valkey: Valkey) -> None:
-    [event] = event_log.append([EVENT], "writer", 1)
-    assert event_log.read(0).events == [event] == [replace(EVENT, seq=event.seq)]
+    [event] = log.append([EVENT], "writer", 1)
+    assert log.read(0).events == [event] == [replace(EVENT, seq=event.seq)]
 
 
 def test_numbers_have_no_gaps_over_all_writers(valkey: Valkey) -> None:
@@ -46,17 +46,17 @@ def test_numbers_have_no_gaps_over_all_writers(valkey: Valkey) -> None:
     written = one.write(3) + two.write(1) + one.write(2)
     first = written[0].seq or 0
     assert seqs(written) == list(range(first, first + 6))
-    assert event_log.read(0).events == written
-    assert event_log.last_seq() == first + 5
+    assert log.read(0).events == written
+    assert log.last_seq() == first + 5
 
 
 def test_repeated_batch_is_appended_once(valkey: Valkey) -> None:
     events = [EVENT, EVENT]
-    once = event_log.append(events, "writer", 1)
-    assert event_log.append(events, "writer", 1) == once
-    assert event_log.read(0).events == once
-    assert seqs(event_log.append(events, "writer", 2))[0] == seqs(once)[-1] + 1
-    assert seqs(event_log.append(events, "another", 2))[0] == seqs(once)[-1] + 3
+    once = log.append(events, "writer", 1)
+    assert log.append(events, "writer", 1) == once
+    assert log.read(0).events == once
+    assert seqs(log.append(events, "writer", 2))[0] == seqs(once)[-1] + 1
+    assert seqs(log.append(events, "another", 2))[0] == seqs(once)[-1] + 3
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -67,25 +67,25 @@ def test_pages_that_follow_each_other_tell_all_once(valkey: Valkey, seed: int) -
     after = seqs(written)[0] - 1 + start
     pages: list[Excerpt] = []
     while not pages or pages[-1].has_more:
-        pages.append(event_log.read(after, chance.randint(1, 60)))
+        pages.append(log.read(after, chance.randint(1, 60)))
         after = pages[-1].end_seq
     assert [event for page in pages for event in page.events] == written[start:]
     assert not any(page.has_gap for page in pages)
-    assert after == event_log.last_seq()
+    assert after == log.last_seq()
 
 
 def test_page_that_ends_with_the_log_has_no_next(valkey: Valkey) -> None:
     Writer().write(10)
-    assert not event_log.read(0, 10).has_more
-    assert event_log.read(0, 9).has_more
+    assert not log.read(0, 10).has_more
+    assert log.read(0, 9).has_more
 
 
 def test_empty_log_has_neither_events_nor_gaps(valkey: Valkey) -> None:
-    assert event_log.read(0) == Excerpt([], has_gap=False, end_seq=0, last_seq=0)
-    seq = event_log.last_seq()
+    assert log.read(0) == Excerpt([], has_gap=False, end_seq=0, last_seq=0)
+    seq = log.last_seq()
     assert seq > 0
-    assert event_log.last_seq() == seq
-    assert event_log.read(0) == event_log.read(seq) == Excerpt([], False, seq, seq)
+    assert log.last_seq() == seq
+    assert log.read(0) == log.read(seq) == Excerpt([], False, seq, seq)
 
 
 def test_asynchronous_reader_reads_the_same(valkey: Valkey) -> None:
@@ -93,46 +93,46 @@ def test_asynchronous_reader_reads_the_same(valkey: Valkey) -> None:
 
     async def read() -> Excerpt:
         async with async_client() as redis_client:
-            return await event_log.read_async(redis_client, seqs(written)[2], 5)
+            return await log.read_async(redis_client, seqs(written)[2], 5)
 
-    assert asyncio.run(read()) == event_log.read(seqs(written)[2], 5)
+    assert asyncio.run(read()) == log.read(seqs(written)[2], 5)
 
 
 def test_oldest_events_go_and_who_asks_for_them_is_told(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_log, "MAX_EVENTS", 100)
+    monkeypatch.setattr(log, "MAX_EVENTS", 100)
     writer = Writer()
     first = seqs(writer.write(1))[0]
     for _ in range(10):
         writer.write(50)
-    kept = event_log.read(0).events
+    kept = log.read(0).events
     assert 100 <= len(kept) <= 250  # Redis drops them by the hundred
     assert kept[-1].seq == first + 500
-    assert event_log.read(first).has_gap
+    assert log.read(first).has_gap
     oldest = seqs(kept)[0]
-    assert not event_log.read(oldest - 1).has_gap
-    assert event_log.read(oldest - 2).has_gap
-    assert not event_log.read(0).has_gap
+    assert not log.read(oldest - 1).has_gap
+    assert log.read(oldest - 2).has_gap
+    assert not log.read(0).has_gap
 
 
 def test_log_is_kept_for_a_day_after_the_last_event(valkey: Valkey) -> None:
     Writer().write(1)
-    assert 0 < client().ttl("events") <= event_log.KEPT_SECONDS
+    assert 0 < client().ttl("events") <= log.KEPT_SECONDS
     assert client().ttl("events:seq") == -1  # numbers go on after that
 
 
 def test_expired_log_is_a_gap(valkey: Valkey) -> None:
     written = Writer().write(3)
     client().delete("events")
-    excerpt = event_log.read(seqs(written)[0])
+    excerpt = log.read(seqs(written)[0])
     assert (excerpt.events, excerpt.has_gap, excerpt.end_seq) == ([], True, seqs(written)[2])
-    assert not event_log.read(seqs(written)[2]).has_gap
+    assert not log.read(seqs(written)[2]).has_gap
 
 
 def test_number_from_the_future_is_a_gap(valkey: Valkey) -> None:
     last = seqs(Writer().write(3))[-1]
-    excerpt = event_log.read(last + 1)
+    excerpt = log.read(last + 1)
     assert (excerpt.events, excerpt.has_gap, excerpt.end_seq) == ([], True, last)
 
 
@@ -146,8 +146,8 @@ def test_number_is_never_given_twice_when_redis_comes_back_with_less(
     after = writer.write(2)
     assert seqs(after)[0] > seqs(before)[-1]
     for known in before:
-        assert event_log.read(known.seq or 0).has_gap
-    assert event_log.read(seqs(after)[0]).events == after[1:]
+        assert log.read(known.seq or 0).has_gap
+    assert log.read(seqs(after)[0]).events == after[1:]
 
 
 def lose_last(num_lost: int, events: list[LoggedEvent]) -> None:
@@ -163,4 +163,4 @@ def test_number_is_never_given_twice_when_redis_comes_back_empty(valkey: Valkey)
     client().flushall()
     after = writer.write(2)
     assert seqs(after)[0] > seqs(before)[-1]
-    assert event_log.read(seqs(before)[-1]) == Excerpt(after, True, *[seqs(after)[-1]] * 2)
+    assert log.read(seqs(before)[-1]) == Excerpt(after, True, *[seqs(after)[-1]] * 2)

@@ -12,9 +12,9 @@ import pytest
 import redis
 from channels.layers import get_channel_layer
 
-from monitoring import event_log, publisher
-from monitoring.event_log import LoggedEvent
-from monitoring.events import EventType
+from monitoring.events import log, publisher
+from monitoring.events.events import EventType
+from monitoring.events.log import LoggedEvent
 from tests.conftest import Valkey, wait_until
 from tests.live_server import progress, tell, tell_all
 
@@ -32,7 +32,7 @@ END = 1_000_000
 
 def logged() -> list[int]:
     """The numbers that were told and are in the log, in order."""
-    return [event.data["attempt"] for event in event_log.read(0).events]
+    return [event.data["attempt"] for event in log.read(0).events]
 
 
 def messages_while(tell_something: Callable[[], None]) -> list[list[dict[str, Any]]]:
@@ -68,7 +68,7 @@ def test_group_gets_events_with_their_numbers_and_readings_without(valkey: Valke
 
     events = [event for message in messages_while(tell_something) for event in message][:-1]
     assert [each["type"] for each in events] == ["task.queued", "task.progress", "task.queued"]
-    in_log = event_log.read(0).events
+    in_log = log.read(0).events
     assert [LoggedEvent(**each) for each in events if each["seq"]] == in_log
     assert events[1]["seq"] is None
     assert events[1]["owner"] == "local"
@@ -112,7 +112,7 @@ def test_only_the_latest_are_kept_back(valkey: Valkey, monkeypatch: pytest.Monke
 def test_batch_whose_answer_was_lost_is_logged_once(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append = event_log.append
+    append = log.append
     num_calls = 0
 
     def append_and_lose_the_answer(*args: Any) -> list[LoggedEvent]:
@@ -123,7 +123,7 @@ def test_batch_whose_answer_was_lost_is_logged_once(
             raise redis.TimeoutError
         return numbered
 
-    monkeypatch.setattr(event_log, "append", append_and_lose_the_answer)
+    monkeypatch.setattr(log, "append", append_and_lose_the_answer)
     tell_all(range(3))
     tell_all(range(3, 5))
     wait_until(lambda: num_calls > 1)

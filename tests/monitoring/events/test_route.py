@@ -5,8 +5,8 @@ import json
 import pytest
 from rest_framework.test import APIClient
 
-from monitoring import event_log
-from monitoring.redis_client import client as redis_client
+from monitoring.events import log
+from monitoring.redis.client import client as redis_client
 from tests.conftest import Valkey
 from tests.live_server import TASK_ID, progress, tell, tell_all, told
 
@@ -25,7 +25,7 @@ def test_events_are_those_of_the_socket(api: APIClient, url: str) -> None:
     assert set(first) == {"type", "seq", "timestamp", "data"}
     assert first["type"] == "task.queued"
     assert first["data"]["task_id"] == TASK_ID
-    assert answer["seq"] == answer["events"][1]["seq"] == event_log.last_seq()
+    assert answer["seq"] == answer["events"][1]["seq"] == log.last_seq()
     assert (answer["next"], answer["previous"], answer["has_gap"]) == (None, None, False)
 
 
@@ -60,12 +60,12 @@ def test_events_of_others_are_not_shown(api: APIClient) -> None:
     answer = api.get(URL).json()
     assert told(answer["events"]) == [2, 3]
     assert "somebody else" not in json.dumps(answer)
-    assert answer["seq"] == event_log.last_seq()
+    assert answer["seq"] == log.last_seq()
 
 
 def test_gap_is_told(api: APIClient) -> None:
     tell_all(range(5))
-    last = event_log.last_seq()
+    last = log.last_seq()
     redis_client().xtrim("events", maxlen=2, approximate=False)
     answer = api.get(URL, {"after": last - 4}).json()
     assert (told(answer["events"]), answer["has_gap"]) == ([3, 4], True)

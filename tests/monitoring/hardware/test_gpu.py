@@ -11,12 +11,13 @@ import pytest
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from inference import gpu_guard, gpu_reporter, worker_identity
+from inference.execution import gpu_lock
+from inference.loading import gpu_reporter
 from inference.models import RegisteredModel
-from monitoring import gpu, nvml
-from monitoring.redis_client import client
+from monitoring.hardware import gpu, nvml, worker_identity
+from monitoring.redis.client import client
 from tests.conftest import Valkey, wait_until
-from tests.nvml_readings import NVML, SERVER, WORKSTATION, Machine
+from tests.monitoring.hardware.nvml_readings import NVML, SERVER, WORKSTATION, Machine
 
 GPU = "/api/v1/monitor/gpu"
 
@@ -106,8 +107,8 @@ def test_every_field_of_every_gpu_of_two_nodes(
     publish_as(settings, machine, "server", SERVER, 0)
     publish_as(settings, machine, "workstation", WORKSTATION, 1, "smollm2")
     settings.NODE_NAME = "workstation"
-    with gpu_guard.hold(1):
-        gpu_guard.show_task(1, "task_1")
+    with gpu_lock.hold(1):
+        gpu_lock.show_task(1, "task_1")
         body = api.get(GPU).json()
     assert body == {
         "available": True,
@@ -130,7 +131,7 @@ def test_lease_of_a_gpu_locks_no_gpu_of_another_node(
 ) -> None:
     publish_as(settings, machine, "a", SERVER, 0)
     publish_as(settings, machine, "b", SERVER, 0)
-    with gpu_guard.hold(0):
+    with gpu_lock.hold(0):
         locked = {each["node"]: each["is_locked"] for each in gpu.stats()["gpus"]}
     assert locked == {"a": False, "b": True}
 

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 
-from inference import worker_identity
+from monitoring.hardware import worker_identity
 from tests.conftest import wait_until
 
 

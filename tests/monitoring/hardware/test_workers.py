@@ -15,9 +15,10 @@ from dataclasses import asdict
 import pytest
 import redis
 
-from monitoring import notice_board, workers
-from monitoring.redis_client import client
-from monitoring.workers import Worker
+from monitoring.hardware import workers
+from monitoring.hardware.workers import Worker
+from monitoring.redis import heartbeats
+from monitoring.redis.client import client
 from tests.conftest import Valkey, wait_until
 
 # A worker of another process, which says once that it lives.
@@ -42,7 +43,7 @@ def announced(name: str, *queues: str) -> Iterator[None]:
 
 def post_note(name: str, host: str, *queues: str, seconds: float = 60) -> None:
     note = Worker(name, 1, host, list(queues), "2026-01-31T12:00:00.000Z")
-    notice_board.post("workers", name, json.dumps(asdict(note)), seconds)
+    heartbeats.post("workers", name, json.dumps(asdict(note)), seconds)
 
 
 def names(queue: str) -> list[str]:
@@ -74,7 +75,7 @@ def test_silent_worker_is_forgotten_and_others_are_not(valkey: Valkey) -> None:
         assert names("gpu") == ["silent"]
         wait_until(lambda: names("gpu") == [])
         assert names("api") == ["api@host"]
-        assert set(notice_board.read("workers")) == {f"api@host:{os.getpid()}"}
+        assert set(heartbeats.read("workers")) == {f"api@host:{os.getpid()}"}
         assert not client().hexists("workers", "silent")
 
 
@@ -91,7 +92,7 @@ def test_host_is_silent_when_none_of_its_workers_of_the_queue_is_heard_of(
     post_note("api", "api-only", "api")
     assert workers.silent_hosts(hosts, "gpu") == set()  # others may be about to tell
     monkeypatch.setattr(workers, "_ALIVE_SECONDS", 0.05)
-    wait_until(lambda: notice_board.age("workers") > 0.05)
+    wait_until(lambda: heartbeats.age("workers") > 0.05)
     assert workers.silent_hosts(hosts, "gpu") == {"api-only", "gone"}
     assert workers.silent_hosts(hosts, "api") == {"gone"}
     client().flushall()
@@ -112,7 +113,7 @@ def test_dead_process_does_not_count_although_its_note_is_there(
         process.send_signal(number)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie: nobody has waited
         assert workers.alive() == {}
-        assert set(notice_board.read("workers")) == {f"gpu@host:{process.pid}"}
+        assert set(heartbeats.read("workers")) == {f"gpu@host:{process.pid}"}
     finally:
         process.kill()
         process.wait()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from monitoring.redaction import redact
+from monitoring.logs.redaction import redact
 
 
 @pytest.mark.parametrize(

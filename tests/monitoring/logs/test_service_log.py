@@ -12,9 +12,10 @@ import redis
 from django.conf import settings
 from rest_framework.test import APIClient
 
-from monitoring import events, logs, publisher
-from monitoring.events import EventType
-from monitoring.redis_client import client
+from monitoring.events import events, publisher
+from monitoring.events.events import EventType
+from monitoring.logs import service_log
+from monitoring.redis.client import client
 from tests.conftest import Valkey, wait_until
 
 LOGS = "/api/v1/monitor/logs"
@@ -35,7 +36,7 @@ def _logger_as_it_was() -> Iterator[None]:
 def shipping(valkey: Valkey) -> None:
     """This process ships what it logs, beginning with nothing."""
     logger.setLevel(logging.DEBUG)
-    logs.start("tested worker")
+    service_log.start("tested worker")
     flush()
     client().delete("logs")
 
@@ -44,12 +45,12 @@ def flush() -> None:
     """Wait until what was logged so far is in Redis."""
     mark = f"mark_{time.monotonic_ns()}"
     logger.debug("mark", extra={"task_id": mark})
-    wait_until(lambda: logs.task_log(mark))
+    wait_until(lambda: service_log.task_log(mark))
 
 
 def messages(**query: Any) -> list[str]:
     flush()
-    return [entry["message"] for entry in logs.read(1000, **query).entries]
+    return [entry["message"] for entry in service_log.read(1000, **query).entries]
 
 
 # The log of a task.
@@ -61,7 +62,7 @@ def test_lines_with_a_task_id_are_kept(shipping: None) -> None:
     logger.info("Task %s: other", "b", extra={"task_id": "b"})
     logger.info("of no task")
     flush()
-    lines = logs.task_log("a")
+    lines = service_log.task_log("a")
     assert [(line["level"], line["message"]) for line in lines] == [
         ("DEBUG", "Task a: began"),
         ("WARNING", "Task a: odd"),
@@ -71,23 +72,23 @@ def test_lines_with_a_task_id_are_kept(shipping: None) -> None:
 
 
 def test_log_of_a_task_is_bounded(shipping: None) -> None:
-    num_lines = 3 * logs.MAX_LINES_PER_TASK
+    num_lines = 3 * service_log.MAX_LINES_PER_TASK
     for index in range(num_lines):
         logger.debug("line %d", index, extra={"task_id": "a"})
     flush()
-    lines = logs.task_log("a")
+    lines = service_log.task_log("a")
     # Redis trims by whole blocks of a hundred entries, which costs it least.
-    assert logs.MAX_LINES_PER_TASK <= len(lines) <= logs.MAX_LINES_PER_TASK + 100
+    assert service_log.MAX_LINES_PER_TASK <= len(lines) <= service_log.MAX_LINES_PER_TASK + 100
     assert lines[-1]["message"] == f"line {num_lines - 1}"
 
 
 def test_deleted_logs_are_gone(shipping: None) -> None:
     for task_id in ("a", "b"):
         client().xadd(f"task:{task_id}:log", {"timestamp": "", "level": "INFO", "message": "m"})
-    logs.delete([])
-    logs.delete(["a"])
-    assert logs.task_log("a") == []
-    assert len(logs.task_log("b")) == 1
+    service_log.delete([])
+    service_log.delete(["a"])
+    assert service_log.task_log("a") == []
+    assert len(service_log.task_log("b")) == 1
 
 
 # The log of the service.
@@ -97,7 +98,7 @@ def test_entry_says_who_logged_what_and_when(shipping: None) -> None:
     logger.info("Task %s: began", "a", extra={"task_id": "a"})
     logging.getLogger("anything.else").error("Disk %s", "full")
     flush()
-    disk, task = logs.read(10).entries
+    disk, task = service_log.read(10).entries
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", disk["timestamp"])
     assert {**disk, "timestamp": "", "id": ""} == {
         "id": "",
@@ -125,7 +126,7 @@ def test_records_of_uvicorn_are_kept_although_it_does_not_pass_them_on(valkey: V
     uvicorn = logging.getLogger("uvicorn")
     uvicorn.propagate = False
     try:
-        logs.start("web")
+        service_log.start("web")
         logging.getLogger("uvicorn.error").error("Exception in ASGI application")
         assert messages() == ["Exception in ASGI application"]
     finally:
@@ -133,10 +134,10 @@ def test_records_of_uvicorn_are_kept_although_it_does_not_pass_them_on(valkey: V
 
 
 def test_starting_twice_ships_once(shipping: None) -> None:
-    logs.start("another")
+    service_log.start("another")
     logger.info("once", extra={"task_id": "a"})
     assert messages() == ["once"]
-    assert len(logs.task_log("a")) == 1
+    assert len(service_log.task_log("a")) == 1
 
 
 def test_forked_child_ships_on_its_own(shipping: None) -> None:
@@ -172,7 +173,7 @@ def test_secrets_are_not_kept(shipping: None) -> None:
         "invalid literal for int() with base 10: 'redis://***@cache:6379'"
     )
     assert messages() == [expected]
-    assert logs.task_log("a")[0]["message"] == expected
+    assert service_log.task_log("a")[0]["message"] == expected
 
 
 def test_long_message_is_cut(shipping: None) -> None:
@@ -199,36 +200,36 @@ def test_record_that_cannot_be_formatted_stops_nothing(shipping: None) -> None:
 def test_dead_redis_loses_lines_and_nothing_else(shipping: None, valkey: Valkey) -> None:
     valkey.stop()
     logger.info("lost", extra={"task_id": "a"})
-    assert logs.task_log("a") == []
+    assert service_log.task_log("a") == []
     valkey.start()
     client().flushall()
 
     def ships() -> bool:
         logger.info("kept", extra={"task_id": "a"})
-        return bool(logs.task_log("a"))
+        return bool(service_log.task_log("a"))
 
     wait_until(ships)
 
 
 def test_records_that_wait_are_bounded(shipping: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipper = logs._shipper()
-    monkeypatch.setattr(logs, "_GATHER_SECONDS", 0.5)
+    shipper = service_log._shipper()
+    monkeypatch.setattr(service_log, "_GATHER_SECONDS", 0.5)
     logger.info("the shipper waits for more after this one")
-    for index in range(logs._MAX_WAITING + 500):
+    for index in range(service_log._MAX_WAITING + 500):
         logger.info("line %d", index)
-    assert shipper._records.qsize() <= logs._MAX_WAITING
+    assert shipper._records.qsize() <= service_log._MAX_WAITING
     monkeypatch.undo()
     wait_until(shipper._records.empty)
 
 
 def test_log_of_the_service_is_bounded_in_number(shipping: None) -> None:
     pipe = client().pipeline(transaction=False)
-    for index in range(logs.MAX_ENTRIES + 2000):
+    for index in range(service_log.MAX_ENTRIES + 2000):
         pipe.xadd("logs", {"timestamp": "", "message": str(index)})
     pipe.execute()
     logger.info("last")
     flush()
-    assert logs.MAX_ENTRIES <= client().xlen("logs") <= logs.MAX_ENTRIES + 100
+    assert service_log.MAX_ENTRIES <= client().xlen("logs") <= service_log.MAX_ENTRIES + 100
 
 
 def test_log_of_the_service_is_bounded_in_time(shipping: None) -> None:
@@ -237,7 +238,7 @@ def test_log_of_the_service_is_bounded_in_time(shipping: None) -> None:
     for days, message in ((8, "too old"), (6, "old")):
         moment = round(now_ms - days * 86_400_000)
         client().xadd("logs", fields | {"message": message}, id=f"{moment}-0")
-    assert [entry["message"] for entry in logs.read(10).entries] == ["old"]
+    assert [entry["message"] for entry in service_log.read(10).entries] == ["old"]
     logger.info("new")
     assert messages() == ["new", "old"]
 
@@ -261,9 +262,9 @@ def test_many_lines_share_one_round_trip(valkey: Valkey, monkeypatch: pytest.Mon
     ]
     client().ping()  # connected from here on
     num_sent = 0
-    logs._ship(records)
+    service_log._ship(records)
     assert num_sent == 1
-    assert len(logs.task_log("a")) == 40
+    assert len(service_log.task_log("a")) == 40
     assert client().xlen("logs") == 20
 
 
@@ -376,7 +377,7 @@ def test_pages_lead_to_all_records_each_once(api: APIClient, query: dict[str, st
 def test_search_goes_through_all_records(
     api: APIClient, shipping: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "_SEARCH_STEP", 3)
+    monkeypatch.setattr(service_log, "_SEARCH_STEP", 3)
     logger.error("far back")
     for index in range(20):
         logger.info("line %d", index)

@@ -9,19 +9,21 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from rest_framework.test import APIClient
 
-from inference import execution, lifecycle
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
-from inference.lifecycle import Timings
+from inference.execution import attempt
+from inference.lifecycle import finish
+from inference.lifecycle.finish import Timings
 from inference.models import GenerationTask, RegisteredModel
 from inference.providers.base import GenerationRequest, Progress
-from monitoring import gpu, publisher
+from monitoring.events import publisher
+from monitoring.hardware import gpu
 from monitoring.metrics import counters
 from monitoring.metrics.counters import BUCKETS, ITL
-from monitoring.redis_client import client
+from monitoring.redis.client import client
 from tests.conftest import Valkey, wait_until, wait_until_rung
-from tests.test_execution import ScriptedProvider
-from tests.test_lifecycle import answer, claimed, lose
+from tests.inference.execution.test_attempt import ScriptedProvider
+from tests.inference.lifecycle.test_lifecycle import answer, claimed, lose
 
 NewTask = Callable[..., GenerationTask]
 # Committed rows, which the lease keeper's thread reads too.
@@ -33,7 +35,7 @@ TIMINGS = Timings(model_load_ms=2000.0, ttft_ms=2500.0, inference_ms=1500.0)
 @pytest.fixture
 def provider(echo: RegisteredModel, monkeypatch: pytest.MonkeyPatch) -> ScriptedProvider:
     scripted = ScriptedProvider(echo)
-    monkeypatch.setattr(execution, "provider_for", lambda _: scripted)
+    monkeypatch.setattr(attempt, "provider_for", lambda _: scripted)
     return scripted
 
 
@@ -104,7 +106,7 @@ def test_ended_task_is_counted(api: APIClient, new_task: NewTask) -> None:
     result = answer()
     result["usage"] |= {"prompt_tokens": 30, "completion_tokens": 11, "cached_tokens": 20}
     lease = claimed(new_task())
-    lifecycle.complete(lease, result, TIMINGS)
+    finish.complete(lease, result, TIMINGS)
     found = samples(api)
     assert value(found, "prompt_tokens_total", model="echo") == 30
     assert value(found, "generation_tokens_total", model="echo") == 11
@@ -131,8 +133,8 @@ def test_ended_task_is_counted(api: APIClient, new_task: NewTask) -> None:
 def test_failures_and_cancels_are_counted_apart(api: APIClient, new_task: NewTask) -> None:
     for code in (ErrorCode.PROVIDER_ERROR, ErrorCode.PROVIDER_ERROR, ErrorCode.TIMEOUT):
         failure = InferenceError("Do this next.", code)
-        lifecycle.fail(claimed(new_task()), failure, None, Timings())
-    lifecycle.cancel(new_task())
+        finish.fail(claimed(new_task()), failure, None, Timings())
+    finish.cancel(new_task())
     found = samples(api)
     errors = {"provider_error": 2, "timeout": 1}
     for error_code, number in errors.items():
@@ -149,7 +151,7 @@ def test_task_without_second_token_has_no_time_between_tokens(
 ) -> None:
     result = answer()
     result["usage"]["completion_tokens"] = 1
-    lifecycle.complete(claimed(new_task()), result, TIMINGS)
+    finish.complete(claimed(new_task()), result, TIMINGS)
     assert value(samples(api), "time_per_output_token_seconds_count", model="echo") == 0
 
 
@@ -160,7 +162,7 @@ def test_times_between_pieces_of_text_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(execution, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(attempt, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     def script(request: GenerationRequest, progress: Progress) -> Generator[str, None, None]:
         for word, seconds in (("one", 9), (" two", 0.02), ("", 1), (" three", 1), (" four", 60)):
@@ -169,7 +171,7 @@ def test_times_between_pieces_of_text_are_counted(
         progress.finish_reason = FinishReason.STOP
 
     provider.script = script
-    execution.execute(claimed(new_task()))
+    attempt.execute(claimed(new_task()))
     found = samples(api)
     assert value(found, f"{ITL}_count", model="echo") == 3
     assert value(found, f"{ITL}_sum", model="echo") == pytest.approx(62.02)
@@ -203,7 +205,7 @@ def test_buckets_are_cumulative_and_end_with_the_count(
 
 def test_counters_of_all_processes_and_batches_add_up(api: APIClient, new_task: NewTask) -> None:
     for _ in range(3):
-        lifecycle.complete(claimed(new_task()), answer(), TIMINGS)
+        finish.complete(claimed(new_task()), answer(), TIMINGS)
         publisher.flush()
     assert value(samples(api), "prompt_tokens_total", model="echo") == 9
 
@@ -215,7 +217,7 @@ def test_model_without_tasks_has_counters_at_zero(api: APIClient, echo: Register
 
 
 def test_deleted_model_has_no_series(api: APIClient, new_task: NewTask) -> None:
-    lifecycle.complete(claimed(new_task()), answer(), TIMINGS)
+    finish.complete(claimed(new_task()), answer(), TIMINGS)
     publisher.flush()
     RegisteredModel.objects.all().delete()
     assert not [sample for sample in samples(api) if "model" in sample.labels]
@@ -268,7 +270,7 @@ def test_what_ended_while_redis_was_away_is_counted_later(
     lease = claimed(new_task())
     wait_until_rung()
     valkey.stop()
-    lifecycle.complete(lease, answer(), TIMINGS)
+    finish.complete(lease, answer(), TIMINGS)
     publisher.flush()
     valkey.start()
     publisher.flush()

@@ -12,15 +12,15 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 from rest_framework.test import APIClient
 
-from inference import lifecycle
 from inference.errors import ErrorCode, InferenceError
-from inference.lifecycle import Timings
+from inference.lifecycle import finish, sweep
+from inference.lifecycle.finish import Timings
 from inference.models import GenerationTask
 from inference.tasks import purge
-from monitoring import stats
+from monitoring.metrics import stats
 from monitoring.models import EndedTask
 from tests.conftest import Valkey, wait_until_rung
-from tests.test_lifecycle import TIMINGS, answer, claimed, lose
+from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed, lose
 
 NewTask = Callable[..., GenerationTask]
 PATH = "/api/v1/monitor/stats"
@@ -53,7 +53,7 @@ def test_completed_task_is_counted_with_its_figures(new_task: NewTask) -> None:
     timings = Timings(model_load_ms=100.0, ttft_ms=120.0, inference_ms=50.0)
     before = timezone.now()
     lease = claimed(task)
-    lifecycle.complete(lease, answer(), timings)
+    finish.complete(lease, answer(), timings)
     row = EndedTask.objects.get()
     assert (row.model_name, row.outcome) == ("echo", "completed")
     assert (row.prompt_tokens, row.completion_tokens, row.cached_tokens) == (3, 2, 0)
@@ -67,32 +67,32 @@ def test_completed_task_is_counted_with_its_figures(new_task: NewTask) -> None:
 
 def test_failure_without_text_is_counted_without_tokens(new_task: NewTask) -> None:
     failure = InferenceError("Do this next.", ErrorCode.PROVIDER_ERROR)
-    lifecycle.fail(claimed(new_task()), failure, None, Timings(inference_ms=4.0))
+    finish.fail(claimed(new_task()), failure, None, Timings(inference_ms=4.0))
     row = EndedTask.objects.get()
     assert (row.outcome, row.completion_tokens, row.ttft_ms) == ("failed", 0, None)
 
 
 def test_each_way_to_end_counts_once(new_task: NewTask) -> None:
     cancelled, late, running, asked = (new_task(deadline_seconds=60) for _ in range(4))
-    assert lifecycle.cancel(cancelled)
-    assert not lifecycle.cancel(cancelled)
+    assert finish.cancel(cancelled)
+    assert not finish.cancel(cancelled)
     assert outcomes() == ["cancelled"]
 
     lease = claimed(running)
-    lifecycle.cancel(running)
-    lifecycle.finish_cancelled(lease, answer("par", "cancelled"), TIMINGS)
-    assert not lifecycle.complete(lease, answer(), TIMINGS)
+    finish.cancel(running)
+    finish.finish_cancelled(lease, answer("par", "cancelled"), TIMINGS)
+    assert not finish.complete(lease, answer(), TIMINGS)
     assert outcomes() == ["cancelled"] * 2
 
     claimed(asked)
-    lifecycle.cancel(asked)
+    finish.cancel(asked)
     lose(asked)
     assert outcomes() == ["cancelled"] * 3
 
     past = timezone.now() - timedelta(seconds=1)
     GenerationTask.objects.filter(pk=late.pk).update(deadline_at=past)
-    lifecycle.sweep()
-    lifecycle.sweep()
+    sweep.sweep()
+    sweep.sweep()
     assert outcomes() == ["cancelled"] * 3 + ["failed"]
 
 
@@ -110,14 +110,14 @@ def test_lost_worker_counts_when_the_task_has_failed(new_task: NewTask) -> None:
 def test_lost_lease_does_not_count(new_task: NewTask) -> None:
     lease = claimed(new_task())
     lose(lease.task)
-    assert not lifecycle.complete(lease, answer(), TIMINGS)
+    assert not finish.complete(lease, answer(), TIMINGS)
     assert outcomes() == []
 
 
 def test_figures_outlive_the_task(new_task: NewTask) -> None:
     task = new_task()
-    lifecycle.complete(claimed(task), answer(), TIMINGS)
-    assert lifecycle.delete(task)
+    finish.complete(claimed(task), answer(), TIMINGS)
+    assert finish.delete(task)
     assert outcomes() == ["completed"]
 
 
@@ -256,7 +256,7 @@ def test_days_without_tasks_are_told_too(api: APIClient) -> None:
 
 
 def test_task_that_ends_is_told(api: APIClient, new_task: NewTask) -> None:
-    lifecycle.complete(claimed(new_task()), answer(), TIMINGS)
+    finish.complete(claimed(new_task()), answer(), TIMINGS)
     body = api.get(PATH).json()
     assert body["tasks"] == {"total": 1, "completed": 1, "failed": 0, "cancelled": 0}
     assert body["tokens"] == {"prompt": 3, "completion": 2, "cached": 0}
@@ -277,7 +277,7 @@ def test_many_who_ask_share_an_answer(
 def test_statistics_are_told_without_redis(
     api: APIClient, new_task: NewTask, valkey: Valkey
 ) -> None:
-    lifecycle.cancel(new_task())
+    finish.cancel(new_task())
     wait_until_rung()
     valkey.stop()
     assert api.get(PATH).json()["tasks"]["cancelled"] == 1

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from monitoring import shared_cache
-from monitoring.redis_client import client
-from monitoring.shared_cache import cached
+from monitoring.redis import cache
+from monitoring.redis.cache import cached
+from monitoring.redis.client import client
 from tests.conftest import Valkey, wait_until
 
 
@@ -70,6 +70,6 @@ def test_without_redis_each_reads(valkey: Valkey) -> None:
 
 def test_what_takes_long_is_kept_longer(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 130.0])
-    monkeypatch.setattr(shared_cache, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(cache, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     cached("slow", 10, Reading())
-    assert 200 < client().ttl(shared_cache._cache_key("slow")) <= 300
+    assert 200 < client().ttl(cache._cache_key("slow")) <= 300

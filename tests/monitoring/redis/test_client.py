@@ -8,7 +8,7 @@ import time
 import pytest
 import redis
 
-from monitoring.redis_client import client
+from monitoring.redis.client import client
 from tests.conftest import Valkey
 
 

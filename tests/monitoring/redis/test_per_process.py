@@ -4,7 +4,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from monitoring.per_process import PerProcess
+from monitoring.redis.per_process import PerProcess
 
 
 def test_threads_that_come_first_at_once_take_the_same() -> None:

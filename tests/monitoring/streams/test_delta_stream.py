@@ -5,27 +5,27 @@ import threading
 import pytest
 from django.conf import settings
 
-from monitoring import streams
-from monitoring.redis_client import client
+from monitoring.redis.client import client
+from monitoring.streams import delta_stream
 from tests.conftest import Valkey, wait_until
 
 
 def entries(task_id: str) -> list[dict[str, str]]:
-    return [entry for _, entry in client().xrange(streams.stream_key(task_id))]
+    return [entry for _, entry in client().xrange(delta_stream.stream_key(task_id))]
 
 
 def ids(task_id: str) -> list[str]:
-    return [entry_id for entry_id, _ in client().xrange(streams.stream_key(task_id))]
+    return [entry_id for entry_id, _ in client().xrange(delta_stream.stream_key(task_id))]
 
 
 def write(text: str, task_id: str = "t", attempt: int = 1) -> None:
-    writer = streams.ChunkWriter(task_id, attempt)
+    writer = delta_stream.ChunkWriter(task_id, attempt)
     writer.write(text)
     writer.flush()
 
 
 def test_first_chunk_goes_out_at_once_and_others_together(valkey: Valkey) -> None:
-    writer = streams.ChunkWriter("t", 2)
+    writer = delta_stream.ChunkWriter("t", 2)
     writer.write("Hello")
     writer.flush_if_due()
     assert entries("t") == [{"type": "token", "text": "Hello", "index": "0"}]
@@ -41,17 +41,17 @@ def test_first_chunk_goes_out_at_once_and_others_together(valkey: Valkey) -> Non
 
 
 def test_chunks_of_several_tasks_and_a_key_take_one_round_trip(valkey: Valkey) -> None:
-    one, two = streams.ChunkWriter("one", 1), streams.ChunkWriter("two", 3)
+    one, two = delta_stream.ChunkWriter("one", 1), delta_stream.ChunkWriter("two", 3)
     one.write("a")
     two.write("b")
     client().set("news", 7)
-    assert streams.send([one, two], read=["news", "no news"]) == ["7", None]
+    assert delta_stream.send([one, two], read=["news", "no news"]) == ["7", None]
     assert [entry["text"] for entry in entries("one")] == ["a"]
     assert ids("one") + ids("two") == ["1-1", "3-1"]
 
 
 def test_all_chunks_go_out_in_order(valkey: Valkey) -> None:
-    writer = streams.ChunkWriter("t", 1)
+    writer = delta_stream.ChunkWriter("t", 1)
     words = [f"word{index} " for index in range(50)]
     for word in words:
         writer.write(word)
@@ -61,13 +61,13 @@ def test_all_chunks_go_out_in_order(valkey: Valkey) -> None:
 
 
 def test_id_of_a_chunk_says_how_long_the_text_is_with_it(valkey: Valkey) -> None:
-    writer = streams.ChunkWriter("t", 2)
+    writer = delta_stream.ChunkWriter("t", 2)
     for text in ("one", " two", " 🙂\u2028"):
         writer.write(text)
     writer.flush()
-    streams.end("t", 2, "completed")
+    delta_stream.end("t", 2, "completed")
     assert ids("t") == ["2-3", "2-7", "2-10", "3-1"]
-    read = [streams.entry(*each) for each in client().xrange(streams.stream_key("t"))]
+    read = [delta_stream.entry(*each) for each in client().xrange(delta_stream.stream_key("t"))]
     assert [(each.attempt, each.num_chars, each.index, each.text) for each in read[:3]] == [
         (2, 3, 0, "one"),
         (2, 7, 1, " two"),
@@ -81,8 +81,8 @@ def test_chunks_that_are_sent_twice_are_kept_once(
 ) -> None:
     for _ in range(2):
         write("same")
-    streams.end("t", 1, "completed")
-    streams.end("t", 1, "completed")
+    delta_stream.end("t", 1, "completed")
+    delta_stream.end("t", 1, "completed")
     assert ids("t") == ["1-4", "2-1"]
     assert caplog.text == ""
 
@@ -90,98 +90,98 @@ def test_chunks_that_are_sent_twice_are_kept_once(
 def test_lost_attempt_can_add_nothing_to_the_next_one_or_after_the_end(
     valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lost = streams.ChunkWriter("t", 1)
+    lost = delta_stream.ChunkWriter("t", 1)
     lost.write("lost")
     lost.flush()
     write("right", attempt=2)
     lost.write(" for ever")
     lost.flush()
     assert ids("t") == ["1-4", "2-5"]
-    streams.end("t", 2, "completed")
+    delta_stream.end("t", 2, "completed")
     write("right, and more", attempt=2)
     assert ids("t") == ["1-4", "2-5", "3-1"]
     assert caplog.text == ""
 
 
 def test_task_that_never_started_has_an_end_too(valkey: Valkey) -> None:
-    streams.end("t", 0, "cancelled")
+    delta_stream.end("t", 0, "cancelled")
     assert ids("t") == ["1-1"]
 
 
 def test_first_chunk_is_due_until_somebody_has_tried_to_send_it(valkey: Valkey) -> None:
-    writer = streams.ChunkWriter("t", 1)
-    streams.send([writer])
+    writer = delta_stream.ChunkWriter("t", 1)
+    delta_stream.send([writer])
     assert not writer.is_first_due
     writer.write("a")
     assert writer.is_first_due
-    streams.send([writer])
+    delta_stream.send([writer])
     writer.write("b")
     assert not writer.is_first_due
 
 
 def test_flush_of_nothing_writes_nothing(valkey: Valkey) -> None:
-    streams.ChunkWriter("t", 1).flush()
-    assert client().exists(streams.stream_key("t")) == 0
+    delta_stream.ChunkWriter("t", 1).flush()
+    assert client().exists(delta_stream.stream_key("t")) == 0
 
 
 def test_end_closes_the_stream_for_its_time_to_live(valkey: Valkey) -> None:
     write("Hello")
-    streams.end("t", 1, "completed")
+    delta_stream.end("t", 1, "completed")
     assert entries("t")[-1] == {"type": "end", "status": "completed", "attempt": "1"}
-    assert 0 < client().ttl(streams.stream_key("t")) <= settings.TASK_TTL_SECONDS
+    assert 0 < client().ttl(delta_stream.stream_key("t")) <= settings.TASK_TTL_SECONDS
 
 
 def test_reader_gets_each_chunk_once_until_the_end(valkey: Valkey) -> None:
     def write_words() -> None:
-        writer = streams.ChunkWriter("t", 1)
+        writer = delta_stream.ChunkWriter("t", 1)
         for word in ("a", "b", "c"):
             writer.write(word)
             writer.flush()
-        streams.end("t", 1, "completed")
+        delta_stream.end("t", 1, "completed")
 
     thread = threading.Thread(target=write_words)
     thread.start()
-    assert list(streams.read_chunks("t", 20)) == ["a", "b", "c"]
+    assert list(delta_stream.read_chunks("t", 20)) == ["a", "b", "c"]
     thread.join()
-    assert list(streams.read_chunks("t", 20)) == ["a", "b", "c"]
+    assert list(delta_stream.read_chunks("t", 20)) == ["a", "b", "c"]
 
 
 def test_reader_skips_what_a_lost_attempt_wrote(valkey: Valkey) -> None:
     write("lost")
     write("right", attempt=2)
-    streams.end("t", 2, "completed")
-    assert list(streams.read_chunks("t", 20)) == ["right"]
+    delta_stream.end("t", 2, "completed")
+    assert list(delta_stream.read_chunks("t", 20)) == ["right"]
 
 
 def test_reader_does_not_wait_for_ever(valkey: Valkey) -> None:
     write("a")
     with pytest.raises(TimeoutError, match="t did not end"):
-        list(streams.read_chunks("t", 0.05))
+        list(delta_stream.read_chunks("t", 0.05))
 
 
 def test_deleted_streams_are_gone(valkey: Valkey) -> None:
-    streams.end("one", 1, "completed")
-    streams.end("two", 1, "completed")
-    streams.delete([])
-    streams.delete(["one"])
-    assert client().keys("*") == [streams.stream_key("two")]
+    delta_stream.end("one", 1, "completed")
+    delta_stream.end("two", 1, "completed")
+    delta_stream.delete([])
+    delta_stream.delete(["one"])
+    assert client().keys("*") == [delta_stream.stream_key("two")]
 
 
 def test_chunks_are_kept_back_while_redis_is_away(
     valkey: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "_warned_at", float("-inf"))
-    writer = streams.ChunkWriter("task_1", 1)
+    monkeypatch.setattr(delta_stream, "_warned_at", float("-inf"))
+    writer = delta_stream.ChunkWriter("task_1", 1)
     writer.write("before, ")
     writer.flush()
     valkey.stop()
     for _ in range(3):
         writer.write("secret text, ")
-        assert streams.send([writer], read=["news"]) == [None]
+        assert delta_stream.send([writer], read=["news"]) == [None]
         assert not writer.is_first_due  # who waits for Redis must not wait at each step
     assert caplog.text.count("Live tokens are kept back") == 1  # not a line for each chunk
-    streams.end("task_1", 1, "completed")
-    streams.delete(["task_1"])
+    delta_stream.end("task_1", 1, "completed")
+    delta_stream.delete(["task_1"])
     assert "task_1" in caplog.text
     assert "secret text" not in caplog.text
     valkey.start()
@@ -194,22 +194,22 @@ def test_chunks_are_kept_back_while_redis_is_away(
 def test_what_was_kept_back_has_a_limit_and_goes_out_in_parts(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "_MAX_PER_ROUND_TRIP", 3)
-    writer = streams.ChunkWriter("t", 1)
-    for _ in range(streams.MAX_UNSENT + 5):
+    monkeypatch.setattr(delta_stream, "_MAX_PER_ROUND_TRIP", 3)
+    writer = delta_stream.ChunkWriter("t", 1)
+    for _ in range(delta_stream.MAX_UNSENT + 5):
         writer.write("x")
-    streams.send([writer])
+    delta_stream.send([writer])
     assert ids("t") == ["1-6", "1-7", "1-8"]
     monkeypatch.undo()
     writer.flush()
-    assert len(ids("t")) == streams.MAX_UNSENT
+    assert len(ids("t")) == delta_stream.MAX_UNSENT
 
 
 def test_other_errors_than_refused_ids_keep_chunks_back(valkey: Valkey) -> None:
-    client().set(streams.stream_key("t"), "no stream")
-    writer = streams.ChunkWriter("t", 1)
+    client().set(delta_stream.stream_key("t"), "no stream")
+    writer = delta_stream.ChunkWriter("t", 1)
     writer.write("a")
     writer.flush()
-    client().delete(streams.stream_key("t"))
+    client().delete(delta_stream.stream_key("t"))
     writer.flush()
     assert ids("t") == ["1-1"]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from monitoring import stream_reader, streams
-from monitoring.redis_client import client
-from monitoring.stream_reader import Follower, StreamReader
+from monitoring.redis.client import client
+from monitoring.streams import delta_stream, follower
+from monitoring.streams.follower import Follower, StreamReader
 from tests.conftest import Valkey
 
 LIMIT_SECONDS = 20.0
@@ -27,7 +27,7 @@ def run(conversation: Callable[[StreamReader], Awaitable[Any]]) -> Any:
 
 def write(task_id: str, *texts: str, attempt: int = 1) -> None:
     """The whole text so far, as a writer whose chunks may have arrived already."""
-    writer = streams.ChunkWriter(task_id, attempt)
+    writer = delta_stream.ChunkWriter(task_id, attempt)
     for text in texts:
         writer.write(text)
     writer.flush()
@@ -52,7 +52,7 @@ def test_followers_get_what_is_there_and_what_comes(valkey: Valkey) -> None:
             write("t", "one ", "two ")
             [entry] = await follower.read(LIMIT_SECONDS)
             assert (entry.id, entry.text) == ("1-8", "two ")
-            streams.end("t", 1, "completed")
+            delta_stream.end("t", 1, "completed")
             [entry] = await follower.read(LIMIT_SECONDS)
             assert entry.is_end
 
@@ -81,7 +81,7 @@ def test_silence_has_a_limit(valkey: Valkey) -> None:
 def test_stream_that_is_joined_late_is_heard_at_once(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_reader, "_BLOCK_SECONDS", 10 * LIMIT_SECONDS)
+    monkeypatch.setattr(follower, "_BLOCK_SECONDS", 10 * LIMIT_SECONDS)
 
     async def conversation(reader: StreamReader) -> None:
         with reader.following("quiet", "0-0") as quiet:
@@ -137,8 +137,8 @@ def test_followers_of_one_stream_each_get_it_all(valkey: Valkey) -> None:
 def test_follower_that_reads_slowly_piles_up_nothing_and_loses_nothing(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_reader, "PAGE", 10)
-    monkeypatch.setattr(stream_reader, "MAX_WAITING", 20)
+    monkeypatch.setattr(follower, "PAGE", 10)
+    monkeypatch.setattr(follower, "MAX_WAITING", 20)
     words = [f"word{number:3} " for number in range(100)]
 
     async def conversation(reader: StreamReader) -> None:
@@ -181,7 +181,7 @@ def test_who_begins_earlier_than_one_that_left_gets_it_all(valkey: Valkey) -> No
 
 
 def test_reader_rests_when_nobody_follows(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_reader, "_BLOCK_SECONDS", 0.05)
+    monkeypatch.setattr(follower, "_BLOCK_SECONDS", 0.05)
 
     async def conversation(reader: StreamReader) -> None:
         for _ in range(2):
@@ -201,7 +201,7 @@ def test_reader_goes_on_when_redis_is_back(
     monkeypatch: pytest.MonkeyPatch,
     is_empty: bool,
 ) -> None:
-    monkeypatch.setattr(stream_reader, "_RECONNECT_SECONDS", 0.05)
+    monkeypatch.setattr(follower, "_RECONNECT_SECONDS", 0.05)
     write("t", "one ")
 
     async def conversation(reader: StreamReader) -> None:
@@ -225,7 +225,7 @@ def test_reader_goes_on_when_redis_is_back(
 
 
 def test_stalled_redis_is_given_up_on(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_reader, "_ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(follower, "_ANSWER_SECONDS", 0.1)
 
     write("t", "text")
 
@@ -238,7 +238,7 @@ def test_stalled_redis_is_given_up_on(valkey: Valkey, monkeypatch: pytest.Monkey
 
 
 def test_stored_entries_come_by_pages(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_reader, "PAGE", 2)
+    monkeypatch.setattr(follower, "PAGE", 2)
     write("t", "a", "b", "c")
 
     async def conversation(reader: StreamReader) -> list[list[str]]:
@@ -251,7 +251,7 @@ def test_stored_entries_come_by_pages(valkey: Valkey, monkeypatch: pytest.Monkey
 def test_silence_is_no_outage(
     valkey: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_reader, "_BLOCK_SECONDS", 0.05)
+    monkeypatch.setattr(follower, "_BLOCK_SECONDS", 0.05)
 
     async def conversation(reader: StreamReader) -> None:
         with reader.following("t", "0-0") as follower:

@@ -1,0 +1,77 @@
+"""What the monitoring shows of tasks and models: the queues, and the metrics."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.http import HttpResponse
+from drf_spectacular.plumbing import resolve_type_hint
+from drf_spectacular.utils import extend_schema
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from rest_framework.decorators import api_view
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from inference.api import queue_stats
+from inference.api.queue_stats import QueueStats
+from inference.models import loaded_models
+from inference.providers import circuit_breaker
+from monitoring.api import query_parameters
+from monitoring.api.owner import owner_of
+from monitoring.metrics import prometheus
+
+_schema_of: Any = resolve_type_hint  # which has no annotations itself
+
+
+@extend_schema(responses={200: _schema_of(QueueStats)})
+@api_view(["GET"])
+def queue(request: Request) -> Response:
+    """What waits and what runs, by queue; of the running tasks, your own are named."""
+    query_parameters.refuse_unknown(request, ())
+    return Response(queue_stats.read(owner_of(request)))
+
+
+class Metrics(APIView):
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
+        """Whatever is accepted: scrapers name formats that are none of ours."""
+        return super().perform_content_negotiation(request, force=True)
+
+    @extend_schema(responses={(200, "text/plain"): str})
+    def get(self, request: Request) -> HttpResponse:
+        """Metrics for Prometheus, in its text format."""
+        query_parameters.refuse_unknown(request, ())
+        return HttpResponse(prometheus.text(_collect()), content_type=prometheus.CONTENT_TYPE)
+
+
+def _collect() -> Iterator[Metric]:
+    """All metrics; without Redis, what the database knows."""
+    is_loaded = loaded_models()
+    yield from prometheus.counted(list(is_loaded))
+    yield from _queues(queue_stats.read())
+    yield _of_models("model_loaded", "1 while in memory.", is_loaded)
+    is_open = circuit_breaker.are_open()
+    yield _of_models("circuit_open", "1 while a cloud model is left alone.", is_open)
+    yield from prometheus.gpus()
+
+
+def _queues(stats: QueueStats) -> Iterator[Metric]:
+    running = GaugeMetricFamily(
+        f"{prometheus.PREFIX}num_requests_running", "Tasks that run.", labels=["queue"]
+    )
+    waiting = GaugeMetricFamily(
+        f"{prometheus.PREFIX}num_requests_waiting", "Tasks that wait.", labels=["queue"]
+    )
+    workers = GaugeMetricFamily(f"{prometheus.PREFIX}workers", "Workers alive.", labels=["queue"])
+    for queue, state in stats["queues"].items():
+        running.add_metric([queue], state["processing"])
+        waiting.add_metric([queue], state["pending"])
+        if state["workers"] is not None:
+            workers.add_metric([queue], state["workers"])
+    yield from (running, waiting, workers)
+
+
+def _of_models(name: str, meaning: str, states: dict[str, bool]) -> Metric:
+    family = GaugeMetricFamily(prometheus.PREFIX + name, meaning, labels=["model"])
+    for model, state in states.items():
+        family.add_metric([model], state)
+    return family

@@ -1,0 +1,76 @@
+"""The task as the API, webhooks and streams show it."""
+
+from functools import cache
+from typing import Any
+
+from rest_framework import serializers
+
+from inference.engine.sequence import FinishReason
+from inference.models import GenerationTask
+
+
+class UsageSerializer(serializers.Serializer[Any]):
+    prompt_tokens = serializers.IntegerField()
+    completion_tokens = serializers.IntegerField()
+    total_tokens = serializers.IntegerField()
+    cached_tokens = serializers.IntegerField()
+
+
+class ResultSerializer(serializers.Serializer[Any]):
+    text = serializers.CharField()
+    finish_reason = serializers.ChoiceField(choices=[reason.value for reason in FinishReason])
+    usage = UsageSerializer()
+    model = serializers.CharField()
+    parsed = serializers.JSONField()
+    extra = serializers.DictField()
+
+
+class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
+    """The task body."""
+
+    task_id = serializers.CharField(source="id")
+    model = serializers.CharField(source="requested_model")
+    result = ResultSerializer(allow_null=True)
+    queue_position = serializers.SerializerMethodField()
+    conversation_id = serializers.CharField(allow_null=True)
+    webhook_url = serializers.CharField(source="request.webhook_url", allow_null=True)
+
+    class Meta:
+        model = GenerationTask
+        fields = (
+            "task_id",
+            "status",
+            "model",
+            "priority",
+            "created_at",
+            "updated_at",
+            "started_at",
+            "finished_at",
+            "result",
+            "error",
+            "error_code",
+            "attempt",
+            "queue_position",
+            "conversation_id",
+            "webhook_url",
+            "idempotency_key",
+            "metadata",
+            "trace_id",
+        )
+        read_only_fields = fields
+
+    def get_queue_position(self, task: GenerationTask) -> int | None:
+        """0 is next; null unless pending. A list hands the positions over, to query them once."""
+        positions: dict[str, int] | None = self.context.get("queue_positions")
+        return task.queue_position() if positions is None else positions.get(task.pk)
+
+
+@cache
+def _task_serializer() -> TaskSerializer:
+    """One instance for all answers: building one takes longer than using it."""
+    return TaskSerializer()
+
+
+def task_body(task: GenerationTask) -> dict[str, Any]:
+    """The task as the API shows it."""
+    return _task_serializer().to_representation(task)
