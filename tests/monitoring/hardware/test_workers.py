@@ -25,7 +25,7 @@ from tests.conftest import Valkey, wait_until
 _ANNOUNCE_AND_STAY = """
 import django
 django.setup()
-from monitoring import workers
+from monitoring.hardware import workers
 workers.announce("gpu@host", ["gpu"])
 input()
 """
