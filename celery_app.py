@@ -164,20 +164,6 @@ def on_worker_stop(**_: Any) -> None:
     downloads.stop()
 
 
-@signals.worker_process_init.connect
-def on_child_start(**_: Any) -> None:
-    """Models that rows say it holds were those of a dead process with its number."""
-    from django.db import Error as DatabaseError
-
-    from inference.loading import requests
-    from monitoring.hardware import worker_identity
-
-    try:
-        requests.release(worker_identity.current())
-    except DatabaseError:
-        logger.warning("Models of a dead process are not released", exc_info=True)
-
-
 @signals.worker_process_shutdown.connect
 @signals.worker_shutdown.connect
 def on_process_stop(**_: Any) -> None:

@@ -115,9 +115,10 @@ def echo(db: None) -> RegisteredModel:
 @pytest.fixture
 def dead_worker() -> str:
     """The identity of a process of this host that is no more."""
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    return f"{worker_identity.host_prefix()}{child.pid}"
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    identity = worker_identity.of_pid(child.pid)
+    child.communicate()
+    return identity
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from django.conf import settings
 from inference import dispatch
 from inference.embeddings.messages import Answer, EmbeddingRequest
 from inference.models import Queue
-from monitoring.hardware import worker_identity
+from monitoring.hardware import worker_identity, workers
 from monitoring.redis.client import RedisClient, client
 from monitoring.streams.delta_stream import ENDED_CHANNEL
 
@@ -120,7 +120,7 @@ def take_again() -> list[Letter]:
 def take_over() -> list[Letter]:
     """What workers had taken that are gone, and have not answered."""
     consumers = _group(lambda: client().xinfo_consumers(_STREAM, _GROUP))
-    gone = worker_identity.gone((each["name"] for each in consumers), Queue.EMBEDDINGS)
+    gone = workers.gone((each["name"] for each in consumers), Queue.EMBEDDINGS)
     return [letter for name in gone for letter in _inherit(name)]
 
 

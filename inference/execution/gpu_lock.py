@@ -25,7 +25,7 @@ _TASK_SHOWN_SECONDS = 86_400
 
 @dataclass(frozen=True, slots=True)
 class GPUHolder:
-    """The process that holds a GPU, as `host:pid`, and the task it works on."""
+    """The process that holds a GPU, as its worker identity, and the task it works on."""
 
     worker: str
     task_id: str | None
@@ -76,7 +76,7 @@ def _acquire(gpu_index: int) -> Lock:
         current = holder(gpu_index)
         if current is None:
             continue
-        if worker_identity.is_dead(current.worker):
+        if worker_identity.is_gone(current.worker):
             _release(gpu_index, current.worker)
             continue
         if current.worker != told_about:

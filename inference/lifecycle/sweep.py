@@ -17,7 +17,7 @@ from inference.lifecycle.records import add_attempt, announce_end, store_end
 from inference.lifecycle.sql import end_fields
 from inference.lifecycle.task_log import log
 from inference.models import GenerationTask, TaskAttempt
-from monitoring.hardware import worker_identity
+from inference.models.claimable import of_gone_workers
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def sweep() -> None:
 def _expire_leases_of_dead_processes() -> None:
     """A dead process of this host renews nothing: no need to wait for its leases to run out."""
     processing = GenerationTask.objects.filter(status=Status.PROCESSING)
-    worker_identity.of_dead(processing).update(lease_until=Now())
+    of_gone_workers(processing).update(lease_until=Now())
 
 
 def _take_back_expired_leases() -> None:

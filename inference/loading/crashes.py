@@ -28,7 +28,7 @@ def count(pid: int, reason: str) -> None:
     died_of = _SIGNAL.search(reason)
     if died_of is None or int(died_of[1]) not in _CRASHES:
         return
-    names = _names_in_use_by(f"{worker_identity.host_prefix()}{pid}")
+    names = _names_in_use_by(worker_identity.prefix_of(pid))
     local = RegisteredModel.objects.filter(provider=RegisteredModel.Provider.LOCAL)
     for model in local.filter(name__in=names):
         local.filter(pk=model.pk).update(num_crashes=F("num_crashes") + 1, updated_at=Now())
@@ -38,20 +38,23 @@ def count(pid: int, reason: str) -> None:
             model.set_status(RegisteredModel.Status.ERROR, why=model.crash_message)
 
 
-def _names_in_use_by(worker: str) -> set[str]:
+def _names_in_use_by(worker_prefix: str) -> set[str]:
     """The models that it was loading, or ran tasks on; but see `_had_grammar`."""
     loading = RegisteredModel.objects.filter(status=RegisteredModel.Status.LOADING)
-    tasks = _tasks_of(worker)
+    tasks = _tasks_of(worker_prefix)
     running = set() if _had_grammar(tasks) else {task.model_name for task in tasks}
-    return {*loading.filter(loaded_by=worker).values_list("name", flat=True), *running}
+    mine = loading.filter(loaded_by__startswith=worker_prefix)
+    return {*mine.values_list("name", flat=True), *running}
 
 
-def _tasks_of(worker: str) -> list[GenerationTask]:
+def _tasks_of(worker_prefix: str) -> list[GenerationTask]:
     """Those that it ran when it died; a sweep may have taken them back since."""
     lost = TaskAttempt.objects.filter(
-        worker=worker, outcome=TaskAttempt.Outcome.LOST, ended_at__gte=Now() - _RECENT
+        worker__startswith=worker_prefix,
+        outcome=TaskAttempt.Outcome.LOST,
+        ended_at__gte=Now() - _RECENT,
     )
-    running = Q(worker=worker, status=GenerationTask.Status.PROCESSING)
+    running = Q(worker__startswith=worker_prefix, status=GenerationTask.Status.PROCESSING)
     taken_back = Q(pk__in=lost.values("task"))
     return list(GenerationTask.objects.filter(running | taken_back).only("model_name", "request"))
 

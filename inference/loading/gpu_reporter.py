@@ -34,8 +34,7 @@ def report() -> None:
 
 def loaded_models() -> list[str]:
     """The models that the children of this process hold in memory; none without the database."""
-    children = [child.pid for child in psutil.Process().children()]
-    workers = [f"{worker_identity.host_prefix()}{pid}" for pid in children]
+    workers = [worker_identity.of_pid(child.pid) for child in psutil.Process().children()]
     held = RegisteredModel.objects.filter(
         status=RegisteredModel.Status.LOADED, loaded_by__in=workers
     )

@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 from inference import dispatch, events
 from inference.lifecycle.statements import Compiled, Parameter, Statement, compile_select
 from inference.models import Queue, RegisteredModel
-from monitoring.hardware import worker_identity
+from monitoring.hardware import worker_identity, workers
 from monitoring.streams import ended
 
 logger = logging.getLogger(__name__)
@@ -67,12 +67,6 @@ def sweep() -> None:
         dispatch.ring_for_models()
 
 
-def release(worker: str) -> None:
-    """A process that has just begun holds no model, even if a dead one had its number."""
-    for model in RegisteredModel.objects.filter(loaded_by=worker):
-        _release(model)
-
-
 def _release_from_lost_workers() -> None:
     """A process that died holds no model any more."""
     held = RegisteredModel.objects.exclude(loaded_by="")
@@ -81,7 +75,7 @@ def _release_from_lost_workers() -> None:
         (Queue.EMBEDDINGS, held.filter(embedding)),
         (Queue.GPU, held.exclude(embedding)),
     ):
-        gone = worker_identity.gone({model.loaded_by for model in models}, queue)
+        gone = workers.gone({model.loaded_by for model in models}, queue)
         for model in models:
             if model.loaded_by in gone:
                 _release(model)

@@ -1,49 +1,63 @@
-"""Who holds a lease: `host:pid` of the process that runs the task."""
+"""Which process holds a lease: `host:pid:start time`, so that a reused process number is no doubt.
+
+The start time is in clock ticks since the boot, as Linux counts it: setting the clock does not
+change it. Rows of earlier versions have `host:pid`.
+"""
 
 import os
 import socket
-from collections.abc import Iterable
-from typing import Any, TypeVar
-
-from django.db.models import QuerySet
-
-from monitoring.hardware import processes, workers
-
-Rows = TypeVar("Rows", bound="QuerySet[Any]")
+from functools import cache
+from pathlib import Path
 
 
-def host_prefix() -> str:
-    """What the identities of all processes of this host start with."""
-    return f"{socket.gethostname()}:"
-
-
+@cache
 def current() -> str:
     """This process."""
-    return f"{host_prefix()}{os.getpid()}"
+    return of_pid(os.getpid())
 
 
-def is_dead(worker: str) -> bool:
-    """True when `worker` was a process of this host and is no more; False when in doubt."""
-    host, _, pid = worker.rpartition(":")
-    return processes.is_dead(host, int(pid)) if pid.isdecimal() else False
+os.register_at_fork(after_in_child=current.cache_clear)
 
 
-def of_dead(rows: Rows) -> Rows:
-    """Those of the rows whose `worker` was a process of this host and is no more."""
-    here = rows.filter(worker__startswith=host_prefix())
-    dead = [worker for worker in set(here.values_list("worker", flat=True)) if is_dead(worker)]
-    return here.filter(worker__in=dead)
+def of_pid(pid: int) -> str:
+    """A living process of this host."""
+    _, start_time = _state_and_start_time(pid)
+    return f"{prefix_of(pid)}{start_time}"
 
 
-def gone(identities: Iterable[str], queue: str) -> set[str]:
-    """Workers of the queue that are dead, or whose host is silent. Raises redis.RedisError.
-
-    It takes seconds until a host counts as silent, and one that is cut off does so, too.
-    """
-    asked = set(identities)
-    silent = workers.silent_hosts({_host(worker) for worker in asked}, queue)
-    return {worker for worker in asked if is_dead(worker) or _host(worker) in silent}
+def prefix_of(pid: int) -> str:
+    """What the identities of all processes of this host start with that had this number."""
+    return f"{socket.gethostname()}:{pid}:"
 
 
-def _host(worker: str) -> str:
-    return worker.rpartition(":")[0]
+def host_of(identity: str) -> str:
+    """The host of the process."""
+    return identity.partition(":")[0]
+
+
+def is_gone(identity: str) -> bool:
+    """True when it was a process of this host and is no more; False when in doubt."""
+    host, _, process = identity.partition(":")
+    pid, _, start_time = process.partition(":")
+    if host != socket.gethostname() or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    state, actual_start_time = _state_and_start_time(int(pid))
+    # A zombie keeps its number until its parent has looked, and will never run again.
+    is_another = bool(start_time) and actual_start_time not in ("", start_time)
+    return state in ("Z", "X") or is_another
+
+
+def _state_and_start_time(pid: int) -> tuple[str, str]:
+    """State (one letter) and start time of a process; empty where /proc does not tell."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return "", ""  # not Linux, or the process has ended this very moment
+    fields = stat.rpartition(")")[2].split()
+    return fields[0], fields[19]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import redis
 
 from monitoring.events.events import now
-from monitoring.hardware import processes
+from monitoring.hardware import worker_identity
 from monitoring.redis import heartbeats
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def alive() -> dict[str, list[Worker]]:
     found: defaultdict[str, list[Worker]] = defaultdict(list)
     for text in heartbeats.read(_BOARD).values():
         worker = Worker(**json.loads(text))
-        if not processes.is_dead(worker.host, worker.pid):
+        if not worker_identity.is_gone(f"{worker.host}:{worker.pid}"):
             for queue in worker.queues:
                 found[queue].append(worker)
     return found
@@ -74,6 +74,20 @@ def silent_hosts(hosts: Iterable[str], queue: str) -> set[str]:
     if not others or heartbeats.age(_BOARD) < _ALIVE_SECONDS:
         return set()
     return others - {worker.host for worker in alive().get(queue, [])}
+
+
+def gone(identities: Iterable[str], queue: str) -> set[str]:
+    """Workers of the queue whose process has ended, or whose host is silent.
+
+    A host counts as silent after seconds, one that is cut off too. Raises redis.RedisError.
+    """
+    asked = set(identities)
+    silent = silent_hosts({worker_identity.host_of(each) for each in asked}, queue)
+    return {
+        each
+        for each in asked
+        if worker_identity.is_gone(each) or worker_identity.host_of(each) in silent
+    }
 
 
 def _beat(worker: Worker, stop: threading.Event) -> None:

@@ -7,8 +7,8 @@ from django.db.models.functions import Now
 from inference import dispatch
 from inference.loading import models_dir
 from inference.models import ModelDownload, RegisteredModel
+from inference.models.claimable import of_gone_workers
 from inference.registry.downloads.paths import partial_path
-from monitoring.hardware import worker_identity
 
 Status = RegisteredModel.Status
 
@@ -79,7 +79,7 @@ def stop() -> None:
 
 def sweep() -> None:
     """Take downloads back from dead processes of this host, and ring for what is due."""
-    abandoned = worker_identity.of_dead(ModelDownload.objects.all())
+    abandoned = of_gone_workers(ModelDownload.objects.all())
     abandoned.update(next_attempt_at=Now(), worker="")
     if num_due := ModelDownload.objects.due().count():
         dispatch.ring_for_downloads(min(num_due, MAX_AT_ONCE))

@@ -19,7 +19,7 @@ from inference.models import RegisteredModel
 from inference.providers import circuit_breaker
 from inference.registry import registration
 from monitoring.events import publisher
-from monitoring.hardware import worker_identity
+from monitoring.hardware import worker_identity, workers
 from monitoring.metrics import counters
 from tests.cloud_server import KEY, CloudServer, Fault
 from tests.conftest import Valkey
@@ -173,9 +173,13 @@ def test_row_tells_where_the_model_is_and_what_it_is_like(minilm: RegisteredMode
     assert minilm.last_used_at is not None
 
 
-def test_model_that_was_taken_for_lost_is_told_of_again(minilm: RegisteredModel) -> None:
+def test_model_that_was_taken_for_lost_is_told_of_again(
+    minilm: RegisteredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer_to("a text")
-    requests.release(worker_identity.current())
+    with monkeypatch.context() as patched:
+        patched.setattr(workers, "gone", lambda identities, queue: set(identities))
+        requests.sweep()
     answer_to("a text")
     minilm.refresh_from_db()
     assert (minilm.status, minilm.loaded_by) == ("loaded", worker_identity.current())

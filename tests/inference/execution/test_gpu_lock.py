@@ -1,7 +1,5 @@
 """One generation at a time on a GPU."""
 
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -74,23 +72,21 @@ def test_second_waits_for_the_first(valkey: Valkey, monkeypatch: pytest.MonkeyPa
     assert events == ["first", "second"]
 
 
-def test_dead_holder_is_pushed_aside(valkey: Valkey) -> None:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    client().set(LEASE, f"{worker_identity.host_prefix()}{process.pid}", ex=3600)
+def test_dead_holder_is_pushed_aside(valkey: Valkey, dead_worker: str) -> None:
+    client().set(LEASE, dead_worker, ex=3600)
     with gpu_lock.hold(0):
         current = gpu_lock.holder(0)
         assert current is not None
         assert current.worker == worker_identity.current()
 
 
-@pytest.mark.parametrize("host", ["", "elsewhere:"])
+@pytest.mark.parametrize("is_here", [True, False])
 def test_holder_that_may_live_is_waited_for(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, host: str
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, is_here: bool
 ) -> None:
     monkeypatch.setattr(gpu_lock, "_RETRY_SECONDS", 0.01)
     with worker_process() as process:
-        holder = f"{host or worker_identity.host_prefix()}{process.pid}"
+        holder = worker_identity.of_pid(process.pid) if is_here else f"elsewhere:{process.pid}:1"
         client().set(LEASE, holder, ex=3600)
         got = threading.Event()
 

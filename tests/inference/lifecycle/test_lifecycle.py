@@ -443,9 +443,10 @@ def worker_process() -> Iterator[subprocess.Popen[bytes]]:
 def test_tasks_of_a_dead_process_are_taken_back_at_once(new_task: NewTask) -> None:
     with worker_process() as process:
         task, of_other_host = new_task(), new_task()
-        for one, host in ((task, worker_identity.host_prefix()), (of_other_host, "elsewhere:")):
+        here = worker_identity.of_pid(process.pid)
+        for one, worker in ((task, here), (of_other_host, f"elsewhere:{process.pid}:1")):
             claimed(one)
-            GenerationTask.objects.filter(pk=one.pk).update(worker=f"{host}{process.pid}")
+            GenerationTask.objects.filter(pk=one.pk).update(worker=worker)
         sweep.sweep()
         assert fresh(task).status == "processing"
     sweep.sweep()

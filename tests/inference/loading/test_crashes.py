@@ -23,7 +23,7 @@ def num_crashes(model: RegisteredModel) -> int:
 
 
 def pid_of(worker: str) -> int:
-    return int(worker.rpartition(":")[2])
+    return int(worker.split(":")[1])
 
 
 def load_on(worker: str, model: RegisteredModel) -> None:

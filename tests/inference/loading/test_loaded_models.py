@@ -18,7 +18,7 @@ from inference.loading.loaded_models import Resident
 from inference.models import GenerationTask, RegisteredModel
 from inference.registry import registration
 from monitoring.events import log, publisher
-from monitoring.hardware import worker_identity
+from monitoring.hardware import worker_identity, workers
 from tests.conftest import Valkey
 
 NewTask = Callable[..., GenerationTask]
@@ -311,10 +311,13 @@ def test_model_that_another_worker_has_taken_over_keeps_its_row(register: Regist
     assert (row(model).status, row(model).loaded_by) == ("loaded", "another-host:1")
 
 
-def test_model_that_was_taken_for_lost_is_told_of_again(register: Register) -> None:
+def test_model_that_was_taken_for_lost_is_told_of_again(
+    register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = register("one")
     resident = loaded_models.load(model)
-    requests.release(worker_identity.current())
+    monkeypatch.setattr(workers, "gone", lambda identities, queue: set(identities))
+    requests.sweep()
     assert row(model).status == "available"
     assert loaded_models.load(row(model)) is resident
     assert (row(model).status, row(model).loaded_by) == ("loaded", worker_identity.current())

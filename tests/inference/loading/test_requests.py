@@ -1,11 +1,12 @@
 """Asking for models to be loaded and unloaded: what the rows say, and who is told."""
 
+import os
+
 import pytest
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-import celery_app
 from inference import dispatch
 from inference.loading import requests
 from inference.models import Queue, RegisteredModel
@@ -147,10 +148,10 @@ def test_silent_host_holds_no_model(
 
 
 def test_new_process_holds_no_model_of_a_dead_one_with_its_number(model: RegisteredModel) -> None:
-    model.set_status(Status.LOADED, worker_identity.current())
+    model.set_status(Status.LOADED, f"{worker_identity.prefix_of(os.getpid())}1")
     elsewhere = RegisteredModel.objects.create(name="elsewhere", provider="local")
     elsewhere.set_status(Status.LOADED, "another-host:1")
-    celery_app.on_child_start()
+    requests.sweep()
     assert (row(model).status, row(elsewhere).status) == ("available", "loaded")
 
 

@@ -223,12 +223,12 @@ def test_worker_shows_the_models_that_its_own_children_hold(
 ) -> None:
     settings.NODE_NAME, settings.GPU_INDEX = "node", 0
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    mine = f"{worker_identity.host_prefix()}{child.pid}"
+    mine = worker_identity.of_pid(child.pid)
     rows = [
         ("held", "loaded", mine),
         ("half-way", "loading", mine),
         ("elsewhere", "loaded", f"other:{child.pid}"),
-        ("of-another-worker", "loaded", f"{worker_identity.host_prefix()}{os.getppid()}"),
+        ("of-another-worker", "loaded", worker_identity.of_pid(os.getppid())),
         ("on-disk", "available", ""),
     ]
     for name, status, loaded_by in rows:
