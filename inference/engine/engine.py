@@ -17,13 +17,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one step brought for one request: the new text, possibly empty, and its end."""
+    """What one step brought for one request: the new text, possibly empty, and its end.
+
+    `num_cached_tokens` of the prompt did not have to be computed; `error` says why it failed.
+    """
 
     request_id: str
     text: str
     num_new_tokens: int
     finish_reason: FinishReason | None = None
     error: str | None = None
+    num_cached_tokens: int = 0
 
 
 class Engine:
@@ -154,13 +158,13 @@ class Engine:
             return self._fail(sequence, error)
         if self.runner.is_end_of_generation(token):
             return self._finish(sequence, FinishReason.STOP)
-        sequence.append(token)
+        sequence.output_tokens.append(token)
         text = sequence.assembler.push(self.runner.token_to_bytes(token))
         if sequence.assembler.is_stopped:
             return self._finish(sequence, FinishReason.STOP, text, num_new_tokens=1)
         if len(sequence.output_tokens) >= sequence.max_output_tokens:
             return self._finish(sequence, FinishReason.LENGTH, text, num_new_tokens=1)
-        return StepOutput(sequence.request_id, text, 1)
+        return _output(sequence, text, num_new_tokens=1)
 
     def _fail(self, sequence: Sequence, error: EngineError) -> StepOutput:
         return self._finish(sequence, FinishReason.ERROR, error=str(error))
@@ -175,8 +179,19 @@ class Engine:
     ) -> StepOutput:
         """End the sequence; what it has computed stays in the cache."""
         text += sequence.assembler.finish()
-        sequence.finish(reason, error)
+        sequence.finish_reason, sequence.error = reason, error
         self._scheduler.remove(sequence)
         self.runner.free_sampler(sequence.sampler)
         del self._sequences[sequence.request_id]
-        return StepOutput(sequence.request_id, text, num_new_tokens, reason, error)
+        return _output(sequence, text, num_new_tokens)
+
+
+def _output(sequence: Sequence, text: str, num_new_tokens: int) -> StepOutput:
+    return StepOutput(
+        sequence.request_id,
+        text,
+        num_new_tokens,
+        sequence.finish_reason,
+        sequence.error,
+        sequence.num_cached_tokens,
+    )

@@ -133,9 +133,7 @@ class LlamaRunner:
             raise ModelLoadError(f"There is no model file at {params.path}.")
         options = llama.llama_model_default_params()
         options.n_gpu_layers = params.gpu_layers
-        options.load_mode = (
-            llama.LLAMA_LOAD_MODE_MMAP if params.use_mmap else llama.LLAMA_LOAD_MODE_NONE
-        )
+        options.load_mode = llama.LLAMA_LOAD_MODE_MMAP
         self._model = llama.llama_model_load_from_file(os.fsencode(params.path), options)
         if not self._model:
             raise ModelLoadError(_load_failure(params, "the file could not be loaded"))

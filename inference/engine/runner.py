@@ -28,7 +28,6 @@ class LoadParams:
     max_num_seqs: int = 8
     gpu_layers: int = -1
     num_threads: int | None = None
-    use_mmap: bool = True
 
     def __post_init__(self) -> None:
         """Raises ModelLoadError on a size that llama.cpp would take for an enormous one."""

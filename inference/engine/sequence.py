@@ -1,7 +1,6 @@
 """One request on its way through the engine."""
 
 import math
-import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -67,7 +66,7 @@ class Sequence:
     waiting (no slot) -> prefill -> decode -> finished (`finish_reason` set)
 
     The first `num_computed_tokens` of prompt + output are in the model's memory, at `slot`;
-    `num_cached_tokens` of them were there before. Times are of `time.monotonic`, in seconds.
+    `num_cached_tokens` of them were there before.
     """
 
     request_id: str
@@ -81,9 +80,6 @@ class Sequence:
     slot: int | None = None
     finish_reason: FinishReason | None = None
     error: str | None = None
-    created_at: float = field(default_factory=time.monotonic)
-    first_token_at: float | None = None
-    finished_at: float | None = None
     assembler: TextAssembler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,10 +89,6 @@ class Sequence:
     def text(self) -> str:
         """The text released so far; all of it once the sequence has finished."""
         return self.assembler.text
-
-    def take_text(self) -> str:
-        """The text released since it was last taken."""
-        return self.assembler.take()
 
     @property
     def num_tokens(self) -> int:
@@ -117,14 +109,3 @@ class Sequence:
         if self.is_prefilling:
             return self.prompt_tokens[start : start + limit]
         return self.output_tokens[start - len(self.prompt_tokens) :]
-
-    def append(self, token: int) -> None:
-        """Add a sampled token to the output."""
-        if self.first_token_at is None:
-            self.first_token_at = time.monotonic()
-        self.output_tokens.append(token)
-
-    def finish(self, reason: FinishReason, error: str | None = None) -> None:
-        self.finish_reason = reason
-        self.error = error
-        self.finished_at = time.monotonic()

@@ -4,31 +4,25 @@ import codecs
 
 
 class TextAssembler:
-    """Text of one sequence, released piece by piece.
+    """Text of one sequence, released token by token.
 
     Held back are the bytes of a character that is not complete, and the longest suffix that may
     still become a stop sequence. What is released does not depend on how the bytes were split.
     """
 
-    __slots__ = ("_decoder", "_held_back", "_num_taken", "_released", "_stop", "is_stopped")
+    __slots__ = ("_decoder", "_held_back", "_released", "_stop", "is_stopped")
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop = stop
         self._held_back = ""
         self._released: list[str] = []
-        self._num_taken = 0
         self.is_stopped = False
 
     @property
     def text(self) -> str:
         """All that was released so far."""
         return "".join(self._released)
-
-    def take(self) -> str:
-        """What was released since the last call."""
-        start, self._num_taken = self._num_taken, len(self._released)
-        return "".join(self._released[start:])
 
     def push(self, piece: bytes) -> str:
         """Take the bytes of one token; return the text that is certain now."""

@@ -1,4 +1,4 @@
-"""One generation at a time on a GPU, across processes: a lease per GPU of a node in Redis."""
+"""One session at a time on a GPU, across processes: a lease per GPU of a node in Redis."""
 
 import logging
 import threading
@@ -33,20 +33,20 @@ class GPUHolder:
 
 @contextmanager
 def hold(gpu_index: int) -> Iterator[None]:
-    """Hold a GPU of this node while the block runs; waits for whoever holds it, and says so.
+    """Hold a GPU of this node while the block runs; waits for its holder, and says so.
 
     A holder whose process is dead on this host is pushed aside; one on another host runs out
-    after 15 s. When Redis goes away in the meantime the block goes on: nothing new can be rung.
+    after 15 s. When Redis goes away in the meantime the block goes on: nothing new can be enqueued.
     """
     lock = _acquire(gpu_index)
     done = threading.Event()
-    keeper = threading.Thread(target=_renew, args=(lock, done), name="gpu-guard", daemon=True)
-    keeper.start()
+    renewer = threading.Thread(target=_renew, args=(lock, done), name="gpu-lock", daemon=True)
+    renewer.start()
     try:
         yield
     finally:
         done.set()
-        keeper.join()
+        renewer.join()
         try:
             client().delete(_task_key(gpu_index))
             lock.release()

@@ -1,8 +1,9 @@
 """A GPU session: one Celery task at a time on a GPU, and many sequences in it.
 
-The task that is claimed first is the lead: its model runs. While it does, the session admits other
-pending tasks for the same model straight from the database, most urgent first, whenever a sequence
-is free; their own messages find them claimed later. Nobody else touches the engine meanwhile.
+The model of the first request runs. While it does, pending tasks for the same model join straight
+from the database, most urgent first, whenever a sequence is free; their own messages find them
+claimed later. All text leaves the engine as the outputs of its steps, handed to the attempts by
+request id. Nothing else touches the engine meanwhile.
 """
 
 import faulthandler
@@ -17,21 +18,25 @@ from django.db import connection
 from django.utils import timezone
 
 from inference import dispatch
-from inference.engine.engine import Engine
+from inference.engine.engine import Engine, StepOutput
+from inference.engine.sequence import FinishReason
+from inference.errors import ErrorCode, InferenceError
 from inference.execution import gpu_lock
 from inference.execution.attempt import Attempt
 from inference.lifecycle import claim
 from inference.lifecycle.claim import Lease
 from inference.loading import loaded_models, requests
+from inference.loading.loaded_models import Resident
 from inference.models import GenerationTask, Queue
+from inference.providers import local
 from monitoring.streams import delta_stream
 
 logger = logging.getLogger(__name__)
 
-# Chunks go out, and news come in, with one round trip a step, but no more often than this: only the
-# first chunk of an answer goes out at once.
+# Deltas go out, and news come in, with one round trip a step, but no more often than this: only the
+# first delta of an answer goes out at once.
 _EXCHANGE_SECONDS = 0.05
-# News may be lost with Redis: the database is looked at this often without any.
+# News may be lost with Redis: the database is asked this often without any.
 _LOOK_AGAIN_SECONDS = 0.5
 _REARM_SECONDS = 1.0
 
@@ -44,19 +49,19 @@ def drain() -> None:
     _draining.set()
 
 
-def run(rung_task_id: str) -> None:
-    """Answer pending GPU tasks, most urgent first, until the one that rang is no longer pending.
+def run(enqueued_task_id: str) -> None:
+    """Answer pending GPU tasks, most urgent first, until the enqueued one is no longer pending.
 
     Redis knows ten priorities, the database knows all of them: so a message wakes the worker, and
     the database says which task is next.
     """
     with gpu_lock.hold(settings.GPU_INDEX):
-        while not _draining.is_set() and _is_pending(rung_task_id):
+        while not _draining.is_set() and _is_pending(enqueued_task_id):
             loaded_models.serve_requests()
             lease = claim.claim_most_urgent(Queue.GPU)
             if lease is None:
                 return
-            Session(lease).run()
+            Session(lease.task.model_name).run(lease)
 
 
 def _is_pending(task_id: str) -> bool:
@@ -66,57 +71,96 @@ def _is_pending(task_id: str) -> bool:
 class Session:
     """The attempts that share an engine, from the loading of its model to the last one's end."""
 
-    def __init__(self, lead: Lease) -> None:
-        self._model_name = lead.task.model_name
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
         self._start = timezone.now()
-        self._attempts = [Attempt(lead)]
+        self._loaded: Resident | None = None
+        # By request id, the one that has run longest first.
+        self._attempts: dict[str, Attempt] = {}
         self._shown: Attempt | None = None
         self._news_seen: list[str | None] = [None, None]
         self._may_join = True
         self._exchanged_at = 0.0
         self._looked_at = 0.0
 
-    def run(self) -> None:
-        """Answer the lead and its riders; whatever fails, nothing stays behind in the engine."""
+    def run(self, first: Lease) -> None:
+        """Answer the first task and those that join; whatever fails, the engine is empty then."""
         try:
-            self._show_task()
-            self._advance()  # loads the model and queues the lead's prompt
-            if self._attempts:
-                resident = loaded_models.resident(self._model_name)
-                with loaded_models.in_use(resident):
-                    self._run_on(resident.engine)
+            self._begin(first)
+            if self._loaded is not None and self._attempts:
+                with loaded_models.in_use(self._loaded):
+                    self._run_on(self._loaded.engine)
         finally:
-            for attempt in self._attempts:
+            for request_id, attempt in self._attempts.items():
+                if self._loaded is not None and (
+                    last := self._loaded.engine.abort(request_id, FinishReason.CANCELLED)
+                ):
+                    attempt.take(last.text)
                 attempt.abandon()
 
+    def _begin(self, lease: Lease) -> None:
+        """Queue a task's prompt in the engine, for which the first one loads the model.
+
+        If that fails, the task fails, and no other.
+        """
+        attempt = Attempt(lease)
+        self._attempts[attempt.request_id] = attempt
+        self._show_task()
+        try:
+            model, request = attempt.prepare()
+            started = time.monotonic()
+            self._loaded = loaded_models.load(model)
+            if self._loaded.loaded_at >= started:
+                attempt.progress.model_load_ms = (time.monotonic() - started) * 1000
+            local.add_request(self._loaded, request, attempt.progress)
+        except Exception as error:  # noqa: BLE001 (stored as the task's failure)
+            del self._attempts[attempt.request_id]
+            attempt.fail(error)
+
     def _run_on(self, engine: Engine) -> None:
-        """Step, hand out, admit, until all have ended."""
+        """Step, hand out, let others join, until all have ended."""
         watchdog = _Watchdog()
         try:
             while self._attempts:
                 watchdog.feed()
-                engine.step()
-                self._advance()
+                self._abort_stopped(engine)
+                for output in engine.step():
+                    self._hand_out(output)
+                self._show_task()
                 self._exchange_and_admit(engine.max_num_seqs)
         finally:
             watchdog.stop()
 
-    def _advance(self) -> None:
-        """Give each attempt its new text; one that ends makes room, and may let another start."""
-        running = []
-        for attempt in self._attempts:
-            if attempt.advance():
-                running.append(attempt)
-            else:
-                self._may_join = True
-        self._attempts = running
-        self._show_task()
+    def _abort_stopped(self, engine: Engine) -> None:
+        """End the attempts that must not go on."""
+        for attempt in [each for each in self._attempts.values() if each.must_stop]:
+            if last := engine.abort(attempt.request_id, FinishReason.CANCELLED):
+                self._hand_out(last)
+
+    def _hand_out(self, output: StepOutput) -> None:
+        """Give an attempt what the engine has for it; one that ends makes room for another."""
+        attempt = self._attempts[output.request_id]
+        attempt.progress.completion_tokens += output.num_new_tokens
+        attempt.progress.cached_tokens = output.num_cached_tokens
+        attempt.take(output.text)
+        if output.finish_reason is None:
+            return
+        del self._attempts[output.request_id]
+        self._may_join = True
+        if output.error is not None:
+            attempt.fail(InferenceError(output.error, ErrorCode.PROVIDER_ERROR))
+        elif output.finish_reason == FinishReason.CANCELLED:
+            attempt.stop()
+        else:
+            attempt.progress.finish_reason = output.finish_reason
+            attempt.complete()
 
     def _show_task(self) -> None:
         """Say which task the GPU works on: the one that has run longest."""
-        if self._attempts and self._attempts[0] is not self._shown:
-            self._shown = self._attempts[0]
-            gpu_lock.show_task(settings.GPU_INDEX, self._shown.task_id)
+        oldest = next(iter(self._attempts.values()), None)
+        if oldest is not None and oldest is not self._shown:
+            self._shown = oldest
+            gpu_lock.show_task(settings.GPU_INDEX, oldest.task_id)
 
     def _exchange_and_admit(self, max_num_seqs: int) -> None:
         try:
@@ -127,25 +171,26 @@ class Session:
             connection.close_if_unusable_or_obsolete()
 
     def _exchange(self) -> None:
-        """One round trip: chunks out; in comes whether anything was submitted or cancelled."""
+        """One round trip: deltas out; in comes whether anything was submitted or cancelled."""
         now = time.monotonic()
-        chunks = [attempt.chunks for attempt in self._attempts]
-        is_first_due = any(each.is_first_due for each in chunks)
+        attempts = self._attempts.values()
+        is_first_due = any(attempt.deltas.is_first_due for attempt in attempts)
         if now - self._exchanged_at < _EXCHANGE_SECONDS and not is_first_due:
             return
         self._exchanged_at = now
-        submitted, cancelled = delta_stream.send(chunks, read=dispatch.GPU_NEWS_KEYS)
-        for attempt in self._attempts:
-            attempt.tell_progress_if_due()
+        writers = [attempt.deltas for attempt in attempts]
+        submitted, cancelled = delta_stream.send(writers, read=dispatch.GPU_NEWS_KEYS)
+        for attempt in attempts:
+            attempt.publish_progress_if_due()
         if submitted != self._news_seen[0]:
             self._may_join = True
         if cancelled != self._news_seen[1]:
-            # The lease keeper would learn of it too, a little later.
-            claim.refresh([attempt.lease for attempt in self._attempts])
+            # The lease renewer would learn of it too, a little later.
+            claim.refresh([attempt.lease for attempt in attempts])
         self._news_seen = [submitted, cancelled]
 
     def _admit(self, max_num_seqs: int) -> None:
-        """Claim riders while there are free sequences, and it is the model's turn."""
+        """Claim tasks that join while there are free sequences, and it is the model's turn."""
         now = time.monotonic()
         if not self._may_join and now - self._looked_at < _LOOK_AGAIN_SECONDS:
             return
@@ -155,15 +200,11 @@ class Session:
             lease = claim.claim_rider(Queue.GPU, self._model_name, self._start)
             if lease is None:
                 return
-            rider = Attempt(lease)
-            if rider.advance():
-                self._attempts.append(rider)
+            self._begin(lease)
 
     def _is_open(self) -> bool:
         """Not when this worker stops, and not before models that are to be loaded or unloaded."""
-        if _draining.is_set():
-            return False
-        return not requests.are_pending()
+        return not _draining.is_set() and not requests.are_pending()
 
 
 class _Watchdog:

@@ -1,6 +1,5 @@
 """What a provider is: one class, with what it can do as attributes and one generator of text."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -19,9 +18,9 @@ class StartOver:
     failure: InferenceError
 
 
-# The text of an answer, piece by piece.
-Chunks = Generator[str | StartOver, None, None]
-# Of a provider that asks once alone.
+# The text of an answer, as it comes.
+Deltas = Generator[str | StartOver, None, None]
+# The same of a provider that asks only once.
 Texts = Generator[str, None, None]
 
 
@@ -44,17 +43,13 @@ class GenerationRequest:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a generation is; kept by the provider, and right at every chunk it yields.
-
-    `held_back` is the text that has not been yielded when the generator ends or is closed.
-    """
+    """How far an answer is; kept by who generates it, and right at every delta."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     finish_reason: FinishReason | None = None
     model_load_ms: float | None = None
-    held_back: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def usage(self) -> Usage:
@@ -66,7 +61,7 @@ class Progress:
         )
 
 
-class Provider(ABC):
+class Provider:
     """A place that answers for one registered model."""
 
     queue: ClassVar[Queue]
@@ -81,12 +76,14 @@ class Provider(ABC):
     def __init__(self, model: RegisteredModel) -> None:
         self.model = model
 
-    @abstractmethod
-    def generate(self, request: GenerationRequest, progress: Progress) -> Chunks:
+    def generate(self, request: GenerationRequest, progress: Progress) -> Deltas:
         """Yield the answer's text as it comes, and "" where a step gave none.
 
         A provider that asks again after it has given text says so by StartOver.
 
-        The caller may close the generator between chunks: that cancels. `progress.finish_reason`
+        The caller may close the generator between deltas: that cancels. `progress.finish_reason`
         is set when it ends by itself. Raises InferenceError.
+
+        Only for tasks of the queue `api`: local models are run by a GPU session.
         """
+        raise NotImplementedError

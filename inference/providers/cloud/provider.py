@@ -13,7 +13,7 @@ from inference.errors import ErrorCode, InferenceError
 from inference.models import Queue, RegisteredModel
 from inference.providers.api_keys import api_key_of
 from inference.providers.base import (
-    Chunks,
+    Deltas,
     GenerationRequest,
     Progress,
     Provider,
@@ -49,7 +49,7 @@ class CloudProvider(Provider):
     takes_extra_params = True
     prefix: ClassVar[str]
 
-    def generate(self, request: GenerationRequest, progress: Progress) -> Chunks:
+    def generate(self, request: GenerationRequest, progress: Progress) -> Deltas:
         """Retries count from the first call; a refusal by the circuit is a failure like others."""
         key = api_key_of(self.model)
         arguments = self._arguments(request, progress, key)

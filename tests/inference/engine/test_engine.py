@@ -205,23 +205,19 @@ def test_stop_sequence_ends_with_stop_and_is_not_in_the_text() -> None:
 def test_abort_returns_the_text_held_back() -> None:
     engine = Engine(FakeRunner(next_token=never_ending))
     sequence = engine.add_request("r", [1], SamplingParams(max_tokens=50, stop=("xxxxx",)))
-    for _ in range(3):
-        engine.step()
-    assert sequence.take_text() == ""
+    assert [output.text for _ in range(3) for output in engine.step()] == ["", "", ""]
     last = engine.abort("r", FinishReason.TIMEOUT)
     assert last == StepOutput("r", "xxx", 0, FinishReason.TIMEOUT)
-    assert sequence.text == sequence.take_text() == "xxx"
+    assert sequence.text == "xxx"
     assert engine.abort("r", FinishReason.TIMEOUT) is None
 
 
-def test_text_is_taken_between_steps() -> None:
+def test_each_step_brings_its_own_text() -> None:
     engine = Engine(FakeRunner(next_token=never_ending))
     sequence = engine.add_request("r", [1], SamplingParams(max_tokens=4))
-    engine.step()
-    engine.step()
-    assert [sequence.take_text(), sequence.take_text()] == ["xx", ""]
-    run(engine)
-    assert sequence.take_text() == "xx"
+    outputs = [output for _ in range(4) for output in engine.step()]
+    assert [output.text for output in outputs] == ["x"] * 4
+    assert [output.finish_reason for output in outputs] == [None, None, None, FinishReason.LENGTH]
     assert sequence.text == "xxxx"
 
 

@@ -92,8 +92,6 @@ def test_max_tokens_is_kept(runner: LlamaRunner) -> None:
     (sequence,) = run(runner, [(QUESTIONS[3], SamplingParams(temperature=0, max_tokens=5))])
     assert len(sequence.output_tokens) == 5
     assert sequence.finish_reason == FinishReason.LENGTH
-    assert sequence.first_token_at is not None
-    assert sequence.finished_at is not None
 
 
 @pytest.mark.parametrize(
@@ -234,7 +232,7 @@ def test_missing_and_broken_files_fail_in_words(tmp_path: Path, model_path: Path
 @pytest.mark.parametrize("sizes", [{"context_window": -1}, {"max_num_seqs": 0}])
 def test_sizes_out_of_bounds_fail_in_words(model_path: Path, sizes: dict[str, int]) -> None:
     with pytest.raises(ModelLoadError, match="below 1"):
-        LlamaRunner(LoadParams(path=model_path, **sizes))  # type: ignore[arg-type]
+        LlamaRunner(LoadParams(path=model_path, **sizes))
 
 
 def test_llama_cpp_logs_through_logging_and_not_to_stderr(

@@ -20,7 +20,7 @@ from tests.conftest import wait_until
 from tests.inference.lifecycle.test_lifecycle import claimed, expire, fresh, outcomes
 
 NewTask = Callable[..., GenerationTask]
-# Committed rows, which the lease keeper's thread reads too.
+# Committed rows, which the lease renewer's thread reads too.
 pytestmark = pytest.mark.django_db(transaction=True)
 
 Script = Callable[[GenerationRequest, Progress], Generator[str, None, None]]
@@ -199,7 +199,19 @@ def test_model_deleted_meanwhile_is_named(new_task: NewTask, echo: RegisteredMod
     assert "echo" in task.error
 
 
-def test_flags_are_read_between_chunks(new_task: NewTask, provider: ScriptedProvider) -> None:
+@pytest.mark.parametrize("kind", ["local", "embedding"])
+def test_model_registered_anew_as_another_kind_is_a_failure(
+    new_task: NewTask, echo: RegisteredModel, kind: str
+) -> None:
+    task = new_task()
+    RegisteredModel.objects.filter(pk=echo.pk).update(provider=kind)
+    task = run(task)
+    assert (task.status, task.error_code) == ("failed", "invalid_request")
+    assert task.error is not None
+    assert "another kind" in task.error
+
+
+def test_flags_are_read_between_deltas(new_task: NewTask, provider: ScriptedProvider) -> None:
     lease: Lease = claimed(new_task())
     said: list[str] = []
 
@@ -215,7 +227,7 @@ def test_flags_are_read_between_chunks(new_task: NewTask, provider: ScriptedProv
     wait_until(lambda: fresh(lease.task).status == "cancelled")
 
 
-def test_progress_is_told_at_most_ten_times_a_second(
+def test_progress_is_published_at_most_ten_times_a_second(
     new_task: NewTask, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[LoggedEvent] = []

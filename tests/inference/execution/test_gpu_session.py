@@ -23,7 +23,7 @@ from tests.inference.engine.fake_runner import FakeRunner
 from tests.inference.lifecycle.test_lifecycle import expire, fresh, outcomes
 
 NewTask = Callable[..., GenerationTask]
-# Committed rows, which the lease keeper's thread reads too.
+# Committed rows, which the lease renewer's thread reads too.
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
@@ -31,7 +31,7 @@ class TemplatedRunner(FakeRunner):
     chat_template = ChatTemplate(None)
 
 
-class Residents:
+class LoadedModels:
     """Two models without weights, `a` and `b`, whose answers go on until max_tokens."""
 
     def __init__(self, max_num_seqs: int) -> None:
@@ -81,10 +81,10 @@ def max_num_seqs() -> int:
 
 
 @pytest.fixture
-def residents(db: None, monkeypatch: pytest.MonkeyPatch, max_num_seqs: int) -> Residents:
+def loaded(db: None, monkeypatch: pytest.MonkeyPatch, max_num_seqs: int) -> LoadedModels:
     for name in ("a", "b"):
         RegisteredModel.objects.create(name=name, provider="local")
-    made = Residents(max_num_seqs)
+    made = LoadedModels(max_num_seqs)
     monkeypatch.setattr(loaded_models, "load", made.load)
     monkeypatch.setattr(loaded_models, "resident", made.resident)
     monkeypatch.setattr(loaded_models, "in_use", made.in_use)
@@ -112,113 +112,113 @@ def in_order_of_start(*tasks: GenerationTask) -> list[GenerationTask]:
     return sorted(tasks, key=lambda task: fresh(task).started_at or task.created_at)
 
 
-def test_tasks_of_one_model_run_together(residents: Residents, submit: NewTask) -> None:
+def test_tasks_of_one_model_run_together(loaded: LoadedModels, submit: NewTask) -> None:
     tasks = [submit() for _ in range(4)]
     gpu_session.run(tasks[0].pk)
     assert [text(task) for task in tasks] == ["x" * 8] * 4
     assert [outcomes(task) for task in tasks] == [["completed"]] * 4
-    assert residents.num_steps < 2 * 8
+    assert loaded.num_steps < 2 * 8
 
 
-def test_task_submitted_meanwhile_joins(residents: Residents, submit: NewTask) -> None:
+def test_task_submitted_meanwhile_joins(loaded: LoadedModels, submit: NewTask) -> None:
     late: list[GenerationTask] = []
-    lead = submit(max_tokens=100)
+    first = submit(max_tokens=100)
 
     def submit_another() -> None:
         late.append(submit(max_tokens=4))
         wait_until_rung()
 
-    residents.at_step[3] = submit_another
-    gpu_session.run(lead.pk)
+    loaded.at_step[3] = submit_another
+    gpu_session.run(first.pk)
     assert fresh(late[0]).status == "completed"
-    assert residents.num_steps <= 101
-    assert (fresh(late[0]).finished_at or 0) < (fresh(lead).finished_at or 0)  # type: ignore[operator]
+    assert loaded.num_steps <= 101
+    assert (fresh(late[0]).finished_at or 0) < (fresh(first).finished_at or 0)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("max_num_seqs", [1])
 def test_with_one_sequence_tasks_run_one_at_a_time_by_priority(
-    residents: Residents, submit: NewTask
+    loaded: LoadedModels, submit: NewTask
 ) -> None:
     low, high, middle = submit(priority=1), submit(priority=50), submit(priority=5)
     gpu_session.run(low.pk)
     assert in_order_of_start(low, high, middle) == [high, middle, low]
-    assert residents.num_steps == 3 * 8
+    assert loaded.num_steps == 3 * 8
 
 
 def test_session_ends_for_a_more_urgent_task_of_another_model(
-    residents: Residents, submit: NewTask
+    loaded: LoadedModels, submit: NewTask
 ) -> None:
     later: list[GenerationTask] = []
-    lead = submit(max_tokens=50)
+    first = submit(max_tokens=50)
 
     def rivals() -> None:
         later.extend([submit("a"), submit("b", priority=50)])
         wait_until_rung()
 
-    residents.at_step[3] = rivals
-    gpu_session.run(lead.pk)
+    loaded.at_step[3] = rivals
+    gpu_session.run(first.pk)
     own, rival = later
     assert fresh(own).status == "pending"  # its own message is still to come
     gpu_session.run(own.pk)
     assert in_order_of_start(own, rival) == [rival, own]
 
 
-@pytest.mark.parametrize(("window", "first"), [(60.0, "own"), (0.0, "rival")])
+@pytest.mark.parametrize(("window", "follower"), [(60.0, "own"), (0.0, "rival")])
 def test_equal_task_of_another_model_waits_for_the_swap_window(
-    residents: Residents, submit: NewTask, settings: LazySettings, window: float, first: str
+    loaded: LoadedModels, submit: NewTask, settings: LazySettings, window: float, follower: str
 ) -> None:
     settings.SWAP_WINDOW_SECONDS = window
-    lead, rival, own = submit(max_tokens=50), submit("b"), submit("a")
-    gpu_session.run(lead.pk)
+    first, rival, own = submit(max_tokens=50), submit("b"), submit("a")
+    gpu_session.run(first.pk)
     gpu_session.run(own.pk)
     gpu_session.run(rival.pk)
-    assert in_order_of_start(own, rival)[0] == {"own": own, "rival": rival}[first]
+    assert in_order_of_start(own, rival)[0] == {"own": own, "rival": rival}[follower]
 
 
 def test_less_urgent_task_of_another_model_does_not_close_the_session(
-    residents: Residents, submit: NewTask, settings: LazySettings
+    loaded: LoadedModels, submit: NewTask, settings: LazySettings
 ) -> None:
     settings.SWAP_WINDOW_SECONDS = 0.0
-    rival, lead, own = submit("b", priority=1), submit(priority=2), submit(priority=2)
-    gpu_session.run(lead.pk)
+    rival, first, own = submit("b", priority=1), submit(priority=2), submit(priority=2)
+    gpu_session.run(first.pk)
     assert fresh(own).status == "completed"
     assert fresh(rival).status == "pending"
 
 
-def test_more_tasks_than_sequences_follow_each_other(residents: Residents, submit: NewTask) -> None:
+def test_more_tasks_than_sequences_follow_each_other(loaded: LoadedModels, submit: NewTask) -> None:
     tasks = [submit() for _ in range(10)]
     gpu_session.run(tasks[0].pk)
     assert {fresh(task).status for task in tasks} == {"completed"}
 
 
-def test_cancel_of_one_leaves_the_others(residents: Residents, submit: NewTask) -> None:
-    lead, rider = submit(max_tokens=60), submit(max_tokens=200)
-    residents.at_step[5] = lambda: finish.cancel(fresh(rider))
-    gpu_session.run(lead.pk)
-    assert (fresh(lead).status, fresh(rider).status) == ("completed", "cancelled")
-    assert text(rider) == "x" * len(text(rider))
-    assert 1 <= len(text(rider)) < 60
+def test_cancel_of_one_leaves_the_others(loaded: LoadedModels, submit: NewTask) -> None:
+    first, joined = submit(max_tokens=60), submit(max_tokens=200)
+    loaded.at_step[5] = lambda: finish.cancel(fresh(joined))
+    gpu_session.run(first.pk)
+    assert (fresh(first).status, fresh(joined).status) == ("completed", "cancelled")
+    assert text(joined) == "x" * len(text(joined))
+    assert 1 <= len(text(joined)) < 60
 
 
-def test_lost_lease_of_one_leaves_the_others(residents: Residents, submit: NewTask) -> None:
-    lead, rider = submit(max_tokens=200), submit(max_tokens=200)
+def test_lost_lease_of_one_leaves_the_others(loaded: LoadedModels, submit: NewTask) -> None:
+    first, joined = submit(max_tokens=200), submit(max_tokens=200)
 
     def lose() -> None:
-        expire(rider)
+        expire(joined)
         sweep.sweep()
 
-    residents.at_step[5] = lose
-    gpu_session.run(lead.pk)
-    assert fresh(lead).status == "completed"
+    loaded.at_step[5] = lose
+    gpu_session.run(first.pk)
+    assert fresh(first).status == "completed"
     # Taken back, and admitted again by the same session.
-    assert (fresh(rider).status, fresh(rider).attempt) == ("completed", 2)
-    assert sorted(outcomes(rider)) == ["completed", "lost"]
+    assert (fresh(joined).status, fresh(joined).attempt) == ("completed", 2)
+    assert sorted(outcomes(joined)) == ["completed", "lost"]
 
 
-def test_bad_request_fails_by_itself(residents: Residents, submit: NewTask) -> None:
-    lead, too_long, fine = submit(), submit(prompt="p" * 300), submit()
-    gpu_session.run(lead.pk)
-    assert [fresh(task).status for task in (lead, too_long, fine)] == [
+def test_bad_request_fails_by_itself(loaded: LoadedModels, submit: NewTask) -> None:
+    first, too_long, fine = submit(), submit(prompt="p" * 300), submit()
+    gpu_session.run(first.pk)
+    assert [fresh(task).status for task in (first, too_long, fine)] == [
         "completed",
         "failed",
         "completed",
@@ -226,16 +226,16 @@ def test_bad_request_fails_by_itself(residents: Residents, submit: NewTask) -> N
     assert fresh(too_long).error_code == "context_length_exceeded"
 
 
-def test_broken_engine_leaves_nothing_behind(residents: Residents, submit: NewTask) -> None:
+def test_broken_engine_leaves_nothing_behind(loaded: LoadedModels, submit: NewTask) -> None:
     tasks = [submit(), submit()]
 
     def fail() -> None:
         raise MemoryError("no more")
 
-    residents.at_step[3] = fail
+    loaded.at_step[3] = fail
     with pytest.raises(MemoryError):
         gpu_session.run(tasks[0].pk)
-    assert not residents.engines["a"].has_unfinished
+    assert not loaded.engines["a"].has_unfinished
     for task in tasks:
         expire(task)
     sweep.sweep()
@@ -244,51 +244,51 @@ def test_broken_engine_leaves_nothing_behind(residents: Residents, submit: NewTa
 
 
 def test_database_away_stops_admission_alone(
-    residents: Residents, submit: NewTask, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModels, submit: NewTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise OperationalError("gone")
 
-    lead, rider = submit(), submit()
+    first, other = submit(), submit()
     with monkeypatch.context() as broken:
         broken.setattr(claim, "claim_rider", fail)
-        gpu_session.run(lead.pk)
-    assert (fresh(lead).status, fresh(rider).status) == ("completed", "pending")
+        gpu_session.run(first.pk)
+    assert (fresh(first).status, fresh(other).status) == ("completed", "pending")
 
 
 def test_worker_that_stops_starts_nothing_new(
-    residents: Residents, submit: NewTask, monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModels, submit: NewTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lead, rider = submit(), submit()
-    residents.at_step[1] = gpu_session.drain
+    first, other = submit(), submit()
+    loaded.at_step[1] = gpu_session.drain
     try:
-        gpu_session.run(lead.pk)
-        gpu_session.run(rider.pk)
+        gpu_session.run(first.pk)
+        gpu_session.run(other.pk)
     finally:
         gpu_session._draining.clear()
-    assert fresh(lead).status == "completed"
-    assert fresh(rider).status == "pending"
+    assert fresh(first).status == "completed"
+    assert fresh(other).status == "pending"
 
 
-def test_model_to_be_loaded_ends_admission(residents: Residents, submit: NewTask) -> None:
-    lead, rider = submit(), submit()
+def test_model_to_be_loaded_ends_admission(loaded: LoadedModels, submit: NewTask) -> None:
+    first, other = submit(), submit()
     RegisteredModel.objects.filter(name="b").update(requested="load")
-    gpu_session.run(lead.pk)
-    assert (fresh(lead).status, fresh(rider).status) == ("completed", "pending")
+    gpu_session.run(first.pk)
+    assert (fresh(first).status, fresh(other).status) == ("completed", "pending")
 
 
-def test_session_does_without_redis(residents: Residents, submit: NewTask, valkey: Valkey) -> None:
-    lead, rider = submit(max_tokens=100), submit(max_tokens=200)
+def test_session_does_without_redis(loaded: LoadedModels, submit: NewTask, valkey: Valkey) -> None:
+    first, joined = submit(max_tokens=100), submit(max_tokens=200)
 
     def cancel() -> None:
         valkey.stop()
-        finish.cancel(fresh(rider))
-        lease = lease_renewer._leases[(rider.pk, 1)]
+        finish.cancel(fresh(joined))
+        lease = lease_renewer._leases[(joined.pk, 1)]
         wait_until(lambda: lease.cancel_requested)
 
-    residents.at_step[3] = cancel
-    gpu_session.run(lead.pk)
-    assert (fresh(lead).status, fresh(rider).status) == ("completed", "cancelled")
+    loaded.at_step[3] = cancel
+    gpu_session.run(first.pk)
+    assert (fresh(first).status, fresh(joined).status) == ("completed", "cancelled")
 
 
 def test_step_that_never_returns_ends_the_process() -> None:
@@ -310,8 +310,8 @@ hanging_step()
     assert "hanging_step" in ended.stderr
 
 
-def test_first_chunk_of_an_answer_goes_out_at_once(
-    residents: Residents, submit: NewTask, monkeypatch: pytest.MonkeyPatch
+def test_first_delta_of_an_answer_goes_out_at_once(
+    loaded: LoadedModels, submit: NewTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_session, "_EXCHANGE_SECONDS", float("inf"))
     task = submit()
@@ -320,7 +320,7 @@ def test_first_chunk_of_an_answer_goes_out_at_once(
     def look() -> None:
         seen.append(client().xlen(stream_key(task.pk)))
 
-    residents.at_step |= dict.fromkeys((3, 5, 7), look)
+    loaded.at_step |= dict.fromkeys((3, 5, 7), look)
     gpu_session.run(task.pk)
     assert seen == [1, 1, 1]
     assert client().xlen(stream_key(task.pk)) == 9  # at the end all are there, and the end itself

@@ -12,11 +12,13 @@ from django.conf import settings
 
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
-from inference.execution.attempt import Attempt, execute
+from inference.execution.attempt import execute
 from inference.models import GenerationTask, RegisteredModel
-from inference.providers.base import Chunks, GenerationRequest, Progress, StartOver
+from inference.providers.base import Deltas, GenerationRequest, Progress, StartOver
 from inference.providers.cloud import retries, stream
 from inference.providers.registry import provider_for
+from monitoring.redis.client import client
+from monitoring.streams.delta_stream import stream_key
 from tests.cloud_server import KEY, CloudServer, Fault
 from tests.conftest import wait_until
 from tests.inference.lifecycle.test_lifecycle import claimed, fresh, outcomes
@@ -88,7 +90,7 @@ def request(prompt: str = "one two three four five six", **fields: Any) -> Gener
     return GenerationRequest("request", messages, params, **fields)
 
 
-def generation(model: RegisteredModel, progress: Progress, **fields: Any) -> Chunks:
+def generation(model: RegisteredModel, progress: Progress, **fields: Any) -> Deltas:
     return provider_for(model).generate(request(**fields), progress)
 
 
@@ -607,12 +609,18 @@ def test_cancel_of_a_running_task_hangs_up(
     register()
     server.faults.append(Fault.HANG_MIDWAY)
     task = new_task(model="cloud")
-    attempt = Attempt(claimed(task))
-    while not server.calls or not attempt._text:
-        attempt.advance()
-    attempt.lease.cancel_requested = True
-    asked_at = time.monotonic()
-    while attempt.advance():
-        assert time.monotonic() - asked_at < 10
+    lease = claimed(task)
+    asked_at: list[float] = []
+
+    def cancel() -> None:
+        wait_until(lambda: client().xlen(stream_key(task.pk)))
+        asked_at.append(time.monotonic())
+        lease.cancel_requested = True
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    execute(lease)
+    canceller.join()
+    assert time.monotonic() - asked_at[0] < 10
     assert fresh(task).status == "cancelled"
     wait_until(lambda: server.calls[0].closed_at, seconds=2)
