@@ -115,10 +115,10 @@ class StreamedEngine:
     def __init__(self, model_path: Path, task_ids: Sequence[str]) -> None:
         self._runner = LlamaRunner(LoadParams(path=model_path, max_num_seqs=NUM_SEQS))
         self._engine = Engine(self._runner)
-        self._writers = {task_id: delta_stream.ChunkWriter(task_id, 1) for task_id in task_ids}
+        self._writers = {task_id: delta_stream.DeltaWriter(task_id, 1) for task_id in task_ids}
         self._exchanged_at = 0.0
         self._num_exchanges = 0
-        self.num_chunks = 0
+        self.num_deltas = 0
 
     def ratios(self) -> list[float]:
         """Of each streamed block of steps to its neighbours, in one generation."""
@@ -157,7 +157,7 @@ class StreamedEngine:
         for output in outputs:
             if output.text:
                 self._writers[output.request_id].write(output.text)
-                self.num_chunks += 1
+                self.num_deltas += 1
         if time.monotonic() - self._exchanged_at >= EXCHANGE_SECONDS:
             self._exchanged_at = time.monotonic()
             delta_stream.send(self._writers.values(), read=NEWS_KEYS)
@@ -186,14 +186,14 @@ def measure_cost(service: RunningService) -> dict[str, Figures]:
     engine = StreamedEngine(next((service.var_dir / "models").glob("SmolLM2*.gguf")), task_ids)
     os.nice(GPU_WORKER_NICE)
     unread = cost(engine)
-    num_unread = engine.num_chunks
+    num_unread = engine.num_deltas
     reading = start_clients(service.base_url, task_ids)
     try:
         read = cost(engine)
         num_read = int(reading.communicate()[0])
     finally:
         reading.kill()
-    num_new = engine.num_chunks - num_unread
+    num_new = engine.num_deltas - num_unread
     assert num_read > 0.95 * num_new, (num_read, num_new)
     return {"nobody reads": unread, f"{NUM_SEQS} clients on these cores": read}
 

@@ -20,7 +20,7 @@ from rest_framework.parsers import BaseParser
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from inference.api.sse_cursor import Position, Transcript
+from inference.api.sse_cursor import SSECursor, SSEWriter
 from inference.models import GenerationTask
 from monitoring.streams.follower import StreamReader
 
@@ -46,7 +46,7 @@ _KEEP_ALIVE = b": keep-alive\n\n"
 _KEEP_ALIVE_SECONDS = 15.0
 # An end may be stored without being announced: after this much silence the row is looked at.
 _LOOK_SECONDS = 3.0
-_POSITION = re.compile(r"(\d{1,10})-(\d{1,10})-(\d{1,10})", re.ASCII)
+_EVENT_ID = re.compile(r"(\d{1,10})-(\d{1,10})-(\d{1,10})", re.ASCII)
 
 InThread = Callable[..., Awaitable[Any]]
 
@@ -87,22 +87,22 @@ def last_event_id(request: Request) -> str:
     return request.headers.get("Last-Event-ID") or request.query_params.get("last_event_id", "")
 
 
-def position_after(event_id: str) -> Position | None:
+def cursor_after(event_id: str) -> SSECursor | None:
     """Where a reader is that has seen this event last; None at the beginning."""
     if not event_id:
         return None
-    if match := _POSITION.fullmatch(event_id):
-        return Position(*map(int, match.groups()))
+    if match := _EVENT_ID.fullmatch(event_id):
+        return SSECursor(*map(int, match.groups()))
     message = "Give the id of an event of this stream; without one it begins at the beginning."
     raise ValidationError({"last_event_id": [message]})
 
 
 def response(
-    task: GenerationTask, position: Position | None, request: Request
+    task: GenerationTask, cursor: SSECursor | None, request: Request
 ) -> EventStreamResponse:
-    """The stream of a task from a position on."""
+    """The stream of a task from a cursor on."""
     scope: Any = getattr(request, "scope", {})
-    stream = TaskStream(task, position, scope[READER], scope[IN_THREAD])
+    stream = TaskStream(task, cursor, scope[READER], scope[IN_THREAD])
     return EventStreamResponse(stream.events())
 
 
@@ -112,18 +112,18 @@ class TaskStream:
     def __init__(
         self,
         task: GenerationTask,
-        position: Position | None,
+        cursor: SSECursor | None,
         reader: StreamReader,
         in_thread: InThread,
     ) -> None:
         self._task = task
-        self._transcript = Transcript(position)
+        self._writer = SSEWriter(cursor)
         self._reader = reader
         self._in_thread = in_thread
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Bytes of whole events from the position on, until the task has ended, or is deleted."""
-        yield _RETRY + self._transcript.begin(_current_attempt(self._task))
+        """Bytes of whole events from the cursor on, until the task has ended, or is deleted."""
+        yield _RETRY + self._writer.begin(_current_attempt(self._task))
         told_at = time.monotonic()
         async with aclosing(self._stored() if self._task.has_ended else self._live()) as parts:
             async for part in parts:
@@ -131,26 +131,26 @@ class TaskStream:
                     told_at = time.monotonic()
                     yield part or _KEEP_ALIVE
         if self._task.has_ended:
-            yield self._transcript.conclude(self._task)
+            yield self._writer.conclude(self._task)
 
     async def _stored(self) -> AsyncGenerator[bytes, None]:
-        """The pieces of an ended task; none of one that has no result, since they are void."""
-        after = self._transcript.position.entry_id
+        """The deltas of an ended task; none of one that has no result, since they are void."""
+        after = self._writer.cursor.entry_id
         while self._task.result and (page := await self._reader.stored(self._task.pk, after)):
-            yield self._transcript.add(page)
+            yield self._writer.add(page)
             after = page[-1].id
 
     async def _live(self) -> AsyncGenerator[bytes, None]:
-        """The pieces as they come, b"" where there are none; until the row says that it is over."""
-        after = self._transcript.position.entry_id
+        """The deltas as they come, b"" where there are none; until the row says that it is over."""
+        after = self._writer.cursor.entry_id
         with self._reader.following(self._task.pk, after) as follower:
             while not self._task.has_ended:
-                entries = await follower.read(_LOOK_SECONDS)
-                yield self._transcript.add(entries)
-                if not entries or any(entry.is_end for entry in entries):
+                deltas = await follower.read(_LOOK_SECONDS)
+                yield self._writer.add(deltas)
+                if not deltas or any(delta.is_end for delta in deltas):
                     if not await self._look():
                         return
-                    yield self._transcript.begin(_current_attempt(self._task))
+                    yield self._writer.begin(_current_attempt(self._task))
 
     async def _look(self) -> bool:
         """See what the row says; False when it is gone."""

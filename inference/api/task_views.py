@@ -144,7 +144,7 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
         event_id = task_stream.last_event_id(request)
         if task.has_ended and event_id == FINAL_ID:
             return Response(status=status.HTTP_204_NO_CONTENT)  # no need to connect again
-        return task_stream.response(task, task_stream.position_after(event_id), request)
+        return task_stream.response(task, task_stream.cursor_after(event_id), request)
 
     @extend_schema(request=None, responses=TaskSerializer)
     @action(detail=True, methods=["post"])

@@ -20,7 +20,7 @@ from inference.providers.base import GenerationRequest, Progress, StartOver
 from inference.providers.registry import provider_class, provider_for
 from monitoring.events import publisher
 from monitoring.metrics.counters import ITL, Increments, observe
-from monitoring.streams.delta_stream import ChunkWriter
+from monitoring.streams.delta_stream import DeltaWriter
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Attempt:
         """Renews the lease from now on."""
         self.lease = lease
         self.progress = Progress()
-        self.deltas = ChunkWriter(lease.task.pk, lease.attempt)
+        self.deltas = DeltaWriter(lease.task.pk, lease.attempt)
         self._started = time.monotonic()
         self._give_up_at = self._started + lease.task.request["timeout_seconds"]
         self._first_token: float | None = None
@@ -146,7 +146,7 @@ class Attempt:
         self._end_trace(Outcome.FAILED, self._result(FinishReason.ERROR), failure)
         self._trace = AttemptTrace(lease.task, self._trace.messages)
         self.lease = lease
-        self.deltas = ChunkWriter(lease.task.pk, lease.attempt)
+        self.deltas = DeltaWriter(lease.task.pk, lease.attempt)
         self._text = []
         self._first_token = None
         self._num_tokens_published = 0

@@ -1,9 +1,9 @@
-"""The token stream of a task: a Redis stream with its text chunks and its end.
+"""The token stream of a task: a Redis stream with the deltas of its text, and its end.
 
-Entries: `token` {"text", "index"} and, last, `end` {"status", "attempt"}. The id of a chunk is
-`{attempt}-{n}`, where n is how many characters the text of the attempt has with it: whoever has
-read so far can go on from here, or from the saved result. Redis takes no id below its last one, so
-a chunk that is sent twice is kept once, and a lost attempt can add nothing once the next one has
+Entries: `token` {"text", "index"} and, last, `end` {"status", "attempt"}. The id of a delta is
+`{attempt}-{n}`, where n is how many characters the text of the attempt has with it: a reader that
+has so much can go on from here, or from the saved result. Redis takes no id below its last one, so
+a delta that is sent twice is kept once, and a lost attempt can add nothing once the next one has
 begun, nor after the end: that is `{attempt + 1}-1`, where the next one would have begun.
 
 The stream is a preview for readers; the saved result is the truth. It lives as long as the task's
@@ -46,10 +46,10 @@ def stream_key(task_id: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A chunk of an attempt's text, or the end of the stream.
+class Delta:
+    """A delta of an attempt's text, or the end of the stream.
 
-    `num_chars` is the length of that text with the chunk, `index` counts the chunks before it.
+    `num_chars` is the length of that text with the delta, `index` counts the deltas before it.
     """
 
     id: str
@@ -60,10 +60,10 @@ class Entry:
     is_end: bool
 
 
-def entry(entry_id: str, fields: dict[str, str]) -> Entry:
-    """What Redis holds under an id of a token stream."""
+def parse(entry_id: str, fields: dict[str, str]) -> Delta:
+    """From what Redis holds under an id of a token stream."""
     attempt, _, num_chars = entry_id.partition("-")
-    return Entry(
+    return Delta(
         id=entry_id,
         attempt=int(attempt),
         num_chars=int(num_chars),
@@ -73,33 +73,33 @@ def entry(entry_id: str, fields: dict[str, str]) -> Entry:
     )
 
 
-class ChunkWriter:
-    """Collects the text of one attempt for its stream; several chunks go out in a round trip."""
+class DeltaWriter:
+    """Collects the text of one attempt for its stream; several deltas go out in a round trip."""
 
     def __init__(self, task_id: str, attempt: int) -> None:
         self._key = stream_key(task_id)
         self._attempt = attempt
         self._unsent: deque[tuple[str, dict[str, str | int]]] = deque(maxlen=MAX_UNSENT)
         self._num_chars = 0
-        self._num_chunks = 0
+        self._num_deltas = 0
         self._num_offered = 0
         self._was_offered = False
         self._flushed_at = float("-inf")
 
     @property
     def is_first_due(self) -> bool:
-        """Whether the first chunk is there, and nobody has tried to send it yet."""
+        """Whether the first delta is there, and nobody has tried to send it yet."""
         return bool(self._unsent) and not self._was_offered
 
     def write(self, text: str) -> None:
-        """Queue a chunk; it must not be empty."""
+        """Queue a delta; it must not be empty."""
         self._num_chars += len(text)
-        fields: dict[str, str | int] = {"type": "token", "text": text, "index": self._num_chunks}
+        fields: dict[str, str | int] = {"type": "token", "text": text, "index": self._num_deltas}
         self._unsent.append((f"{self._attempt}-{self._num_chars}", fields))
-        self._num_chunks += 1
+        self._num_deltas += 1
 
     def flush_if_due(self) -> None:
-        """Send what is queued about every 30 ms, the first chunk at once."""
+        """Send what is queued about every 30 ms, the first delta at once."""
         if time.monotonic() - self._flushed_at >= _FLUSH_SECONDS:
             self.flush()
 
@@ -124,8 +124,8 @@ class ChunkWriter:
         self._num_offered = 0
 
 
-def send(writers: Iterable[ChunkWriter], read: Sequence[str] = ()) -> list[str | None]:
-    """Send the chunks of several attempts in one round trip, and read some keys in the same.
+def send(writers: Iterable[DeltaWriter], read: Sequence[str] = ()) -> list[str | None]:
+    """Send the deltas of several attempts in one round trip, and read some keys in the same.
 
     The keys' values, None for one that is not there, and for all without Redis. Never fails the
     generation.
@@ -134,7 +134,7 @@ def send(writers: Iterable[ChunkWriter], read: Sequence[str] = ()) -> list[str |
     return [None] * len(read) if answers is None else answers
 
 
-def _deliver(writers: Iterable[ChunkWriter], read: Sequence[str] = ()) -> list[str | None] | None:
+def _deliver(writers: Iterable[DeltaWriter], read: Sequence[str] = ()) -> list[str | None] | None:
     """As `send`; None without Redis."""
     writers = list(writers)
     pipe = client().pipeline(transaction=False)
@@ -163,7 +163,7 @@ def _execute(pipe: RedisClient) -> list[Any]:
 
 
 def _warn(message: str, error: Exception) -> None:
-    """At most one line in ten seconds: there is a chunk every few milliseconds."""
+    """At most one line in ten seconds: there is a delta every few milliseconds."""
     global _warned_at
     if time.monotonic() - _warned_at > _WARN_AGAIN_SECONDS:
         _warned_at = time.monotonic()
@@ -190,8 +190,8 @@ def delete(task_ids: list[str]) -> None:
             client().delete(*map(stream_key, task_ids))
 
 
-def read_chunks(task_id: str, timeout_seconds: float) -> Iterator[str]:
-    """The text chunks of a task as they come, until it ends; TimeoutError past the time.
+def read_deltas(task_id: str, timeout_seconds: float) -> Iterator[str]:
+    """The text deltas of a task as they come, until it ends; TimeoutError past the time.
 
     What a lost attempt has written is skipped, once the next one has begun.
     """
@@ -200,9 +200,9 @@ def read_chunks(task_id: str, timeout_seconds: float) -> Iterator[str]:
     block_ms = max(1, int(settings.REDIS_TIMEOUT_SECONDS * 500))
     while time.monotonic() < give_up_at:
         found = client().xread({stream_key(task_id): last_id}, block=block_ms)
-        entries = [entry(*each) for each in found[0][1]] if found else []
-        newest = max((each.attempt for each in entries if not each.is_end), default=0)
-        for each in entries:
+        deltas = [parse(*each) for each in found[0][1]] if found else []
+        newest = max((each.attempt for each in deltas if not each.is_end), default=0)
+        for each in deltas:
             if each.is_end:
                 return
             last_id = each.id

@@ -17,7 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from monitoring.redis.client import RedisClient, async_client
-from monitoring.streams.delta_stream import Entry, entry, stream_key
+from monitoring.streams.delta_stream import Delta, parse, stream_key
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +73,13 @@ class StreamReader:
             if not self._followers[key]:
                 del self._followers[key], self._cursors[key]
 
-    async def page(self, key: str, after: str) -> list[Entry]:
+    async def page(self, key: str, after: str) -> list[Delta]:
         """Up to PAGE entries that the stream holds after an id. Raises _REDIS_ERRORS."""
         async with asyncio.timeout(_ANSWER_SECONDS), self._turn:
             found = await self._client().xrange(key, min=f"({after}", count=PAGE)
-        return [entry(*each) for each in found]
+        return [parse(*each) for each in found]
 
-    async def stored(self, task_id: str, after: str) -> list[Entry]:
+    async def stored(self, task_id: str, after: str) -> list[Delta]:
         """A page of a stream that nobody writes to any more; nothing without Redis."""
         try:
             return await self.page(stream_key(task_id), after)
@@ -149,10 +149,10 @@ class StreamReader:
             # Else its followers are others by now, who began elsewhere: the next read is theirs.
             elif self._cursors.get(key) == cursors[key]:
                 self._cursors[key] = last_id
-                self._hand_out(key, [entry(*each) for each in entries])
+                self._hand_out(key, [parse(*each) for each in entries])
         await asyncio.sleep(max(_PAUSE_SECONDS, len(cursors) * _PAUSE_PER_STREAM_SECONDS))
 
-    def _hand_out(self, key: str, entries: Sequence[Entry]) -> None:
+    def _hand_out(self, key: str, entries: Sequence[Delta]) -> None:
         for follower in self._followers[key]:
             follower.hand(entries)
 
@@ -165,10 +165,10 @@ class Follower:
         self._key = key
         self._last_id = after
         self._is_behind = is_behind
-        self._waiting: list[Entry] = []
+        self._waiting: list[Delta] = []
         self._news = asyncio.Event()
 
-    def hand(self, entries: Sequence[Entry]) -> None:
+    def hand(self, entries: Sequence[Delta]) -> None:
         """Called by the reader; what a slow client leaves lying is read back later."""
         if len(self._waiting) + len(entries) > MAX_WAITING:
             self._is_behind = True
@@ -178,7 +178,7 @@ class Follower:
             self._waiting.extend(entries)
         self._news.set()
 
-    async def read(self, timeout_seconds: float) -> list[Entry]:
+    async def read(self, timeout_seconds: float) -> list[Delta]:
         """The next entries; none when there are none within the time."""
         if not self._is_behind and not self._waiting:
             self._news.clear()
@@ -190,7 +190,7 @@ class Follower:
         entries, self._waiting = self._waiting, []
         return self._given(entries)
 
-    async def _read_back(self) -> list[Entry]:
+    async def _read_back(self) -> list[Delta]:
         # First: what is handed out while the page is read comes after it, or twice.
         self._is_behind = False
         try:
@@ -206,7 +206,7 @@ class Follower:
             self._reader.read_no_later_than(self._key, self._last_id)
         return entries
 
-    def _given(self, entries: list[Entry]) -> list[Entry]:
+    def _given(self, entries: list[Delta]) -> list[Delta]:
         if entries:
             self._last_id = entries[-1].id
         return entries

@@ -19,7 +19,7 @@ from django.core.management import BaseCommand, CommandError, call_command
 from django.db import DatabaseError
 
 from monitoring.redis.client import client
-from monitoring.streams.delta_stream import read_chunks
+from monitoring.streams.delta_stream import read_deltas
 from presets import catalogue
 from sopllm import processes
 from sopllm.supervisor import StoppingError, Supervisor
@@ -130,9 +130,9 @@ class Command(BaseCommand):
         self.row("First prompt", str(DEMO_TASK["prompt"]))
         task_id = call_api("POST", "tasks", DEMO_TASK)["task_id"]
         self.write("Answer".ljust(14))
-        for chunk in read_chunks(task_id, timeout_seconds=DEMO_TIMEOUT_SECONDS):
+        for delta in read_deltas(task_id, timeout_seconds=DEMO_TIMEOUT_SECONDS):
             supervisor.check()
-            self.write(chunk)
+            self.write(delta)
         task = call_api("GET", f"tasks/{task_id}")
         self.say("" if task["status"] == "completed" else f"{task['status']}: {task['error']}")
 

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.event_stream import EventParser, Reading, ServerEvent
-from inference.api.sse_cursor import Transcript
-from inference.api.task_stream import position_after
+from inference.api.sse_cursor import SSEWriter
+from inference.api.task_stream import cursor_after
 from inference.models import GenerationTask, TaskResult, Usage
-from monitoring.streams.delta_stream import Entry
+from monitoring.streams.delta_stream import Delta
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 USAGE = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2, cached_tokens=0)
@@ -36,12 +36,12 @@ def ended(attempt: int, text: str | None, status: str = "completed") -> Generati
     )
 
 
-def entries(attempt: int, chunks: list[str]) -> list[Entry]:
+def deltas(attempt: int, spoken: list[str]) -> list[Delta]:
     """What a whole attempt leaves in the stream."""
-    ends = accumulate(map(len, chunks))
+    ends = accumulate(map(len, spoken))
     return [
-        Entry(f"{attempt}-{end}", attempt, end, index, text, is_end=False)
-        for index, (text, end) in enumerate(zip(chunks, ends, strict=True))
+        Delta(f"{attempt}-{end}", attempt, end, index, text, is_end=False)
+        for index, (text, end) in enumerate(zip(spoken, ends, strict=True))
     ]
 
 
@@ -50,21 +50,21 @@ def events(*parts: bytes) -> list[ServerEvent]:
 
 
 @given(st.data(), runs, st.booleans())
-def test_pieces_since_the_last_restart_are_the_result(
+def test_deltas_since_the_last_restart_are_the_result(
     data: st.DataObject, attempts: list[list[str]], has_result: bool
 ) -> None:
-    """With holes in the stream, entries given twice, lost attempts, and a client that goes away."""
-    stream = [each for n, chunks in enumerate(attempts, 1) for each in entries(n, chunks)]
+    """With holes in the stream, deltas given twice, lost attempts, and a client that goes away."""
+    stream = [each for n, spoken in enumerate(attempts, 1) for each in deltas(n, spoken)]
     kept = [each for each in stream if data.draw(st.booleans() | st.just(value=True))]
     text = "".join(attempts[-1]) if has_result else None
     task = ended(len(attempts), text, "completed" if has_result else "failed")
     reading = Reading()
     indexes: list[int] = []
     while reading.end is None:
-        transcript = Transcript(position_after(reading.last_id))
+        writer = SSEWriter(cursor_after(reading.last_id))
         start = data.draw(st.integers(0, len(kept)))
         batches = [kept[start : start + 3], kept[start:], kept]
-        told = events(*map(transcript.add, batches), transcript.conclude(task))
+        told = events(*map(writer.add, batches), writer.conclude(task))
         heard = told[: data.draw(st.integers(1, len(told)))]
         reading.take(heard)
         for event in heard:
@@ -75,9 +75,9 @@ def test_pieces_since_the_last_restart_are_the_result(
     assert (reading.end.type, reading.end.id) == (task.status, "end")
 
 
-def test_each_chunk_is_a_token_with_an_id_to_resume_at() -> None:
-    transcript = Transcript(None)
-    told = events(transcript.add(entries(1, ["Hello", " world"])), transcript.conclude(TASK))
+def test_each_delta_is_a_token_with_an_id_to_resume_at() -> None:
+    writer = SSEWriter(None)
+    told = events(writer.add(deltas(1, ["Hello", " world"])), writer.conclude(TASK))
     assert [(each.id, each.type) for each in told] == [
         ("1-5-1", "token"),
         ("1-11-2", "token"),
@@ -93,10 +93,8 @@ TASK = ended(1, "Hello world")
 
 
 def test_rest_comes_from_the_result_after_a_hole() -> None:
-    transcript = Transcript(None)
-    told = events(
-        transcript.add(entries(1, ["He", "llo", " wor", "ld"])[::2]), transcript.conclude(TASK)
-    )
+    writer = SSEWriter(None)
+    told = events(writer.add(deltas(1, ["He", "llo", " wor", "ld"])[::2]), writer.conclude(TASK))
     assert [each.data for each in told[:2]] == [
         {"text": "He", "index": 0},
         {"text": "llo world", "index": 1},
@@ -104,41 +102,39 @@ def test_rest_comes_from_the_result_after_a_hole() -> None:
 
 
 def test_next_attempt_makes_the_text_so_far_void() -> None:
-    transcript = Transcript(None)
+    writer = SSEWriter(None)
     told = events(
-        transcript.add(entries(1, ["lost"])),
-        transcript.begin(2),
-        transcript.begin(2),
-        transcript.add(entries(2, ["Hello world"])),
-        transcript.add(entries(1, ["lost", " for ever"])),
-        transcript.conclude(ended(2, "Hello world")),
+        writer.add(deltas(1, ["lost"])),
+        writer.begin(2),
+        writer.begin(2),
+        writer.add(deltas(2, ["Hello world"])),
+        writer.add(deltas(1, ["lost", " for ever"])),
+        writer.conclude(ended(2, "Hello world")),
     )
     assert [each.type for each in told] == ["token", "restart", "token", "completed"]
     assert (told[1].id, told[1].data) == ("2-0-0", {"attempt": 2})
 
 
 def test_nothing_is_void_where_nothing_was_sent() -> None:
-    transcript = Transcript(None)
-    told = events(transcript.begin(1), transcript.begin(2), transcript.add(entries(3, ["text"])))
+    writer = SSEWriter(None)
+    told = events(writer.begin(1), writer.begin(2), writer.add(deltas(3, ["text"])))
     assert [each.type for each in told] == ["token"]
 
 
 def test_text_of_a_task_without_a_result_is_void() -> None:
-    transcript = Transcript(None)
-    told = events(
-        transcript.add(entries(1, ["lost"])), transcript.conclude(ended(1, None, "failed"))
-    )
+    writer = SSEWriter(None)
+    told = events(writer.add(deltas(1, ["lost"])), writer.conclude(ended(1, None, "failed")))
     assert [each.type for each in told] == ["token", "restart", "failed"]
 
 
-def test_position_beyond_the_text_begins_anew() -> None:
-    told = events(Transcript(position_after("1-99-3")).conclude(TASK))
+def test_cursor_beyond_the_text_begins_anew() -> None:
+    told = events(SSEWriter(cursor_after("1-99-3")).conclude(TASK))
     assert [each.type for each in told] == ["restart", "token", "completed"]
     assert told[1].data["text"] == "Hello world"
 
 
 def test_events_are_ascii() -> None:
-    raw = Transcript(None).add(entries(1, ["\n\r\u2028 🙂 \x85\x1c"]))
+    raw = SSEWriter(None).add(deltas(1, ["\n\r\u2028 🙂 \x85\x1c"]))
     assert raw.isascii()
     assert raw.count(b"\n") == 4
     assert len(raw.decode().splitlines()) == 4  # as clients split that take more for line ends

@@ -28,8 +28,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 NewTask = Callable[..., GenerationTask]
 
 LIMIT_SECONDS = 30.0
-CHUNKS = ["Hello", " world", " 🙂", "\n\n", "\u2028data: no\r\n", " end"]
-TEXT = "".join(CHUNKS)
+DELTAS = ["Hello", " world", " 🙂", "\n\n", "\u2028data: no\r\n", " end"]
+TEXT = "".join(DELTAS)
 
 
 class Stream:
@@ -149,11 +149,11 @@ async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     return await asyncio.to_thread(call)
 
 
-def write(task: GenerationTask, chunks: list[str], attempt: int = 1) -> None:
+def write(task: GenerationTask, deltas: list[str], attempt: int = 1) -> None:
     """What an attempt has said so far; what was sent before is not sent twice."""
-    writer = delta_stream.ChunkWriter(task.pk, attempt)
-    for chunk in chunks:
-        writer.write(chunk)
+    writer = delta_stream.DeltaWriter(task.pk, attempt)
+    for delta in deltas:
+        writer.write(delta)
     writer.flush()
 
 
@@ -161,11 +161,11 @@ def complete(lease: claim.Lease, text: str = TEXT) -> None:
     assert finish.complete(lease, answer(text), TIMINGS)
 
 
-def answered(task: GenerationTask, chunks: list[str] = CHUNKS) -> GenerationTask:
+def answered(task: GenerationTask, deltas: list[str] = DELTAS) -> GenerationTask:
     """The task with its stream and its result."""
     lease = claimed(task)
-    write(task, chunks)
-    complete(lease, "".join(chunks))
+    write(task, deltas)
+    complete(lease, "".join(deltas))
     return task
 
 
@@ -191,9 +191,9 @@ def test_text_comes_as_it_is_written_then_the_task(new_task: NewTask, api: APICl
         stream = Stream(handler, task.pk)
         await stream.until(lambda: stream.body)  # the client knows that it is connected
         lease = await in_thread(claimed, task)
-        for number in range(1, len(CHUNKS) + 1):
-            write(task, CHUNKS[:number])
-            await stream.until_text("".join(CHUNKS[:number]))
+        for number in range(1, len(DELTAS) + 1):
+            write(task, DELTAS[:number])
+            await stream.until_text("".join(DELTAS[:number]))
         await in_thread(complete, lease)
         await stream.until_over()
         assert handler._reader.num_followers == 0
@@ -206,8 +206,8 @@ def test_text_comes_as_it_is_written_then_the_task(new_task: NewTask, api: APICl
     assert stream.headers["x-accel-buffering"] == "no"
     assert "content-length" not in stream.headers
     tokens = [event.data for event in stream.events[:-1]]
-    assert tokens == [{"text": text, "index": index} for index, text in enumerate(CHUNKS)]
-    assert types(stream) == ["token"] * len(CHUNKS) + ["completed"]
+    assert tokens == [{"text": text, "index": index} for index, text in enumerate(DELTAS)]
+    assert types(stream) == ["token"] * len(DELTAS) + ["completed"]
     assert stream.events[-1].data == api.get(f"/api/v1/tasks/{task.pk}").json()
 
 
@@ -219,7 +219,7 @@ def test_stream_of_an_ended_task_is_the_same(new_task: NewTask) -> None:
     assert stream.reading.text == TEXT
 
 
-def test_chunks_from_redis_and_from_the_row_are_the_same_text(new_task: NewTask) -> None:
+def test_deltas_from_redis_and_from_the_row_are_the_same_text(new_task: NewTask) -> None:
     task = answered(new_task())
     delta_stream.delete([task.pk])
     stream = stream_of(task)
@@ -237,7 +237,7 @@ def test_every_event_of_an_ended_task_can_be_resumed_after(
         delta_stream.delete([task.pk])
     for number, event in enumerate(whole.events[:-1], 1):
         rest = stream_of(task, last_event_id=event.id)
-        assert "".join(CHUNKS[:number]) + rest.reading.text == TEXT
+        assert "".join(DELTAS[:number]) + rest.reading.text == TEXT
         assert rest.events[-1] == whole.events[-1]
 
 
@@ -264,7 +264,7 @@ def test_run_is_resumed_at_any_point_from_any_process(new_task: NewTask) -> None
             await stream.until_over()
 
         async def write_all() -> None:
-            writer = delta_stream.ChunkWriter(task.pk, 1)
+            writer = delta_stream.DeltaWriter(task.pk, 1)
             for word in words:
                 writer.write(word)
                 await asyncio.to_thread(writer.flush)
@@ -282,10 +282,10 @@ def test_run_is_resumed_at_any_point_from_any_process(new_task: NewTask) -> None
 
 def test_address_may_say_where_to_resume(new_task: NewTask) -> None:
     task = answered(new_task())
-    assert stream_of(task, query="last_event_id=1-11-2").reading.text == "".join(CHUNKS[2:])
+    assert stream_of(task, query="last_event_id=1-11-2").reading.text == "".join(DELTAS[2:])
     # An EventSource that connects again repeats the address, and adds the header.
     both = stream_of(task, query="last_event_id=1-11-2", last_event_id="1-26-5")
-    assert both.reading.text == CHUNKS[-1]
+    assert both.reading.text == DELTAS[-1]
 
 
 def test_client_that_has_it_all_is_told_not_to_come_back(new_task: NewTask) -> None:
@@ -361,7 +361,7 @@ def test_task_that_was_cancelled_before_it_started_has_no_tokens(
 def test_failed_task_keeps_its_text(new_task: NewTask) -> None:
     task = new_task()
     lease = claimed(task)
-    write(task, CHUNKS[:2])
+    write(task, DELTAS[:2])
     failure = InferenceError("It broke.", ErrorCode.INTERNAL_ERROR)
     finish.fail(lease, failure, answer("Hello world", "error"), TIMINGS)
     stream = stream_of(task)
@@ -385,7 +385,7 @@ def test_lost_worker_makes_the_text_begin_anew(
         late = Stream(handler, task.pk)
         lease = await in_thread(claimed, task)
         write(task, ["lost", " text", " for ever"])
-        write(task, CHUNKS, attempt=2)
+        write(task, DELTAS, attempt=2)
         write(task, ["lost", " text", " for ever", " and ever"])
         await in_thread(complete, lease)
         await stream.until_over()
@@ -393,7 +393,7 @@ def test_lost_worker_makes_the_text_begin_anew(
         return stream, late
 
     stream, late = serve(conversation)
-    assert types(stream) == ["token"] * 2 + ["restart"] + ["token"] * len(CHUNKS) + ["completed"]
+    assert types(stream) == ["token"] * 2 + ["restart"] + ["token"] * len(DELTAS) + ["completed"]
     assert stream.events[2].data == {"attempt": 2}
     assert stream.reading.text == TEXT
     assert late.reading.num_restarts == 0
@@ -433,7 +433,7 @@ def test_redis_that_comes_back_empty_costs_no_text(
     words = [f"word{number} " for number in range(20)]
 
     async def conversation(handler: PooledHandler) -> tuple[Stream, Stream]:
-        writer = delta_stream.ChunkWriter(task.pk, 1)
+        writer = delta_stream.DeltaWriter(task.pk, 1)
 
         def write_words(begin: int, end: int) -> None:
             for word in words[begin:end]:
@@ -453,7 +453,7 @@ def test_redis_that_comes_back_empty_costs_no_text(
         late = Stream(handler, task.pk)
         await asyncio.to_thread(write_words, 15, 20)
         await stream.until_text("".join(words))
-        assert late.reading.text == ""  # its beginning is lost: no pieces out of the middle
+        assert late.reading.text == ""  # its beginning is lost: no deltas out of the middle
         await in_thread(complete, lease, "".join(words))
         await stream.until_over()
         await late.until_over()
@@ -499,7 +499,7 @@ def test_end_that_nobody_announced_is_noticed(
     async def conversation(handler: PooledHandler) -> Stream:
         stream = Stream(handler, task.pk)
         lease = await in_thread(claimed, task)
-        write(task, CHUNKS[:2])
+        write(task, DELTAS[:2])
         await stream.until_text("Hello world")
         with monkeypatch.context() as patch:
             patch.setattr(delta_stream, "end", lambda *args: None)
@@ -563,7 +563,7 @@ def test_client_that_leaves_costs_nothing_afterwards(new_task: NewTask, is_slow:
         await stream.until(lambda: handler._reader.num_followers == 1)
         if is_slow:  # it has gone while the server waits for it to take more
             stream.may_send.clear()
-            write(task, CHUNKS)
+            write(task, DELTAS)
         leaving = asyncio.create_task(stream.disconnect())
         async with asyncio.timeout(LIMIT_SECONDS):
             while handler._reader.num_followers:

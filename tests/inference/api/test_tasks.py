@@ -648,7 +648,7 @@ def test_unfinished_task_cannot_be_deleted(api: APIClient, new_task: NewTask) ->
 def test_deleted_task_leaves_nothing_behind(api: APIClient, new_task: NewTask) -> None:
     task = end(new_task())
     wait_until_rung()
-    writer = delta_stream.ChunkWriter(task.pk, 1)
+    writer = delta_stream.DeltaWriter(task.pk, 1)
     writer.write("token")
     writer.flush()
     client().xadd(f"task:{task.pk}:log", {"timestamp": "t", "level": "INFO", "message": "m"})

@@ -19,13 +19,13 @@ def ids(task_id: str) -> list[str]:
 
 
 def write(text: str, task_id: str = "t", attempt: int = 1) -> None:
-    writer = delta_stream.ChunkWriter(task_id, attempt)
+    writer = delta_stream.DeltaWriter(task_id, attempt)
     writer.write(text)
     writer.flush()
 
 
-def test_first_chunk_goes_out_at_once_and_others_together(valkey: Valkey) -> None:
-    writer = delta_stream.ChunkWriter("t", 2)
+def test_first_delta_goes_out_at_once_and_others_together(valkey: Valkey) -> None:
+    writer = delta_stream.DeltaWriter("t", 2)
     writer.write("Hello")
     writer.flush_if_due()
     assert entries("t") == [{"type": "token", "text": "Hello", "index": "0"}]
@@ -40,8 +40,8 @@ def test_first_chunk_goes_out_at_once_and_others_together(valkey: Valkey) -> Non
     wait_until(is_there)
 
 
-def test_chunks_of_several_tasks_and_a_key_take_one_round_trip(valkey: Valkey) -> None:
-    one, two = delta_stream.ChunkWriter("one", 1), delta_stream.ChunkWriter("two", 3)
+def test_deltas_of_several_tasks_and_a_key_take_one_round_trip(valkey: Valkey) -> None:
+    one, two = delta_stream.DeltaWriter("one", 1), delta_stream.DeltaWriter("two", 3)
     one.write("a")
     two.write("b")
     client().set("news", 7)
@@ -50,8 +50,8 @@ def test_chunks_of_several_tasks_and_a_key_take_one_round_trip(valkey: Valkey) -
     assert ids("one") + ids("two") == ["1-1", "3-1"]
 
 
-def test_all_chunks_go_out_in_order(valkey: Valkey) -> None:
-    writer = delta_stream.ChunkWriter("t", 1)
+def test_all_deltas_go_out_in_order(valkey: Valkey) -> None:
+    writer = delta_stream.DeltaWriter("t", 1)
     words = [f"word{index} " for index in range(50)]
     for word in words:
         writer.write(word)
@@ -60,14 +60,14 @@ def test_all_chunks_go_out_in_order(valkey: Valkey) -> None:
     assert [int(entry["index"]) for entry in entries("t")] == list(range(50))
 
 
-def test_id_of_a_chunk_says_how_long_the_text_is_with_it(valkey: Valkey) -> None:
-    writer = delta_stream.ChunkWriter("t", 2)
+def test_id_of_a_delta_says_how_long_the_text_is_with_it(valkey: Valkey) -> None:
+    writer = delta_stream.DeltaWriter("t", 2)
     for text in ("one", " two", " 🙂\u2028"):
         writer.write(text)
     writer.flush()
     delta_stream.end("t", 2, "completed")
     assert ids("t") == ["2-3", "2-7", "2-10", "3-1"]
-    read = [delta_stream.entry(*each) for each in client().xrange(delta_stream.stream_key("t"))]
+    read = [delta_stream.parse(*each) for each in client().xrange(delta_stream.stream_key("t"))]
     assert [(each.attempt, each.num_chars, each.index, each.text) for each in read[:3]] == [
         (2, 3, 0, "one"),
         (2, 7, 1, " two"),
@@ -76,7 +76,7 @@ def test_id_of_a_chunk_says_how_long_the_text_is_with_it(valkey: Valkey) -> None
     assert [each.is_end for each in read] == [False, False, False, True]
 
 
-def test_chunks_that_are_sent_twice_are_kept_once(
+def test_deltas_that_are_sent_twice_are_kept_once(
     valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
@@ -90,7 +90,7 @@ def test_chunks_that_are_sent_twice_are_kept_once(
 def test_lost_attempt_can_add_nothing_to_the_next_one_or_after_the_end(
     valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lost = delta_stream.ChunkWriter("t", 1)
+    lost = delta_stream.DeltaWriter("t", 1)
     lost.write("lost")
     lost.flush()
     write("right", attempt=2)
@@ -108,8 +108,8 @@ def test_task_that_never_started_has_an_end_too(valkey: Valkey) -> None:
     assert ids("t") == ["1-1"]
 
 
-def test_first_chunk_is_due_until_somebody_has_tried_to_send_it(valkey: Valkey) -> None:
-    writer = delta_stream.ChunkWriter("t", 1)
+def test_first_delta_is_due_until_somebody_has_tried_to_send_it(valkey: Valkey) -> None:
+    writer = delta_stream.DeltaWriter("t", 1)
     delta_stream.send([writer])
     assert not writer.is_first_due
     writer.write("a")
@@ -120,7 +120,7 @@ def test_first_chunk_is_due_until_somebody_has_tried_to_send_it(valkey: Valkey) 
 
 
 def test_flush_of_nothing_writes_nothing(valkey: Valkey) -> None:
-    delta_stream.ChunkWriter("t", 1).flush()
+    delta_stream.DeltaWriter("t", 1).flush()
     assert client().exists(delta_stream.stream_key("t")) == 0
 
 
@@ -131,9 +131,9 @@ def test_end_closes_the_stream_for_its_time_to_live(valkey: Valkey) -> None:
     assert 0 < client().ttl(delta_stream.stream_key("t")) <= settings.TASK_TTL_SECONDS
 
 
-def test_reader_gets_each_chunk_once_until_the_end(valkey: Valkey) -> None:
+def test_reader_gets_each_delta_once_until_the_end(valkey: Valkey) -> None:
     def write_words() -> None:
-        writer = delta_stream.ChunkWriter("t", 1)
+        writer = delta_stream.DeltaWriter("t", 1)
         for word in ("a", "b", "c"):
             writer.write(word)
             writer.flush()
@@ -141,22 +141,22 @@ def test_reader_gets_each_chunk_once_until_the_end(valkey: Valkey) -> None:
 
     thread = threading.Thread(target=write_words)
     thread.start()
-    assert list(delta_stream.read_chunks("t", 20)) == ["a", "b", "c"]
+    assert list(delta_stream.read_deltas("t", 20)) == ["a", "b", "c"]
     thread.join()
-    assert list(delta_stream.read_chunks("t", 20)) == ["a", "b", "c"]
+    assert list(delta_stream.read_deltas("t", 20)) == ["a", "b", "c"]
 
 
 def test_reader_skips_what_a_lost_attempt_wrote(valkey: Valkey) -> None:
     write("lost")
     write("right", attempt=2)
     delta_stream.end("t", 2, "completed")
-    assert list(delta_stream.read_chunks("t", 20)) == ["right"]
+    assert list(delta_stream.read_deltas("t", 20)) == ["right"]
 
 
 def test_reader_does_not_wait_for_ever(valkey: Valkey) -> None:
     write("a")
     with pytest.raises(TimeoutError, match="t did not end"):
-        list(delta_stream.read_chunks("t", 0.05))
+        list(delta_stream.read_deltas("t", 0.05))
 
 
 def test_deleted_streams_are_gone(valkey: Valkey) -> None:
@@ -167,11 +167,11 @@ def test_deleted_streams_are_gone(valkey: Valkey) -> None:
     assert client().keys("*") == [delta_stream.stream_key("two")]
 
 
-def test_chunks_are_kept_back_while_redis_is_away(
+def test_deltas_are_kept_back_while_redis_is_away(
     valkey: Valkey, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delta_stream, "_warned_at", float("-inf"))
-    writer = delta_stream.ChunkWriter("task_1", 1)
+    writer = delta_stream.DeltaWriter("task_1", 1)
     writer.write("before, ")
     writer.flush()
     valkey.stop()
@@ -179,7 +179,7 @@ def test_chunks_are_kept_back_while_redis_is_away(
         writer.write("secret text, ")
         assert delta_stream.send([writer], read=["news"]) == [None]
         assert not writer.is_first_due  # who waits for Redis must not wait at each step
-    assert caplog.text.count("Live tokens are kept back") == 1  # not a line for each chunk
+    assert caplog.text.count("Live tokens are kept back") == 1  # not a line for each delta
     delta_stream.end("task_1", 1, "completed")
     delta_stream.delete(["task_1"])
     assert "task_1" in caplog.text
@@ -195,7 +195,7 @@ def test_what_was_kept_back_has_a_limit_and_goes_out_in_parts(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delta_stream, "_MAX_PER_ROUND_TRIP", 3)
-    writer = delta_stream.ChunkWriter("t", 1)
+    writer = delta_stream.DeltaWriter("t", 1)
     for _ in range(delta_stream.MAX_UNSENT + 5):
         writer.write("x")
     delta_stream.send([writer])
@@ -205,9 +205,9 @@ def test_what_was_kept_back_has_a_limit_and_goes_out_in_parts(
     assert len(ids("t")) == delta_stream.MAX_UNSENT
 
 
-def test_other_errors_than_refused_ids_keep_chunks_back(valkey: Valkey) -> None:
+def test_other_errors_than_refused_ids_keep_deltas_back(valkey: Valkey) -> None:
     client().set(delta_stream.stream_key("t"), "no stream")
-    writer = delta_stream.ChunkWriter("t", 1)
+    writer = delta_stream.DeltaWriter("t", 1)
     writer.write("a")
     writer.flush()
     client().delete(delta_stream.stream_key("t"))

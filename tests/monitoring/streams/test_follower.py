@@ -26,15 +26,15 @@ def run(conversation: Callable[[StreamReader], Awaitable[Any]]) -> Any:
 
 
 def write(task_id: str, *texts: str, attempt: int = 1) -> None:
-    """The whole text so far, as a writer whose chunks may have arrived already."""
-    writer = delta_stream.ChunkWriter(task_id, attempt)
+    """The whole text so far, as a writer whose deltas may have arrived already."""
+    writer = delta_stream.DeltaWriter(task_id, attempt)
     for text in texts:
         writer.write(text)
     writer.flush()
 
 
 async def read(follower: Follower, num_chars: int, text: str = "") -> str:
-    """The text so far with what follows, until it has a length; each piece once."""
+    """The text so far with what follows, until it has a length; each delta once."""
     while len(text) < num_chars:
         for entry in await follower.read(LIMIT_SECONDS):
             if entry.num_chars > len(text):
