@@ -197,7 +197,7 @@ class Session:
         self._may_join = False
         self._looked_at = now
         while len(self._attempts) < max_num_seqs and self._is_open():
-            lease = claim.claim_rider(Queue.GPU, self._model_name, self._start)
+            lease = claim.claim_joining(Queue.GPU, self._model_name, self._start)
             if lease is None:
                 return
             self._begin(lease)

@@ -3,20 +3,19 @@
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from inference import events
 from inference.errors import InferenceError
-from inference.lifecycle.records import add_attempt
-from inference.lifecycle.sql import CLAIM, FIRST_IN_LINE, FIRST_OF_MODEL, HELD, lease_end
-from inference.lifecycle.task_log import log
+from inference.lifecycle import sql
 from inference.models import GenerationTask, TaskAttempt
+from inference.task_log import log
 from monitoring.hardware import worker_identity
 
 Status = GenerationTask.Status
@@ -24,7 +23,7 @@ Status = GenerationTask.Status
 
 @dataclass(slots=True)
 class Lease:
-    """A claimed task. The flags are set by the lease keeper and read between chunks."""
+    """A claimed task. The flags are set by the lease renewer and read between deltas."""
 
     task: GenerationTask
     cancel_requested: bool = False
@@ -37,51 +36,44 @@ class Lease:
 
 def claim(task_id: str) -> Lease | None:
     """Take a pending task. None when another worker has it, or it may not start (now)."""
-    with transaction.atomic():
-        if not CLAIM.run(task_id=task_id, worker=worker_identity.current()):
-            return None
-    task = GenerationTask.objects.read(task_id)
-    if task is None or task.worker != worker_identity.current():
-        return None  # so late that the lease was lost, and the task deleted or given away
-    log(task, logging.DEBUG, "Attempt %d started on %s", task.attempt, task.worker)
-    events.started(task)
-    return Lease(task)
+    return _claim(sql.CLAIM, task_id=task_id)
 
 
 def claim_most_urgent(queue: str) -> Lease | None:
     """Take the pending task of a queue that goes first; None when there is none."""
-    while row := FIRST_IN_LINE.first_row(queue=queue):
-        if lease := claim(row[0]):
-            return lease
-    return None
+    return _claim(sql.CLAIM_FIRST, queue=queue)
 
 
-def claim_rider(queue: str, model_name: str, session_start: datetime) -> Lease | None:
+def claim_joining(queue: str, model_name: str, session_start: datetime) -> Lease | None:
     """Take the pending task of a model that runs already; None when it is another model's turn.
 
     That is when a task of another model has a higher priority; or the same and an earlier time, and
     the session has let it wait for longer than SWAP_WINDOW_SECONDS: two model changes are saved for
     each time that the session goes on.
     """
-    while row := FIRST_IN_LINE.first_row(queue=queue):
-        rider_id, first_model, first_priority = row
-        if first_model != model_name:
-            rider = FIRST_OF_MODEL.first_row(queue=queue, model_name=model_name)
-            if rider is None or first_priority > rider[2] or _is_turn_of(row[0], session_start):
+    while first := sql.first_task(sql.FIRST_OF_QUEUE, queue=queue):
+        joining = first
+        if first.model_name != model_name:
+            of_model = sql.first_task(sql.FIRST_OF_MODEL, queue=queue, model_name=model_name)
+            if of_model is None or first.priority > of_model.priority:
                 return None
-            rider_id = rider[0]
-        if lease := claim(rider_id):
+            waiting_since = max(first.created_at, session_start)
+            if (timezone.now() - waiting_since).total_seconds() > settings.SWAP_WINDOW_SECONDS:
+                return None
+            joining = of_model
+        if lease := claim(joining.pk):
             return lease
     return None
 
 
-def _is_turn_of(rival_id: str, session_start: datetime) -> bool:
-    """Whether a task of another model has been passed over for long enough."""
-    rival = GenerationTask.objects.read(rival_id)
-    if rival is None:
-        return False
-    waiting_since = max(rival.created_at, session_start)
-    return (timezone.now() - waiting_since).total_seconds() > settings.SWAP_WINDOW_SECONDS
+def _claim(statement: str, **condition: str) -> Lease | None:
+    with transaction.atomic():
+        task = sql.first_task(statement, worker=worker_identity.current(), **condition)
+    if task is None:
+        return None
+    log(task.pk, logging.DEBUG, "Attempt %d started on %s", task.attempt, task.worker)
+    events.started(task)
+    return Lease(task)
 
 
 def renew(leases: Iterable[Lease]) -> None:
@@ -90,12 +82,13 @@ def renew(leases: Iterable[Lease]) -> None:
         pk__in=[lease.task.pk for lease in leases],
         status=Status.PROCESSING,
         worker=worker_identity.current(),
-    ).update(lease_until=lease_end())
+    ).update(lease_until=Now() + timedelta(seconds=settings.LEASE_SECONDS))
 
 
 def refresh(leases: Iterable[Lease]) -> None:
     """Read what became of leases since: whether a cancel was asked for, or the lease was lost."""
-    held = {row[0]: row[1:] for row in HELD.rows(worker=worker_identity.current())}
+    rows = sql.rows(sql.HELD, worker=worker_identity.current())
+    held = {row[0]: row[1:] for row in rows}
     for lease in leases:
         attempt, cancel_requested = held.get(lease.task.pk, (None, False))
         lease.lost = attempt != lease.attempt
@@ -115,9 +108,26 @@ def begin_again(lease: Lease, failure: InferenceError) -> Lease | None:
         if not won:
             return None
         add_attempt(task, TaskAttempt.Outcome.FAILED, failure)
-    log(task, logging.WARNING, "Attempt %d starts over: %s", lease.attempt, failure.message)
+    log(task.pk, logging.WARNING, "Attempt %d starts over: %s", lease.attempt, failure.message)
     following = GenerationTask.objects.read(task.pk)
     if following is None or following.attempt != lease.attempt + 1:
         return None
     events.started(following)
     return Lease(following)
+
+
+def add_attempt(
+    task: GenerationTask, outcome: TaskAttempt.Outcome, failure: InferenceError | None = None
+) -> None:
+    """Record the attempt that ends now; call it in the transaction that ends it."""
+    sql.execute(
+        sql.ADD_ATTEMPT,
+        task_id=task.pk,
+        number=task.attempt,
+        worker=task.worker,
+        model_name=task.model_name,
+        started_at=connection.ops.adapt_datetimefield_value(task.started_at),
+        outcome=outcome.value,
+        error=failure.message if failure else None,
+        error_code=failure.code.value if failure else None,
+    )

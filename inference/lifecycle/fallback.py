@@ -8,10 +8,9 @@ from django.db.models.functions import Now
 
 from inference import dispatch, events
 from inference.errors import ErrorCode, InferenceError
-from inference.lifecycle.claim import Lease
-from inference.lifecycle.records import add_attempt
-from inference.lifecycle.task_log import log
+from inference.lifecycle.claim import Lease, add_attempt
 from inference.models import GenerationTask, TaskAttempt
+from inference.task_log import log
 
 Status = GenerationTask.Status
 
@@ -71,6 +70,6 @@ def announce_fallback(task: GenerationTask, change: dict[str, Any], reason: str)
     failed = task.model_name
     for name in ("status", "model_name", "queue", "request"):
         setattr(task, name, change[name])
-    log(task, logging.WARNING, "%s failed, %s is asked: %s", failed, task.model_name, reason)
+    log(task.pk, logging.WARNING, "%s failed, %s is asked: %s", failed, task.model_name, reason)
     events.queued([task])
     dispatch.ring([task])

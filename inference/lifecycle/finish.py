@@ -3,18 +3,18 @@
 import json
 import logging
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models.functions import Now
 
-from inference import dispatch
+from inference import dispatch, events
 from inference.errors import InferenceError
-from inference.lifecycle.claim import Lease
+from inference.lifecycle import sql
+from inference.lifecycle.claim import Lease, add_attempt
 from inference.lifecycle.fallback import fall_back, may_fall_back
-from inference.lifecycle.records import add_attempt, announce_end, store_end
-from inference.lifecycle.sql import FINISH, end_fields
-from inference.lifecycle.task_log import log
 from inference.models import (
     GenerationTask,
     GenerationTaskQuerySet,
@@ -22,6 +22,8 @@ from inference.models import (
     TaskAttempt,
     TaskResult,
 )
+from inference.task_log import log
+from inference.webhooks import deliveries
 from monitoring.logs import service_log
 from monitoring.streams import delta_stream
 
@@ -79,22 +81,19 @@ def _finish(
     }
     with transaction.atomic():
         stored = None if result is None else json.dumps(result)
-        won = FINISH.run(task_id=task.pk, attempt=lease.attempt, result=stored, **end)
+        values = {"task_id": task.pk, "attempt": lease.attempt, **end, "result": stored}
+        won = sql.execute(sql.FINISH, **values)
         if not won:
             logger.warning("Task %s: attempt %d lost its lease", task.pk, lease.attempt)
             return False
         add_attempt(task, TaskAttempt.Outcome(status), failure)
         store_end(task, {"result": result, **end})
-        if status == Status.COMPLETED and result is not None:
-            _save_turn(task, result["text"])
-    log(task, logging.INFO, "Attempt %d %s", lease.attempt, status)
+        is_turn = status == Status.COMPLETED and task.request.get("save_to_conversation")
+        if is_turn and task.conversation and result:
+            task.conversation.append_turn(_question(task), result["text"])
+    log(task.pk, logging.INFO, "Attempt %d %s", lease.attempt, status)
     announce_end(task)
     return True
-
-
-def _save_turn(task: GenerationTask, answer: str) -> None:
-    if task.conversation and task.request.get("save_to_conversation"):
-        task.conversation.append_turn(_question(task), answer)
 
 
 def _question(task: GenerationTask) -> str:
@@ -107,7 +106,7 @@ def cancel(task: GenerationTask) -> bool:
     """Cancel a pending task, or ask the worker of a processing one. False when it has ended."""
     row = GenerationTask.objects.filter(pk=task.pk)
     if end_pending(task, row.pending(), end_fields(Status.CANCELLED)):
-        log(task, logging.INFO, "Cancelled before it started")
+        log(task.pk, logging.INFO, "Cancelled before it started")
         announce_end(task)
         return True
     # The row may be claimed, or put back, between the two statements: ask in either case.
@@ -124,6 +123,52 @@ def end_pending(task: GenerationTask, row: GenerationTaskQuerySet, change: dict[
         if won:
             store_end(task, change)
     return bool(won)
+
+
+def end_fields(status: "Status") -> dict[str, Any]:
+    """The fields that every end of a task sets."""
+    return {
+        "status": status,
+        "finished_at": Now(),
+        "updated_at": Now(),
+        "expires_at": Now() + timedelta(seconds=settings.TASK_TTL_SECONDS),
+        "lease_until": None,
+    }
+
+
+def store_end(task: GenerationTask, change: dict[str, Any]) -> None:
+    """Add the task to the statistics, and have its end delivered where that was asked for.
+
+    Call it in the transaction that ends the task. `change`: the fields that this has set in the
+    row; from now on the task in memory has them.
+    """
+    for name in events.END_FIELDS & change.keys():
+        setattr(task, name, change[name])
+    sql.execute(
+        sql.ADD_ENDED_TASK,
+        model_name=task.model_name,
+        outcome=str(task.status),
+        prompt_tokens=task.usage["prompt_tokens"],
+        completion_tokens=task.usage["completion_tokens"],
+        cached_tokens=task.usage["cached_tokens"],
+        queue_wait_ms=task.queue_wait_ms,
+        ttft_ms=task.ttft_ms,
+        inference_ms=task.inference_ms,
+        total_ms=task.total_ms,
+    )
+    if task.request.get("webhook_url"):
+        deliveries.add_delivery(task)
+
+
+def announce_end(task: GenerationTask) -> None:
+    """Tell readers, and enqueue the webhook and the next task of the conversation, which waits."""
+    delta_stream.end(task.pk, task.attempt, task.status)
+    events.ended(task)
+    if task.request.get("webhook_url"):
+        deliveries.deliver_soon(1)
+    if task.conversation_id:
+        following = GenerationTask.objects.claimable().filter(conversation=task.conversation_id)
+        dispatch.ring(list(following.order_by("created_at", "id")[:1]))
 
 
 def purge() -> int:

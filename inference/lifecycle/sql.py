@@ -1,119 +1,134 @@
-"""The statements of a task's life, each compiled once; only `lifecycle.py` runs them."""
+"""The statements of a task's life that every task runs, as SQL for SQLite and PostgreSQL.
 
-from datetime import timedelta
-from functools import partial
+Building such a statement takes the ORM several times as long as running it takes the database. All
+times are of the database's clock.
+"""
+
+from functools import cache
 from typing import Any
 
 from django.conf import settings
-from django.db import models
-from django.db.models import F
-from django.db.models.functions import Now
+from django.db import connection
 
-from inference.lifecycle.statements import (
-    Compiled,
-    Parameter,
-    Statement,
-    compile_insert,
-    compile_select,
-    compile_update,
-)
-from inference.models import GenerationTask, TaskAttempt
-from monitoring.models import EndedTask
+from inference.models import GenerationTask
+
+_COLUMNS = [str(field.column) for field in GenerationTask._meta.concrete_fields]
+
+SUBMIT = f"""
+INSERT INTO inference_generationtask ({", ".join(_COLUMNS)})
+VALUES ({", ".join(f"%({column})s" for column in _COLUMNS)})
+"""  # noqa: S608 (our own names)
+
+# What GenerationTaskQuerySet.claimable() has, of the queue, model or id that is asked for.
+_CLAIMABLE = """
+FROM inference_generationtask AS task
+WHERE status = 'pending'
+    AND (deadline_at IS NULL OR deadline_at > {now})
+    AND NOT EXISTS (
+        SELECT 1 FROM inference_generationtask AS earlier
+        WHERE earlier.conversation_id = task.conversation_id
+            AND earlier.status IN ('pending', 'processing')
+            AND (earlier.created_at, earlier.id) < (task.created_at, task.id)
+    )
+"""
+_FIRST = "ORDER BY priority DESC, created_at, id LIMIT 1"
+
+_SELECT_FIRST = f"SELECT id, model_name, priority, created_at {_CLAIMABLE}"
+FIRST_OF_QUEUE = f"{_SELECT_FIRST} AND queue = %(queue)s {_FIRST}"
+FIRST_OF_MODEL = f"{_SELECT_FIRST} AND queue = %(queue)s AND model_name = %(model_name)s {_FIRST}"
+
+# PostgreSQL would have claims of the same task wait for one another; SQLite has one writer anyway.
+_CLAIM = """
+UPDATE inference_generationtask
+SET status = 'processing', attempt = attempt + 1, worker = %(worker)s, lease_until = {lease_end},
+    started_at = {now}, updated_at = {now}
+WHERE id = (SELECT id __CLAIMABLE__ {skip_locked})
+RETURNING *
+"""
+CLAIM = _CLAIM.replace("__CLAIMABLE__", f"{_CLAIMABLE} AND id = %(task_id)s")
+CLAIM_FIRST = _CLAIM.replace("__CLAIMABLE__", f"{_CLAIMABLE} AND queue = %(queue)s {_FIRST}")
+
+HELD = """
+SELECT id, attempt, cancel_requested FROM inference_generationtask
+WHERE status = 'processing' AND worker = %(worker)s
+"""
+
+FINISH = """
+UPDATE inference_generationtask
+SET status = %(status)s, result = %(result)s, error = %(error)s, error_code = %(error_code)s,
+    model_load_ms = %(model_load_ms)s, ttft_ms = %(ttft_ms)s, inference_ms = %(inference_ms)s,
+    finished_at = {now}, updated_at = {now}, expires_at = {expiry}, lease_until = NULL
+WHERE id = %(task_id)s AND attempt = %(attempt)s AND status = 'processing'
+"""
+
+ADD_ATTEMPT = """
+INSERT INTO inference_taskattempt
+    (task_id, number, worker, model_name, started_at, ended_at, outcome, error, error_code)
+VALUES (%(task_id)s, %(number)s, %(worker)s, %(model_name)s, %(started_at)s, {now}, %(outcome)s,
+    %(error)s, %(error_code)s)
+"""
+
+ADD_ENDED_TASK = """
+INSERT INTO monitoring_endedtask
+    (model_name, outcome, ended_at, prompt_tokens, completion_tokens, cached_tokens,
+    queue_wait_ms, ttft_ms, inference_ms, total_ms)
+VALUES (%(model_name)s, %(outcome)s, {now}, %(prompt_tokens)s, %(completion_tokens)s,
+    %(cached_tokens)s, %(queue_wait_ms)s, %(ttft_ms)s, %(inference_ms)s, %(total_ms)s)
+"""
+
+_SQLITE_NOW = "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW'"
+_DIALECTS = {
+    "sqlite": {
+        "now": f"{_SQLITE_NOW})",
+        "lease_end": f"{_SQLITE_NOW}, %(lease_seconds)s || ' seconds')",
+        "expiry": f"{_SQLITE_NOW}, %(ttl_seconds)s || ' seconds')",
+        "skip_locked": "",
+    },
+    "postgresql": {
+        "now": "STATEMENT_TIMESTAMP()",
+        "lease_end": "STATEMENT_TIMESTAMP() + %(lease_seconds)s * INTERVAL '1 second'",
+        "expiry": "STATEMENT_TIMESTAMP() + %(ttl_seconds)s * INTERVAL '1 second'",
+        "skip_locked": "FOR UPDATE SKIP LOCKED",
+    },
+}
 
 
-def lease_end() -> Any:
-    """When a lease that is given or renewed now runs out."""
-    return Now() + timedelta(seconds=settings.LEASE_SECONDS)
+def execute(statement: str, **values: Any) -> int:
+    """Run it with values as the database takes them; returns the number of rows changed."""
+    with connection.cursor() as cursor:
+        cursor.execute(_in_dialect(statement), _with_durations(values))
+        return int(cursor.rowcount)
 
 
-def end_fields(status: GenerationTask.Status | Parameter) -> dict[str, Any]:
-    """The fields that every end of a task sets."""
+def rows(statement: str, **values: Any) -> list[tuple[Any, ...]]:
+    """The rows that it returns, as the database gives them."""
+    with connection.cursor() as cursor:
+        cursor.execute(_in_dialect(statement), _with_durations(values))
+        return list(cursor.fetchall())
+
+
+def first_task(statement: str, **values: Any) -> GenerationTask | None:
+    """The first task that it returns, with the columns that it names."""
+    tasks = GenerationTask.objects.raw(_in_dialect(statement), _with_durations(values))
+    return next(iter(list(tasks)), None)
+
+
+def column_values(task: GenerationTask) -> dict[str, Any]:
+    """The task's values by column, as the database takes them."""
     return {
-        "status": status,
-        "finished_at": Now(),
-        "updated_at": Now(),
-        "expires_at": Now() + timedelta(seconds=settings.TASK_TTL_SECONDS),
-        "lease_until": None,
+        str(field.column): field.get_db_prep_save(getattr(task, field.attname), connection)
+        for field in GenerationTask._meta.concrete_fields
     }
 
 
-def _compile_submit() -> Compiled:
-    row: Any = GenerationTask
-    fields = GenerationTask._meta.concrete_fields
-    return compile_insert(row(**{f.attname: Parameter(f.attname, f) for f in fields}))
+@cache
+def _in_dialect(statement: str) -> str:
+    return statement.format(**_DIALECTS[connection.vendor])
 
 
-def _compile_first_in_line(*conditions: str) -> Compiled:
-    """Of the tasks that may start, the one that goes first: its id, model and priority."""
-    parameters = {name: Parameter(name) for name in conditions}
-    tasks = GenerationTask.objects.claimable().filter(**parameters).most_urgent_first()
-    return compile_select(tasks.values_list("pk", "model_name", "priority")[:1])
-
-
-def _compile_claim() -> Compiled:
-    return compile_update(
-        GenerationTask.objects.claimable().filter(pk=Parameter("task_id")),
-        status=GenerationTask.Status.PROCESSING,
-        attempt=F("attempt") + 1,
-        worker=Parameter("worker"),
-        lease_until=lease_end(),
-        started_at=Now(),
-        updated_at=Now(),
-    )
-
-
-def _compile_held() -> Compiled:
-    """The tasks that a worker runs: id, attempt, and whether a cancel was asked for."""
-    held = GenerationTask.objects.filter(
-        status=GenerationTask.Status.PROCESSING, worker=Parameter("worker")
-    )
-    return compile_select(held.values_list("pk", "attempt", "cancel_requested"))
-
-
-def _compile_finish() -> Compiled:
-    attempt = Parameter("attempt", models.IntegerField())
-    mine = GenerationTask.objects.filter(pk=Parameter("task_id"), attempt=attempt)
-    return compile_update(
-        mine.filter(status=GenerationTask.Status.PROCESSING),
-        result=Parameter("result", models.JSONField()),
-        error=Parameter("error"),
-        error_code=Parameter("error_code"),
-        model_load_ms=Parameter("model_load_ms", models.FloatField()),
-        ttft_ms=Parameter("ttft_ms", models.FloatField()),
-        inference_ms=Parameter("inference_ms", models.FloatField()),
-        **end_fields(Parameter("status")),
-    )
-
-
-def _compile_attempt() -> Compiled:
-    row: Any = TaskAttempt
-    return compile_insert(
-        row(
-            task_id=Parameter("task_id"),
-            number=Parameter("number", models.IntegerField()),
-            worker=Parameter("worker"),
-            model_name=Parameter("model_name"),
-            started_at=Parameter("started_at", models.DateTimeField()),
-            ended_at=Now(),
-            outcome=Parameter("outcome"),
-            error=Parameter("error"),
-            error_code=Parameter("error_code"),
-        )
-    )
-
-
-def _compile_ended() -> Compiled:
-    """The task's figures, for the statistics."""
-    row: Any = EndedTask
-    fields = [f for f in EndedTask._meta.concrete_fields if f.name not in ("id", "ended_at")]
-    return compile_insert(row(ended_at=Now(), **{f.name: Parameter(f.name, f) for f in fields}))
-
-
-SUBMIT = Statement(_compile_submit)
-FIRST_IN_LINE = Statement(partial(_compile_first_in_line, "queue"))
-FIRST_OF_MODEL = Statement(partial(_compile_first_in_line, "queue", "model_name"))
-CLAIM = Statement(_compile_claim)
-HELD = Statement(_compile_held)
-FINISH = Statement(_compile_finish)
-ADD_ATTEMPT = Statement(_compile_attempt)
-ADD_ENDED = Statement(_compile_ended)
+def _with_durations(values: dict[str, Any]) -> dict[str, Any]:
+    durations = {
+        "lease_seconds": settings.LEASE_SECONDS,
+        "ttl_seconds": settings.TASK_TTL_SECONDS,
+    }
+    return durations | values

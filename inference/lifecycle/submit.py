@@ -8,8 +8,7 @@ from django.db import IntegrityError, transaction
 
 from conversations.models import Conversation
 from inference import dispatch, events
-from inference.lifecycle.sql import SUBMIT
-from inference.lifecycle.statements import column_values
+from inference.lifecycle import sql
 from inference.models import GenerationTask
 
 _pending_seen = (float("-inf"), 0)
@@ -53,9 +52,9 @@ def _insert_all(tasks: Sequence[GenerationTask]) -> None:
         with transaction.atomic():
             GenerationTask.objects.bulk_create(tasks)
         return
-    values = column_values(tasks[0])
+    values = sql.column_values(tasks[0])
     with transaction.atomic():
-        SUBMIT.run(**values)
+        sql.execute(sql.SUBMIT, **values)
     tasks[0]._state.adding = False  # as `save` does: the row is there
 
 

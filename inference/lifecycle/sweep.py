@@ -11,13 +11,12 @@ from django.db.models.functions import Now
 from inference import dispatch, events
 from inference.errors import ErrorCode
 from inference.lifecycle import traces
+from inference.lifecycle.claim import add_attempt
 from inference.lifecycle.fallback import UNCLAIMED, announce_fallback, next_fallback
-from inference.lifecycle.finish import end_pending
-from inference.lifecycle.records import add_attempt, announce_end, store_end
-from inference.lifecycle.sql import end_fields
-from inference.lifecycle.task_log import log
+from inference.lifecycle.finish import announce_end, end_fields, end_pending, store_end
 from inference.models import GenerationTask, TaskAttempt
 from inference.models.claimable import of_gone_workers
+from inference.task_log import log
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def _take_back(task: GenerationTask) -> None:
         add_attempt(task, TaskAttempt.Outcome.LOST)
         if change["status"] != Status.PENDING:
             store_end(task, change)
-    log(task, logging.WARNING, "Attempt %d lost with its worker %s", task.attempt, task.worker)
+    log(task.pk, logging.WARNING, "Attempt %d lost with its worker %s", task.attempt, task.worker)
     traces.lost(task)
     if "model_name" in change:
         announce_fallback(task, change, f"its worker was lost {num_lost} times")
@@ -88,7 +87,7 @@ def _fail_past_deadline() -> None:
         }
         change = end_fields(Status.FAILED) | reason
         if end_pending(task, late.filter(pk=task.pk), change):
-            log(task, logging.INFO, "Not started before its deadline")
+            log(task.pk, logging.INFO, "Not started before its deadline")
             announce_end(task)
 
 

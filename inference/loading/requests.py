@@ -9,7 +9,6 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from inference import dispatch, events
-from inference.lifecycle.statements import Compiled, Parameter, Statement, compile_select
 from inference.models import Queue, RegisteredModel
 from monitoring.hardware import worker_identity, workers
 from monitoring.streams import ended
@@ -41,7 +40,7 @@ def _is_done(model: RegisteredModel, request: "Request") -> bool:
 
 def are_pending() -> bool:
     """Whether this worker has requests to serve; a session asks before each task it takes in."""
-    return _PENDING.first_row(worker=worker_identity.current()) is not None
+    return RegisteredModel.objects.has_requests_for(worker_identity.current())
 
 
 def end(model: RegisteredModel, request: "Request") -> None:
@@ -93,11 +92,3 @@ def _release(model: RegisteredModel) -> None:
         if freed and model.loaded:
             events.unloaded(model, model.loaded_by)
         end(model, Request.UNLOAD)
-
-
-def _compile_pending() -> Compiled:
-    waiting = RegisteredModel.objects.requests_for(Parameter("worker"))
-    return compile_select(waiting.values_list("pk")[:1])
-
-
-_PENDING = Statement(_compile_pending)

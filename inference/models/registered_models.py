@@ -1,10 +1,9 @@
 """The models that tasks can name."""
 
 from datetime import timedelta
-from typing import Any
 
 from django.conf import settings
-from django.db import models
+from django.db import connection, models
 from django.db.models import Q
 from django.db.models.functions import Now
 
@@ -14,13 +13,19 @@ class RegisteredModelQuerySet(models.QuerySet["RegisteredModel"]):
         """The model of that name; plain SQL for the reason that tasks are read by it."""
         return next(iter(self.raw(_READ_MODEL, [name])), None)
 
-    def requests_for(self, worker: Any) -> "RegisteredModelQuerySet":
+    def requests_for(self, worker: str) -> "RegisteredModelQuerySet":
         """Those that the worker is to load or unload, in the order of the requests.
 
         Not those that another one holds in memory: only it can serve them.
         """
         mine = Q(loaded_by="") | Q(loaded_by=worker)
         return self.exclude(requested="").filter(mine).order_by("requested_at", "pk")
+
+    def has_requests_for(self, worker: str) -> bool:
+        """Whether the worker is to load or unload any; plain SQL for the same reason."""
+        with connection.cursor() as cursor:
+            cursor.execute(_HAS_REQUESTS_FOR, [worker])
+            return cursor.fetchone() is not None
 
     def idle(self) -> "RegisteredModelQuerySet":
         """Loaded, and not used for as long as they are kept."""
@@ -146,6 +151,9 @@ class RegisteredModel(models.Model):
 
 
 _READ_MODEL = f"SELECT * FROM {RegisteredModel._meta.db_table} WHERE name = %s"  # noqa: S608
+_HAS_REQUESTS_FOR = """
+    SELECT 1 FROM inference_registeredmodel WHERE requested <> '' AND loaded_by IN ('', %s) LIMIT 1
+"""
 
 
 def loaded_models() -> dict[str, bool]:

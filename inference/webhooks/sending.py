@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from inference.models import WebhookDelivery
 from inference.models.webhook_deliveries import LogEntry
+from inference.task_log import log
 from inference.webhooks import deliveries, http_client, urls
 from inference.webhooks.addresses import RefusedAddressError
 from inference.webhooks.http_client import UnansweredError
@@ -73,9 +74,15 @@ def _attempt(delivery: WebhookDelivery) -> None:
         duration_ms=round((time.monotonic() - started) * 1000, 1),
     )
     answer = outcome.status_code or outcome.error
-    _log(delivery, "attempt %d at %s: %s", delivery.num_attempts, delivery.host, answer)
+    log(
+        delivery.task_id,
+        logging.INFO,
+        "webhook %s, attempt %d at %s: %s",
+        *(delivery.pk, delivery.num_attempts, delivery.host, answer),
+    )
     if not _store(delivery, outcome, entry):
-        _log(delivery, "attempt %d came too late to count", delivery.num_attempts)
+        message = "webhook %s, attempt %d came too late to count"
+        log(delivery.task_id, logging.INFO, message, delivery.pk, delivery.num_attempts)
 
 
 def _send(delivery: WebhookDelivery) -> _Outcome:
@@ -130,9 +137,3 @@ def _seconds(retry_after: str | None) -> float:
         return 0.0
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return max(0.0, (aware - timezone.now()).total_seconds())
-
-
-def _log(delivery: WebhookDelivery, message: str, *args: object) -> None:
-    """A line that the report of the task shows, too."""
-    line = f"Task %s: webhook %s, {message}"
-    logger.info(line, delivery.task_id, delivery.pk, *args, extra={"task_id": delivery.task_id})

@@ -251,7 +251,7 @@ def test_database_away_stops_admission_alone(
 
     first, other = submit(), submit()
     with monkeypatch.context() as broken:
-        broken.setattr(claim, "claim_rider", fail)
+        broken.setattr(claim, "claim_joining", fail)
         gpu_session.run(first.pk)
     assert (fresh(first).status, fresh(other).status) == ("completed", "pending")
 

@@ -1,0 +1,67 @@
+"""The statements of the hot path: they say the same as the querysets, and values stay data."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from conversations.models import Conversation
+from inference.lifecycle import claim, sql
+from inference.models import GenerationTask
+
+pytestmark = pytest.mark.django_db
+
+NewTask = Callable[..., GenerationTask]
+
+
+def test_claims_follow_the_order_of_the_queryset(new_task: NewTask) -> None:
+    conversation = Conversation.objects.create(owner="local")
+    now = timezone.now()
+    for priority in (0, 11, 5, 10.99, 11):
+        new_task(priority=priority)
+    for priority in (1, 50):  # the second waits for the first
+        new_task(priority=priority, conversation_id=conversation.pk)
+    for seconds in (-1, 60):
+        task = new_task(priority=20)
+        deadline = now + timedelta(seconds=seconds)
+        GenerationTask.objects.filter(pk=task.pk).update(deadline_at=deadline)
+    while True:
+        expected = GenerationTask.objects.claimable().most_urgent_first().first()
+        lease = claim.claim_most_urgent("api")
+        assert (lease and lease.task.pk) == (expected and expected.pk)
+        if lease is None:
+            break
+    assert GenerationTask.objects.pending().count() == 2  # one too late, one that waits
+
+
+def test_claim_gives_the_row_as_it_is_stored(new_task: NewTask) -> None:
+    task = new_task(metadata={"a": [1, "é"]})
+    lease = claim.claim(task.pk)
+    assert lease is not None
+    stored = GenerationTask.objects.get(pk=task.pk)
+    for field in GenerationTask._meta.concrete_fields:
+        assert getattr(lease.task, field.attname) == getattr(stored, field.attname), field
+    assert stored.lease_until is not None
+    assert timedelta(0) < stored.lease_until - timezone.now() <= timedelta(seconds=30)
+
+
+def test_value_is_data_and_never_sql(new_task: NewTask) -> None:
+    new_task()
+    nasty = "api' OR '1'='1"
+    assert sql.first_task(sql.FIRST_OF_QUEUE, queue=nasty) is None
+    assert claim.claim(nasty) is None
+    assert claim.claim_most_urgent("%(worker)s") is None
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL plans by its statistics")
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [(sql.FIRST_OF_QUEUE, "task_claim"), (sql.CLAIM_FIRST, "task_claim")],
+)
+def test_first_in_line_is_read_from_an_index(statement: str, index: str, db: None) -> None:
+    values = {"queue": "api", "worker": "w"}
+    plan = str(sql.rows(f"EXPLAIN QUERY PLAN {statement}", **values))
+    assert index in plan
+    assert "TEMP B-TREE" not in plan
