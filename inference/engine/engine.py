@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from inference.engine.errors import EngineError, InvalidRequestError, PromptTooLongError
 from inference.engine.kv_cache import KVCache
-from inference.engine.prefill_budget import PrefillBudget
-from inference.engine.runner import Chunk, Runner
-from inference.engine.scheduler import Scheduler
+from inference.engine.runner import Runner
+from inference.engine.scheduler import PrefillBudget, Scheduler
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
 
 logger = logging.getLogger(__name__)
@@ -81,13 +80,23 @@ class Engine:
 
         Raises InvalidRequestError, PromptTooLongError or GrammarError; nothing is queued then.
         """
-        self._check_prompt(request_id, prompt_tokens)
-        limit = min(self.runner.n_ctx_per_seq, self.runner.num_cells)
+        if request_id in self._sequences:
+            raise InvalidRequestError(f"Request {request_id} is in the engine already.")
+        if not prompt_tokens:
+            raise InvalidRequestError("The prompt is empty: there is nothing to continue.")
+        max_num_tokens = min(self.runner.n_ctx_per_seq, self.runner.num_cells)
+        if len(prompt_tokens) >= max_num_tokens:
+            raise PromptTooLongError(len(prompt_tokens), max_num_tokens - 1)
+        last = self.runner.vocab_size - 1
+        if min(prompt_tokens) < 0 or max(prompt_tokens) > last:
+            raise InvalidRequestError(
+                f"The prompt has tokens outside of the vocabulary 0 to {last}."
+            )
         sequence = Sequence(
             request_id=request_id,
             prompt_tokens=list(prompt_tokens),
             params=params,
-            max_output_tokens=min(params.max_tokens, limit - len(prompt_tokens)),
+            max_output_tokens=min(params.max_tokens, max_num_tokens - len(prompt_tokens)),
             sampler=self.runner.new_sampler(params, prompt_tokens),
         )
         self._sequences[request_id] = sequence
@@ -104,8 +113,17 @@ class Engine:
         try:
             rows = self.runner.decode([chunk for _, chunk in batch])
         except EngineError as error:
-            return self._fail_all(batch, error)
-        outputs = self._collect(batch, rows)
+            # What the memory holds of the sequences in the batch is undefined now.
+            logger.warning("A batch of %d sequences failed: %s", len(batch), error)
+            for _, chunk in batch:
+                self._kv_cache.forget(chunk.slot)
+            return [self._fail(sequence, error) for sequence, _ in batch]
+        outputs: list[StepOutput] = []
+        for (sequence, chunk), row in zip(batch, rows, strict=True):
+            self._kv_cache.append(chunk.slot, chunk.tokens)
+            sequence.num_computed_tokens += len(chunk.tokens)
+            if chunk.needs_logits:
+                outputs.append(self._sample(sequence, row))
         self._prefill_budget.measure(num_prefilled, self._clock() - started)
         return outputs
 
@@ -116,39 +134,6 @@ class Engine:
         """
         sequence = self._sequences.get(request_id)
         return None if sequence is None else self._finish(sequence, reason)
-
-    def _check_prompt(self, request_id: str, prompt_tokens: list[int]) -> None:
-        if request_id in self._sequences:
-            raise InvalidRequestError(f"Request {request_id} is in the engine already.")
-        if not prompt_tokens:
-            raise InvalidRequestError("The prompt is empty: there is nothing to continue.")
-        max_prompt_tokens = min(self.runner.n_ctx_per_seq, self.runner.num_cells) - 1
-        if len(prompt_tokens) > max_prompt_tokens:
-            raise PromptTooLongError(len(prompt_tokens), max_prompt_tokens)
-        last = self.runner.vocab_size - 1
-        if min(prompt_tokens) < 0 or max(prompt_tokens) > last:
-            raise InvalidRequestError(
-                f"The prompt has tokens outside of the vocabulary 0 to {last}."
-            )
-
-    def _collect(self, batch: list[tuple[Sequence, Chunk]], rows: list[int]) -> list[StepOutput]:
-        """Note what was computed, and sample where a sequence's last token was."""
-        outputs: list[StepOutput] = []
-        for (sequence, chunk), row in zip(batch, rows, strict=True):
-            self._kv_cache.append(chunk.slot, chunk.tokens)
-            sequence.num_computed_tokens += len(chunk.tokens)
-            if chunk.needs_logits:
-                outputs.append(self._sample(sequence, row))
-        return outputs
-
-    def _fail_all(
-        self, batch: list[tuple[Sequence, Chunk]], error: EngineError
-    ) -> list[StepOutput]:
-        """End the sequences of a batch that could not be computed: their memory is undefined."""
-        logger.warning("A batch of %d sequences failed: %s", len(batch), error)
-        for _, chunk in batch:
-            self._kv_cache.forget(chunk.slot)
-        return [self._fail(sequence, error) for sequence, _ in batch]
 
     def _sample(self, sequence: Sequence, row: int) -> StepOutput:
         """Choose the sequence's next token and see whether it ends here."""

@@ -15,19 +15,7 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 # By GGUF value type: uint8 int8 uint16 int16 uint32 int32 float32 bool, uint64 int64 float64.
-_FORMATS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+_FORMATS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _MAX_ARRAY = 1024
 
 Scalar = int | float | bool | str
@@ -97,10 +85,20 @@ def read_file(path: Path) -> GGUFFile:
             raise InvalidGGUFError(f"{path.name} is no GGUF file: it has {size} bytes.")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             cursor = _Cursor(data, path.name)
-            num_tensors, num_values = _read_start(cursor)
+            magic = struct.pack("<I", cursor.take_int("I"))
+            if magic != _MAGIC:
+                raise InvalidGGUFError(f"{path.name} is no GGUF file: it starts with {magic!r}.")
+            version = cursor.take_int("I")
+            if version not in _VERSIONS:
+                raise InvalidGGUFError(
+                    f"{path.name} is GGUF version {version}, and versions 2 and 3 in little-endian"
+                    " order are supported: convert the model anew."
+                )
+            num_tensors, num_values = cursor.take_int("Q"), cursor.take_int("Q")
             metadata = _read_metadata(cursor, num_values)
             tensors, end = _read_tensors(cursor, num_tensors)
-            start = _padded(cursor.pos, metadata.number("general.alignment") or 32)
+            alignment = metadata.number("general.alignment") or 32
+            start = -(-cursor.pos // alignment) * alignment
     if start + end > size:
         raise InvalidGGUFError(
             f"{path.name} is cut short: it has {size} bytes of {start + end}. Download it again."
@@ -147,20 +145,6 @@ class _Cursor:
                 break
             pos += 8 + unpack(data, pos)[0]
         self.skip(pos - self.pos)
-
-
-def _read_start(cursor: _Cursor) -> tuple[int, int]:
-    """Number of tensors and of metadata values."""
-    magic = struct.pack("<I", cursor.take_int("I"))
-    if magic != _MAGIC:
-        raise InvalidGGUFError(f"{cursor.name} is no GGUF file: it starts with {magic!r}.")
-    version = cursor.take_int("I")
-    if version not in _VERSIONS:
-        raise InvalidGGUFError(
-            f"{cursor.name} is GGUF version {version}, and versions 2 and 3 in little-endian order"
-            " are supported: convert the model anew."
-        )
-    return cursor.take_int("Q"), cursor.take_int("Q")
 
 
 def _read_metadata(cursor: _Cursor, count: int) -> Metadata:
@@ -215,10 +199,6 @@ def _read_tensors(cursor: _Cursor, count: int) -> tuple[list[Tensor], int]:
         tensors.append(Tensor(name, quantization.name, num_elements, num_bytes))
         end = max(end, offset + num_bytes)
     return tensors, end
-
-
-def _padded(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 def _to_int(value: Value, default: int = 0) -> int:

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference.engine.errors import InvalidGGUFError
-from inference.engine.gguf_file import GGUFFile, Metadata, Tensor, read_file
+from inference.engine.gguf_file import GGUFFile, Metadata, read_file
 
 # Keys and values are kept at 16 bits each, the state of recurrent layers at 32.
 _KV_BYTES, _STATE_BYTES = 2, 4
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp
 # Tensors by which a layer is known to carry a state from token to token.
 _RECURRENT_TENSORS = ("ssm_", "shortconv", "time_mix")
+_EMBEDDING_TENSORS = ("token_", "position_", "per_layer_token_")
 # Every how many layers one looks back to the start, and whether it is the first of them, where
 # llama.cpp does not ask the file. Source: load_swa_pattern in src/models/*.cpp of llama.cpp.
 _PATTERNS = {
@@ -97,6 +98,15 @@ def read_header(path: Path) -> GGUFHeader:
     metadata, tensors = file.metadata, file.tensors
     num_heads = metadata.of_model("attention.head_count")
     key_length = _head_length(metadata, "key")
+    num_experts_used = metadata.of_model("expert_used_count")
+    # Of the feed-forward part, of one expert, or of a recurrent layer, which needs it twice.
+    inner_length = metadata.of_model("feed_forward_length")
+    if num_experts_used:
+        inner_length = metadata.of_model("expert_feed_forward_length", inner_length)
+    inner_length = max(inner_length, 2 * metadata.of_model("ssm.inner_size"))
+    vocab_size = metadata.of_model("vocab_size") or metadata.lengths.get("tokenizer.ggml.tokens", 0)
+    embedding_bytes = sum(t.num_bytes for t in tensors if t.name.startswith(_EMBEDDING_TENSORS))
+    not_output = ("blk.", *_EMBEDDING_TENSORS)
     return GGUFHeader(
         architecture=metadata.architecture,
         name=metadata.text("general.name"),
@@ -106,38 +116,18 @@ def read_header(path: Path) -> GGUFHeader:
         embedding_length=metadata.of_model("embedding_length"),
         query_length=num_heads * key_length,
         key_length=metadata.of_model("attention.head_count_kv", num_heads) * key_length,
-        inner_length=_inner_length(metadata),
-        num_experts_used=metadata.of_model("expert_used_count") or 1,
-        vocab_size=_vocab_size(metadata),
+        inner_length=inner_length,
+        num_experts_used=num_experts_used or 1,
+        vocab_size=vocab_size,
         sliding_window=_sliding_window(metadata),
         layers=_layers(file),
         chat_template=metadata.text("tokenizer.chat_template") or None,
         size_bytes=file.size_bytes,
         weights_bytes=sum(tensor.num_bytes for tensor in tensors),
-        embedding_bytes=sum(tensor.num_bytes for tensor in tensors if _is_embedding(tensor)),
-        output_bytes=sum(tensor.num_bytes for tensor in tensors if _is_output(tensor)),
+        embedding_bytes=embedding_bytes,
+        output_bytes=sum(t.num_bytes for t in tensors if not t.name.startswith(not_output)),
         ties_embeddings=all(tensor.name != "output.weight" for tensor in tensors),
     )
-
-
-def _vocab_size(metadata: Metadata) -> int:
-    return metadata.of_model("vocab_size") or metadata.lengths.get("tokenizer.ggml.tokens", 0)
-
-
-def _inner_length(metadata: Metadata) -> int:
-    """Of the feed-forward part, of one expert, or of a recurrent layer, which needs it twice."""
-    feed_forward = metadata.of_model("feed_forward_length")
-    if metadata.of_model("expert_used_count"):
-        feed_forward = metadata.of_model("expert_feed_forward_length", feed_forward)
-    return max(feed_forward, 2 * metadata.of_model("ssm.inner_size"))
-
-
-def _is_embedding(tensor: Tensor) -> bool:
-    return tensor.name.startswith(("token_", "position_", "per_layer_token_"))
-
-
-def _is_output(tensor: Tensor) -> bool:
-    return not tensor.name.startswith("blk.") and not _is_embedding(tensor)
 
 
 def _layers(file: GGUFFile) -> tuple[Layer, ...]:
@@ -151,37 +141,23 @@ def _layers(file: GGUFFile) -> tuple[Layer, ...]:
     num_without = metadata.of_model("attention.shared_kv_layers")
     num_without += metadata.of_model("nextn_predict_layers")
     kv_heads[num_layers - min(num_without, num_layers) :] = [0] * min(num_without, num_layers)
-    tensors = _tensors_by_layer(file.tensors)
-    are_sliding = _sliding_layers(metadata, num_layers)
-    return tuple(
-        _layer(metadata, tensors[index], kv_heads[index], is_sliding=are_sliding[index])
-        for index in range(num_layers)
-    )
-
-
-def _layer(
-    metadata: Metadata, tensors: dict[str, int], num_kv_heads: int, *, is_sliding: bool
-) -> Layer:
-    is_recurrent = any(name.startswith(_RECURRENT_TENSORS) for name in tensors)
-    has_attention = not is_recurrent or "attn_k.weight" in tensors
-    per_head = _kv_bytes_per_head(metadata, is_sliding=is_sliding)
-    return Layer(
-        weights_bytes=sum(tensors.values()),
-        kv_bytes_per_token=num_kv_heads * per_head if has_attention else 0,
-        state_bytes=_state_bytes(metadata) if is_recurrent else 0,
-        is_sliding=is_sliding,
-    )
-
-
-def _tensors_by_layer(tensors: list[Tensor]) -> defaultdict[int, dict[str, int]]:
-    """Bytes of the tensors `blk.<layer>.<name>`."""
-    by_layer: defaultdict[int, dict[str, int]] = defaultdict(dict)
-    for tensor in tensors:
+    # Bytes of the tensors `blk.<layer>.<name>`.
+    tensors: defaultdict[int, dict[str, int]] = defaultdict(dict)
+    for tensor in file.tensors:
         block, _, rest = tensor.name.partition(".")
-        index, _, name = rest.partition(".")
-        if block == "blk" and index.isdecimal():
-            by_layer[int(index)][name] = tensor.num_bytes
-    return by_layer
+        number, _, name = rest.partition(".")
+        if block == "blk" and number.isdecimal():
+            tensors[int(number)][name] = tensor.num_bytes
+    layers = []
+    for index, is_sliding in enumerate(_sliding_layers(metadata, num_layers)):
+        is_recurrent = any(name.startswith(_RECURRENT_TENSORS) for name in tensors[index])
+        kv_bytes = kv_heads[index] * _kv_bytes_per_head(metadata, is_sliding=is_sliding)
+        if is_recurrent and "attn_k.weight" not in tensors[index]:
+            kv_bytes = 0
+        state_bytes = _state_bytes(metadata) if is_recurrent else 0
+        weights_bytes = sum(tensors[index].values())
+        layers.append(Layer(weights_bytes, kv_bytes, state_bytes, is_sliding))
+    return tuple(layers)
 
 
 def _head_length(metadata: Metadata, what: str, suffix: str = "") -> int:

@@ -76,7 +76,11 @@ class KVCache:
         slot = self._place(prompt_tokens)
         slot.max_cells = max_cells
         self._touch(slot)
-        self._reclaim_cells()
+        # Where sequences share one buffer, idle slots give way until all cells fit into it; buffers
+        # of their own are as large as a sequence.
+        while sum(each.num_cells for each in self._slots) > self.num_cells:
+            kept = [each for each in self._slots if each.is_idle and each.tokens]
+            self.forget(min(kept, key=lambda each: each.used_at).number)
         return Allocation(slot.number, len(slot.tokens))
 
     def append(self, slot: int, tokens: Iterable[int]) -> None:
@@ -123,9 +127,16 @@ class KVCache:
             key=lambda slot: (reusable[slot], -len(slot.tokens)),
         )
         if self._memory.can_copy and reusable[source] - reusable[home] >= MIN_COPY_TOKENS:
-            self._copy(source, expendable, reusable[source])
+            num_tokens = reusable[source]
+            done = self._memory.copy_prefix(source.number, expendable.number, num_tokens)
+            expendable.tokens = source.tokens[:num_tokens] if done else []
             return expendable
-        self._cut(home, reusable[home])
+        num_tokens = reusable[home]
+        if num_tokens == 0:
+            self.forget(home.number)
+        elif num_tokens < len(home.tokens):
+            done = self._memory.keep_prefix(home.number, num_tokens)
+            home.tokens = home.tokens[:num_tokens] if done else []
         return home
 
     def _num_reusable(self, slot: _Slot, prompt_tokens: list[int]) -> int:
@@ -144,29 +155,9 @@ class KVCache:
         num_neighbours = sum(not other.is_idle for other in self._slots[first : last + 1])
         return bool(slot.tokens), -num_neighbours, slot.used_at
 
-    def _copy(self, source: _Slot, target: _Slot, num_tokens: int) -> None:
-        done = self._memory.copy_prefix(source.number, target.number, num_tokens)
-        target.tokens = source.tokens[:num_tokens] if done else []
-
-    def _cut(self, slot: _Slot, num_tokens: int) -> None:
-        if num_tokens == 0:
-            self.forget(slot.number)
-        elif num_tokens < len(slot.tokens):
-            done = self._memory.keep_prefix(slot.number, num_tokens)
-            slot.tokens = slot.tokens[:num_tokens] if done else []
-
     def _touch(self, slot: _Slot) -> None:
         self._num_uses += 1
         slot.used_at = self._num_uses
-
-    def _reclaim_cells(self) -> None:
-        """Empty idle slots until what is reserved and what is kept fit together.
-
-        Only where sequences share one buffer: buffers of their own are as large as a sequence.
-        """
-        while sum(slot.num_cells for slot in self._slots) > self.num_cells:
-            kept = [slot for slot in self._slots if slot.is_idle and slot.tokens]
-            self.forget(min(kept, key=lambda slot: slot.used_at).number)
 
 
 def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:

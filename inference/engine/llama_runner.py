@@ -82,7 +82,14 @@ class LlamaRunner:
         """
         self._check_open()
         data = text.encode(errors="replace")
-        self._check_text_size(len(data))
+        if len(data) > self.n_ctx_per_seq * 16:
+            # Even if all of its tokens were the longest there are?
+            if self._max_piece_bytes is None:
+                pieces = (self._piece(token, special=True) for token in range(self.vocab_size))
+                self._max_piece_bytes = max(map(len, pieces))
+            num_tokens = len(data) // max(self._max_piece_bytes, 1)
+            if num_tokens >= self.n_ctx_per_seq:
+                raise PromptTooLongError(num_tokens, self.n_ctx_per_seq - 1)
         return self._without_doubled_ends(self._tokens(data, room=len(data) + 2))
 
     def token_to_bytes(self, token: int) -> bytes:
@@ -165,7 +172,9 @@ class LlamaRunner:
         window = params.context_window or int(llama.llama_model_n_ctx_train(self._model))
         most_cells = window * params.max_num_seqs
         num_cells = min(params.num_cache_cells or most_cells, most_cells)
-        threads = params.num_threads or _num_cores()
+        # In a container this process may often use fewer cores than the machine has.
+        has_affinity = hasattr(os, "sched_getaffinity")
+        num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
         options = llama.llama_context_default_params()
         options.n_ctx = num_cells
         options.n_batch = params.num_batch_tokens
@@ -173,7 +182,7 @@ class LlamaRunner:
         options.n_seq_max = params.max_num_seqs
         # Room for the logits of every token would be most of what a small model takes to compute.
         options.n_outputs_max = params.max_num_seqs
-        options.n_threads = options.n_threads_batch = threads
+        options.n_threads = options.n_threads_batch = params.num_threads or num_cores
         options.kv_unified = num_cells < most_cells
         # A sliding window's cells are kept for the window only: much less memory, and a history
         # can be continued, but not cut by much.
@@ -182,17 +191,14 @@ class LlamaRunner:
         self._context = llama.llama_init_from_model(self._model, options)
         if not self._context:
             raise ModelLoadError(_load_failure(params, "its memory could not be allocated"))
-        self._open_memory(params, is_shared=options.kv_unified)
+        try:
+            self.memory.open(self._model, self._context, is_shared=options.kv_unified)
+        except EngineError as error:
+            raise ModelLoadError(f"{params.path}: {error}.") from error
         self.num_cells = int(llama.llama_n_ctx(self._context))
         self.n_ctx_per_seq = min(window, int(llama.llama_n_ctx_seq(self._context)))
         self.max_num_seqs = params.max_num_seqs
         self.max_batch_tokens = int(llama.llama_n_batch(self._context))
-
-    def _open_memory(self, params: LoadParams, *, is_shared: bool) -> None:
-        try:
-            self.memory.open(self._model, self._context, is_shared=is_shared)
-        except EngineError as error:
-            raise ModelLoadError(f"{params.path}: {error}.") from error
 
     def _read_chat_template(self) -> ChatTemplate:
         source = llama.llama_model_chat_template(self._model, None)
@@ -205,17 +211,6 @@ class LlamaRunner:
     def _check_open(self) -> None:
         if not self._context:
             raise EngineError("The model has been closed.")
-
-    def _check_text_size(self, num_bytes: int) -> None:
-        """Refuse a text that cannot fit even if all of its tokens were the longest there are."""
-        if num_bytes <= self.n_ctx_per_seq * 16:
-            return
-        if self._max_piece_bytes is None:
-            pieces = (self._piece(token, special=True) for token in range(self.vocab_size))
-            self._max_piece_bytes = max(map(len, pieces))
-        num_tokens = num_bytes // max(self._max_piece_bytes, 1)
-        if num_tokens >= self.n_ctx_per_seq:
-            raise PromptTooLongError(num_tokens, self.n_ctx_per_seq - 1)
 
     def _tokens(self, data: bytes, room: int) -> list[int]:
         """The tokens of a text; `room` is a first guess, llama.cpp says what is needed."""
@@ -303,10 +298,3 @@ class _Batch:
 def _load_failure(params: LoadParams, what: str) -> str:
     reason = _native_log.last_errors()
     return f"{params.path}: {what}" + (f": {reason}." if reason else ".")
-
-
-def _num_cores() -> int:
-    """Cores this process may use: in a container often fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

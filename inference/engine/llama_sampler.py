@@ -33,19 +33,26 @@ class SamplerChain:
         """Raises GrammarError."""
         self._llama = llama
         self._vocab_size = vocab_size
-        self._grammar = _new_grammar(llama, vocab, params.grammar)
+        self._grammar: Any = None
+        if params.grammar is not None:
+            check_grammar(params.grammar)
+            self._grammar = llama.llama_sampler_init_grammar(
+                vocab, params.grammar.encode(), b"root"
+            )
+            if not self._grammar:  # a NULL pointer is an object, and false
+                raise GrammarError(
+                    "llama.cpp refuses the grammar: its repetitions multiply to more than 2000, or"
+                    " repeat what may be empty."
+                )
         self._candidates = _Candidates(llama, vocab_size) if self._grammar else None
         options = llama.llama_sampler_chain_default_params()
         options.no_perf = True
         self._chain = llama.llama_sampler_chain_init(options)
-        self._add_penalties(vocab_size, context_window, params, prompt_tokens)
-        self._add_choice(params)
+        samplers = self._penalties(context_window, params, prompt_tokens) + self._choice(params)
+        for sampler in samplers:
+            llama.llama_sampler_chain_add(self._chain, sampler)
         # The chain would copy all logits to find the largest: twice the time of looking at them.
-        self._picks_the_best = (
-            params.temperature == 0
-            and self._grammar is None
-            and self._llama.llama_sampler_chain_n(self._chain) == 1
-        )
+        self._is_argmax = params.temperature == 0 and not self._grammar and len(samplers) == 1
 
     def free(self) -> None:
         self._llama.llama_sampler_free(self._chain)
@@ -54,7 +61,7 @@ class SamplerChain:
 
     def sample(self, context: Any, row: int) -> int:
         """Choose and accept a token from a row of the last batch. Raises DecodeError."""
-        if self._picks_the_best:
+        if self._is_argmax:
             logits = self._llama.llama_get_logits_ith(context, row)
             return int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax())
         if self._candidates is None:
@@ -79,39 +86,34 @@ class SamplerChain:
             raise DecodeError("The grammar allows no token of this model's vocabulary here.")
         return candidates.choose(self._chain)
 
-    def _add_penalties(
-        self, vocab_size: int, window: int, params: SamplingParams, prompt_tokens: list[int]
-    ) -> None:
-        llama = self._llama
+    def _penalties(
+        self, context_window: int, params: SamplingParams, prompt_tokens: list[int]
+    ) -> list[Any]:
+        """Of the last tokens, prompt included, and of all generated ones."""
+        new, samplers = self._llama.llama_sampler_init_penalties, []
         if params.repeat_penalty != 1:
-            repeat = llama.llama_sampler_init_penalties(
-                vocab_size, REPEAT_LAST_N, params.repeat_penalty, 0.0, 0.0
-            )
+            samplers.append(new(self._vocab_size, REPEAT_LAST_N, params.repeat_penalty, 0.0, 0.0))
             for token in prompt_tokens[-REPEAT_LAST_N:]:
-                llama.llama_sampler_accept(repeat, token)
-            llama.llama_sampler_chain_add(self._chain, repeat)
-        if params.frequency_penalty or params.presence_penalty:
-            counted = llama.llama_sampler_init_penalties(
-                vocab_size, window, 1.0, params.frequency_penalty, params.presence_penalty
-            )
-            llama.llama_sampler_chain_add(self._chain, counted)
+                self._llama.llama_sampler_accept(samplers[0], token)
+        frequency, presence = params.frequency_penalty, params.presence_penalty
+        if frequency or presence:
+            samplers.append(new(self._vocab_size, context_window, 1.0, frequency, presence))
+        return samplers
 
-    def _add_choice(self, params: SamplingParams) -> None:
+    def _choice(self, params: SamplingParams) -> list[Any]:
         llama = self._llama
         if params.temperature == 0:
-            llama.llama_sampler_chain_add(self._chain, llama.llama_sampler_init_greedy())
-            return
+            return [llama.llama_sampler_init_greedy()]
         seed = llama.LLAMA_DEFAULT_SEED  # llama.cpp takes a random one then
         if params.seed is not None:
             seed = params.seed % llama.LLAMA_DEFAULT_SEED
-        for sampler in (
+        return [
             llama.llama_sampler_init_top_k(params.top_k),
             llama.llama_sampler_init_top_p(params.top_p, 1),
             llama.llama_sampler_init_min_p(params.min_p, 1),
             llama.llama_sampler_init_temp(params.temperature),
             llama.llama_sampler_init_dist(seed),
-        ):
-            llama.llama_sampler_chain_add(self._chain, sampler)
+        ]
 
 
 class _Candidates:
@@ -151,17 +153,3 @@ class _Candidates:
         self._native.size = size
         self._native.selected = -1
         self._native.sorted = False
-
-
-def _new_grammar(llama: Any, vocab: Any, grammar: str | None) -> Any:
-    """A grammar sampler, None without a grammar."""
-    if grammar is None:
-        return None
-    check_grammar(grammar)
-    sampler = llama.llama_sampler_init_grammar(vocab, grammar.encode(), b"root")
-    if not sampler:  # a NULL pointer is an object, and false
-        raise GrammarError(
-            "llama.cpp refuses the grammar: its repetitions multiply to more than 2000, or repeat"
-            " what may be empty."
-        )
-    return sampler

@@ -1,11 +1,35 @@
-"""What goes into the next batch."""
+"""What goes into the next batch, and how much of it may be prompts."""
 
 from collections import deque
 
 from inference.engine.kv_cache import KVCache, common_prefix_length
-from inference.engine.prefill_budget import PrefillBudget
 from inference.engine.runner import Chunk
 from inference.engine.sequence import Sequence
+
+TARGET_STEP_SECONDS = 0.2
+MIN_PREFILL_TOKENS = 16
+
+
+class PrefillBudget:
+    """Prompt tokens that fit into a step of about TARGET_STEP_SECONDS, on whatever machine.
+
+    A step is how long a cancellation and the running answers can wait, so it must not last
+    longer where the machine is slow. It starts with few tokens and follows what is measured.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self.num_tokens = min(MIN_PREFILL_TOKENS, max_tokens)
+
+    def measure(self, num_tokens: int, seconds: float) -> None:
+        """Learn from a step that has computed this many prompt tokens beside its answers' tokens.
+
+        Fewer tokens than the minimum say little: most of their time is the step's own.
+        """
+        if num_tokens < min(MIN_PREFILL_TOKENS, self._max_tokens):
+            return
+        affordable = int(TARGET_STEP_SECONDS * num_tokens / max(seconds, 1e-6))
+        self.num_tokens = min(max(affordable, MIN_PREFILL_TOKENS), self._max_tokens)
 
 
 class Scheduler:
@@ -56,7 +80,7 @@ class Scheduler:
                 break
             batch.append((sequence, chunk := _next_chunk(sequence, budget)))
             budget -= len(chunk.tokens)
-        batch.sort(key=_slot)
+        batch.sort(key=lambda scheduled: scheduled[1].slot)
         return batch
 
     def _admit(self) -> Sequence | None:
@@ -87,10 +111,6 @@ class Scheduler:
                 if is_coming and self.kv_cache.gains_by_copy(prompt, other.slot, shared):
                     return True
         return False
-
-
-def _slot(scheduled: tuple[Sequence, Chunk]) -> int:
-    return scheduled[1].slot
 
 
 def _next_chunk(sequence: Sequence, budget: int) -> Chunk:

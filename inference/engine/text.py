@@ -42,22 +42,18 @@ class TextAssembler:
         self._held_back += text
         if not self._stop:
             return self._release(len(self._held_back))
-        start = self._find_stop()
-        if start is None:
-            return self._release(len(self._held_back) - self._num_chars_to_hold())
-        certain = self._release(start)
-        self._held_back = ""
-        self.is_stopped = True
-        return certain
-
-    def _find_stop(self) -> int | None:
-        """Start of the stop sequence that is complete first; of several, of the longest."""
+        # (end, start) of each stop sequence: the one complete first counts, of several the longest.
         found = [
             (start + len(stop), start)
             for stop in self._stop
             if (start := self._held_back.find(stop)) >= 0
         ]
-        return min(found)[1] if found else None
+        if not found:
+            return self._release(len(self._held_back) - self._num_chars_to_hold())
+        certain = self._release(min(found)[1])
+        self._held_back = ""
+        self.is_stopped = True
+        return certain
 
     def _num_chars_to_hold(self) -> int:
         longest = max(map(len, self._stop)) - 1

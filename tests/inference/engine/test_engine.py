@@ -6,8 +6,8 @@ import pytest
 
 from inference.engine.engine import Engine, StepOutput
 from inference.engine.errors import GrammarError, InvalidRequestError, PromptTooLongError
-from inference.engine.prefill_budget import MIN_PREFILL_TOKENS, TARGET_STEP_SECONDS
 from inference.engine.runner import Chunk
+from inference.engine.scheduler import MIN_PREFILL_TOKENS, TARGET_STEP_SECONDS
 from inference.engine.sequence import FinishReason, SamplingParams
 from tests.inference.engine.fake_runner import FakeMemory, FakeRunner
 
