@@ -56,7 +56,18 @@ def normalize(response_format: Any, output_schema: Any) -> ResponseFormat | None
             return ResponseFormat(type="json_object")
         case "json_schema":
             _check_keys(response_format, {"type", "json_schema"})
-            return _of_json_schema(response_format.get("json_schema"))
+            described = response_format.get("json_schema")
+            if not isinstance(described, dict) or "schema" not in described:
+                raise _refusal("response_format", 'json_schema must be an object with "schema".')
+            _check_keys(described, {"name", "schema", "strict"})
+            name = described.get("name", "answer")
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                message = "json_schema.name is made of 1 to 64 letters, digits, _ and -."
+                raise _refusal("response_format", message)
+            if not isinstance(described.get("strict", True), bool | None):
+                message = "json_schema.strict is true or false; it is strict either way."
+                raise _refusal("response_format", message)
+            return _of_schema(described["schema"], "response_format", name)
     raise _refusal("response_format", "Its type is text, json_object or json_schema.")
 
 
@@ -74,25 +85,19 @@ def parse(text: str, finish_reason: FinishReason, response_format: ResponseForma
     """
     try:
         value = _load(text, finish_reason)
-        message = _what_is_wrong(value, response_format)
+        if "schema" not in response_format:
+            if not isinstance(value, dict):
+                raise _invalid("The answer is JSON, but no object.", text)
+            return value
+        from jsonschema.exceptions import best_match  # see _check_schema
+
+        mismatch = best_match(_validator_of(response_format["schema"]).iter_errors(value))
     except RecursionError as error:
         raise _invalid("The answer is nested too deep to be read.", text) from error
-    if message:
-        raise _invalid(message, text)
+    if mismatch is not None:
+        where, what = _pointer(mismatch.absolute_path), _shortened(mismatch.message)
+        raise _invalid(f"The answer does not fit the schema at {where}: {what}.", text)
     return value
-
-
-def _of_json_schema(described: Any) -> ResponseFormat:
-    field = "response_format"
-    if not isinstance(described, dict) or "schema" not in described:
-        raise _refusal(field, 'json_schema must be an object with "schema".')
-    _check_keys(described, {"name", "schema", "strict"})
-    name = described.get("name", "answer")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise _refusal(field, "json_schema.name is made of 1 to 64 letters, digits, _ and -.")
-    if not isinstance(described.get("strict", True), bool | None):
-        raise _refusal(field, "json_schema.strict is true or false; it is strict either way.")
-    return _of_schema(described["schema"], field, name)
 
 
 def _of_schema(schema: Any, field: str, name: str = "answer") -> ResponseFormat:
@@ -197,18 +202,6 @@ def _check_storable(value: Any) -> None:
     """Raises ValueError on half surrogate pairs, and on NUL, which PostgreSQL does not store."""
     if storable_json.has_nul(storable_json.encode(value)):
         raise ValueError("it contains a NUL character")
-
-
-def _what_is_wrong(value: Any, response_format: ResponseFormat) -> str | None:
-    if "schema" not in response_format:
-        return None if isinstance(value, dict) else "The answer is JSON, but no object."
-    from jsonschema.exceptions import best_match
-
-    error = best_match(_validator_of(response_format["schema"]).iter_errors(value))
-    if error is None:
-        return None
-    where = _pointer(error.absolute_path)
-    return f"The answer does not fit the schema at {where}: {_shortened(error.message)}."
 
 
 def _pointer(path: Iterable[str | int]) -> str:

@@ -2,9 +2,8 @@
 
 llama.cpp prints the reason of a refusal to stderr only, and some grammars end its process: `{5,2}`,
 brackets nested without end, a `<token>` after a character (the two checks of a candidate disagree,
-and the second throws through C). Needs no llama.cpp, so that a
-request can be refused before it is queued. Source: grammars/README.md and
-src/llama-grammar.cpp of llama.cpp.
+and the second throws through C). Needs no llama.cpp, so that a request can be refused before it is
+queued. Source: grammars/README.md and src/llama-grammar.cpp of llama.cpp.
 """
 
 import re
@@ -50,7 +49,12 @@ def check_grammar(text: str, *, must_end: bool = False) -> None:
     _skip(grammar, lines=True)
     while grammar.pos < len(text):
         _parse_rule(grammar)
-    _check_references(grammar)
+    if "root" not in grammar.rules:
+        raise GrammarError('The grammar has no rule "root": that is where it starts.')
+    symbols = (symbol for rule in grammar.rules.values() for each in rule for symbol in each)
+    for symbol in symbols:
+        if symbol is not None and symbol not in grammar.rules:
+            raise GrammarError(f'The grammar uses a rule "{symbol}" that it does not define.')
     _check_left_recursion(grammar.rules)
     if must_end and "root" not in _rules_of(grammar.rules, {None}):
         raise GrammarError("No text that the grammar allows ever ends.")
@@ -59,7 +63,9 @@ def check_grammar(text: str, *, must_end: bool = False) -> None:
 def _parse_rule(grammar: _Grammar) -> None:
     name = _take(grammar, _NAME, "the name of a rule")
     _skip(grammar)
-    _expect(grammar, "::=")
+    if not grammar.text.startswith("::=", grammar.pos):
+        raise _error(grammar, "expected ::=")
+    grammar.pos += len("::=")
     _skip(grammar, lines=True)
     grammar.rules[name] = _parse_alternates(grammar, nesting=0)
     if grammar.pos < len(grammar.text) and grammar.text[grammar.pos] not in "\r\n":
@@ -179,15 +185,6 @@ def _add_rule(grammar: _Grammar, alternates: list[list[_Symbol]]) -> str:
     return name
 
 
-def _check_references(grammar: _Grammar) -> None:
-    if "root" not in grammar.rules:
-        raise GrammarError('The grammar has no rule "root": that is where it starts.')
-    for alternates in grammar.rules.values():
-        for symbol in (symbol for symbols in alternates for symbol in symbols):
-            if symbol is not None and symbol not in grammar.rules:
-                raise GrammarError(f'The grammar uses a rule "{symbol}" that it does not define.')
-
-
 def _check_left_recursion(rules: dict[str, list[list[_Symbol]]]) -> None:
     """A rule that comes back to itself without consuming text would never end."""
     nullable = _rules_of(rules, set())
@@ -239,12 +236,6 @@ def _take(grammar: _Grammar, pattern: re.Pattern[str], what: str) -> str:
         raise _error(grammar, f"expected {what}")
     grammar.pos = match.end()
     return match[0]
-
-
-def _expect(grammar: _Grammar, literal: str) -> None:
-    if not grammar.text.startswith(literal, grammar.pos):
-        raise _error(grammar, f"expected {literal}")
-    grammar.pos += len(literal)
 
 
 def _error(grammar: _Grammar, what: str, pos: int | None = None) -> GrammarError:

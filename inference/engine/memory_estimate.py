@@ -65,11 +65,17 @@ def estimate(
     window = context_window or header.context_length
     cache = _cache(header, window, max_num_seqs, num_cache_cells, num_tokens)
     graph = _graph_bytes(header, cache, num_tokens)
-    on_device = _layers_on_device(header, gpu_layers)
+    # The last layers go to the GPU first; the output counts as one more, behind them.
+    first_on_device = 0 if gpu_layers < 0 else max(0, header.num_layers + 1 - gpu_layers)
+    on_device = header.layers[first_on_device:]
     is_all_on_device = bool(gpu_layers) and len(on_device) == header.num_layers
     weights, device = header.weights_bytes, 0
     compute = header.vocab_size * max_num_seqs * _FLOAT_BYTES  # the logits, handed to the sampler
-    compute += _inputs_bytes(header, cache, num_tokens) if is_all_on_device else graph
+    if is_all_on_device:  # the inputs, handed to the GPU
+        compute += header.embedding_length * num_tokens * _FLOAT_BYTES
+        compute += _masks_bytes(header, cache, num_tokens)
+    else:
+        compute += graph
     if gpu_layers:
         # The embeddings stay in RAM; where they are the output too, the GPU has a copy of them.
         copied = header.embedding_bytes if header.ties_embeddings else 0
@@ -83,13 +89,6 @@ def estimate(
         compute_bytes=compute,
         device_bytes=device,
     )
-
-
-def _layers_on_device(header: GGUFHeader, gpu_layers: int) -> tuple[Layer, ...]:
-    """The last ones; the output counts as one layer more, behind them."""
-    if gpu_layers < 0:
-        return header.layers
-    return header.layers[max(0, header.num_layers + 1 - gpu_layers) :]
 
 
 def _cache(
@@ -118,12 +117,6 @@ def _graph_bytes(header: GGUFHeader, cache: _Cache, num_tokens: int) -> int:
     num_outputs = min(num_tokens, cache.num_seqs)
     in_output = (header.vocab_size * num_outputs + 2 * hidden * num_tokens) * _FLOAT_BYTES
     return max(in_layer + _masks_bytes(header, cache, num_tokens), in_output)
-
-
-def _inputs_bytes(header: GGUFHeader, cache: _Cache, num_tokens: int) -> int:
-    """What is handed from RAM to a GPU that computes all layers."""
-    embeddings = header.embedding_length * num_tokens * _FLOAT_BYTES
-    return embeddings + _masks_bytes(header, cache, num_tokens)
 
 
 def _masks_bytes(header: GGUFHeader, cache: _Cache, num_tokens: int) -> int:

@@ -18,6 +18,19 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+_RANGES = (
+    ("temperature", 0, 2),
+    ("top_p", 0, 1),
+    ("top_k", 0, 2**31 - 1),
+    ("min_p", 0, 1),
+    ("frequency_penalty", -2, 2),
+    ("presence_penalty", -2, 2),
+    ("repeat_penalty", 1e-6, 1e6),
+    ("seed", 0, math.inf),
+    ("max_tokens", 1, 2**31 - 1),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How the tokens of one request are chosen. The defaults sample from the plain distribution.
@@ -41,22 +54,13 @@ class SamplingParams:
     grammar: str | None = None
 
     def __post_init__(self) -> None:
-        _check_range("temperature", self.temperature, 0, 2)
-        _check_range("top_p", self.top_p, 0, 1)
-        _check_range("top_k", self.top_k, 0, 2**31 - 1)
-        _check_range("min_p", self.min_p, 0, 1)
-        _check_range("frequency_penalty", self.frequency_penalty, -2, 2)
-        _check_range("presence_penalty", self.presence_penalty, -2, 2)
-        _check_range("repeat_penalty", self.repeat_penalty, 1e-6, 1e6)
-        _check_range("seed", self.seed or 0, 0, math.inf)
-        _check_range("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        for name, low, high in _RANGES:
+            if not low <= (value := getattr(self, name) or 0) <= high:
+                raise InvalidRequestError(
+                    f"{name} is {value}: it must be between {low} and {high}."
+                )
         if "" in self.stop:
             raise InvalidRequestError("A stop sequence is empty: leave it out.")
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InvalidRequestError(f"{name} is {value}: it must be between {low} and {high}.")
 
 
 @dataclass(slots=True, eq=False)

@@ -56,16 +56,13 @@ def run(enqueued_task_id: str) -> None:
     the database says which task is next.
     """
     with gpu_lock.hold(settings.GPU_INDEX):
-        while not _draining.is_set() and _is_pending(enqueued_task_id):
+        pending = GenerationTask.objects.pending().filter(pk=enqueued_task_id)
+        while not _draining.is_set() and pending.exists():
             loaded_models.serve_requests()
             lease = claim.claim_most_urgent(Queue.GPU)
             if lease is None:
                 return
             Session(lease.task.model_name).run(lease)
-
-
-def _is_pending(task_id: str) -> bool:
-    return GenerationTask.objects.pending().filter(pk=task_id).exists()
 
 
 class Session:
@@ -118,24 +115,25 @@ class Session:
             attempt.fail(error)
 
     def _run_on(self, engine: Engine) -> None:
-        """Step, hand out, let others join, until all have ended."""
+        """Abort what must stop, step, hand out, let others join, until all have ended."""
         watchdog = _Watchdog()
         try:
             while self._attempts:
                 watchdog.feed()
-                self._abort_stopped(engine)
+                for attempt in [each for each in self._attempts.values() if each.must_stop]:
+                    if last := engine.abort(attempt.request_id, FinishReason.CANCELLED):
+                        self._hand_out(last)
                 for output in engine.step():
                     self._hand_out(output)
                 self._show_task()
-                self._exchange_and_admit(engine.max_num_seqs)
+                try:
+                    self._exchange()
+                    self._admit(engine.max_num_seqs)
+                except DatabaseError as exc:
+                    logger.warning("No task can join, the database does not answer: %s", exc)
+                    connection.close_if_unusable_or_obsolete()
         finally:
             watchdog.stop()
-
-    def _abort_stopped(self, engine: Engine) -> None:
-        """End the attempts that must not go on."""
-        for attempt in [each for each in self._attempts.values() if each.must_stop]:
-            if last := engine.abort(attempt.request_id, FinishReason.CANCELLED):
-                self._hand_out(last)
 
     def _hand_out(self, output: StepOutput) -> None:
         """Give an attempt what the engine has for it; one that ends makes room for another."""
@@ -161,14 +159,6 @@ class Session:
         if oldest is not None and oldest is not self._shown:
             self._shown = oldest
             gpu_lock.show_task(settings.GPU_INDEX, oldest.task_id)
-
-    def _exchange_and_admit(self, max_num_seqs: int) -> None:
-        try:
-            self._exchange()
-            self._admit(max_num_seqs)
-        except DatabaseError as exc:
-            logger.warning("No tasks are admitted, the database does not answer: %s", exc)
-            connection.close_if_unusable_or_obsolete()
 
     def _exchange(self) -> None:
         """One round trip: deltas out; in comes whether anything was submitted or cancelled."""
@@ -196,15 +186,13 @@ class Session:
             return
         self._may_join = False
         self._looked_at = now
-        while len(self._attempts) < max_num_seqs and self._is_open():
+        while len(self._attempts) < max_num_seqs and not _draining.is_set():
+            if requests.are_pending():  # models to load or unload come first
+                return
             lease = claim.claim_joining(Queue.GPU, self._model_name, self._start)
             if lease is None:
                 return
             self._begin(lease)
-
-    def _is_open(self) -> bool:
-        """Not when this worker stops, and not before models that are to be loaded or unloaded."""
-        return not _draining.is_set() and not requests.are_pending()
 
 
 class _Watchdog:
