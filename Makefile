@@ -12,8 +12,8 @@ setup: ## Install everything into .venv (the first time compiles llama.cpp, abou
 run: setup ## Start the whole service and stay in front; Ctrl-C stops it
 	@exec $(PYTHON_BIN) manage.py serve
 
-test: setup ## Run all tests
-	@$(PYTHON_BIN) -m pytest
+test: setup ## Run all tests, in two processes
+	@$(PYTHON_BIN) -m pytest --numprocesses=2 --no-loadscope-reorder
 
 lint: setup ## Check style, types and import arrows
 	.venv/bin/ruff check .

@@ -12,6 +12,7 @@ import pytest
 import redis
 from django.conf import settings
 from rest_framework.test import APIClient
+from xdist.scheduler import LoadFileScheduling
 
 from inference import dispatch
 from inference.api.submission import build_task
@@ -23,6 +24,35 @@ from monitoring.hardware import worker_identity
 from monitoring.redis.client import client
 from presets import catalogue
 from sopllm import processes
+
+# These share one running service, whose processes need all cores: no two of them at a time.
+SYSTEM_TESTS = "tests/system/"
+# The tests that stop that service come last.
+LAST_TESTS = f"{SYSTEM_TESTS}test_stop.py"
+
+
+class FilesAndOneService(LoadFileScheduling):  # type: ignore[misc]
+    """Under `pytest -n`, the tests of a file run in one process, and all system tests in one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        is_system_test = nodeid.startswith(SYSTEM_TESTS)
+        return SYSTEM_TESTS if is_system_test else str(super()._split_scope(nodeid))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under `pytest -n`, the system tests begin first, since they take longest."""
+    is_worker = hasattr(config, "workerinput")
+    items.sort(
+        key=lambda item: (
+            is_worker and not item.nodeid.startswith(SYSTEM_TESTS),
+            item.nodeid.startswith(LAST_TESTS),
+        )
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config) -> FilesAndOneService:
+    return FilesAndOneService(config)
 
 
 class Valkey:

@@ -155,7 +155,9 @@ def test_new_process_holds_no_model_of_a_dead_one_with_its_number(model: Registe
     assert (row(model).status, row(elsewhere).status) == ("available", "loaded")
 
 
-@pytest.mark.parametrize("worker", [worker_identity.current(), "another-host:1"])
+@pytest.mark.parametrize(
+    "worker", [worker_identity.current(), "another-host:1"], ids=["own", "another host's"]
+)
 def test_living_worker_keeps_its_model(model: RegisteredModel, worker: str) -> None:
     model.set_status(Status.LOADED, worker)
     requests.sweep()
