@@ -7,6 +7,6 @@ class SopllmConfig(AppConfig):
     name = "sopllm"
 
     def ready(self) -> None:
-        # Whoever publishes needs the Celery application, and the checks must be known.
+        # Registers the Celery application, for `shared_task` and publishers, and the checks.
         import celery_app  # noqa: F401
         from sopllm import checks  # noqa: F401

@@ -19,7 +19,7 @@ _MIN_KEY_CHARS = 32
 
 @register
 def check_access(**_: Any) -> list[CheckMessage]:
-    """Nobody but this machine may reach an API that asks for no key."""
+    """An API without keys may be reached from this machine alone."""
     if settings.APP_ENV == "local" and not _is_loopback(settings.SERVER_HOST):
         return [
             Error(
@@ -34,7 +34,7 @@ def check_access(**_: Any) -> list[CheckMessage]:
 
 @register
 def check_addresses(**_: Any) -> list[CheckMessage]:
-    """Addresses that no client library would understand."""
+    """Addresses of a scheme that no client library here supports."""
     problems: list[CheckMessage] = []
     if urlparse(settings.REDIS_URL).scheme not in _REDIS_SCHEMES:
         hint = "Use redis://host:6379/0, rediss://… or unix:///path; or leave it out."
@@ -48,7 +48,7 @@ def check_addresses(**_: Any) -> list[CheckMessage]:
 
 @register
 def check_encryption_keys(**_: Any) -> list[CheckMessage]:
-    """Texts that can be guessed seal nothing."""
+    """A key that can be guessed protects nothing."""
     if all(len(key) >= _MIN_KEY_CHARS for key in settings.ENCRYPTION_KEYS):
         return []
     message = f"Each of ENCRYPTION_KEYS needs at least {_MIN_KEY_CHARS} characters."
@@ -57,7 +57,7 @@ def check_encryption_keys(**_: Any) -> list[CheckMessage]:
 
 @register
 def check_webhooks(**_: Any) -> list[CheckMessage]:
-    """Secrets that sign nothing, and hosts that no URL can name."""
+    """Secrets of another format, and hosts that can stand in no URL."""
     problems: list[CheckMessage] = []
     if not all(is_secret(secret) for secret in settings.WEBHOOK_SECRETS):
         message = "An item of WEBHOOK_SECRETS is no secret of Standard Webhooks."
@@ -72,7 +72,7 @@ def check_webhooks(**_: Any) -> list[CheckMessage]:
 
 @register
 def check_engine(**_: Any) -> list[CheckMessage]:
-    """A batch that is larger than the window it is for."""
+    """A batch larger than the context window."""
     if settings.N_BATCH > settings.N_CTX:
         message = f"N_BATCH ({settings.N_BATCH}) is larger than N_CTX ({settings.N_CTX})."
         return [Warning(message, hint="Lower N_BATCH.", id="sopllm.W001")]
@@ -81,7 +81,7 @@ def check_engine(**_: Any) -> list[CheckMessage]:
 
 @register
 def check_tracing(**_: Any) -> list[CheckMessage]:
-    """Settings with which no trace would ever arrive."""
+    """Settings with which no trace would arrive."""
     keys = {name: getattr(settings, name) for name in _LANGFUSE_KEYS}
     missing = [name for name, key in keys.items() if not key]
     problems: list[CheckMessage] = []

@@ -14,16 +14,16 @@ from sopllm.supervisor import ProcessSpec
 
 # A worker ends a running generation on SIGQUIT only: SIGTERM waits for it.
 WORKER_STOP_SIGNALS = ((signal.SIGTERM, 3.0), (signal.SIGQUIT, 2.0))
-# The API must answer while a model computes on every core.
+# The API has to answer while a model computes on every core.
 GPU_WORKER_NICE = 5
 EMBEDDINGS_WORKER_NICE = 5
 FLOWER_NICE = 10
-# It keeps them in memory, the sweeps of the housekeeping too: 17,000 a day.
+# Flower keeps tasks in memory, among them 17,000 sweeps a day.
 FLOWER_MAX_TASKS = 20_000
-# It waits for that long once, when it starts: workers that are busy starting answer late.
+# Flower asks the workers once, when it starts: workers that are busy starting answer late.
 FLOWER_INSPECT_MS = 5000
 WEB_GRACE_SECONDS = 3
-# Larger messages end the connection. Smaller ones that are too large as well are told so in words.
+# A larger message ends the connection; the consumer answers smaller ones that it does not accept.
 WEBSOCKET_MAX_BYTES = 1024 * 1024
 
 
@@ -47,13 +47,13 @@ def valkey() -> ProcessSpec:
 
 
 def application(listener: socket.socket) -> list[ProcessSpec]:
-    """Web, workers and beat: all that needs Redis and a migrated database."""
+    """Web, workers and beat: the processes that need Redis and a migrated database."""
     webs = [web(number, listener) for number in range(1, settings.WEB_PROCESSES + 1)]
     return [*webs, gpu_worker(), api_worker(), embeddings_worker(), beat()]
 
 
 def web(number: int, listener: socket.socket) -> ProcessSpec:
-    """The API. All web processes accept from one socket, which outlives each of them."""
+    """The API. All web processes accept from one socket, which stays open when one of them dies."""
     command = [
         *(sys.executable, "-m", "uvicorn", "sopllm.asgi:application"),
         *("--fd", str(listener.fileno())),
@@ -70,25 +70,25 @@ def web(number: int, listener: socket.socket) -> ProcessSpec:
 
 
 def gpu_worker() -> ProcessSpec:
-    """Local models: one child process that owns the GPU."""
+    """Local models, in one child process that owns the GPU."""
     return worker("gpu", "gpu", "--pool=prefork", "--concurrency=1", nice=GPU_WORKER_NICE)
 
 
 def api_worker() -> ProcessSpec:
-    """Everything that waits for the network or the database."""
+    """Cloud models and housekeeping: tasks that wait for the network or the database."""
     return worker(
         "api", "api,default", "--pool=threads", f"--concurrency={settings.API_CONCURRENCY}"
     )
 
 
 def embeddings_worker() -> ProcessSpec:
-    """Embedding models: one child process that holds them, so that it may die of them."""
+    """Embedding models, in one child process: a crash in one of them ends the child alone."""
     options = ("--pool=prefork", "--concurrency=1")
     return worker("embeddings", "embeddings", *options, nice=EMBEDDINGS_WORKER_NICE)
 
 
 def worker(name: str, queues: str, *options: str, nice: int = 0) -> ProcessSpec:
-    """A Celery worker for some queues; it needs no other worker, so it looks for none."""
+    """A Celery worker for some queues, without the messages between workers (mingle, gossip)."""
     command = celery(
         *("worker", "--queues", queues, "--hostname", f"{name}@%h", *options),
         *("--loglevel=INFO", "--task-events", "--without-mingle", "--without-gossip"),
@@ -97,16 +97,16 @@ def worker(name: str, queues: str, *options: str, nice: int = 0) -> ProcessSpec:
 
 
 def beat() -> ProcessSpec:
-    """The clock. It needs no pid file, since `serve` holds a lock; a stale one would do harm."""
+    """The scheduler; without a pid file, which after a crash would keep it from starting."""
     return ProcessSpec(
         "beat", celery("beat", "--schedule", str(settings.VAR_DIR / "beat-schedule"))
     )
 
 
 def flower() -> ProcessSpec:
-    """Flower, which has no users of its own: on loopback only. Others wait for nothing it does.
+    """Flower, on loopback only, since it authenticates nobody.
 
-    Start it when the workers are there: it asks them for their queues once, and shows no others.
+    Start it after the workers: it asks them for their queues once, and shows no others.
     """
     command = celery(
         *("flower", "--address=127.0.0.1", f"--port={settings.FLOWER_PORT}"),

@@ -3,7 +3,6 @@
 import base64
 import secrets
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from dotenv import load_dotenv
 from sopllm import __version__
 from sopllm.env import env_bool, env_choice, env_float, env_int, env_list, env_path, env_str
 
-# Lets classes of Django be written with type parameters, as the type checker wants them.
+# Lets Django classes take type parameters at run time, as the type checker wants them.
 django_stubs_ext.monkeypatch()
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -39,12 +38,12 @@ MODELS_DIR = env_path("MODELS_DIR", VAR_DIR / "models")
 MODELS_DIR.mkdir(parents=True, exist_ok=True)
 # Folders of presets beside the catalogue's own.
 PRESETS_DIRS = env_list("PRESETS_DIRS", [])
-# What a registration takes is known one floor up: a function by its dotted path.
+# The layer above the presets knows what a registration accepts: its check, by its dotted path.
 PRESET_CHECK = "inference.registry.preset_registration.check"
 
 
 def _secret_key() -> str:
-    """The configured key; locally one is made on the first run and kept in var/, mode 0600."""
+    """The configured key; locally one is made on the first run and stored in var/, mode 0600."""
     key = env_str("SECRET_KEY")
     if key:
         return key
@@ -53,27 +52,24 @@ def _secret_key() -> str:
             "SECRET_KEY is not set: give it a long random text, such as `openssl rand -hex 32` "
             "prints; with APP_ENV=local one is made for you."
         )
-    return _kept("secret_key", lambda: secrets.token_urlsafe(50))
+    return _stored_secret("secret_key", secrets.token_urlsafe(50))
 
 
 def _webhook_secrets() -> list[str]:
-    """The configured ones; locally one is made on the first run, as Django's key is."""
+    """The configured secrets; locally one is made on the first run, as SECRET_KEY is."""
     configured = env_list("WEBHOOK_SECRETS", [])
     if configured or APP_ENV != "local":
         return configured
-    return [_kept("webhook_secret", _new_webhook_secret)]
+    new = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
+    return [_stored_secret("webhook_secret", new)]
 
 
-def _new_webhook_secret() -> str:
-    return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
-
-
-def _kept(name: str, make: Callable[[], str]) -> str:
-    """A secret in a file of VAR_DIR that is its owner's alone, made unless it is there."""
+def _stored_secret(name: str, new: str) -> str:
+    """The secret in a file of VAR_DIR, mode 0600; the file is made with `new` in it if missing."""
     path = VAR_DIR / name
     try:
         path.touch(mode=0o600, exist_ok=False)
-        path.write_text(make())
+        path.write_text(new)
     except FileExistsError:
         pass
     return path.read_text().strip()
@@ -81,8 +77,8 @@ def _kept(name: str, make: Callable[[], str]) -> str:
 
 # Redis and the database.
 
-# Without REDIS_URL, `make run` starts the embedded Valkey on a Unix socket: no port to collide
-# with, and nobody but this user can connect.
+# Without REDIS_URL, `make run` starts the embedded Valkey on a Unix socket: it needs no free port,
+# and no other user can connect.
 VALKEY_SOCKET = VAR_DIR / "valkey.sock"
 EMBEDDED_VALKEY = not env_str("REDIS_URL")
 REDIS_URL = env_str("REDIS_URL", f"unix://{VALKEY_SOCKET}")
@@ -96,20 +92,20 @@ DATABASES: dict[str, Any] = {
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     DATABASES["default"]["ENGINE"] = "sopllm.sqlite"
     DATABASES["default"]["OPTIONS"] = {
-        # Writers queue up at BEGIN instead of failing later with "database is locked".
+        # Writers wait at BEGIN instead of failing later with "database is locked".
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
         # A checkpoint syncs to disk while writers wait: every 32 MB instead of every 4 MB.
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; "
         "PRAGMA wal_autocheckpoint=8000;",
     }
-    # A file for the tests too: their threads share it, as the processes of the service do.
+    # The test database is a file too, so that threads share it as the service's processes do.
     DATABASES["default"]["TEST"] = {"NAME": str(VAR_DIR / "test.sqlite3")}
 else:
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
 
-# Events reach the web processes by publish and subscribe: as fast as the layer that keeps messages
-# in lists, but nothing is dropped at a capacity. What gets lost is read from the log of events.
+# Events reach the web processes by publish and subscribe: as fast as the layer that stores messages
+# in lists, but without a capacity at which it drops them. Lost events are read from the event log.
 CHANNEL_LAYERS = {
     "default": {
         "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
@@ -136,7 +132,7 @@ MAX_PENDING_TASKS = env_int("MAX_PENDING_TASKS", 100_000, 1)
 MAX_BODY_BYTES = env_int("MAX_BODY_BYTES", 10 * 1024 * 1024, 1024)
 DEFAULT_MAX_TOKENS = env_int("DEFAULT_MAX_TOKENS", 512, 1, 128_000)
 API_CONCURRENCY = env_int("API_CONCURRENCY", 32, 1, 1024)
-# A cloud model that keeps failing is left alone for a while.
+# A cloud model that keeps failing is not called for a while.
 CIRCUIT_FAILURES = env_int("CIRCUIT_FAILURES", 5, 1, 1000)
 CIRCUIT_OPEN_SECONDS = env_float("CIRCUIT_OPEN_SECONDS", 10.0, 0.1, 300)
 # Each of these queues must have a live worker, or the service is degraded.
@@ -163,7 +159,7 @@ WEBHOOK_RETRY_SECONDS = env_float("WEBHOOK_RETRY_SECONDS", 5.0, 0.1, 3600)
 
 # The GPU and the engine.
 
-# All workers of one machine, which share its GPUs, must have the same name; also in containers.
+# The workers that share a machine's GPUs must have the same node name, in containers too.
 NODE_NAME = env_str("NODE_NAME", socket.gethostname())
 GPU_INDEX = env_int("GPU_INDEX", 0, 0, 63)
 GPU_LAYERS = env_int("GPU_LAYERS", -1, -1, 10_000)
@@ -191,7 +187,7 @@ LANGFUSE_SAMPLE_RATE = env_float("LANGFUSE_SAMPLE_RATE", 1.0, 0, 1)
 # Django.
 
 SECRET_KEY = _secret_key()
-# For secrets in the database: the first seals, all unseal; without any, SECRET_KEY does both.
+# For secrets in the database: the first key encrypts, all decrypt; SECRET_KEY if there are none.
 ENCRYPTION_KEYS = env_list("ENCRYPTION_KEYS", [])
 DEBUG = False
 ALLOWED_HOSTS = env_list("ALLOWED_HOSTS", ["127.0.0.1", "localhost", "[::1]"])
@@ -212,10 +208,10 @@ INSTALLED_APPS = [
     "inference",
     "sopllm",
 ]
-# The API authenticates in DRF; sessions and messages are for the admin and the browsable API.
+# DRF authenticates the API; sessions and messages are for the admin and the browsable API.
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    # Refuses host names that are not ours: a page elsewhere must not reach a local API by DNS.
+    # Refuses other host names, so that a web page cannot reach a local API by DNS rebinding.
     "django.middleware.common.CommonMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -269,7 +265,7 @@ SPECTACULAR_SETTINGS = {
     "VERSION": VERSION,
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PUBLIC": True,
-    "AUTHENTICATION_WHITELIST": [],  # there is nothing to send until there are API keys
+    "AUTHENTICATION_WHITELIST": [],  # no API keys yet
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
@@ -294,19 +290,19 @@ LOGGING: dict[str, Any] = {
     },
     "root": {"handlers": ["console"], "level": LOG_LEVEL},
     "loggers": {
-        # Its debug lines are for the log of the task; the console's level keeps them out of it.
+        # Debug lines go to the log of the task; the console's own level leaves them out.
         "inference.lifecycle": {"level": "DEBUG"},
-        # Two lines a task that say what the lifecycle's own line says better.
+        # Celery's two lines a task repeat the lifecycle's own.
         "celery.worker.strategy": {"level": "WARNING"},
         "celery.app.trace": {"level": "WARNING"},
-        # 4xx answers are the client's business; only faults of ours are worth a line. Whoever is
-        # busy or without Redis says so in its answers, once a second to those who ask for health.
+        # Only faults of ours are logged: no 4xx answers, and no 503, which says itself what is
+        # missing, and which health checks may get every second.
         "django.request": {"level": "ERROR", "filters": ["not_unavailable"]},
         "django.security.DisallowedHost": {"level": "CRITICAL"},
         "httpx": {"level": "WARNING"},
-        # Two lines a WebSocket, one of them with the query, where a key can be.
+        # uvicorn's two lines a WebSocket have the query in them, where a key can be.
         "uvicorn.error": {"level": "WARNING"},
-        # It writes a stack trace a second while Redis is away; we say so ourselves.
+        # channels_redis logs a stack trace a second while Redis is away; monitoring logs that once.
         "channels_redis": {"level": "CRITICAL"},
     },
 }

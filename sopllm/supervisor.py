@@ -1,8 +1,8 @@
 """Keeps a set of child processes running until the user stops them, and leaves none behind.
 
 Each child leads a process group of its own and writes to its own log file. One that dies is started
-again, at once the first time and with growing delays when it keeps dying. Children are told by the
-kernel to die with us, so not even `kill -9` of this process leaves them running.
+again, at once the first time and with growing delays when it keeps dying. The kernel kills the
+children when this process dies, so not even `kill -9` of it leaves them running.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import SubprocessError
 
-STEADY_SECONDS = 10.0  # A process that has lived this long did start well.
+STEADY_SECONDS = 10.0  # A process that has run this long has started successfully.
 MAX_DELAY_SECONDS = 30.0
-ONE_SIGNAL_SECONDS = 0.5  # A closing terminal, or `timeout`, sends its signal twice.
+SAME_SIGNAL_SECONDS = 0.5  # A closing terminal, or `timeout`, sends its signal twice.
 PR_SET_PDEATHSIG = 1
 libc = ctypes.CDLL(None)
 
@@ -29,8 +29,8 @@ libc = ctypes.CDLL(None)
 class ProcessSpec:
     """One process to keep running.
 
-    Each of `stop_signals` goes to the process alone, with its seconds to act on it; then the whole
-    process group is killed. `inherited` are open descriptors that the process finds as they are.
+    `stop_signals` are sent to the process alone, each with the seconds to wait for its exit; then
+    the whole process group is killed. `inherited` are open file descriptors to pass on.
     """
 
     name: str
@@ -42,7 +42,7 @@ class ProcessSpec:
 
     @property
     def log_name(self) -> str:
-        """The file below the log directory that the output goes to."""
+        """The output's file in the log directory."""
         return f"{self.name.replace(' ', '-')}.log"
 
 
@@ -53,8 +53,8 @@ class StoppingError(Exception):
 class Supervisor:
     """Runs processes in the order they were started; stops them in the reverse order.
 
-    `run` owns the main thread, since the kernel ties "die with your parent" to the thread that
-    forked. What is to be started is said by `start_up`, plain blocking code in a second thread.
+    `run` has to be called in the main thread, since a child dies with the thread that forked it.
+    `start_up`, plain blocking code in a second thread, calls `start` and `wait_until`.
     """
 
     def __init__(self, log_dir: Path, say: Callable[[str], None]) -> None:
@@ -65,13 +65,13 @@ class Supervisor:
         self._is_stopping = threading.Event()
         self._stopped_at = 0.0
         self._failure: BaseException | None = None
-        self._phases: list[list[Keeper]] = []
+        self._phases: list[list[ProcessRunner]] = []
 
     def run(self, start_up: Callable[[], None]) -> None:
         """Run `start_up`, stay until SIGINT, SIGTERM or SIGHUP; raise what `start_up` raised."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self._loop.add_signal_handler(number, self._on_stop_signal)
-        # A daemon: a start-up that is still waiting for something must not hold up the stop.
+        # A daemon thread, so that a start-up that still waits does not delay the stop.
         thread = threading.Thread(target=self._run_start_up, args=(start_up,), daemon=True)
         thread.start()
         self._loop.run_until_complete(self._stay())
@@ -80,12 +80,12 @@ class Supervisor:
             raise self._failure
 
     def start(self, *specs: ProcessSpec) -> None:
-        """From `start_up`: start these together; they are stopped together, the latest first."""
+        """From `start_up`: start these together; what is started last is stopped first."""
         self.check()
         asyncio.run_coroutine_threadsafe(self._start(specs), self._loop).result()
 
     def wait_until(self, is_ready: Callable[[], bool], timeout_seconds: float) -> bool:
-        """From `start_up`: whether it became ready in time; StoppingError when we are stopping."""
+        """From `start_up`: whether `is_ready` was true in time; StoppingError while stopping."""
         deadline = time.monotonic() + timeout_seconds
         while not is_ready():
             self.check()
@@ -95,18 +95,18 @@ class Supervisor:
         return True
 
     def check(self) -> None:
-        """Raise StoppingError when we are stopping."""
+        """Raise StoppingError while stopping."""
         if self._is_stopping.is_set():
             raise StoppingError
 
     async def _start(self, specs: Sequence[ProcessSpec]) -> None:
         self.check()
-        self._phases.append([Keeper(spec, self.log_dir, self.say) for spec in specs])
+        self._phases.append([ProcessRunner(spec, self.log_dir, self.say) for spec in specs])
 
     async def _stay(self) -> None:
         await self._stopping.wait()
-        for keepers in reversed(self._phases):
-            await asyncio.gather(*(keeper.stop() for keeper in reversed(keepers)))
+        for runners in reversed(self._phases):
+            await asyncio.gather(*(runner.stop() for runner in reversed(runners)))
 
     def _run_start_up(self, start_up: Callable[[], None]) -> None:
         try:
@@ -121,9 +121,9 @@ class Supervisor:
         if not self._is_stopping.is_set():
             self.say("Stopping (Ctrl-C again: at once)")
             self._stop()
-        elif time.monotonic() - self._stopped_at > ONE_SIGNAL_SECONDS:
-            for keeper in (keeper for phase in self._phases for keeper in phase):
-                keeper.kill()
+        elif time.monotonic() - self._stopped_at > SAME_SIGNAL_SECONDS:
+            for runner in (runner for runners in self._phases for runner in runners):
+                runner.kill()
 
     def _stop(self) -> None:
         self._stopped_at = time.monotonic()
@@ -131,8 +131,8 @@ class Supervisor:
         self._stopping.set()
 
 
-class Keeper:
-    """Keeps one process running; made and used on the event loop."""
+class ProcessRunner:
+    """Keeps one process running; used on the event loop alone."""
 
     def __init__(self, spec: ProcessSpec, log_dir: Path, say: Callable[[str], None]) -> None:
         self.spec = spec
@@ -140,16 +140,25 @@ class Keeper:
         self.say = say
         self._process: Process | None = None
         self._is_stopping = False
-        self._rotate_log()
+        # Keep the log of the run before this one, and start an empty one.
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        if self.log_path.exists():
+            self.log_path.replace(self.log_path.with_suffix(".log.1"))
         self._task = asyncio.create_task(self._keep_running())
 
     async def stop(self) -> None:
         """Stop the process with its own signals, then kill what is left of its group."""
         self._is_stopping = True
-        if self._process is None:
+        process = self._process
+        if process is None:
             self._task.cancel()
         else:
-            await self._signal_until_gone(self._process)
+            for number, seconds in self.spec.stop_signals:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(number)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(process.wait(), seconds)
+                    break
             self.kill()
         await asyncio.wait([self._task])
 
@@ -158,14 +167,6 @@ class Keeper:
         self._is_stopping = True
         if self._process is not None:
             kill_group(self._process.pid)
-
-    async def _signal_until_gone(self, process: Process) -> None:
-        for number, seconds in self.spec.stop_signals:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), seconds)
-                return
 
     async def _keep_running(self) -> None:
         num_quick_deaths = 0
@@ -180,11 +181,17 @@ class Keeper:
             is_quick = time.monotonic() - started < STEADY_SECONDS
             num_quick_deaths = num_quick_deaths + 1 if is_quick else 0
             delay = restart_delay(num_quick_deaths)
-            self.say(self._death_notice(how, num_quick_deaths, delay))
+            if num_quick_deaths < 2:
+                self.say(f"{self.spec.name} died ({how}), starting it again")
+            else:
+                self.say(
+                    f"{self.spec.name} exits at once for the {ordinal(num_quick_deaths)} time "
+                    f"({how}); see {self.log_path}; next try in {delay:.0f} s"
+                )
             await asyncio.sleep(delay)
 
     async def _run_once(self) -> int:
-        """Run the process to its end; return its exit status, minus the signal if one killed it."""
+        """Run the process to its end; returns its exit status, minus the signal that killed it."""
         with self.log_path.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self.spec.command,
@@ -201,23 +208,9 @@ class Keeper:
         self._process = None
         return status
 
-    def _death_notice(self, how: str, num_quick_deaths: int, delay: float) -> str:
-        if num_quick_deaths < 2:
-            return f"{self.spec.name} died ({how}), starting it again"
-        return (
-            f"{self.spec.name} exits at once for the {ordinal(num_quick_deaths)} time ({how}); "
-            f"see {self.log_path}; next try in {delay:.0f} s"
-        )
-
-    def _rotate_log(self) -> None:
-        """Keep the log of the run before this one, and start an empty one."""
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        if self.log_path.exists():
-            self.log_path.replace(self.log_path.with_suffix(".log.1"))
-
 
 def child_set_up(nice: int) -> Callable[[], None]:
-    """What a child does between fork and exec; no locks, since other threads exist."""
+    """What a child runs between fork and exec: nothing that takes a lock, for other threads."""
     parent = os.getpid()
 
     def set_up() -> None:
@@ -231,7 +224,7 @@ def child_set_up(nice: int) -> Callable[[], None]:
 
 
 def kill_group(leader: int) -> None:
-    """Kill the process group of a child, which can outlive the child itself."""
+    """Kill the process group of a child; members of it can outlive the child."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
 

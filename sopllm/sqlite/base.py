@@ -2,7 +2,7 @@
 
 SQLite itself lets a writer that finds the database locked sleep and try again, up to 100 ms at a
 time: with a web process and a worker of 32 threads that costs nine tenths of the throughput. The
-kernel wakes the next holder of a file lock at once, and frees the lock of a process that dies.
+kernel wakes the next waiter of a file lock at once, and releases the lock of a process that dies.
 """
 
 import fcntl
@@ -12,19 +12,19 @@ from typing import Any
 
 from django.db.backends.sqlite3 import base
 
-# Only one thread of a process queues up for the file lock, or a worker's many threads would keep
-# the web process waiting for all of their turns. A forked child starts with a lock of its own.
+# Only one thread of a process waits for the file lock; otherwise the web process would wait until
+# all threads of a worker had their turns. A forked child gets a new lock.
 _one_thread = threading.Lock()
 
 
-def _renew_lock() -> None:
+def _new_lock() -> None:
     global _one_thread
     _one_thread = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+os.register_at_fork(after_in_child=_new_lock)
 
-# The stubs leave out the hooks for backends, which Django's own documentation does not name.
+# The stubs leave out the hooks for backends, which Django does not document.
 _Base: Any = base.DatabaseWrapper
 
 

@@ -52,7 +52,7 @@ class Command(BaseCommand):
             supervisor.run(lambda: self.start_up(supervisor, listener, with_demo=with_demo))
 
     def start_up(self, supervisor: Supervisor, listener: socket.socket, *, with_demo: bool) -> None:
-        """Start the processes in order, each when what it needs is there, and say so."""
+        """Start the processes in order, each when what it needs is ready, and print progress."""
         started = time.monotonic()
         self.say(f"{settings.APP_NAME} ({settings.APP_ENV})")
         if settings.EMBEDDED_VALKEY:
@@ -95,7 +95,7 @@ class Command(BaseCommand):
         self.row("Database", "migrated")
 
     def load_presets(self) -> None:
-        """What is wrong with a file of presets is told, and keeps no model from running."""
+        """Print what is wrong with the files of presets; no problem there stops the start."""
         for problem in catalogue.load().problems:
             self.row("Presets", problem)
 
@@ -113,7 +113,7 @@ class Command(BaseCommand):
         self.row("Admin", f"user admin, password in {shown(path)}")
 
     def show_demo(self, supervisor: Supervisor, with_demo: bool) -> None:
-        """Submit one prompt and print the answer as it comes; a failure stops nothing."""
+        """Submit one prompt and print the answer as it streams in; a failure stops nothing."""
         if not with_demo:
             self.row("First prompt", "skipped (--no-demo)")
             return
@@ -153,7 +153,7 @@ class Command(BaseCommand):
         self.write(f"{line}\n")
 
     def write(self, text: str) -> None:
-        """Print at once. The terminal may be gone already when we stop because it was closed."""
+        """Print at once; a terminal that was closed, which is why we stop, is no error."""
         with contextlib.suppress(OSError):
             self.stdout.write(text, ending="")
             self.stdout.flush()
@@ -161,7 +161,7 @@ class Command(BaseCommand):
 
 @contextlib.contextmanager
 def only_one_serve() -> Iterator[None]:
-    """Hold this checkout's lock, which the kernel lets go of however we end."""
+    """Hold this checkout's lock; the kernel releases it however this process ends."""
     settings.VAR_DIR.mkdir(parents=True, exist_ok=True)
     with (settings.VAR_DIR / "serve.lock").open("a") as lock:
         try:
@@ -172,7 +172,7 @@ def only_one_serve() -> Iterator[None]:
 
 
 def listen(host: str, port: int, variable: str) -> socket.socket:
-    """A listening socket; where the port is taken, refuse and say which variable moves it."""
+    """A listening socket; CommandError with the variable to change if the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=2048)
@@ -180,16 +180,16 @@ def listen(host: str, port: int, variable: str) -> socket.socket:
         raise CommandError(
             f"Port {port} on {host} cannot be used ({exc.strerror}): set {variable} to another one."
         ) from exc
-    # Connections inherit it. uvicorn does not set it on a socket that it did not make itself, and
-    # without it each answer in two packets waits 40 ms for the client's acknowledgement.
+    # Connections inherit both options. uvicorn sets TCP_NODELAY on its own sockets only; without
+    # it each answer in two packets waits 40 ms for the client's acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # What is sent to a client that reads nothing would be kept for ever, even once we have closed.
+    # The kernel would keep data for a client that reads nothing for ever, even after our close.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT_SECONDS * 1000)
     return listener
 
 
 def answers_ping() -> bool:
-    """Whether Redis answers, and has read its data back."""
+    """Whether Redis answers, its data loaded."""
     try:
         return bool(client().ping())
     except redis.RedisError:
@@ -206,7 +206,7 @@ def is_ready() -> bool:
 
 
 def call_api(method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Call our own API, past any proxy; raises httpx.HTTPStatusError on an error answer."""
+    """Call our own API without any proxy; raises httpx.HTTPStatusError on an error answer."""
     url = f"{base_url()}/api/v1/{path}"
     response = httpx.request(method, url, json=body, timeout=30, trust_env=False)
     response.raise_for_status()
