@@ -25,8 +25,9 @@ import os, signal, sys
 import django
 django.setup()
 from inference import dispatch
-from inference.serializers import submission_validator
-from inference.submission import build_task
+from inference.api.submission import build_task
+from inference.api.task_serializers import submission_validator
+from inference.lifecycle import submit
 
 body = {"model": sys.argv[1], "prompt": sys.argv[2], "max_tokens": 8}
 task = build_task("local", submission_validator().run_validation(body), None)
@@ -119,4 +120,5 @@ def worker_of_attempt(service: RunningService, task_id: str, number: int) -> int
             if attempt["number"] == number and attempt["outcome"] == "running"
         ]
 
-    return int(wait_for(running)[0].rpartition(":")[2])
+    _host, pid, _start_time = wait_for(running)[0].split(":")
+    return int(pid)

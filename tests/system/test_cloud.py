@@ -11,36 +11,29 @@ import pytest
 from benchmarks import faults
 from benchmarks.running_service import SMOLLM2, RunningService, wait_for
 from tests.cloud_server import KEY, CloudServer, Fault
-from tests.system.conftest import SETTINGS
+from tests.system.conftest import NAMED_API_KEY, register_cloud
 
 NUM_TASKS = 100
 WORDS = "alpha beta gamma delta epsilon zeta"
 # Whoever may see these has been told a secret.
-SECRETS = {"stored": f"{KEY}-stored-0123456789", "named": f"{KEY}-named-9876543210"}
+STORED_API_KEY = f"{KEY}-stored-0123456789"
+# Models of the cloud, and what they are registered with.
+MODELS: dict[str, dict[str, Any]] = {
+    "stored": {"api_key": STORED_API_KEY, "max_retries": 4},
+    "named": {"api_key_env_var": "NAMED_API_KEY", "max_retries": 4},
+    "given-up": {"api_key": STORED_API_KEY, "max_retries": 0},
+}
 
 
 @pytest.fixture(scope="module")
-def cloud() -> Iterator[CloudServer]:
+def cloud(running_service: RunningService) -> Iterator[CloudServer]:
+    """The cloud that MODELS ask, while they are registered."""
     with CloudServer(key=None) as server:
+        for name, config in MODELS.items():
+            register_cloud(running_service, name, server, **config)
         yield server
-
-
-@pytest.fixture(scope="module")
-def service(cloud: CloudServer) -> Iterator[RunningService]:
-    running = RunningService(**SETTINGS, NAMED_API_KEY=SECRETS["named"])
-    try:
-        running.start("--no-demo")
-        keys = {
-            "stored": {"api_key": SECRETS["stored"]},
-            "named": {"api_key_env_var": "NAMED_API_KEY"},
-        }
-        for name, key in keys.items():
-            register(running, name, cloud, max_retries=4, **key)
-        register(running, "given-up", cloud, max_retries=0, api_key=SECRETS["stored"])
-        running.register_echo()
-        yield running
-    finally:
-        running.close()
+        for name in MODELS:
+            running_service.http.delete(f"/models/{name}").raise_for_status()
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +41,6 @@ def _sound_cloud(cloud: CloudServer) -> Iterator[None]:
     yield
     cloud.faults.clear()
     cloud.fault_rate = cloud.token_delay_ms = 0
-
-
-def register(service: RunningService, name: str, cloud: CloudServer, **config: Any) -> None:
-    config = {"model_name": "stand-in", "base_url": cloud.openai_url, "timeout": 20} | config
-    body = {"name": name, "provider": "openai_compatible", "config": config}
-    service.http.post("/models/register", json=body).raise_for_status()
 
 
 def submit_all(service: RunningService, *models: str, **fields: Any) -> list[str]:
@@ -103,7 +90,9 @@ def test_local_model_answers_for_a_cloud_that_refuses_the_key(
     assert (first["outcome"], first["error_code"]) == ("failed", "authentication_failed")
 
 
-def test_cloud_answers_for_a_local_model_that_cannot_be_loaded(service: RunningService) -> None:
+def test_cloud_answers_for_a_local_model_that_cannot_be_loaded(
+    service: RunningService, cloud: CloudServer
+) -> None:
     models_dir = service.var_dir / "models"
     weights = models_dir / "gone.gguf"
     weights.write_bytes((models_dir / service.model(SMOLLM2)["config"]["model_path"]).read_bytes())
@@ -113,6 +102,7 @@ def test_cloud_answers_for_a_local_model_that_cannot_be_loaded(service: RunningS
     task_id = service.submit(WORDS, "gone", fallback_models=["named"])
     assert service.ended(task_id, 60)["result"]["text"] == WORDS
     assert story(service, task_id) == [("gone", "failed"), ("named", "completed")]
+    service.http.delete("/models/gone").raise_for_status()
 
 
 def test_cancel_closes_the_connection_to_the_provider(
@@ -151,8 +141,8 @@ def test_no_key_is_told_when_a_provider_repeats_it(
 def test_no_key_is_anywhere(service: RunningService, cloud: CloudServer) -> None:
     """After all of the above: in no file, no answer of the API, and nothing that Redis holds."""
     sent = {call.headers["Authorization"] for call in cloud.calls}
-    assert sent == {f"Bearer {secret}" for secret in SECRETS.values()}
-    needles = [secret.encode() for secret in SECRETS.values()]
+    assert sent == {f"Bearer {STORED_API_KEY}", f"Bearer {NAMED_API_KEY}"}
+    needles = [STORED_API_KEY.encode(), NAMED_API_KEY.encode()]
     places = {str(path): data for path, data in files(service.var_dir)} | answers(service)
     assert sum(map(len, places.values())) > 100_000
     found = [place for place, data in places.items() if any(each in data for each in needles)]
@@ -168,12 +158,13 @@ def files(folder: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 def answers(service: RunningService) -> dict[str, bytes]:
-    """What the API says of everything that there is."""
+    """What the API says of everything that has to do with the cloud."""
     paths = [
         *("/tasks?limit=1000", "/models", "/models/stored", "/models/named", "/models/presets"),
         *("/monitor/logs?limit=1000", "/monitor/events?limit=1000", "/monitor/queue"),
         *("/monitor/health", "/monitor/stats", f"{service.base_url}/metrics"),
     ]
-    tasks = service.http.get("/tasks?limit=1000").json()["results"]
-    paths += [f"/tasks/{task['task_id']}/report" for task in tasks]
+    for model in MODELS:
+        tasks = service.http.get(f"/tasks?limit=1000&model={model}").json()["results"]
+        paths += [f"/tasks/{task['task_id']}/report" for task in tasks]
     return {path: service.http.get(path).content for path in paths}

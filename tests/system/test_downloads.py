@@ -6,50 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
 from websockets.sync.client import connect
 
 from benchmarks.running_service import API_WORKER, RunningService, wait_for
 from tests.conftest import packaged_file
-from tests.hub_server import HubServer, serving_hub
+from tests.hub_server import HubServer
 from tests.live_server import Client
-from tests.system.conftest import SETTINGS
-
-REPO = "org/smollm2-GGUF"
-# Presets, each with a file of its own.
-NAMES = ("killed", "deleted")
-TOKEN = "hf_" + "s" * 34
+from tests.system.conftest import HUB_PRESETS, HUB_REPO, HUB_TOKEN
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[HubServer]:
-    with serving_hub() as server:
-        weights = packaged_file("smollm2-135m-instruct").read_bytes()
-        server.files |= {f"{REPO}/{name}.gguf": weights for name in NAMES}
-        server.faults.token = TOKEN
-        yield server
-
-
-@pytest.fixture(scope="module")
-def service(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    folder = tmp_path_factory.mktemp("presets")
-    presets = [preset(name) for name in NAMES]
-    (folder / "local_models.yaml").write_text(yaml.safe_dump(presets))
-    variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "PRESETS_DIRS": str(folder)}
-    running = RunningService(**SETTINGS, **variables)
-    try:
-        running.start("--no-demo")
-        yield running
-    finally:
-        running.close()
-
-
-def preset(name: str) -> dict[str, Any]:
-    """An entry of a catalogue."""
-    filename = f"{name}.gguf"
-    origin = {"source": "hub", "huggingface_repo": REPO, "filename": filename}
-    what = {"name": name, "provider": "local", "size_b": 0.135, "files": {"Q4_1": filename}}
-    return {**what, **origin, "provider_config": {"context_window": 2048}}
+@pytest.fixture(scope="module", autouse=True)
+def _files(hub: HubServer) -> None:
+    weights = packaged_file("smollm2-135m-instruct").read_bytes()
+    hub.files |= {f"{HUB_REPO}/{name}.gguf": weights for name in HUB_PRESETS}
+    hub.faults.token = HUB_TOKEN
 
 
 def download(service: RunningService, name: str) -> None:
@@ -61,7 +31,7 @@ def download(service: RunningService, name: str) -> None:
 def test_download_goes_on_after_its_worker_was_killed(
     service: RunningService, hub: HubServer
 ) -> None:
-    size = len(hub.files[f"{REPO}/killed.gguf"])
+    size = len(hub.files[f"{HUB_REPO}/killed.gguf"])
     partial = service.var_dir / "models" / "killed.gguf.partial"
     hub.faults.bytes_per_second = 30e6
     with connect(f"ws://127.0.0.1:{service.port}/ws/monitor", proxy=None) as connection:
@@ -84,7 +54,7 @@ def test_download_goes_on_after_its_worker_was_killed(
     assert {fetch.authorization for fetch in hub.fetches} == {None}
     logs = "".join(path.read_text() for path in (service.var_dir / "log").glob("*.log"))
     assert "killed: download, attempt 2" in logs
-    assert TOKEN not in logs
+    assert HUB_TOKEN not in logs
     assert "Signature" not in logs
 
     assert {data["model"] for data in told} == {"killed"}

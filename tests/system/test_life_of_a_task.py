@@ -106,6 +106,6 @@ def test_report_shows_attempts_and_logs(service: RunningService) -> None:
     report = service.report(f"{task_id}")
     (attempt,) = report["attempts"]
     assert (attempt["number"], attempt["outcome"]) == (1, "completed")
-    assert attempt["worker"].endswith(f":{service.gpu_child()}")
+    assert attempt["worker"].split(":")[1] == str(service.gpu_child())
     messages = " ".join(line["message"] for line in report["logs"])
     assert "Attempt 1 started" in messages

@@ -172,7 +172,7 @@ def test_reload_in_mid_stream_shows_the_whole_text(page: Page, service: RunningS
 
 
 def test_text_of_a_lost_worker_is_replaced(page: Page, service: RunningService) -> None:
-    task_id = submit(page, SMOLLM2, COUNTING["prompt"], max_tokens="500", temperature="0")
+    task_id = submit(page, SMOLLM2, COUNTING["prompt"], max_tokens="150", temperature="0")
     expect(page.locator("#answer")).to_have_text(re.compile(r"\S+\s+\S+\s+\S+"))
     os.kill(service.gpu_child(), signal.SIGKILL)
     task = service.ended(task_id, 60)
