@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from inference.engine.errors import EngineError, InvalidRequestError, PromptTooLongError
 from inference.engine.kv_cache import KVCache
 from inference.engine.runner import Runner
-from inference.engine.scheduler import PrefillBudget, Scheduler
+from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
 
 logger = logging.getLogger(__name__)
@@ -55,10 +55,8 @@ class Engine:
         self.max_num_seqs = max_num_seqs
         self._clock = clock
         self._kv_cache = KVCache(runner.memory, runner.max_num_seqs, runner.num_cells)
-        self._prefill_budget = PrefillBudget(runner.max_batch_tokens)
         self._scheduler = Scheduler(
             self._kv_cache,
-            self._prefill_budget,
             max_num_seqs=max_num_seqs,
             max_batch_tokens=runner.max_batch_tokens,
         )
@@ -124,7 +122,7 @@ class Engine:
             sequence.num_computed_tokens += len(chunk.tokens)
             if chunk.needs_logits:
                 outputs.append(self._sample(sequence, row))
-        self._prefill_budget.measure(num_prefilled, self._clock() - started)
+        self._scheduler.prefill_budget.measure(num_prefilled, self._clock() - started)
         return outputs
 
     def abort(self, request_id: str, reason: FinishReason) -> StepOutput | None:

@@ -136,7 +136,7 @@ class _Cursor:
         self.pos += num_bytes
 
     def skip_strings(self, count: int) -> None:
-        """The vocabulary is hundreds of thousands of strings: this loop is what reading costs."""
+        """A vocabulary has hundreds of thousands of strings: this loop takes most of the time."""
         data, pos, end = self._data, self.pos, len(self._data) - 8
         unpack = struct.Struct("<Q").unpack_from
         for _ in range(count):

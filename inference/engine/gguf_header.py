@@ -148,10 +148,16 @@ def _layers(file: GGUFFile) -> tuple[Layer, ...]:
         number, _, name = rest.partition(".")
         if block == "blk" and number.isdecimal():
             tensors[int(number)][name] = tensor.num_bytes
+    # With multi-head latent attention the values are a part of what is kept as keys.
+    is_latent = metadata.of_model("attention.key_length_mla")
     layers = []
     for index, is_sliding in enumerate(_sliding_layers(metadata, num_layers)):
+        suffix = "_swa" if is_sliding else ""
+        numbers_per_head = _head_length(metadata, "key", suffix)
+        if not is_latent:
+            numbers_per_head += _head_length(metadata, "value", suffix)
         is_recurrent = any(name.startswith(_RECURRENT_TENSORS) for name in tensors[index])
-        kv_bytes = kv_heads[index] * _kv_bytes_per_head(metadata, is_sliding=is_sliding)
+        kv_bytes = kv_heads[index] * numbers_per_head * _KV_BYTES
         if is_recurrent and "attn_k.weight" not in tensors[index]:
             kv_bytes = 0
         state_bytes = _state_bytes(metadata) if is_recurrent else 0
@@ -166,14 +172,6 @@ def _head_length(metadata: Metadata, what: str, suffix: str = "") -> int:
     default = metadata.of_model("embedding_length") // num_heads
     length = metadata.of_model(f"attention.{what}_length", default)
     return metadata.of_model(f"attention.{what}_length{suffix}", length)
-
-
-def _kv_bytes_per_head(metadata: Metadata, *, is_sliding: bool) -> int:
-    suffix = "_swa" if is_sliding else ""
-    keys = _head_length(metadata, "key", suffix)
-    # With multi-head latent attention the values are a part of what is kept as keys.
-    is_latent = metadata.of_model("attention.key_length_mla")
-    return _KV_BYTES * (keys + (0 if is_latent else _head_length(metadata, "value", suffix)))
 
 
 def _state_bytes(metadata: Metadata) -> int:

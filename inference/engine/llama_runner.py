@@ -1,8 +1,8 @@
-"""A model in llama.cpp: the only module that imports llama_cpp, and it is slow to import.
+"""A model in llama.cpp: the only module that imports llama_cpp, which is slow to import.
 
-Source: llama.h of the llama.cpp that llama-cpp-python 0.3.36 carries. What llama.cpp answers
-with an abort of the process (tokens out of range, batches too large, a grammar that allows
-nothing) is checked here first and raised.
+Source: llama.h of the llama.cpp that llama-cpp-python 0.3.36 carries. What would make llama.cpp
+abort the process (tokens out of range, batches too large, a grammar that allows nothing) is checked
+here first and raised.
 """
 
 import ctypes
@@ -83,7 +83,7 @@ class LlamaRunner:
         self._check_open()
         data = text.encode(errors="replace")
         if len(data) > self.n_ctx_per_seq * 16:
-            # Even if all of its tokens were the longest there are?
+            # Does it fit at least if all of its tokens are the longest of the vocabulary?
             if self._max_piece_bytes is None:
                 pieces = (self._piece(token, special=True) for token in range(self.vocab_size))
                 self._max_piece_bytes = max(map(len, pieces))
@@ -125,7 +125,7 @@ class LlamaRunner:
         _native_log.clear_errors()
         status = llama.llama_decode(self._context, self._batch.native)
         if status == 0:
-            # A GPU computes on while this returns: the time of a step must not be the next one's.
+            # A GPU still computes when llama_decode returns: wait, so that a step has its own time.
             llama.llama_synchronize(self._context)
             return rows
         reason = _native_log.last_errors() or "the memory has no room for the batch"
@@ -180,7 +180,7 @@ class LlamaRunner:
         options.n_batch = params.num_batch_tokens
         options.n_ubatch = min(params.num_batch_tokens, 512)
         options.n_seq_max = params.max_num_seqs
-        # Room for the logits of every token would be most of what a small model takes to compute.
+        # Room for the logits of every token would be most of a small model's compute buffer.
         options.n_outputs_max = params.max_num_seqs
         options.n_threads = options.n_threads_batch = params.num_threads or num_cores
         options.kv_unified = num_cells < most_cells

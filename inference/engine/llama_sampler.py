@@ -51,7 +51,7 @@ class SamplerChain:
         samplers = self._penalties(context_window, params, prompt_tokens) + self._choice(params)
         for sampler in samplers:
             llama.llama_sampler_chain_add(self._chain, sampler)
-        # The chain would copy all logits to find the largest: twice the time of looking at them.
+        # The chain would copy all logits to find the largest, which takes twice as long.
         self._is_argmax = params.temperature == 0 and not self._grammar and len(samplers) == 1
 
     def free(self) -> None:
@@ -72,7 +72,7 @@ class SamplerChain:
         return token
 
     def _sample_with_grammar(self, candidates: "_Candidates", context: Any, row: int) -> int:
-        """Choose freely first: to check one token is cheap, to check the vocabulary is not."""
+        """Choose freely first: checking one token is cheap, checking the vocabulary is not."""
         logits = self._llama.llama_get_logits_ith(context, row)
         candidates.load(logits)
         token = candidates.choose(self._chain)

@@ -1,4 +1,4 @@
-"""What a model will need of memory, told from its file's header before it is loaded.
+"""How much memory a model will need, estimated from its file's header before it is loaded.
 
 Follows what llama.cpp allocates: src/llama-context.cpp, llama-kv-cache-iswa.cpp and
 llama-memory-recurrent.cpp. The formula of the compute buffer was found by loading models of many

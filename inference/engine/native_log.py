@@ -11,7 +11,7 @@ _LEVELS = {_WARN: logging.WARNING, _ERROR: logging.WARNING}
 
 
 class NativeLog:
-    """Puts the pieces llama.cpp writes together to lines, and remembers the errors among them."""
+    """Joins what llama.cpp writes to whole lines, and remembers the errors among them."""
 
     def __init__(self, max_errors: int = 8) -> None:
         self._errors: deque[str] = deque(maxlen=max_errors)
@@ -19,7 +19,7 @@ class NativeLog:
         self._level = 0
 
     def write(self, level: int, text: str) -> None:
-        """Take one piece; `level` is a ggml_log_level, CONT goes on with the line before."""
+        """Take a part of a line; `level` is a ggml_log_level, CONT goes on with the line before."""
         if level != _CONT:
             self._flush()
             self._level = level

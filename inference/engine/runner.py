@@ -103,10 +103,6 @@ class Runner(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    def tokenize(self, text: str) -> list[int]:
-        """Tokens of a whole prompt, with BOS where the model wants one, never doubled."""
-        ...
-
     def token_to_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; empty for control tokens."""
         ...
@@ -129,8 +125,4 @@ class Runner(Protocol):
 
     def sample(self, sampler: int, row: int) -> int:
         """Choose the next token from the logits of a row of the last batch. Raises DecodeError."""
-        ...
-
-    def close(self) -> None:
-        """Free the model and its memory. Can be called twice."""
         ...

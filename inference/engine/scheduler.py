@@ -41,16 +41,9 @@ class Scheduler:
     begins like a prompt being computed waits until it can copy what they share.
     """
 
-    def __init__(
-        self,
-        kv_cache: KVCache,
-        prefill_budget: PrefillBudget,
-        *,
-        max_num_seqs: int,
-        max_batch_tokens: int,
-    ) -> None:
+    def __init__(self, kv_cache: KVCache, *, max_num_seqs: int, max_batch_tokens: int) -> None:
         self.kv_cache = kv_cache
-        self.prefill_budget = prefill_budget
+        self.prefill_budget = PrefillBudget(max_batch_tokens)
         self.max_num_seqs = max_num_seqs
         self.max_batch_tokens = max_batch_tokens
         self.waiting: deque[Sequence] = deque()

@@ -108,7 +108,7 @@ class Sequence:
         return self.num_computed_tokens < len(self.prompt_tokens)
 
     def next_tokens(self, limit: int) -> list[int]:
-        """The tokens to compute next: a piece of the prompt, or the newest output token."""
+        """The tokens to compute next: a chunk of the prompt, or the newest output token."""
         start = self.num_computed_tokens
         if self.is_prefilling:
             return self.prompt_tokens[start : start + limit]

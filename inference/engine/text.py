@@ -24,9 +24,9 @@ class TextAssembler:
         """All that was released so far."""
         return "".join(self._released)
 
-    def push(self, piece: bytes) -> str:
+    def push(self, token_bytes: bytes) -> str:
         """Take the bytes of one token; return the text that is certain now."""
-        return self._extend(self._decoder.decode(piece))
+        return self._extend(self._decoder.decode(token_bytes))
 
     def finish(self) -> str:
         """Release what was held back: no more bytes will come.

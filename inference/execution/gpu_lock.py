@@ -4,8 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 
 import redis
 from django.conf import settings
@@ -21,14 +20,6 @@ _LEASE_SECONDS = 15
 _RENEW_SECONDS = 4
 _RETRY_SECONDS = 0.5
 _TASK_SHOWN_SECONDS = 86_400
-
-
-@dataclass(frozen=True, slots=True)
-class GPUHolder:
-    """The process that holds a GPU, as its worker identity, and the task it works on."""
-
-    worker: str
-    task_id: str | None
 
 
 @contextmanager
@@ -62,39 +53,27 @@ def show_task(gpu_index: int, task_id: str) -> None:
         logger.warning("GPU %d: holder's task not shown: %s", gpu_index, exc)
 
 
-def holder(gpu_index: int) -> GPUHolder | None:
-    """Who holds the GPU; None when it is free. Raises redis.RedisError."""
-    worker, task_id = client().mget(_key(gpu_index), _task_key(gpu_index))
-    return GPUHolder(worker=worker, task_id=task_id) if worker else None
-
-
 def _acquire(gpu_index: int) -> Lock:
-    me = worker_identity.current()
-    lock = Lock(client(), _key(gpu_index), timeout=_LEASE_SECONDS, thread_local=False)
-    told_about = None
+    """Wait until the GPU is free, or its holder is gone."""
+    key, me = _key(gpu_index), worker_identity.current()
+    lock = Lock(client(), key, timeout=_LEASE_SECONDS, thread_local=False)
+    logged_holder = None
     while not lock.acquire(blocking=False, token=me):
-        current = holder(gpu_index)
-        if current is None:
+        holder = client().get(key)
+        if holder is None:
             continue
-        if worker_identity.is_gone(current.worker):
-            _release(gpu_index, current.worker)
+        if worker_identity.is_gone(holder):
+            # Compare-and-delete: another worker may have been first.
+            lock.local.token = holder.encode()
+            with suppress(LockError):
+                lock.release()
+                logger.warning("GPU %d: took the lease of the dead worker %s", gpu_index, holder)
             continue
-        if current.worker != told_about:
-            logger.info("GPU %d is held by %s: waiting for it", gpu_index, current.worker)
-            told_about = current.worker
+        if holder != logged_holder:
+            logger.info("GPU %d is held by %s: waiting for it", gpu_index, holder)
+            logged_holder = holder
         time.sleep(_RETRY_SECONDS)
     return lock
-
-
-def _release(gpu_index: int, dead_worker: str) -> None:
-    """Compare-and-delete the lease of a dead holder: somebody else may have done it already."""
-    abandoned = Lock(client(), _key(gpu_index), thread_local=False)
-    abandoned.local.token = dead_worker.encode()
-    try:
-        abandoned.release()
-    except LockError:
-        return
-    logger.warning("GPU %d: took the lease of the dead worker %s", gpu_index, dead_worker)
 
 
 def _renew(lock: Lock, done: threading.Event) -> None:

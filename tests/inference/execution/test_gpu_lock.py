@@ -1,19 +1,17 @@
-"""One generation at a time on a GPU."""
+"""One session at a time on a GPU."""
 
 import threading
 
 import pytest
-import redis
 from pytest_django import Settings
 
 from inference.execution import gpu_lock
-from inference.execution.gpu_lock import GPUHolder
 from monitoring.hardware import worker_identity
 from monitoring.redis.client import client
 from tests.conftest import Valkey, wait_until
 from tests.inference.lifecycle.test_lifecycle import worker_process
 
-LEASE = "gpu:here:0:lease"
+LEASE, TASK = "gpu:here:0:lease", "gpu:here:0:task"
 
 
 @pytest.fixture(autouse=True)
@@ -22,16 +20,14 @@ def _node(settings: Settings) -> None:
 
 
 def test_holder_is_shown_with_its_task(valkey: Valkey) -> None:
-    assert gpu_lock.holder(0) is None
     with gpu_lock.hold(0):
         me = worker_identity.current()
-        assert gpu_lock.holder(0) == GPUHolder(worker=me, task_id=None)
+        assert client().mget(LEASE, TASK) == [me, None]
         gpu_lock.show_task(0, "task_1")
-        assert gpu_lock.holder(0) == GPUHolder(worker=me, task_id="task_1")
+        assert client().mget(LEASE, TASK) == [me, "task_1"]
         assert 0 < client().ttl(LEASE) <= 15
         with gpu_lock.hold(1):  # another GPU is free
-            assert gpu_lock.holder(1) is not None
-    assert gpu_lock.holder(0) is None
+            assert client().get("gpu:here:1:lease") == me
     assert client().keys("gpu:*") == []
 
 
@@ -39,19 +35,15 @@ def test_gpu_of_another_node_is_another_gpu(valkey: Valkey, settings: Settings) 
     with gpu_lock.hold(0):
         gpu_lock.show_task(0, "task_1")
         settings.NODE_NAME = "there"
-        assert gpu_lock.holder(0) is None
         with gpu_lock.hold(0):
             gpu_lock.show_task(0, "task_2")
-        settings.NODE_NAME = "here"
-        current = gpu_lock.holder(0)
-        assert current is not None
-        assert current.task_id == "task_1"
+        assert client().get(TASK) == "task_1"
 
 
 def test_gpu_is_given_back_after_an_error(valkey: Valkey) -> None:
     with pytest.raises(RuntimeError), gpu_lock.hold(0):
-        raise RuntimeError("the generation broke")
-    assert gpu_lock.holder(0) is None
+        raise RuntimeError("the session broke")
+    assert client().get(LEASE) is None
 
 
 def test_second_waits_for_the_first(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +67,7 @@ def test_second_waits_for_the_first(valkey: Valkey, monkeypatch: pytest.MonkeyPa
 def test_dead_holder_is_pushed_aside(valkey: Valkey, dead_worker: str) -> None:
     client().set(LEASE, dead_worker, ex=3600)
     with gpu_lock.hold(0):
-        current = gpu_lock.holder(0)
-        assert current is not None
-        assert current.worker == worker_identity.current()
+        assert client().get(LEASE) == worker_identity.current()
 
 
 @pytest.mark.parametrize("is_here", [True, False])
@@ -118,9 +108,7 @@ def test_lease_of_another_is_not_given_back(
     assert "not given back" in caplog.text
 
 
-def test_running_generation_goes_on_without_redis(valkey: Valkey) -> None:
+def test_running_session_goes_on_without_redis(valkey: Valkey) -> None:
     with gpu_lock.hold(0):
         valkey.stop()
         gpu_lock.show_task(0, "task_1")
-    with pytest.raises(redis.RedisError):
-        gpu_lock.holder(0)
