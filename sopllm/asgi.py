@@ -15,8 +15,7 @@ from monitoring.events.events import EventType  # noqa: E402
 from monitoring.events.feed import Feed  # noqa: E402
 from monitoring.hardware import gpu  # noqa: E402
 from monitoring.logs import service_log  # noqa: E402 after Django's set-up
-from sopllm.handler import PooledHandler  # noqa: E402
-from sopllm.sending import Receive, Send  # noqa: E402
+from sopllm.handler import PooledHandler, Receive, Send  # noqa: E402
 from sopllm.websocket_access import WebSocketAccess, refuse  # noqa: E402
 
 _http = PooledHandler()
@@ -47,7 +46,6 @@ async def _lifespan(receive: Receive, send: Send) -> None:
         message = await receive()
         if message["type"] == "lifespan.startup":
             service_log.start("web")
-            _http.start()
         elif message["type"] == "lifespan.shutdown":
             await _http.stop()
         await send({"type": f"{message['type']}.complete"})

@@ -10,7 +10,7 @@ from django.http.request import split_domain_port, validate_host
 
 from sopllm.access import LOCAL_OWNER, Principal
 from sopllm.exceptions import error_body
-from sopllm.sending import Message, Receive, Send
+from sopllm.handler import Message, Receive, Send
 
 # Typed as Channels' consumers are, which know the messages one by one.
 Application = Callable[[Any, Any, Any], Awaitable[None]]

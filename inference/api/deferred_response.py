@@ -1,75 +1,114 @@
-"""Waiting for the end of a task, or of a request for a model, without holding a thread.
+"""Answers that are still to come: the ASGI handler sends them, and waits on the event loop.
 
-A view that was asked to wait answers with the state as it is, and says what to wait for. The ASGI
-handler, which sees that, waits on the event loop and then asks the view again. A view that has no
-answer of its own gives the handler an errand instead.
+Long polls, requests for embeddings and streams of events are each a `DeferredResponse`; a view that
+returns one holds no thread while it waits.
 """
 
+import asyncio
+import contextlib
 import re
-from typing import Protocol
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
 
-from django.http import HttpResponse
+from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from monitoring.streams.follower import Follower
 
 MAX_WAIT_SECONDS = 60.0
 WAIT_PARAMETER = OpenApiParameter(
     "wait", float, description=f"Seconds to wait for the end, up to {MAX_WAIT_SECONDS:.0f}."
 )
 
-# In the ASGI scope of a request that the handler makes once more.
-REPEAT = "sopllm.repeat"
-
+# An end that is not announced (Redis away) is noticed after this.
+_LOOK_AGAIN_SECONDS = 2.0
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+)")
 
+# Calls a function in a thread that may use the database.
+InThread = Callable[..., Awaitable[Any]]
 
-class WaitingResponse(Response):
-    """A state as it is; the handler comes again when the end of `wait_for` is announced.
 
-    It comes again in any case after `wait_seconds`, and not at all where one of them is missing.
+class DeferredResponse(StreamingHttpResponse):
+    """Its status and headers are sent with the first of its parts, and may change until then."""
+
+    def parts(self, follower: Follower, in_thread: InThread) -> AsyncGenerator[bytes, None]:
+        """The body; cancelled when the client is gone, or the server stops.
+
+        Raises APIException, or whatever a view may raise, before the first part.
+        """
+        raise NotImplementedError
+
+
+class LongPoll(DeferredResponse):
+    """Answers when the end of `key` is announced, or when the time is over.
+
+    `look` runs in a thread, now and then: it gives the answer, or None while there is none. When it
+    is called with True, nobody waits any more: it has to answer then.
     """
 
     def __init__(
-        self, body: object, *, wait_for: str | None, wait_seconds: float, status: int = 200
+        self, key: str, seconds: float, look: Callable[[bool], HttpResponse | None]
     ) -> None:
-        super().__init__(body, status=status)
-        self.wait_for = wait_for if wait_seconds else None
-        self.wait_seconds = wait_seconds
+        super().__init__()
+        self._key = key
+        self._seconds = seconds
+        self._look = look
+
+    async def parts(self, follower: Follower, in_thread: InThread) -> AsyncGenerator[bytes, None]:
+        give_up_at = time.monotonic() + self._seconds
+        answer: HttpResponse | None = None
+        ended = asyncio.Event()
+        with (
+            follower.waiting_for(self._key, ended.set),
+            contextlib.suppress(asyncio.CancelledError),
+        ):
+            # The first look comes once the follower knows: the end may have come before.
+            while (answer := await in_thread(self._look, False)) is None:
+                if (left := give_up_at - time.monotonic()) <= 0:
+                    break
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), min(left, _LOOK_AGAIN_SECONDS))
+                ended.clear()
+        if answer is None:
+            answer = await in_thread(self._look, True)
+            assert answer is not None, "the last look has to answer"
+        self.status_code = answer.status_code
+        for name, value in answer.items():
+            self[name] = value
+        self["Content-Length"] = str(len(answer.content))
+        yield answer.content
 
 
-class Errand(Protocol):
-    """Brings the answer to a request from a worker.
+def long_poll(
+    view: APIView,
+    key: str,
+    seconds: float,
+    read: Callable[[], tuple[object, bool]],
+    status: int = 200,
+) -> HttpResponseBase:
+    """What `read` gives, once it is final, or the time is over; without a wait at once.
 
-    All methods run where requests are answered, and raise APIException for an answer that is none.
+    `read` gives a body and whether it is final.
     """
+    body, is_final = read()
+    if is_final or not seconds:
+        return Response(body, status=status)
 
-    # What the end is announced by, and how long to wait for it.
-    key: str
-    seconds: float
+    def look(is_last: bool) -> HttpResponse | None:
+        body, is_final = read()
+        if not (is_final or is_last):
+            return None
+        response = view.finalize_response(view.request, Response(body, status=status))
+        assert isinstance(response, Response)
+        rendered: HttpResponse = response.render()
+        return rendered
 
-    def start(self) -> None:
-        """Ask for it; the end is listened for already."""
-
-    def collect(self) -> HttpResponse | None:
-        """The answer; None while there is none."""
-
-    def give_up(self) -> HttpResponse:
-        """Nobody waits any more: the time is over, or the client is gone."""
-
-
-class ErrandResponse(Response):
-    """There is no answer yet: the handler runs the errand, and answers with what that brings."""
-
-    def __init__(self, errand: Errand) -> None:
-        super().__init__(status=202)
-        self.errand = errand
-
-
-def is_repeat(request: Request) -> bool:
-    """Whether the handler asks again, after a wait: what the request changes is changed already."""
-    return REPEAT in getattr(request, "scope", {})
+    return LongPoll(key, seconds, look)
 
 
 def requested_seconds(request: Request) -> float:

@@ -1,10 +1,13 @@
 """From a request for embeddings to a worker's answer, as the web process waits for it."""
 
+from typing import NoReturn
+
 import redis
 from django.conf import settings
 from django.http import HttpResponse
 from rest_framework.exceptions import APIException, ValidationError
 
+from inference.api.deferred_response import LongPoll
 from inference.embeddings import request_queue
 from inference.embeddings.messages import EmbeddingRequest
 from inference.embeddings.request_queue import MailboxFullError
@@ -19,26 +22,28 @@ class EmbeddingsUnavailable(APIException):
     wait = 5
 
 
-class EmbeddingErrand:
-    """Implements `Errand`."""
+class EmbeddingResponse(LongPoll):
+    """Hands a request to the workers, and answers with what one of them computes."""
 
     def __init__(self, request: EmbeddingRequest) -> None:
-        self.key = request_queue.new_key()
-        self.seconds = settings.EMBEDDING_TIMEOUT_SECONDS
         self._request = request
-        self._entry_id = ""
+        self._answer_key = request_queue.new_key()
+        self._entry_id: str | None = None
+        super().__init__(self._answer_key, settings.EMBEDDING_TIMEOUT_SECONDS, self._find_answer)
 
-    def start(self) -> None:
+    def _find_answer(self, is_last: bool) -> HttpResponse | None:
         try:
-            self._post()
+            if self._entry_id is None:
+                self._post()
+                return None
+            if is_last:
+                self._give_up(self._entry_id)
         except redis.RedisError as error:
             raise RedisUnavailable from error
-
-    def collect(self) -> HttpResponse | None:
-        """Asks again where Redis has lost the request, and rings where a worker may be lost."""
         try:
-            answer = request_queue.collect(self.key)
+            answer = request_queue.collect(self._answer_key)
             if answer is None:
+                # A lost request is sent again, and a lost worker's successor is notified.
                 if request_queue.has(self._entry_id):
                     request_queue.ring()
                 else:
@@ -54,17 +59,15 @@ class EmbeddingErrand:
 
     def _post(self) -> None:
         try:
-            self._entry_id = request_queue.post(self.key, self._request)
+            self._entry_id = request_queue.post(self._answer_key, self._request)
         except MailboxFullError as error:
             message = "Too many requests for embeddings wait: try again in a few seconds."
             raise QueueFull(message) from error
 
-    def give_up(self) -> HttpResponse:
-        try:
-            request_queue.forget(self.key, self._entry_id)
-        except redis.RedisError as error:
-            raise RedisUnavailable from error
+    def _give_up(self, entry_id: str) -> NoReturn:
+        request_queue.forget(self._answer_key, entry_id)
+        seconds = settings.EMBEDDING_TIMEOUT_SECONDS
         raise EmbeddingsUnavailable(
-            f"The embeddings worker did not answer within {self.seconds:g} s: try again, with "
-            "fewer texts at a time; /api/v1/monitor/health tells whether it runs."
+            f"The embeddings worker did not answer within {seconds:g} s: try again, with fewer "
+            "texts at a time; /api/v1/monitor/health tells whether it runs."
         )

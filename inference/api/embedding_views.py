@@ -5,10 +5,8 @@ from rest_framework import viewsets
 from rest_framework.decorators import action
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
-from rest_framework.response import Response
 
-from inference.api.deferred_response import ErrandResponse
-from inference.api.embedding_response import EmbeddingErrand
+from inference.api.embedding_response import EmbeddingResponse
 from inference.api.embedding_serializers import (
     EmbeddingRequestSerializer,
     EmbeddingsSerializer,
@@ -25,14 +23,14 @@ class EmbeddingViewSet(viewsets.ViewSet):
     """Vectors of texts, and how near texts are to each other."""
 
     @extend_schema(request=EmbeddingRequestSerializer, responses=EmbeddingsSerializer)
-    def create(self, request: Request) -> Response:
+    def create(self, request: Request) -> EmbeddingResponse:
         """A vector of each text. Long texts are cut to the model's window, see `truncated`."""
         fields = request_validator().run_validation(request.data)
         return _send(EmbeddingRequest(**fields))
 
     @extend_schema(request=SimilarityRequestSerializer, responses=SimilaritySerializer)
     @action(detail=False, methods=["post"])
-    def similarity(self, request: Request) -> Response:
+    def similarity(self, request: Request) -> EmbeddingResponse:
         """The cosine of two texts, or of a query and each of the texts."""
         fields = SimilarityRequestSerializer().run_validation(request.data)
         if "text1" in fields:
@@ -42,9 +40,9 @@ class EmbeddingViewSet(viewsets.ViewSet):
         return _send(EmbeddingRequest(fields["model_name"], texts, shape))
 
 
-def _send(request: EmbeddingRequest) -> Response:
+def _send(request: EmbeddingRequest) -> EmbeddingResponse:
     _check_model(request.model_name)
-    return ErrandResponse(EmbeddingErrand(request))
+    return EmbeddingResponse(request)
 
 
 def _check_model(name: str) -> None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from django.db.models import Q, QuerySet
+from django.http import HttpResponseBase
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, status, viewsets
 from rest_framework.decorators import action
@@ -13,8 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from inference import dispatch
-from inference.api import deferred_response
-from inference.api.deferred_response import WAIT_PARAMETER, WaitingResponse
+from inference.api.deferred_response import WAIT_PARAMETER, long_poll, requested_seconds
 from inference.api.model_serializers import (
     CompatibilityRequestSerializer,
     CompatibilitySerializer,
@@ -132,7 +132,7 @@ class RegisteredModelViewSet(
         parameters=[WAIT_PARAMETER],
     )
     @action(detail=False, methods=["post"])
-    def load(self, request: Request) -> Response:
+    def load(self, request: Request) -> HttpResponseBase:
         """Load a local model; idle ones make room for it. `?wait=30` answers once it is done.
 
         One whose file is still to come from the hub is downloaded, as far as it is not there yet.
@@ -145,7 +145,7 @@ class RegisteredModelViewSet(
         parameters=[WAIT_PARAMETER],
     )
     @action(detail=False, methods=["post"])
-    def unload(self, request: Request) -> Response:
+    def unload(self, request: Request) -> HttpResponseBase:
         """Free a local model, once the tasks that run on it have ended."""
         return self._ask(request, RegisteredModel.Request.UNLOAD)
 
@@ -181,22 +181,20 @@ class RegisteredModelViewSet(
             downloads.forget_partial_file(model)
         return Response(status=status.HTTP_204_NO_CONTENT)
 
-    def _ask(self, request: Request, what: RegisteredModel.Request) -> Response:
-        """Have the worker do it; asked again after a wait, only see how far it is."""
-        seconds = deferred_response.requested_seconds(request)
+    def _ask(self, request: Request, what: RegisteredModel.Request) -> HttpResponseBase:
+        """Have the worker do it, and wait for that as long as the client wants."""
+        seconds = requested_seconds(request)
         model = self._read(ModelNameSerializer().run_validation(request.data)["model"])
         if what == RegisteredModel.Request.LOAD and downloads.start_if_missing(model):
             return Response(RegisteredModelSerializer(model).data, status=202)
-        if not deferred_response.is_repeat(request):
-            self._check_loadable(model)
-            requests.ask(model, what)
-        is_pending = model.requested == what
-        return WaitingResponse(
-            RegisteredModelSerializer(model).data,
-            wait_for=requests.wait_key(model) if is_pending else None,
-            wait_seconds=seconds,
-            status=202,
-        )
+        self._check_loadable(model)
+        requests.ask(model, what)
+
+        def read() -> tuple[object, bool]:
+            asked = self._read(model.name)
+            return RegisteredModelSerializer(asked).data, asked.requested != what
+
+        return long_poll(self, requests.wait_key(model), seconds, read, status=202)
 
     def _check_loadable(self, model: RegisteredModel) -> None:
         if model.provider == RegisteredModel.Provider.EMBEDDING:

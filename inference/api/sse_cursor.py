@@ -48,7 +48,7 @@ class SSEWriter:
 
     def add(self, deltas: Iterable[Delta]) -> bytes:
         """What the reader lacks of deltas of the stream."""
-        return b"".join(self._add(each) for each in deltas if not each.is_end)
+        return b"".join(self._add(each) for each in deltas)
 
     def conclude(self, task: GenerationTask) -> bytes:
         """What an ended task's text has more than the stream had, and the task."""

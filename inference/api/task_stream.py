@@ -6,12 +6,11 @@ the task has ended.
 
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from typing import Any
 
 from django.db import Error as DatabaseError
-from django.http import StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import ValidationError
@@ -20,14 +19,12 @@ from rest_framework.parsers import BaseParser
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
+from inference.api.deferred_response import DeferredResponse, InThread
 from inference.api.sse_cursor import SSECursor, SSEWriter
 from inference.models import GenerationTask
-from monitoring.streams.follower import StreamReader
-
-# In the ASGI scope: the StreamReader of the process, and what runs a function in a thread that may
-# use the database.
-READER = "sopllm.stream_reader"
-IN_THREAD = "sopllm.in_thread"
+from monitoring.api import query_parameters
+from monitoring.streams.delta_stream import Delta
+from monitoring.streams.follower import Follower
 
 CONTENT_TYPE = "text/event-stream"
 PARAMETERS = [
@@ -47,17 +44,6 @@ _KEEP_ALIVE_SECONDS = 15.0
 # An end may be stored without being announced: after this much silence the row is looked at.
 _LOOK_SECONDS = 3.0
 _EVENT_ID = re.compile(r"(\d{1,10})-(\d{1,10})-(\d{1,10})", re.ASCII)
-
-InThread = Callable[..., Awaitable[Any]]
-
-
-class EventStreamResponse(StreamingHttpResponse):
-    """Server-Sent Events; the ASGI handler sends `events` as they come, and closes them."""
-
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, content_type=CONTENT_TYPE, headers=headers)
-        self.events = events
 
 
 class AnyAccept(BaseContentNegotiation):
@@ -81,9 +67,7 @@ def last_event_id(request: Request) -> str:
 
     The header goes first: an EventSource that reconnects sends it, to the same address as before.
     """
-    for name in request.query_params:
-        if name != "last_event_id":
-            raise ValidationError({name: ["Unknown parameter: check its spelling."]})
+    query_parameters.refuse_unknown(request, ("last_event_id",))
     return request.headers.get("Last-Event-ID") or request.query_params.get("last_event_id", "")
 
 
@@ -97,69 +81,51 @@ def cursor_after(event_id: str) -> SSECursor | None:
     raise ValidationError({"last_event_id": [message]})
 
 
-def response(
-    task: GenerationTask, cursor: SSECursor | None, request: Request
-) -> EventStreamResponse:
-    """The stream of a task from a cursor on."""
-    scope: Any = getattr(request, "scope", {})
-    stream = TaskStream(task, cursor, scope[READER], scope[IN_THREAD])
-    return EventStreamResponse(stream.events())
+class TaskStream(DeferredResponse):
+    """The stream of one task for one client, as Server-Sent Events."""
 
-
-class TaskStream:
-    """The stream of one task for one client."""
-
-    def __init__(
-        self,
-        task: GenerationTask,
-        cursor: SSECursor | None,
-        reader: StreamReader,
-        in_thread: InThread,
-    ) -> None:
+    def __init__(self, task: GenerationTask, cursor: SSECursor | None) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(content_type=CONTENT_TYPE, headers=headers)
         self._task = task
         self._writer = SSEWriter(cursor)
-        self._reader = reader
-        self._in_thread = in_thread
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
+    async def parts(self, follower: Follower, in_thread: InThread) -> AsyncGenerator[bytes, None]:
         """Bytes of whole events from the cursor on, until the task has ended, or is deleted."""
         yield _RETRY + self._writer.begin(_current_attempt(self._task))
         told_at = time.monotonic()
-        async with aclosing(self._stored() if self._task.has_ended else self._live()) as parts:
-            async for part in parts:
-                if part or time.monotonic() - told_at >= _KEEP_ALIVE_SECONDS:
+        async with aclosing(self._live(follower, in_thread)) as events:
+            async for event in events:
+                if event or time.monotonic() - told_at >= _KEEP_ALIVE_SECONDS:
                     told_at = time.monotonic()
-                    yield part or _KEEP_ALIVE
+                    yield event or _KEEP_ALIVE
+        # The deltas that are left; those of a task that has no result are void.
+        after = self._writer.cursor.entry_id
+        while self._task.result and (page := await follower.stored(self._task.pk, after)):
+            yield self._writer.add(page)
+            after = page[-1].id
         if self._task.has_ended:
             yield self._writer.conclude(self._task)
 
-    async def _stored(self) -> AsyncGenerator[bytes, None]:
-        """The deltas of an ended task; none of one that has no result, since they are void."""
-        after = self._writer.cursor.entry_id
-        while self._task.result and (page := await self._reader.stored(self._task.pk, after)):
-            yield self._writer.add(page)
-            after = page[-1].id
-
-    async def _live(self) -> AsyncGenerator[bytes, None]:
-        """The deltas as they come, b"" where there are none; until the row says that it is over."""
-        after = self._writer.cursor.entry_id
-        with self._reader.following(self._task.pk, after) as follower:
-            while not self._task.has_ended:
-                deltas = await follower.read(_LOOK_SECONDS)
-                yield self._writer.add(deltas)
-                if not deltas or any(delta.is_end for delta in deltas):
-                    if not await self._look():
+    async def _live(self, follower: Follower, in_thread: InThread) -> AsyncGenerator[bytes, None]:
+        """Deltas as they come, b"" where there are none; until the row says that it is over."""
+        if self._task.has_ended:
+            return
+        with follower.following(self._task.pk, self._writer.cursor.entry_id) as reader:
+            deltas: list[Delta] = []  # the task may have ended before it was followed: look first
+            while True:
+                if not deltas:
+                    # A database that does not answer is asked again soon.
+                    with suppress(DatabaseError):
+                        task = await in_thread(GenerationTask.objects.read, self._task.pk)
+                        if task is None:
+                            return
+                        self._task = task
+                    if self._task.has_ended:
                         return
                     yield self._writer.begin(_current_attempt(self._task))
-
-    async def _look(self) -> bool:
-        """See what the row says; False when it is gone."""
-        try:
-            task = await self._in_thread(GenerationTask.objects.read, self._task.pk)
-        except DatabaseError:
-            return True  # it is looked at again soon
-        self._task = task or self._task
-        return task is not None
+                deltas = await reader.read(_LOOK_SECONDS)
+                yield self._writer.add(deltas)
 
 
 def _current_attempt(task: GenerationTask) -> int:

@@ -17,7 +17,7 @@ from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
 from inference.api import submission, task_stream
-from inference.api.deferred_response import WAIT_PARAMETER, WaitingResponse, requested_seconds
+from inference.api.deferred_response import WAIT_PARAMETER, long_poll, requested_seconds
 from inference.api.pagination import TaskPagination, queue_positions
 from inference.api.report import report
 from inference.api.sse_cursor import FINAL_ID
@@ -121,14 +121,14 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
         return self.get_paginated_response(TaskSerializer(page, many=True, context=context).data)
 
     @extend_schema(parameters=[WAIT_PARAMETER])
-    def retrieve(self, request: Request, pk: str) -> Response:
+    def retrieve(self, request: Request, pk: str) -> HttpResponseBase:
         """A task; with `?wait=30` or `Prefer: wait=30` as soon as it has ended."""
-        task = self.get_object()
-        return WaitingResponse(
-            task_body(task),
-            wait_for=None if task.has_ended else task.pk,
-            wait_seconds=requested_seconds(request),
-        )
+
+        def read() -> tuple[object, bool]:
+            task = self.get_object()
+            return task_body(task), task.has_ended
+
+        return long_poll(self, pk, requested_seconds(request), read)
 
     @extend_schema(responses=ReportSerializer)
     @action(detail=True, methods=["get"])
@@ -144,7 +144,7 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
         event_id = task_stream.last_event_id(request)
         if task.has_ended and event_id == FINAL_ID:
             return Response(status=status.HTTP_204_NO_CONTENT)  # no need to connect again
-        return task_stream.response(task, task_stream.cursor_after(event_id), request)
+        return task_stream.TaskStream(task, task_stream.cursor_after(event_id))
 
     @extend_schema(request=None, responses=TaskSerializer)
     @action(detail=True, methods=["post"])

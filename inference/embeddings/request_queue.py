@@ -19,7 +19,7 @@ from inference.embeddings.messages import Answer, EmbeddingRequest
 from inference.models import Queue
 from monitoring.hardware import worker_identity, workers
 from monitoring.redis.client import RedisClient, client
-from monitoring.streams.delta_stream import ENDED_CHANNEL
+from monitoring.streams import ends
 
 MAX_REQUESTS = 1000
 
@@ -136,7 +136,7 @@ def deliver(answers: Sequence[tuple[Letter, Answer]]) -> None:
         pipe.hset(letter.key, mapping=asdict(answer))
         pipe.expire(letter.key, _answer_seconds())
         _remove(pipe, letter.entry_id)
-        pipe.publish(ENDED_CHANNEL, letter.key)
+        ends.put_into(pipe, letter.key)
     pipe.execute()
 
 

@@ -162,7 +162,7 @@ def store_end(task: GenerationTask, change: dict[str, Any]) -> None:
 
 def announce_end(task: GenerationTask) -> None:
     """Tell readers, and enqueue the webhook and the next task of the conversation, which waits."""
-    delta_stream.end(task.pk, task.attempt, task.status)
+    delta_stream.end(task.pk)
     events.ended(task)
     if task.request.get("webhook_url"):
         deliveries.deliver_soon(1)

@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 from inference import dispatch, events
 from inference.models import Queue, RegisteredModel
 from monitoring.hardware import worker_identity, workers
-from monitoring.streams import ended
+from monitoring.streams import ends
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def end(model: RegisteredModel, request: "Request") -> None:
     """The request has been served, or cannot be: who waits for it is told."""
     mine = RegisteredModel.objects.filter(pk=model.pk, requested=request)
     if mine.update(requested=Request.NONE, requested_at=None):
-        ended.announce(wait_key(model))
+        ends.announce(wait_key(model))
 
 
 def wait_key(model: RegisteredModel) -> str:

@@ -1,13 +1,12 @@
-"""The token stream of a task: a Redis stream with the deltas of its text, and its end.
+"""The token stream of a task: a Redis stream with the deltas of its text.
 
-Entries: `token` {"text", "index"} and, last, `end` {"status", "attempt"}. The id of a delta is
-`{attempt}-{n}`, where n is how many characters the text of the attempt has with it: a reader that
-has so much can go on from here, or from the saved result. Redis takes no id below its last one, so
-a delta that is sent twice is kept once, and a lost attempt can add nothing once the next one has
-begun, nor after the end: that is `{attempt + 1}-1`, where the next one would have begun.
+The id of a delta is `{attempt}-{n}`, where n is how many characters the text of the attempt has
+with it: a reader that has so much can go on from here, or from the saved result. Redis takes no id
+below its last one, so a delta that is sent twice is kept once, and a lost attempt can add nothing
+once the next one has begun.
 
 The stream is a preview for readers; the saved result is the truth. It lives as long as the task's
-row.
+row. The end of the task is announced in `ends`.
 """
 
 import contextlib
@@ -17,17 +16,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import redis
 from django.conf import settings
 
 from monitoring.redis.client import RedisClient, client
+from monitoring.streams import ends
 
 logger = logging.getLogger(__name__)
 
-# Every end of a task is announced here, for the long polls of all web processes.
-ENDED_CHANNEL = "tasks:ended"
 # Of each attempt while Redis is away; readers get what is dropped from the saved result.
 MAX_UNSENT = 10_000
 
@@ -47,7 +44,7 @@ def stream_key(task_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A delta of an attempt's text, or the end of the stream.
+    """A delta of an attempt's text.
 
     `num_chars` is the length of that text with the delta, `index` counts the deltas before it.
     """
@@ -57,20 +54,13 @@ class Delta:
     num_chars: int
     index: int
     text: str
-    is_end: bool
 
 
 def parse(entry_id: str, fields: dict[str, str]) -> Delta:
     """From what Redis holds under an id of a token stream."""
     attempt, _, num_chars = entry_id.partition("-")
-    return Delta(
-        id=entry_id,
-        attempt=int(attempt),
-        num_chars=int(num_chars),
-        index=int(fields.get("index", 0)),
-        text=fields.get("text", ""),
-        is_end=fields["type"] == "end",
-    )
+    index, text = int(fields["index"]), fields["text"]
+    return Delta(entry_id, int(attempt), int(num_chars), index, text)
 
 
 class DeltaWriter:
@@ -94,7 +84,7 @@ class DeltaWriter:
     def write(self, text: str) -> None:
         """Queue a delta; it must not be empty."""
         self._num_chars += len(text)
-        fields: dict[str, str | int] = {"type": "token", "text": text, "index": self._num_deltas}
+        fields: dict[str, str | int] = {"text": text, "index": self._num_deltas}
         self._unsent.append((f"{self._attempt}-{self._num_chars}", fields))
         self._num_deltas += 1
 
@@ -143,9 +133,16 @@ def _deliver(writers: Iterable[DeltaWriter], read: Sequence[str] = ()) -> list[s
     if read:
         pipe.mget(read)
     try:
-        answers = _execute(pipe)
+        answers = pipe.execute(raise_on_error=False)
+        for answer in answers:
+            # A refused id is no error: the delta is there already, or its attempt was lost.
+            if isinstance(answer, redis.RedisError) and not str(answer).startswith(_REFUSED_ID):
+                raise answer
     except redis.RedisError as exc:
-        _warn("Live tokens are kept back, Redis is unreachable: %s", exc)
+        global _warned_at
+        if time.monotonic() - _warned_at > _WARN_AGAIN_SECONDS:
+            _warned_at = time.monotonic()
+            logger.warning("Live tokens are kept back, Redis is unreachable: %s", exc)
         return None
     for writer in writers:
         writer.confirm()
@@ -153,34 +150,11 @@ def _deliver(writers: Iterable[DeltaWriter], read: Sequence[str] = ()) -> list[s
     return values
 
 
-def _execute(pipe: RedisClient) -> list[Any]:
-    """The answers of a pipeline; an id that Redis refuses is no error. Raises redis.RedisError."""
-    answers: list[Any] = pipe.execute(raise_on_error=False)
-    for answer in answers:
-        if isinstance(answer, redis.RedisError) and not str(answer).startswith(_REFUSED_ID):
-            raise answer
-    return answers
-
-
-def _warn(message: str, error: Exception) -> None:
-    """At most one line in ten seconds: there is a delta every few milliseconds."""
-    global _warned_at
-    if time.monotonic() - _warned_at > _WARN_AGAIN_SECONDS:
-        _warned_at = time.monotonic()
-        logger.warning(message, error)
-
-
-def end(task_id: str, attempt: int, status: str) -> None:
-    """Close a task's stream and wake everyone who waits for the task."""
+def end(task_id: str) -> None:
+    """Have a task's stream expire with its row, and wake everyone who waits for the task."""
     pipe = client().pipeline(transaction=False)
-    fields: dict[str, str | int] = {"type": "end", "status": status, "attempt": attempt}
-    pipe.xadd(stream_key(task_id), fields, id=f"{attempt + 1}-1")
     pipe.expire(stream_key(task_id), settings.TASK_TTL_SECONDS)
-    pipe.publish(ENDED_CHANNEL, task_id)
-    try:
-        _execute(pipe)
-    except redis.RedisError as exc:
-        logger.warning("Task %s: its end was not announced: %s", task_id, exc)
+    ends.announce(task_id, pipe)
 
 
 def delete(task_ids: list[str]) -> None:
@@ -191,21 +165,19 @@ def delete(task_ids: list[str]) -> None:
 
 
 def read_deltas(task_id: str, timeout_seconds: float) -> Iterator[str]:
-    """The text deltas of a task as they come, until it ends; TimeoutError past the time.
+    """The deltas of a task's text as they come, until it ends; TimeoutError past the time.
 
     What a lost attempt has written is skipped, once the next one has begun.
     """
     give_up_at = time.monotonic() + timeout_seconds
-    last_id = "0"
+    key = stream_key(task_id)
+    cursors = {key: "0-0", ends.STREAM: "0-0"}
     block_ms = max(1, int(settings.REDIS_TIMEOUT_SECONDS * 500))
     while time.monotonic() < give_up_at:
-        found = client().xread({stream_key(task_id): last_id}, block=block_ms)
-        deltas = [parse(*each) for each in found[0][1]] if found else []
-        newest = max((each.attempt for each in deltas if not each.is_end), default=0)
-        for each in deltas:
-            if each.is_end:
-                return
-            last_id = each.id
-            if each.attempt == newest:
-                yield each.text
+        found = dict(client().xread(cursors, block=block_ms))
+        cursors |= {stream: entries[-1][0] for stream, entries in found.items()}
+        deltas = [parse(*each) for each in found.get(key, ())]
+        yield from (each.text for each in deltas if each.attempt == deltas[-1].attempt)
+        if any(fields["key"] == task_id for _, fields in found.get(ends.STREAM, ())):
+            return
     raise TimeoutError(f"Task {task_id} did not end within {timeout_seconds:.0f} s.")

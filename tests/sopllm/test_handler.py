@@ -41,17 +41,9 @@ def talk(conversation: Conversation, host: str = "127.0.0.1") -> Any:
                 for _ in range(settings.WEB_THREADS):
                     await loop.run_in_executor(handler._pool, connections.close_all)
                 handler._pool.shutdown()
-                await stop_listening(handler)
+                await handler.stop()
 
     return asyncio.run(run())
-
-
-async def stop_listening(handler: PooledHandler) -> None:
-    """The client library may swallow a cancel that comes while it connects: ask until it obeys."""
-    listener = handler._waiters._listener
-    while listener and not listener.done():
-        listener.cancel()
-        await asyncio.wait({listener}, timeout=0.1)
 
 
 def get(path: str, host: str = "127.0.0.1", **headers: str) -> httpx.Response:
@@ -119,7 +111,7 @@ async def call(receive: Callable[[], Awaitable[dict[str, Any]]], path: str = "/"
     scope |= {"query_string": path.partition("?")[2].encode()}
     handler = PooledHandler()
     await handler(scope, receive, send)
-    await stop_listening(handler)
+    await handler.stop()
     return sent
 
 

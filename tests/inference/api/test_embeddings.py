@@ -10,12 +10,12 @@ import pytest
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
+from inference.api import deferred_response
 from inference.embeddings import request_queue
 from inference.embeddings.messages import Answer, EmbeddingRequest, Shape
 from inference.embeddings.request_queue import Letter
 from inference.models import GenerationTask, RegisteredModel
 from monitoring.redis.client import client as redis_client
-from sopllm import handler
 from tests.conftest import Valkey
 from tests.sopllm.test_handler import assert_error, talk
 
@@ -93,7 +93,7 @@ def test_unexpected_failure_of_the_waiting_is_an_answer_as_well(
 def test_request_that_redis_has_lost_is_asked_again(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handler, "_LOOK_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(deferred_response, "_LOOK_AGAIN_SECONDS", 0.05)
     lost = False
 
     def lose_the_first(letter: Letter) -> Answer | None:

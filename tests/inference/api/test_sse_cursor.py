@@ -40,7 +40,7 @@ def deltas(attempt: int, spoken: list[str]) -> list[Delta]:
     """What a whole attempt leaves in the stream."""
     ends = accumulate(map(len, spoken))
     return [
-        Delta(f"{attempt}-{end}", attempt, end, index, text, is_end=False)
+        Delta(f"{attempt}-{end}", attempt, end, index, text)
         for index, (text, end) in enumerate(zip(spoken, ends, strict=True))
     ]
 

@@ -323,4 +323,4 @@ def test_first_delta_of_an_answer_goes_out_at_once(
     loaded.at_step |= dict.fromkeys((3, 5, 7), look)
     gpu_session.run(task.pk)
     assert seen == [1, 1, 1]
-    assert client().xlen(stream_key(task.pk)) == 9  # at the end all are there, and the end itself
+    assert client().xlen(stream_key(task.pk)) == 8  # at the end all are there

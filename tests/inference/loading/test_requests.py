@@ -12,7 +12,7 @@ from inference.loading import requests
 from inference.models import Queue, RegisteredModel
 from monitoring.hardware import worker_identity, workers
 from monitoring.redis.client import client
-from monitoring.streams import delta_stream
+from monitoring.streams import ends
 from tests.conftest import Valkey
 
 pytestmark = pytest.mark.django_db
@@ -74,14 +74,10 @@ def test_repeated_request_keeps_its_place(model: RegisteredModel) -> None:
 
 def test_end_of_a_request_is_announced_once(model: RegisteredModel) -> None:
     requests.ask(model, Request.LOAD)
-    with client().pubsub() as pubsub:
-        pubsub.subscribe(delta_stream.ENDED_CHANNEL)
-        pubsub.get_message(timeout=5)
-        requests.end(model, Request.LOAD)
-        requests.end(model, Request.LOAD)
-        message = pubsub.get_message(timeout=5)
-        assert message["data"] == requests.wait_key(model)
-        assert pubsub.get_message(timeout=0.1) is None
+    requests.end(model, Request.LOAD)
+    requests.end(model, Request.LOAD)
+    [(_, announced)] = client().xrange(ends.STREAM)
+    assert announced == {"key": requests.wait_key(model)}
     assert (row(model).requested, row(model).requested_at) == ("", None)
 
 

@@ -6,7 +6,7 @@ import pytest
 from django.conf import settings
 
 from monitoring.redis.client import client
-from monitoring.streams import delta_stream
+from monitoring.streams import delta_stream, ends
 from tests.conftest import Valkey, wait_until
 
 
@@ -16,6 +16,11 @@ def entries(task_id: str) -> list[dict[str, str]]:
 
 def ids(task_id: str) -> list[str]:
     return [entry_id for entry_id, _ in client().xrange(delta_stream.stream_key(task_id))]
+
+
+def ended_keys() -> list[str]:
+    """What the ends were announced by."""
+    return [fields["key"] for _, fields in client().xrange(ends.STREAM)]
 
 
 def write(text: str, task_id: str = "t", attempt: int = 1) -> None:
@@ -28,7 +33,7 @@ def test_first_delta_goes_out_at_once_and_others_together(valkey: Valkey) -> Non
     writer = delta_stream.DeltaWriter("t", 2)
     writer.write("Hello")
     writer.flush_if_due()
-    assert entries("t") == [{"type": "token", "text": "Hello", "index": "0"}]
+    assert entries("t") == [{"text": "Hello", "index": "0"}]
     writer.write(" world")
     writer.flush_if_due()
     assert len(entries("t")) == 1
@@ -65,15 +70,14 @@ def test_id_of_a_delta_says_how_long_the_text_is_with_it(valkey: Valkey) -> None
     for text in ("one", " two", " 🙂\u2028"):
         writer.write(text)
     writer.flush()
-    delta_stream.end("t", 2, "completed")
-    assert ids("t") == ["2-3", "2-7", "2-10", "3-1"]
+    delta_stream.end("t")
+    assert ids("t") == ["2-3", "2-7", "2-10"]
     read = [delta_stream.parse(*each) for each in client().xrange(delta_stream.stream_key("t"))]
-    assert [(each.attempt, each.num_chars, each.index, each.text) for each in read[:3]] == [
+    assert [(each.attempt, each.num_chars, each.index, each.text) for each in read] == [
         (2, 3, 0, "one"),
         (2, 7, 1, " two"),
         (2, 10, 2, " 🙂\u2028"),
     ]
-    assert [each.is_end for each in read] == [False, False, False, True]
 
 
 def test_deltas_that_are_sent_twice_are_kept_once(
@@ -81,13 +85,11 @@ def test_deltas_that_are_sent_twice_are_kept_once(
 ) -> None:
     for _ in range(2):
         write("same")
-    delta_stream.end("t", 1, "completed")
-    delta_stream.end("t", 1, "completed")
-    assert ids("t") == ["1-4", "2-1"]
+    assert ids("t") == ["1-4"]
     assert caplog.text == ""
 
 
-def test_lost_attempt_can_add_nothing_to_the_next_one_or_after_the_end(
+def test_lost_attempt_can_add_nothing_to_the_next_one(
     valkey: Valkey, caplog: pytest.LogCaptureFixture
 ) -> None:
     lost = delta_stream.DeltaWriter("t", 1)
@@ -97,15 +99,12 @@ def test_lost_attempt_can_add_nothing_to_the_next_one_or_after_the_end(
     lost.write(" for ever")
     lost.flush()
     assert ids("t") == ["1-4", "2-5"]
-    delta_stream.end("t", 2, "completed")
-    write("right, and more", attempt=2)
-    assert ids("t") == ["1-4", "2-5", "3-1"]
     assert caplog.text == ""
 
 
 def test_task_that_never_started_has_an_end_too(valkey: Valkey) -> None:
-    delta_stream.end("t", 0, "cancelled")
-    assert ids("t") == ["1-1"]
+    delta_stream.end("t")
+    assert ended_keys() == ["t"]
 
 
 def test_first_delta_is_due_until_somebody_has_tried_to_send_it(valkey: Valkey) -> None:
@@ -126,8 +125,8 @@ def test_flush_of_nothing_writes_nothing(valkey: Valkey) -> None:
 
 def test_end_closes_the_stream_for_its_time_to_live(valkey: Valkey) -> None:
     write("Hello")
-    delta_stream.end("t", 1, "completed")
-    assert entries("t")[-1] == {"type": "end", "status": "completed", "attempt": "1"}
+    delta_stream.end("t")
+    assert ended_keys() == ["t"]
     assert 0 < client().ttl(delta_stream.stream_key("t")) <= settings.TASK_TTL_SECONDS
 
 
@@ -137,7 +136,7 @@ def test_reader_gets_each_delta_once_until_the_end(valkey: Valkey) -> None:
         for word in ("a", "b", "c"):
             writer.write(word)
             writer.flush()
-        delta_stream.end("t", 1, "completed")
+        delta_stream.end("t")
 
     thread = threading.Thread(target=write_words)
     thread.start()
@@ -149,7 +148,7 @@ def test_reader_gets_each_delta_once_until_the_end(valkey: Valkey) -> None:
 def test_reader_skips_what_a_lost_attempt_wrote(valkey: Valkey) -> None:
     write("lost")
     write("right", attempt=2)
-    delta_stream.end("t", 2, "completed")
+    delta_stream.end("t")
     assert list(delta_stream.read_deltas("t", 20)) == ["right"]
 
 
@@ -160,8 +159,8 @@ def test_reader_does_not_wait_for_ever(valkey: Valkey) -> None:
 
 
 def test_deleted_streams_are_gone(valkey: Valkey) -> None:
-    delta_stream.end("one", 1, "completed")
-    delta_stream.end("two", 1, "completed")
+    write("a", "one")
+    write("b", "two")
     delta_stream.delete([])
     delta_stream.delete(["one"])
     assert client().keys("*") == [delta_stream.stream_key("two")]
@@ -180,7 +179,7 @@ def test_deltas_are_kept_back_while_redis_is_away(
         assert delta_stream.send([writer], read=["news"]) == [None]
         assert not writer.is_first_due  # who waits for Redis must not wait at each step
     assert caplog.text.count("Live tokens are kept back") == 1  # not a line for each delta
-    delta_stream.end("task_1", 1, "completed")
+    delta_stream.end("task_1")
     delta_stream.delete(["task_1"])
     assert "task_1" in caplog.text
     assert "secret text" not in caplog.text
