@@ -26,7 +26,6 @@ class ConversationPagination(AliasedPagination):
 
 def last_messages(request: Request, messages: QuerySet[Message]) -> Response:
     """The last messages, oldest first; `previous` leads to those before them."""
-    query_parameters.refuse_unknown(request, ("limit", "before"))
     limit = query_parameters.limit(request)
     older = messages.order_by("-id")
     if message_id := request.query_params.get("before"):

@@ -25,6 +25,11 @@ from monitoring.api.errors import Conflict
 from monitoring.api.owner import owner_of
 
 _INCLUDE_MESSAGES = OpenApiParameter("include_messages", bool)
+_PARAMETERS = {
+    "list": ("limit", "offset"),
+    "retrieve": ("include_messages",),
+    "messages": ("limit", "before"),
+}
 
 
 class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Conversation]):
@@ -34,6 +39,10 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
     serializer_class = ConversationSerializer
     pagination_class = ConversationPagination
     lookup_value_regex = "conv_[0-9a-f]{32}"
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        query_parameters.refuse_unknown(request, _PARAMETERS.get(self.action, ()))
 
     def get_queryset(self) -> QuerySet[Conversation]:
         own = Conversation.objects.owned_by(owner_of(self.request))
@@ -60,13 +69,11 @@ class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Convers
 
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Own conversations, newest first."""
-        query_parameters.refuse_unknown(request, ("limit", "offset"))
         return super().list(request, *args, **kwargs)
 
     @extend_schema(parameters=[_INCLUDE_MESSAGES], responses=ConversationWithMessagesSerializer)
     def retrieve(self, request: Request, pk: str) -> Response:
         """One conversation; all of its messages with `?include_messages=true`."""
-        query_parameters.refuse_unknown(request, ("include_messages",))
         has_messages = query_parameters.boolean(request, "include_messages")
         shape = ConversationWithMessagesSerializer if has_messages else ConversationSerializer
         return Response(shape(self.get_object()).data)

@@ -3,10 +3,9 @@
 import logging
 import re
 from datetime import date, timedelta
-from typing import Any
+from typing import TypedDict
 
 import redis
-from drf_spectacular.plumbing import resolve_type_hint
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.decorators import api_view
 from rest_framework.exceptions import ValidationError
@@ -17,19 +16,18 @@ from rest_framework.utils.urls import replace_query_param
 from monitoring.api import query_parameters
 from monitoring.api.errors import RedisUnavailable
 from monitoring.api.owner import owner_of
+from monitoring.api.schema import schema_of
 from monitoring.events import log
 from monitoring.events.messages import EventPage, event_message
 from monitoring.hardware import gpu as gpu_readings
+from monitoring.hardware.gpu import GPUStats
 from monitoring.health import report as health_report
+from monitoring.health.report import Health
 from monitoring.logs import service_log
+from monitoring.logs.service_log import KeptEntry
 from monitoring.metrics import stats as statistics
+from monitoring.metrics.stats import Stats
 from monitoring.models import KEPT_DAYS
-from monitoring.serializers import (
-    EventPageSerializer,
-    GPUStatsSerializer,
-    HealthSerializer,
-    LogPageSerializer,
-)
 
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _LOG_PARAMETERS = [
@@ -38,7 +36,6 @@ _LOG_PARAMETERS = [
     OpenApiParameter("task_id", str),
     OpenApiParameter("before", str, description="the id of an entry: only older ones"),
 ]
-_schema_of: Any = resolve_type_hint  # which has no annotations itself
 _STATS_PARAMETERS = [
     OpenApiParameter("date", date, description="one of the last 7 days, in UTC"),
     OpenApiParameter("days", int, description="1 to 7, 1 by default; the last one is today"),
@@ -52,7 +49,16 @@ _MAX_SEQ = 10**18 - 1
 _ENTRY_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 
 
-@extend_schema(responses={200: HealthSerializer, 503: HealthSerializer})
+class LogPageBody(TypedDict):
+    """Newest first; `results` is the same list as `logs`."""
+
+    logs: list[KeptEntry]
+    results: list[KeptEntry]
+    next: str | None
+    previous: str | None
+
+
+@extend_schema(responses=dict.fromkeys((200, 503), schema_of(Health)))
 @api_view(["GET"])
 def health(request: Request) -> Response:
     """How each component is: 200 healthy or degraded, 503 unhealthy."""
@@ -61,7 +67,7 @@ def health(request: Request) -> Response:
     return Response(report, status=503 if report["status"] == "unhealthy" else 200)
 
 
-@extend_schema(responses=GPUStatsSerializer)
+@extend_schema(responses={200: schema_of(GPUStats)})
 @api_view(["GET"])
 def gpu(request: Request) -> Response:
     """The GPUs of all nodes, who works on them and which models they hold."""
@@ -69,7 +75,7 @@ def gpu(request: Request) -> Response:
     return Response(gpu_readings.stats())
 
 
-@extend_schema(parameters=_LOG_PARAMETERS, responses=LogPageSerializer)
+@extend_schema(parameters=_LOG_PARAMETERS, responses={200: schema_of(LogPageBody)})
 @api_view(["GET"])
 def logs(request: Request) -> Response:
     """What all processes have logged, the newest first: the last 10,000 records of 7 days."""
@@ -87,11 +93,12 @@ def logs(request: Request) -> Response:
     except redis.RedisError as exc:
         raise RedisUnavailable from exc
     older = page.before and replace_query_param(request.build_absolute_uri(), "before", page.before)
-    body = {"logs": page.entries, "results": page.entries, "next": older, "previous": None}
-    return Response(body)
+    return Response(
+        LogPageBody(logs=page.entries, results=page.entries, next=older or None, previous=None)
+    )
 
 
-@extend_schema(parameters=_EVENT_PARAMETERS, responses=EventPageSerializer)
+@extend_schema(parameters=_EVENT_PARAMETERS, responses={200: schema_of(EventPage)})
 @api_view(["GET"])
 def events(request: Request) -> Response:
     """What happened after an event, in order; ask again after the `seq` of the answer.
@@ -119,7 +126,7 @@ def events(request: Request) -> Response:
     return Response(page)
 
 
-@extend_schema(parameters=_STATS_PARAMETERS, responses={200: _schema_of(statistics.Stats)})
+@extend_schema(parameters=_STATS_PARAMETERS, responses={200: schema_of(Stats)})
 @api_view(["GET"])
 def stats(request: Request) -> Response:
     """The tasks that ended on a day, or in the last days up to now: today's by default."""

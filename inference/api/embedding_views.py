@@ -1,5 +1,7 @@
 """The routes of embeddings: validate, have a worker do it, wait without a thread."""
 
+from typing import Any
+
 from drf_spectacular.utils import extend_schema
 from rest_framework import viewsets
 from rest_framework.decorators import action
@@ -17,10 +19,15 @@ from inference.api.embedding_serializers import (
 from inference.embeddings.messages import EmbeddingRequest, Shape
 from inference.models import RegisteredModel
 from inference.registry import downloads
+from monitoring.api import query_parameters
 
 
 class EmbeddingViewSet(viewsets.ViewSet):
     """Vectors of texts, and how near texts are to each other."""
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        query_parameters.refuse_unknown(request, ())
 
     @extend_schema(request=EmbeddingRequestSerializer, responses=EmbeddingsSerializer)
     def create(self, request: Request) -> EmbeddingResponse:

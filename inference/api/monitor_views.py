@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.http import HttpResponse
-from drf_spectacular.plumbing import resolve_type_hint
 from drf_spectacular.utils import extend_schema
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from rest_framework.decorators import api_view
@@ -18,12 +17,11 @@ from inference.models import loaded_models
 from inference.providers import circuit_breaker
 from monitoring.api import query_parameters
 from monitoring.api.owner import owner_of
+from monitoring.api.schema import schema_of
 from monitoring.metrics import prometheus
 
-_schema_of: Any = resolve_type_hint  # which has no annotations itself
 
-
-@extend_schema(responses={200: _schema_of(QueueStats)})
+@extend_schema(responses={200: schema_of(QueueStats)})
 @api_view(["GET"])
 def queue(request: Request) -> Response:
     """What waits and what runs, by queue; of the running tasks, your own are named."""

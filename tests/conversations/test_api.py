@@ -266,3 +266,11 @@ def test_messages_added_at_once_are_all_kept(api: APIClient) -> None:
     body = api.get(f"{CONVERSATIONS}/{conversation_id}", {"include_messages": "true"}).json()
     assert sorted(contents(body)) == sorted(4 * "abcde")
     assert body["message_count"] == 20
+
+
+@pytest.mark.parametrize("method", ["get", "post", "patch", "delete"])
+def test_unknown_parameter_is_refused_whatever_the_method(api: APIClient, method: str) -> None:
+    path = CONVERSATIONS if method in ("get", "post") else f"{CONVERSATIONS}/conv_{0:032x}"
+    response = getattr(api, method)(f"{path}?lmit=3", format="json")
+    assert response.status_code == 400
+    assert "lmit" in response.json()["details"]

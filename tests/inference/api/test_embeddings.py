@@ -270,3 +270,10 @@ def test_embedding_models_are_listed_as_such(api: APIClient, echo: RegisteredMod
     listed = api.get(f"{MODELS}?provider=embedding").json()
     assert [model["name"] for model in listed["models"]] == [NAME]
     assert listed["models"][0]["supports_streaming"] is False
+
+
+@pytest.mark.parametrize("path", [EMBEDDINGS, f"{EMBEDDINGS}/similarity"])
+def test_unknown_parameter_is_refused(api: APIClient, path: str) -> None:
+    response = api.post(f"{path}?normalise=1", {"texts": ["a"]}, format="json")
+    assert response.status_code == 400
+    assert "normalise" in response.json()["details"]
