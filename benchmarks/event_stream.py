@@ -10,7 +10,7 @@ import httpx
 
 @dataclass(frozen=True, slots=True)
 class ServerEvent:
-    """One event; `type` is "" for a comment, or a hint when to connect again."""
+    """One event; `type` is "" for a comment, and for a hint when to reconnect."""
 
     type: str
     id: str
@@ -42,8 +42,8 @@ def read_events(
             yield from parser.feed(received)
 
 
-class Reading:
-    """What a client has made of a stream: its text, and where it is."""
+class StreamedAnswer:
+    """The text that a client has put together from a stream; `last_id` is its SSE cursor."""
 
     def __init__(self) -> None:
         self.text = ""

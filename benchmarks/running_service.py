@@ -28,7 +28,7 @@ STARTED = "Ctrl-C stops everything."
 START_LIMIT_SECONDS = 90.0
 STOP_LIMIT_SECONDS = 20.0
 
-# By what its command line contains, each process that serve starts is known.
+# Part of the command line of each process that serve starts.
 WEB, GPU_WORKER, API_WORKER = "sopllm.asgi", "gpu@%h", "api@%h"
 EMBEDDINGS_WORKER = "embeddings@%h"
 BEAT, FLOWER, VALKEY = " beat ", " flower ", "valkey-server"
@@ -48,7 +48,7 @@ _OWN_VARIABLES = {
     "WEBHOOK_ALLOWED_HOSTS": "",
     "WEBHOOK_ALLOW_HTTP": "",
     "WEBHOOK_RETRY_SECONDS": "",
-    # None: PyTorch takes seconds of both cores and 400 MB, for those alone who measure embeddings.
+    # PyTorch takes seconds of both cores and 400 MB: only where embeddings are measured.
     "DEFAULT_EMBEDDING_MODEL": "none",
     "EMBEDDING_TIMEOUT_SECONDS": "",
     "EMBEDDING_MAX_MODELS": "",
@@ -90,15 +90,13 @@ class RunningService:
         )
         self._serve: subprocess.Popen[bytes] | None = None
 
-    # --- Start and stop ---
-
     def start(self, *arguments: str) -> None:
         """Start it, and wait until it says that it has started."""
         self._serve = self.spawn(*arguments)
         wait_for(self._has_started, START_LIMIT_SECONDS)
 
     def spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start `manage.py serve` alone; it dies with this process, and all of it with it."""
+        """Start `manage.py serve` without waiting; it and its children die with this process."""
         with self.output_path.open("wb") as output:
             return subprocess.Popen(
                 [sys.executable, "manage.py", "serve", *arguments],
@@ -150,8 +148,6 @@ class RunningService:
         tails = [(path, path.read_text().splitlines()[-num_lines:]) for path in paths]
         return "".join(f"\n--- {path.name}\n" + "\n".join(lines) for path, lines in tails)
 
-    # --- Processes ---
-
     def processes(self) -> list[int]:
         """Every process of the service: serve, what it started, and their children."""
         return [self.serve.pid, *descendants(self.serve.pid)]
@@ -171,8 +167,6 @@ class RunningService:
     def embeddings_child(self) -> int:
         """The pool process that holds the embedding models."""
         return wait_for(lambda: children(self.pid(EMBEDDINGS_WORKER)))[0]
-
-    # --- The API ---
 
     def register_echo(self, name: str = "echo", delay_ms: float = 0) -> None:
         """Register a model that says the prompt back, a word each `delay_ms`."""
@@ -230,14 +224,14 @@ class RunningService:
         ]
         return not any(lists)
 
-    def num_chunks(self, task_id: str) -> int:
-        """Text chunks that the task has written to its stream, its end counted too."""
+    def num_deltas(self, task_id: str) -> int:
+        """Deltas that the task has written to its stream, and one more for its end."""
         with redis.Redis(unix_socket_path=str(self.var_dir / "valkey.sock")) as valkey:
             return int(str(valkey.xlen(f"task:{task_id}:stream")))
 
     def generating(self, task_id: str) -> dict[str, Any]:
         """The task once its answer has begun."""
-        wait_for(lambda: self.num_chunks(task_id) > 1)
+        wait_for(lambda: self.num_deltas(task_id) > 1)
         return self.task(task_id)
 
     def _get(self, path: str) -> dict[str, Any]:

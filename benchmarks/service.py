@@ -45,7 +45,7 @@ NAMES = {"valkey": "valkey", "uvicorn": "web", "gpu@": "gpu worker", "api@": "ap
 NAMES |= {"embeddings@": "embeddings worker", " beat ": "beat", " flower ": "flower"}
 
 
-class Client:
+class TaskClient:
     """The API, from one event loop with as many connections as there are clients."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
@@ -81,7 +81,7 @@ async def measure_api(base_url: str) -> dict[str, Figures]:
     """Latency, request rates and drain rates, after a warm-up."""
     connector = aiohttp.TCPConnector(limit=NUM_CLIENTS)
     async with aiohttp.ClientSession(base_url, connector=connector) as session:
-        client = Client(session)
+        client = TaskClient(session)
         await many(50, lambda _: latency_ms(client, client.wait))
         figures = {
             "idle, long poll": await idle(client, client.wait),
@@ -92,18 +92,18 @@ async def measure_api(base_url: str) -> dict[str, Figures]:
         return figures
 
 
-async def idle(client: Client, end_of: Callable[[str], Awaitable[None]]) -> Figures:
+async def idle(client: TaskClient, end_of: Callable[[str], Awaitable[None]]) -> Figures:
     times = [await latency_ms(client, end_of) for _ in range(NUM_IDLE)]
     return percentiles(times)
 
 
-async def latency_ms(client: Client, end_of: Callable[[str], Awaitable[None]]) -> float:
+async def latency_ms(client: TaskClient, end_of: Callable[[str], Awaitable[None]]) -> float:
     started = time.perf_counter()
     await end_of(await client.submit())
     return (time.perf_counter() - started) * 1000
 
 
-async def load(client: Client, num_tasks: int) -> Figures:
+async def load(client: TaskClient, num_tasks: int) -> Figures:
     """Submit all with 16 clients, watch them by polling 50 at a time, then read them all again."""
     started = time.perf_counter()
     task_ids = await many(num_tasks, lambda _: client.submit())

@@ -24,7 +24,7 @@ import django
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.event_stream import EventParser, Reading
+from benchmarks.event_stream import EventParser, StreamedAnswer
 from benchmarks.figures import Figures, keep, machine, options_parser, show
 from benchmarks.running_service import (
     API_WORKER,
@@ -187,12 +187,12 @@ def measure_cost(service: RunningService) -> dict[str, Figures]:
     os.nice(GPU_WORKER_NICE)
     unread = cost(engine)
     num_unread = engine.num_deltas
-    reading = start_clients(service.base_url, task_ids)
+    clients = start_clients(service.base_url, task_ids)
     try:
         read = cost(engine)
-        num_read = int(reading.communicate()[0])
+        num_read = int(clients.communicate()[0])
     finally:
-        reading.kill()
+        clients.kill()
     num_new = engine.num_deltas - num_unread
     assert num_read > 0.95 * num_new, (num_read, num_new)
     return {"nobody reads": unread, f"{NUM_SEQS} clients on these cores": read}
@@ -267,10 +267,10 @@ async def many_clients(service: RunningService) -> Figures:
             task_ids = [task["task_id"] for task in await response.json()]
         before = {name: sum(map(cpu_seconds, each)) for name, each in pids.items()}
         started = time.perf_counter()
-        readings = await asyncio.gather(*(read_text(session, task_id) for task_id in task_ids))
+        answers = await asyncio.gather(*(read_text(session, task_id) for task_id in task_ids))
         seconds = time.perf_counter() - started
-    assert [reading.text for reading in readings] == [words] * NUM_CLIENTS
-    num_tokens = sum(reading.num_tokens for reading in readings)
+    assert [answer.text for answer in answers] == [words] * NUM_CLIENTS
+    num_tokens = sum(answer.num_tokens for answer in answers)
     used = {name: sum(map(cpu_seconds, each)) - before[name] for name, each in pids.items()}
     return {
         "tokens_per_second": round(num_tokens / seconds, 1),
@@ -281,12 +281,12 @@ async def many_clients(service: RunningService) -> Figures:
     }
 
 
-async def read_text(session: aiohttp.ClientSession, task_id: str) -> Reading:
-    reading, parser = Reading(), EventParser()
+async def read_text(session: aiohttp.ClientSession, task_id: str) -> StreamedAnswer:
+    answer, parser = StreamedAnswer(), EventParser()
     async with session.get(f"/api/v1/tasks/{task_id}/stream") as response:
         async for received in response.content.iter_any():
-            reading.take(parser.feed(received))
-    return reading
+            answer.take(parser.feed(received))
+    return answer
 
 
 def cpu_seconds(pid: int) -> float:

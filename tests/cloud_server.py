@@ -334,7 +334,7 @@ def _hang_up(
 class _Answer:
     """What is said: text or a call of a tool, and why it ends."""
 
-    pieces: list[str]
+    deltas: list[str]
     finish_reason: str
     prompt_tokens: int
     cached_tokens: int
@@ -349,9 +349,9 @@ class _Answer:
         prompt_tokens = len(prompt.split())
         tool = _tool_to_call(body)
         text = _json_text(body, last, tool)
-        pieces = re.findall(r"\s*\S+\s*", text)
-        limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(pieces)
-        finish_reason = "length" if len(pieces) > limit else "stop"
+        deltas = re.findall(r"\s*\S+\s*", text)
+        limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(deltas)
+        finish_reason = "length" if len(deltas) > limit else "stop"
         if tool is not None:
             finish_reason = "tool_calls"
         if fault == Fault.FILTERED:
@@ -359,11 +359,11 @@ class _Answer:
         wants_reasoning = body.get("reasoning_effort") or body.get("thinking")
         reasoning = ["Let me ", "think."] if wants_reasoning else []
         cached_tokens = prompt_tokens // 2
-        return cls(pieces[:limit], finish_reason, prompt_tokens, cached_tokens, reasoning, tool)
+        return cls(deltas[:limit], finish_reason, prompt_tokens, cached_tokens, reasoning, tool)
 
     @property
     def completion_tokens(self) -> int:
-        return len(self.pieces) + len(self.reasoning)
+        return len(self.deltas) + len(self.reasoning)
 
 
 def _text_of(content: Any) -> str:
@@ -458,7 +458,7 @@ class _OpenAI(_Api):
         return {"error": {"message": message, **described}}
 
     def whole(self, body: dict[str, Any], answer: _Answer) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(answer.pieces)}
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(answer.deltas)}
         if answer.tool is not None:
             message = {"role": "assistant", "content": None, "tool_calls": [self._tool(answer)]}
         choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason}
@@ -466,7 +466,7 @@ class _OpenAI(_Api):
         return whole | {"choices": [choice], "usage": self._usage(answer)}
 
     def _tool(self, answer: _Answer) -> dict[str, Any]:
-        function = {"name": answer.tool, "arguments": "".join(answer.pieces)}
+        function = {"name": answer.tool, "arguments": "".join(answer.deltas)}
         return {"id": "call_1", "type": "function", "function": function}
 
     def _usage(self, answer: _Answer) -> dict[str, Any]:
@@ -496,16 +496,16 @@ class _OpenAI(_Api):
 
     def _deltas(self, answer: _Answer) -> Iterator[dict[str, Any]]:
         yield {"role": "assistant", "content": None if answer.tool else ""}
-        for piece in answer.reasoning:
-            yield {"reasoning_content": piece}
+        for text in answer.reasoning:
+            yield {"reasoning_content": text}
         if answer.tool is None:
-            for piece in answer.pieces:
-                yield {"content": piece}
+            for text in answer.deltas:
+                yield {"content": text}
             return
         start = self._tool(answer) | {"function": {"name": answer.tool, "arguments": ""}}
         yield {"tool_calls": [{"index": 0, **start}]}
-        for piece in answer.pieces:
-            yield {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}
+        for text in answer.deltas:
+            yield {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
 
 
 class _OpenAIEmbeddings(_OpenAI):
@@ -552,14 +552,14 @@ class _Anthropic(_Api):
         return {"type": "error", "error": described}
 
     def whole(self, body: dict[str, Any], answer: _Answer) -> dict[str, Any]:
-        text = "".join(answer.pieces)
+        text = "".join(answer.deltas)
         block: dict[str, Any] = {"type": "text", "text": text}
         if answer.tool is not None:
             tool = {"type": "tool_use", "id": "toolu_1", "name": answer.tool}
             block = tool | {"input": json.loads(text)}
         start = self._message(body, answer)
-        ending = {"stop_reason": self._stop_reason(answer)}
-        return start | {"content": [block], **ending, "usage": self._usage(answer)}
+        stop = {"stop_reason": self._stop_reason(answer)}
+        return start | {"content": [block], **stop, "usage": self._usage(answer)}
 
     def _message(self, body: dict[str, Any], answer: _Answer) -> dict[str, Any]:
         return {
@@ -599,23 +599,23 @@ class _Anthropic(_Api):
                     yield _event("error", self.error(refusal, refusal.message))
                 yield _event("content_block_delta", {"index": index, "delta": delta})
             yield _event("content_block_stop", {"index": index})
-        ending = {"stop_reason": self._stop_reason(answer), "stop_sequence": None}
+        stop = {"stop_reason": self._stop_reason(answer), "stop_sequence": None}
         usage = {"output_tokens": answer.completion_tokens}
-        yield _event("message_delta", {"delta": ending, "usage": usage})
+        yield _event("message_delta", {"delta": stop, "usage": usage})
         yield _event("message_stop", {})
 
     def _blocks(self, answer: _Answer) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         if answer.reasoning:
-            deltas = [{"type": "thinking_delta", "thinking": piece} for piece in answer.reasoning]
+            deltas = [{"type": "thinking_delta", "thinking": text} for text in answer.reasoning]
             signed = {"type": "signature_delta", "signature": "c2lnbmVk"}
             yield {"type": "thinking", "thinking": "", "signature": ""}, [*deltas, signed]
         if answer.tool is None:
-            texts = [{"type": "text_delta", "text": piece} for piece in answer.pieces]
+            texts = [{"type": "text_delta", "text": text} for text in answer.deltas]
             yield {"type": "text", "text": ""}, texts
             return
         tool = {"type": "tool_use", "id": "toolu_1", "name": answer.tool, "input": {}}
-        pieces = [{"type": "input_json_delta", "partial_json": p} for p in answer.pieces]
-        yield tool, pieces
+        deltas = [{"type": "input_json_delta", "partial_json": text} for text in answer.deltas]
+        yield tool, deltas
 
 
 def _openai_object(kind: str, body: dict[str, Any]) -> dict[str, Any]:

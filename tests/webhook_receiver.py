@@ -14,7 +14,7 @@ from standardwebhooks import Webhook
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class WebhookCall:
     """A request as it arrived."""
 
     path: str
@@ -45,7 +45,7 @@ class Receiver:
     """Listens on loopback. Gives `replies` in their order, then 200 for ever."""
 
     def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
-        self.calls: list[Call] = []
+        self.calls: list[WebhookCall] = []
         self.replies: list[Reply] = []
         self._stopped = threading.Event()
         self._server = _server(self, port)
@@ -77,7 +77,7 @@ class Receiver:
         self._server.server_close()
         self._thread.join(20)
 
-    def answer(self, call: Call) -> Reply:
+    def answer(self, call: WebhookCall) -> Reply:
         self.calls.append(call)
         return self.replies.pop(0) if self.replies else Reply()
 
@@ -97,7 +97,7 @@ def _server(receiver: Receiver, port: int) -> ThreadingHTTPServer:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            reply = receiver.answer(Call(self.path, headers, body))
+            reply = receiver.answer(WebhookCall(self.path, headers, body))
             if reply.act is not None:
                 reply.act(self.connection)
                 self.close_connection = True

@@ -6,8 +6,8 @@ from benchmarks import faults
 from benchmarks.running_service import SMOLLM2, RunningService, wait_for
 
 NUM_CONVERSATIONS = 6
-NUM_TURNS = 6
-NUM_KILLS = 3
+NUM_TURNS = 4
+NUM_KILLS = 2
 
 
 def begin(service: RunningService, **fields: Any) -> str:

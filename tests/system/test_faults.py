@@ -41,8 +41,7 @@ def assert_survived(service: RunningService, kill: Callable[[RunningService], ob
     return running
 
 
-@pytest.mark.parametrize("round_number", [1, 2])
-def test_killed_pool_child(service: RunningService, round_number: int) -> None:
+def test_killed_pool_child(service: RunningService) -> None:
     running = assert_survived(service, faults.kill_gpu_child)
     assert service.task(running)["result"]["text"].startswith("1, 2, 3")
 
@@ -68,8 +67,7 @@ def test_web_process_killed_between_commit_and_message(service: RunningService, 
     assert_completed_once(service, [web.task_id])
 
 
-@pytest.mark.parametrize("round_number", [1, 2])
-def test_valkey_killed_and_empty(service: RunningService, round_number: int) -> None:
+def test_valkey_killed_and_empty(service: RunningService) -> None:
     workers = service.pid(GPU_WORKER), service.pid(API_WORKER)
     running = [service.submit(**COUNT), service.submit(f"{WORDS} {WORDS}", "slow-echo")]
     for task_id in running:

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
 import httpx
-import pytest
 
 from benchmarks import faults
-from benchmarks.event_stream import Reading, read_events
+from benchmarks.event_stream import StreamedAnswer, read_events
 from benchmarks.running_service import (
     COUNTING,
     ROOT,
@@ -36,7 +35,7 @@ def another_web(service: RunningService) -> Iterator[tuple[subprocess.Popen[byte
     web = subprocess.Popen(command, cwd=ROOT, env=service.env)
     http = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=70, trust_env=False)
     try:
-        wait_for(lambda: answers(http))
+        wait_for(lambda: is_up(http))
         yield web, http
     finally:
         http.close()
@@ -44,37 +43,41 @@ def another_web(service: RunningService) -> Iterator[tuple[subprocess.Popen[byte
         web.wait()
 
 
-def answers(http: httpx.Client) -> bool:
+def is_up(http: httpx.Client) -> bool:
     try:
         return http.get("/tasks").status_code == 200
     except httpx.HTTPError:
         return False
 
 
-def read_all(http: httpx.Client, task_id: str, reading: Reading | None = None) -> Reading:
+def read_all(
+    http: httpx.Client, task_id: str, answer: StreamedAnswer | None = None
+) -> StreamedAnswer:
     """Read on to the end."""
-    reading = reading or Reading()
-    reading.take(read_events(http, task_id, reading.last_id))
-    return reading
+    answer = answer or StreamedAnswer()
+    answer.take(read_events(http, task_id, answer.last_id))
+    return answer
 
 
-def read_until(http: httpx.Client, task_id: str, is_enough: Callable[[Reading], object]) -> Reading:
+def read_until(
+    http: httpx.Client, task_id: str, is_enough: Callable[[StreamedAnswer], object]
+) -> StreamedAnswer:
     """Read, and go away as soon as it is enough."""
-    reading = Reading()
+    answer = StreamedAnswer()
     with closing(read_events(http, task_id)) as events:
         for event in events:
-            reading.take([event])
-            if is_enough(reading):
+            answer.take([event])
+            if is_enough(answer):
                 break
-    return reading
+    return answer
 
 
-def assert_right(service: RunningService, task_id: str, reading: Reading) -> None:
+def assert_right(service: RunningService, task_id: str, answer: StreamedAnswer) -> None:
     task = service.task(task_id)
     assert task["status"] == "completed"
-    assert reading.text == task["result"]["text"]
-    assert reading.end is not None
-    assert (reading.end.type, reading.end.data) == ("completed", task)
+    assert answer.text == task["result"]["text"]
+    assert answer.end is not None
+    assert (answer.end.type, answer.end.data) == ("completed", task)
 
 
 def test_stream_resumed_at_random_points_is_the_text(service: RunningService) -> None:
@@ -82,24 +85,24 @@ def test_stream_resumed_at_random_points_is_the_text(service: RunningService) ->
     task_id = service.submit(**COUNT)
     with another_web(service) as (_, http), ThreadPoolExecutor(NUM_POINTS) as clients:
 
-        def interrupted(point: int) -> Reading:
-            reading = read_until(service.http, task_id, lambda each: each.num_tokens >= point)
-            return read_all(http, task_id, reading)
+        def interrupted(point: int) -> StreamedAnswer:
+            answer = read_until(service.http, task_id, lambda each: each.num_tokens >= point)
+            return read_all(http, task_id, answer)
 
         while_it_ran = list(clients.map(interrupted, points))
-        whole = Reading()
+        whole = StreamedAnswer()
         cuts = []
         for event in read_events(service.http, task_id):
             whole.take([event])
             cuts.append((whole.last_id, whole.text))
         afterwards = []
         for last_id, text in random.Random(2).sample(cuts[1:-1], NUM_POINTS):  # noqa: S311
-            reading = Reading()
-            reading.last_id, reading.text = last_id, text
-            afterwards.append(read_all(http, task_id, reading))
-    for reading in [whole, *while_it_ran, *afterwards]:
-        assert_right(service, task_id, reading)
-        assert reading.num_restarts == 0
+            answer = StreamedAnswer()
+            answer.last_id, answer.text = last_id, text
+            afterwards.append(read_all(http, task_id, answer))
+    for answer in [whole, *while_it_ran, *afterwards]:
+        assert_right(service, task_id, answer)
+        assert answer.num_restarts == 0
     assert whole.num_tokens > 50
 
 
@@ -109,24 +112,23 @@ def test_worker_killed_in_mid_stream(service: RunningService) -> None:
         following = clients.submit(read_all, service.http, task_id)
         left = read_until(service.http, task_id, lambda each: each.num_tokens >= 10)
         faults.kill_gpu_child(service)
-        reading = following.result(60)
-    assert reading.num_restarts == 1
-    assert_right(service, task_id, reading)
+        answer = following.result(60)
+    assert answer.num_restarts == 1
+    assert_right(service, task_id, answer)
     assert_right(service, task_id, read_all(service.http, task_id, left))
     assert left.num_restarts == 1
 
 
-@pytest.mark.parametrize("round_number", [1, 2])
-def test_valkey_killed_and_empty_in_mid_stream(service: RunningService, round_number: int) -> None:
+def test_valkey_killed_and_empty_in_mid_stream(service: RunningService) -> None:
     task_id = service.submit(**COUNT)
     with ThreadPoolExecutor(1) as clients:
         following = clients.submit(read_all, service.http, task_id)
         left = read_until(service.http, task_id, lambda each: each.num_tokens >= 10)
         faults.empty_valkey(service)
         late = read_all(service.http, task_id)
-        reading = following.result(60)
+        answer = following.result(60)
     read_all(service.http, task_id, left)
-    for each in (reading, late, left):
+    for each in (answer, late, left):
         assert_right(service, task_id, each)
         assert each.num_restarts == 0
 
@@ -134,22 +136,22 @@ def test_valkey_killed_and_empty_in_mid_stream(service: RunningService, round_nu
 def test_open_stream_does_not_keep_a_web_process_from_stopping(service: RunningService) -> None:
     task_id = service.submit(**COUNTING, max_tokens=1500)
     with another_web(service) as (web, http):
-        reading = Reading()
+        answer = StreamedAnswer()
         with closing(read_events(http, task_id)) as events:
-            reading.take([next(events), next(events)])
+            answer.take([next(events), next(events)])
             web.terminate()
-            reading.take(events)  # it is ended in order, or this raises
+            answer.take(events)  # it is ended in order, or this raises
         assert web.wait(10) is not None
-    assert reading.end is None
+    assert answer.end is None
     service.http.post(f"/tasks/{task_id}/cancel").raise_for_status()
-    read_all(service.http, task_id, reading)
+    read_all(service.http, task_id, answer)
     task = service.task(task_id)
-    assert (task["status"], task["result"]["text"]) == ("cancelled", reading.text)
+    assert (task["status"], task["result"]["text"]) == ("cancelled", answer.text)
 
 
-def test_eight_answers_at_once(service: RunningService) -> None:
+def test_eight_answersat_once(service: RunningService) -> None:
     task_ids = [service.submit(f"Tell me about {n}.", SMOLLM2, max_tokens=32) for n in range(8)]
     with ThreadPoolExecutor(8) as clients:
-        readings = list(clients.map(lambda task_id: read_all(service.http, task_id), task_ids))
-    for task_id, reading in zip(task_ids, readings, strict=True):
-        assert_right(service, task_id, reading)
+        answers = list(clients.map(lambda task_id: read_all(service.http, task_id), task_ids))
+    for task_id, answer in zip(task_ids, answers, strict=True):
+        assert_right(service, task_id, answer)

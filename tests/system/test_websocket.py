@@ -12,7 +12,7 @@ from benchmarks import faults
 from benchmarks.running_service import VALKEY, RunningService
 from tests.live_server import Client
 
-AWAY_SECONDS = 5.0
+AWAY_SECONDS = 3.0
 
 
 class Load:
@@ -35,7 +35,7 @@ class Load:
             self._service.ended(task_id, 60)
 
     def _run(self) -> None:
-        while not self._is_over.wait(0.02):
+        while not self._is_over.wait(0.05):
             self.task_ids.append(self._service.submit("one two three", "echo"))
 
 
