@@ -291,7 +291,7 @@ LOGGING: dict[str, Any] = {
     "root": {"handlers": ["console"], "level": LOG_LEVEL},
     "loggers": {
         # Debug lines go to the log of the task; the console's own level leaves them out.
-        "inference.lifecycle": {"level": "DEBUG"},
+        "inference.task_log": {"level": "DEBUG"},
         # Celery's two lines a task repeat the lifecycle's own.
         "celery.worker.strategy": {"level": "WARNING"},
         "celery.app.trace": {"level": "WARNING"},
