@@ -6,7 +6,7 @@ from itertools import accumulate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.event_stream import EventParser, Reading, ServerEvent
+from benchmarks.event_stream import EventParser, ServerEvent, StreamedAnswer
 from inference.api.sse_cursor import SSEWriter
 from inference.api.task_stream import cursor_after
 from inference.models import GenerationTask, TaskResult, Usage
@@ -58,7 +58,7 @@ def test_deltas_since_the_last_restart_are_the_result(
     kept = [each for each in stream if data.draw(st.booleans() | st.just(value=True))]
     text = "".join(attempts[-1]) if has_result else None
     task = ended(len(attempts), text, "completed" if has_result else "failed")
-    reading = Reading()
+    reading = StreamedAnswer()
     indexes: list[int] = []
     while reading.end is None:
         writer = SSEWriter(cursor_after(reading.last_id))

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db import OperationalError, connections
 from rest_framework.test import APIClient
 
-from benchmarks.event_stream import EventParser, Reading, ServerEvent
+from benchmarks.event_stream import EventParser, ServerEvent, StreamedAnswer
 from inference.api import task_stream
 from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle import claim, finish, sweep
@@ -35,7 +35,7 @@ class Stream:
     """A client's connection to a handler, as a server holds it."""
 
     def __init__(self, handler: PooledHandler, task_id: str, **request: Any) -> None:
-        self.reading = Reading()
+        self.reading = StreamedAnswer()
         self.events: list[ServerEvent] = []
         self.body = b""
         self.status = 0
@@ -174,7 +174,7 @@ def lose_worker(lease: claim.Lease) -> None:
     sweep.sweep()
 
 
-def has_tokens(reading: Reading, num_tokens: int) -> bool:
+def has_tokens(reading: StreamedAnswer, num_tokens: int) -> bool:
     return reading.num_tokens >= num_tokens
 
 
@@ -244,12 +244,12 @@ def test_run_is_resumed_at_any_point_from_any_process(new_task: NewTask) -> None
     words = [f"word{number} " for number in range(200)]
     random_ = random.Random(1)  # noqa: S311 - no secrets
 
-    async def conversation(handler: PooledHandler) -> list[Reading]:
+    async def conversation(handler: PooledHandler) -> list[StreamedAnswer]:
         other = PooledHandler()
         lease = await in_thread(claimed, task)
-        readings = [Reading() for _ in range(20)]
+        readings = [StreamedAnswer() for _ in range(20)]
 
-        async def read_on(reading: Reading) -> None:
+        async def read_on(reading: StreamedAnswer) -> None:
             """Go away at some point, and come back to the other process."""
             for each in (handler, other):
                 goal = random_.randrange(reading.num_tokens, len(words))
