@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 # Deltas go out, and news come in, with one round trip a step, but no more often than this: only the
 # first delta of an answer goes out at once.
 _EXCHANGE_SECONDS = 0.05
-# News may be lost with Redis: the database is asked this often without any.
+# The database is asked for tasks that may join this often when Redis tells of none, which it may
+# have lost; at once when one was submitted, or when one has ended and left room.
 _LOOK_AGAIN_SECONDS = 0.5
 _REARM_SECONDS = 1.0
 
@@ -76,9 +77,8 @@ class Session:
         self._attempts: dict[str, Attempt] = {}
         self._shown: Attempt | None = None
         self._news_seen: list[str | None] = [None, None]
-        self._may_join = True
         self._exchanged_at = 0.0
-        self._looked_at = 0.0
+        self._look_again_at = 0.0
 
     def run(self, first: Lease) -> None:
         """Answer the first task and those that join; whatever fails, the engine is empty then."""
@@ -144,7 +144,7 @@ class Session:
         if output.finish_reason is None:
             return
         del self._attempts[output.request_id]
-        self._may_join = True
+        self._look_again_at = 0.0
         if output.error is not None:
             attempt.fail(InferenceError(output.error, ErrorCode.PROVIDER_ERROR))
         elif output.finish_reason == FinishReason.CANCELLED:
@@ -173,7 +173,7 @@ class Session:
         for attempt in attempts:
             attempt.publish_progress_if_due()
         if submitted != self._news_seen[0]:
-            self._may_join = True
+            self._look_again_at = 0.0
         if cancelled != self._news_seen[1]:
             # The lease renewer would learn of it too, a little later.
             claim.refresh([attempt.lease for attempt in attempts])
@@ -182,10 +182,9 @@ class Session:
     def _admit(self, max_num_seqs: int) -> None:
         """Claim tasks that join while there are free sequences, and it is the model's turn."""
         now = time.monotonic()
-        if not self._may_join and now - self._looked_at < _LOOK_AGAIN_SECONDS:
+        if now < self._look_again_at:
             return
-        self._may_join = False
-        self._looked_at = now
+        self._look_again_at = now + _LOOK_AGAIN_SECONDS
         while len(self._attempts) < max_num_seqs and not _draining.is_set():
             if requests.are_pending():  # models to load or unload come first
                 return
