@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from benchmarks.running_service import COUNTING, RunningService
+from tests.conftest import wait_until
 from tests.system.conftest import ONE_AT_A_TIME
 
 PARIS: dict[str, Any] = {
@@ -103,9 +104,12 @@ def test_task_that_cannot_start_before_its_deadline_fails(service: RunningServic
 def test_report_shows_attempts_and_logs(service: RunningService) -> None:
     task_id = service.submit(**SHORT)
     service.ended(task_id)
-    report = service.report(f"{task_id}")
-    (attempt,) = report["attempts"]
+    (attempt,) = service.report(task_id)["attempts"]
     assert (attempt["number"], attempt["outcome"]) == (1, "completed")
     assert attempt["worker"].split(":")[1] == str(service.gpu_child())
-    messages = " ".join(line["message"] for line in report["logs"])
-    assert "Attempt 1 started" in messages
+
+    def messages() -> str:
+        return " ".join(line["message"] for line in service.report(task_id)["logs"])
+
+    # The lines of a log come a moment after they were written.
+    wait_until(lambda: "Attempt 1 started" in messages())
