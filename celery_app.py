@@ -148,7 +148,7 @@ def on_worker_ready(sender: Any, **_: Any) -> None:
         provider.warm_up()
     if "embeddings" in queues:
         # It loads the default model, and takes over what a dead one had not answered.
-        dispatch.ring_for_embeddings()
+        dispatch.enqueue([dispatch.EMBED])
     _repair()
 
 
@@ -192,8 +192,8 @@ def on_task_failure(sender: Any, exception: BaseException, **_: Any) -> None:
 
     if not isinstance(exception, WorkerLostError):
         return
-    if sender.name == dispatch.EMBED:
-        dispatch.ring_for_embeddings()
+    if sender.name == dispatch.EMBED.name:
+        dispatch.enqueue([dispatch.EMBED])
     _repair()
 
 

@@ -56,7 +56,7 @@ class WebhookDeliveryInline(ReadOnlyAdmin, admin.TabularInline[WebhookDelivery, 
     model = WebhookDelivery
     extra = 0
     can_delete = False
-    fields = ("id", "event", "status", "num_attempts", "next_attempt_at", "delivered_at")
+    fields = ("id", "event", "status", "attempt", "due_at", "delivered_at")
     show_change_link = True
 
 
@@ -128,8 +128,8 @@ class WebhookDeliveryAdmin(ReadOnlyAdmin, admin.ModelAdmin[WebhookDelivery]):
     """The list shows the host alone: the rest of a URL can hold a token."""
 
     list_display = (
-        *("id", "coloured_status", "event", "task_id", "host", "num_attempts"),
-        *("next_attempt_at", "delivered_at", "created_at"),
+        *("id", "coloured_status", "event", "task_id", "host", "attempt"),
+        *("due_at", "delivered_at", "created_at"),
     )
     list_filter = ("status", "event")
     search_fields = ("id", "task__exact")
@@ -137,7 +137,7 @@ class WebhookDeliveryAdmin(ReadOnlyAdmin, admin.ModelAdmin[WebhookDelivery]):
     ordering = ("-created_at",)
     # The task may be deleted.
     fields = (
-        *("id", "task_id", "url", "event", "status", "num_attempts", "next_attempt_at"),
+        *("id", "task_id", "url", "event", "status", "attempt", "worker", "due_at", "lease_until"),
         *("give_up_at", "created_at", "delivered_at", "expires_at", "log", "payload"),
     )
     actions = ("deliver_again",)

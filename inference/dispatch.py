@@ -1,16 +1,16 @@
-"""Ringing workers: the only place that publishes to Celery.
+"""Waking workers: the only place that publishes to Celery.
 
-A message carries an id and nothing else. Losing one, or sending it twice, is harmless: the row in
-the database says what is to be done, and the sweep rings again.
+A message says that something is to be done; what that is, the database says. Losing one, or sending
+it twice, is harmless: the sweep enqueues again.
 """
 
 import logging
 import queue
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import kombu.exceptions
 import redis
@@ -21,50 +21,84 @@ from kombu import Connection
 from kombu.pools import producers
 
 from inference.models import GenerationTask, Queue
+from inference.models.claimable import ClaimableQuerySet, Row
+from monitoring.hardware import worker_identity
 from monitoring.redis.client import client
 
 logger = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """The name of the Celery task that it starts, its queue, and 0 (goes first) to 9 (goes last).
+
+    `task_id` is the generation task that it was sent for.
+    """
+
+    name: str
+    queue: str
+    priority: int
+    task_id: str | None = None
+
+
 GENERATE = "inference.generate"
+SERVE_MODEL_REQUESTS = Message("inference.serve_model_requests", Queue.GPU, 0)
+# Before tasks: a result is to be delivered before more of them are made.
+DELIVER_WEBHOOK = Message("inference.deliver_webhooks", Queue.DEFAULT, 0)
+DOWNLOAD = Message("inference.download", Queue.DEFAULT, 9)
+EMBED = Message("inference.embed", Queue.EMBEDDINGS, 0)
+
 # Counters that GPU sessions read at each step: tasks were submitted; cancels were asked for.
 GPU_NEWS_KEYS = ("gpu:submitted", "gpu:cancelled")
-SERVE_MODEL_REQUESTS = "inference.serve_model_requests"
-DELIVER_WEBHOOKS = "inference.deliver_webhooks"
-EMBED = "inference.embed"
-DOWNLOAD = "inference.download"
 
 # While the broker is down, submissions do not each wait for its time-out.
 _PAUSE_SECONDS = 1.0
 _broker_down_until = 0.0
 
-_bell: "_Bell | None" = None
-_starting = threading.Lock()
-
 _BROKER_ERRORS = (kombu.exceptions.OperationalError, redis.RedisError, OSError)
 
 
-def ring_soon(tasks: Sequence[GenerationTask]) -> None:
-    """Ring from a thread of its own: who submits need not wait, least of all for a dead broker.
+def generate(tasks: Iterable[GenerationTask]) -> list[Message]:
+    """The messages that have tasks run, one each, by their queues and priorities."""
+    return [Message(GENERATE, task.queue, task.broker_priority, task.pk) for task in tasks]
 
-    A process that dies before it has rung loses the messages, and the next sweep rings instead.
+
+def enqueue(messages: Sequence[Message]) -> bool:
+    """Publish messages; False when the broker could not be reached. Never raises.
+
+    Takes at most about REDIS_TIMEOUT_SECONDS. Tasks whose message was not sent are marked, so that
+    the next sweep enqueues them.
     """
-    global _bell
-    if _bell is None:
-        with _starting:
-            _bell = _bell or _Bell()
-    _bell.put(tasks)
+    num_sent = _publish(messages)
+    if any(message.queue == Queue.GPU for message in messages[:num_sent]):
+        tell_gpu_sessions(cancelled=False)
+    if num_sent == len(messages):
+        return True
+    ids = [message.task_id for message in messages[num_sent:] if message.task_id]
+    if ids:
+        GenerationTask.objects.pending().filter(pk__in=ids).update(enqueued_at=None)
+    return False
 
 
-def ring(tasks: Sequence[GenerationTask]) -> None:
-    """Publish one message a task, by its queue and priority; never raises.
+def run_due(
+    rows: ClaimableQuerySet[Row],
+    run: Callable[[Row], object],
+    slots: threading.BoundedSemaphore,
+    message: Message,
+) -> None:
+    """Claim the due row that goes first and run it, then wake a worker for the next one.
 
-    Takes at most about REDIS_TIMEOUT_SECONDS. Tasks that could not be rung are marked, so that
-    the next sweep rings them.
+    Without a free slot, do nothing: a thread that has one enqueues when it is free again.
     """
-    unrung = _publish(tasks)
-    if unrung:
-        ids = [task.pk for task in unrung]
-        GenerationTask.objects.pending().filter(pk__in=ids).update(rung_at=None)
+    if not slots.acquire(blocking=False):
+        return
+    try:
+        if (row := rows.claim_next(worker_identity.current())) is not None:
+            run(row)
+    finally:
+        slots.release()
+    if rows.due().exists():
+        enqueue([message])
 
 
 def tell_gpu_sessions(*, cancelled: bool) -> None:
@@ -73,51 +107,6 @@ def tell_gpu_sessions(*, cancelled: bool) -> None:
         client().incr(GPU_NEWS_KEYS[cancelled])
     except redis.RedisError as exc:
         logger.warning("GPU sessions were not told of news, Redis is unreachable: %s", exc)
-
-
-def ring_for_models() -> None:
-    """Have a GPU worker look at what the rows of the models ask for; never raises."""
-    try:
-        _send(SERVE_MODEL_REQUESTS, (), queue=Queue.GPU, priority=0)
-    except _BROKER_ERRORS as exc:
-        # The sweep rings again, and a worker that has tasks to run looks without being rung.
-        logger.warning("Requests for models are kept but not rung, broker unreachable: %s", exc)
-    else:
-        tell_gpu_sessions(cancelled=False)
-
-
-def ring_for_webhooks(num_messages: int) -> None:
-    """Have api workers deliver what is due, one message a delivery; never raises."""
-    global _broker_down_until
-    if time.monotonic() < _broker_down_until:
-        return  # the sweep rings again
-    try:
-        for _ in range(num_messages):
-            # Before tasks: a result is to be delivered before more of them are made.
-            _send(DELIVER_WEBHOOKS, (), queue=Queue.DEFAULT, priority=0)
-    except _BROKER_ERRORS as exc:
-        _broker_down_until = time.monotonic() + _PAUSE_SECONDS
-        logger.warning("Webhooks are kept but not rung for, broker unreachable: %s", exc)
-
-
-def ring_for_downloads(num_messages: int) -> None:
-    """Have api workers bring what is due, one message a download; never raises."""
-    try:
-        for _ in range(num_messages):
-            _send(DOWNLOAD, (), queue=Queue.DEFAULT, priority=9)
-    except _BROKER_ERRORS as exc:
-        # The sweep rings again.
-        logger.warning("Downloads are kept but not rung for, broker unreachable: %s", exc)
-
-
-def ring_for_embeddings() -> bool:
-    """Have an embeddings worker look for requests; False when the broker cannot be reached."""
-    try:
-        _send(EMBED, (), queue=Queue.EMBEDDINGS, priority=0)
-    except _BROKER_ERRORS as exc:
-        logger.warning("Embeddings are waited for but not rung, broker unreachable: %s", exc)
-        return False
-    return True
 
 
 def waiting_messages(queue_name: str) -> int | None:
@@ -146,52 +135,32 @@ def messages_by_priority(queue_names: Iterable[str]) -> dict[str, dict[str, int]
     return found
 
 
-def _publish(tasks: Sequence[GenerationTask]) -> Sequence[GenerationTask]:
-    """Send the messages; returns the tasks that got none."""
+def _publish(messages: Sequence[Message]) -> int:
+    """Send the messages, without retries; returns how many of them, from the first on."""
     global _broker_down_until
     if time.monotonic() < _broker_down_until:
-        return tasks
-    for index, task in enumerate(tasks):
+        return 0
+    for num_sent, message in enumerate(messages):
         try:
-            urgency = task.broker_priority
-            _send(GENERATE, (task.pk,), task_id=task.pk, queue=task.queue, priority=urgency)
+            with producers[_connection()].acquire(block=True, timeout=1) as producer:
+                current_app.send_task(
+                    message.name,
+                    (message.task_id,) if message.task_id else (),
+                    task_id=message.task_id,
+                    queue=message.queue,
+                    priority=message.priority,
+                    ignore_result=True,
+                    producer=producer,
+                    retry=False,
+                )
         except _BROKER_ERRORS as exc:
             _broker_down_until = time.monotonic() + _PAUSE_SECONDS
-            logger.warning("Task %s is kept but not rung, broker unreachable: %s", task.pk, exc)
-            return tasks[index:]
-    if any(task.queue == Queue.GPU for task in tasks):
-        tell_gpu_sessions(cancelled=False)
-    return []
-
-
-def _send(name: str, args: tuple[str, ...], **options: Any) -> None:
-    """Publish one message, without retries; raises _BROKER_ERRORS."""
-    with producers[_connection()].acquire(block=True, timeout=1) as producer:
-        current_app.send_task(
-            name, args, ignore_result=True, producer=producer, retry=False, **options
-        )
-
-
-class _Bell:
-    """Rings, one after the other, the tasks that the threads of a web process submit."""
-
-    def __init__(self) -> None:
-        self._tasks: queue.SimpleQueue[Sequence[GenerationTask]] = queue.SimpleQueue()
-        thread = threading.Thread(target=self._ring_all, name="bell", daemon=True)
-        thread.start()
-
-    def put(self, tasks: Sequence[GenerationTask]) -> None:
-        self._tasks.put(tasks)
-
-    def _ring_all(self) -> None:
-        while True:
-            tasks = self._tasks.get()
-            try:
-                ring(tasks)
-            except Exception:
-                # The thread must live on; what was not rung is rung by the sweep.
-                logger.exception("%d tasks were not rung", len(tasks))
-                connection.close()  # it may be the cause; the next task gets a new one
+            logger.warning(
+                "%d messages, of %s first, were not sent, broker unreachable: %s",
+                *(len(messages) - num_sent, message.task_id or message.name, exc),
+            )
+            return num_sent
+    return len(messages)
 
 
 @cache
@@ -206,3 +175,30 @@ def _connection() -> Connection:
     options = {**current_app.conf.broker_transport_options, **timeouts}
     broker: Connection = current_app.connection_for_write(transport_options=options)
     return broker
+
+
+def enqueue_soon(messages: Sequence[Message]) -> None:
+    """Enqueue from a thread of its own: a submission need not wait, least of all for a dead broker.
+
+    A process that dies before that loses the messages, and the next sweep enqueues instead.
+    """
+    _publisher().put(messages)
+
+
+@cache
+def _publisher() -> "queue.SimpleQueue[Sequence[Message]]":
+    """Batches for the thread that enqueues what the threads of a web process submit."""
+    batches: queue.SimpleQueue[Sequence[Message]] = queue.SimpleQueue()
+
+    def run() -> None:
+        while True:
+            messages = batches.get()
+            try:
+                enqueue(messages)
+            except Exception:
+                # The thread must live on; the sweep enqueues what it could not.
+                logger.exception("%d messages were not sent", len(messages))
+                connection.close()  # it may be the cause; the next batch gets a new one
+
+    threading.Thread(target=run, name="publisher", daemon=True).start()
+    return batches

@@ -8,31 +8,28 @@ from inference.embeddings import stopping  # noqa: F401 (before the pool child i
 from inference.execution import gpu_lock, gpu_session
 from inference.execution.attempt import execute
 from inference.lifecycle import claim, finish
-from inference.lifecycle.sweep import sweep as sweep_tasks
+from inference.lifecycle import sweep as lifecycle_sweep
 from inference.loading import loaded_models, requests
 from inference.models import Queue, WebhookDelivery
-from inference.registry import downloads
-from inference.webhooks import deliveries, sending
+from inference.webhooks import sending
 from monitoring.models import EndedTask
 
 
 @shared_task(name=dispatch.GENERATE, bind=True)
 def generate(self: "Task[[str], None]", task_id: str) -> None:
-    """Run the task, as the queue it was rung on does."""
-    delivery = self.request.delivery_info or {}
-    if delivery.get("routing_key") == Queue.GPU:
+    """Run the most urgent task of the queue; the id is that of the task which sent the message."""
+    queue = str((self.request.delivery_info or {}).get("routing_key"))
+    if queue == Queue.GPU:
         gpu_session.run(task_id)
-    elif lease := claim.claim(task_id):
+    elif lease := claim.claim_most_urgent(queue):
         execute(lease)
 
 
 @shared_task(name="inference.sweep")
 def sweep() -> None:
-    """Repair what crashes left behind."""
-    sweep_tasks()
+    """Make good what crashes left behind, and enqueue what is due."""
+    lifecycle_sweep.sweep()
     requests.sweep()
-    deliveries.sweep()
-    downloads.sweep()
 
 
 @shared_task(name="inference.purge")
@@ -46,13 +43,13 @@ def purge() -> None:
         pass
 
 
-@shared_task(name=dispatch.DELIVER_WEBHOOKS)
+@shared_task(name=dispatch.DELIVER_WEBHOOK.name)
 def deliver_webhooks() -> None:
     """Deliver a webhook that is due."""
     sending.deliver_due()
 
 
-@shared_task(name=dispatch.DOWNLOAD)
+@shared_task(name=dispatch.DOWNLOAD.name)
 def download() -> None:
     """Bring the file of a model that is due."""
     # The hub's library is for the api worker alone, when it has something to bring.
@@ -61,7 +58,7 @@ def download() -> None:
     worker.download_due()
 
 
-@shared_task(name=dispatch.EMBED)
+@shared_task(name=dispatch.EMBED.name)
 def embed() -> None:
     """Answer requests for embeddings until there are none."""
     # NumPy is for the embeddings worker alone.
@@ -70,7 +67,7 @@ def embed() -> None:
     worker.serve()
 
 
-@shared_task(name=dispatch.SERVE_MODEL_REQUESTS)
+@shared_task(name=dispatch.SERVE_MODEL_REQUESTS.name)
 def serve_model_requests() -> None:
     """Load and unload what the rows of the models ask for."""
     with gpu_lock.hold(settings.GPU_INDEX):

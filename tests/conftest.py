@@ -17,6 +17,7 @@ from xdist.scheduler import LoadFileScheduling
 from inference import dispatch
 from inference.api.submission import build_task
 from inference.api.task_serializers import submission_validator
+from inference.dispatch import Message
 from inference.lifecycle import submit
 from inference.models import GenerationTask, RegisteredModel
 from monitoring.events import publisher
@@ -109,26 +110,26 @@ def valkey(_valkey_process: Valkey) -> Iterator[Valkey]:
     if not _valkey_process.answers():
         _valkey_process.start()
     dispatch._broker_down_until = 0.0
-    wait_until_rung()
+    wait_until_enqueued()
 
 
-class _LastRung(list[GenerationTask]):
-    """No tasks: only tells when the bell has come this far."""
+class _Marker(list[Message]):
+    """No messages: only tells when the publisher has come this far."""
 
     def __init__(self) -> None:
         super().__init__()
         self.reached = threading.Event()
 
-    def __iter__(self) -> Iterator[GenerationTask]:
+    def __iter__(self) -> Iterator[Message]:
         self.reached.set()
         return super().__iter__()
 
 
-def wait_until_rung() -> None:
+def wait_until_enqueued() -> None:
     """Wait for the messages of all tasks that were submitted so far."""
-    last = _LastRung()
-    dispatch.ring_soon(last)
-    assert last.reached.wait(20)
+    marker = _Marker()
+    dispatch.enqueue_soon(marker)
+    assert marker.reached.wait(20)
 
 
 @pytest.fixture

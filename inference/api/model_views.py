@@ -172,9 +172,9 @@ class RegisteredModelViewSet(
             raise Conflict(f"The model {other} uses the same file: delete that model first.")
         model.delete()
         if model.provider == RegisteredModel.Provider.LOCAL:
-            dispatch.ring_for_models()
+            dispatch.enqueue([dispatch.SERVE_MODEL_REQUESTS])
         elif model.provider == RegisteredModel.Provider.EMBEDDING:
-            dispatch.ring_for_embeddings()
+            dispatch.enqueue([dispatch.EMBED])
         if delete_file:
             registration.delete_file(model)
         if delete_file or model.status == RegisteredModel.Status.DOWNLOADING:

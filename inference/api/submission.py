@@ -73,7 +73,7 @@ def _new_task(request: dict[str, Any], *, requested_model: str, **fields: Any) -
         request=request,
         created_at=now,
         updated_at=now,
-        rung_at=now,
+        enqueued_at=now,
         deadline_at=now + timedelta(seconds=deadline) if deadline else None,
         **fields,
     )

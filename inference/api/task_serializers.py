@@ -112,6 +112,8 @@ class DeliveryAttemptSerializer(serializers.Serializer[Any]):
 
 class WebhookDeliverySerializer(serializers.ModelSerializer[WebhookDelivery]):
     webhook_id = serializers.CharField(source="id")
+    num_attempts = serializers.IntegerField(source="attempt")
+    next_attempt_at = serializers.DateTimeField(allow_null=True)
     log = DeliveryAttemptSerializer(many=True)
 
     class Meta:

@@ -75,7 +75,7 @@ def ring() -> None:
 
 
 def _ring() -> None:
-    if not dispatch.ring_for_embeddings():
+    if not dispatch.enqueue([dispatch.EMBED]):
         client().delete(_RUNG)  # whoever waits rings again
 
 

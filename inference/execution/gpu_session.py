@@ -23,7 +23,7 @@ from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
 from inference.execution import gpu_lock
 from inference.execution.attempt import Attempt
-from inference.lifecycle import claim
+from inference.lifecycle import claim, lease_renewer
 from inference.lifecycle.claim import Lease
 from inference.loading import loaded_models, requests
 from inference.loading.loaded_models import Resident
@@ -176,7 +176,7 @@ class Session:
             self._look_again_at = 0.0
         if cancelled != self._news_seen[1]:
             # The lease renewer would learn of it too, a little later.
-            claim.refresh([attempt.lease for attempt in attempts])
+            lease_renewer.refresh([attempt.lease for attempt in attempts])
         self._news_seen = [submitted, cancelled]
 
     def _admit(self, max_num_seqs: int) -> None:

@@ -1,9 +1,8 @@
 """Who runs a task: claims, and the leases that they give."""
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from django.conf import settings
 from django.db import connection, transaction
@@ -14,6 +13,7 @@ from django.utils import timezone
 from inference import events
 from inference.errors import InferenceError
 from inference.lifecycle import sql
+from inference.lifecycle.lease_renewer import HeldRow
 from inference.models import GenerationTask, TaskAttempt
 from inference.task_log import log
 from monitoring.hardware import worker_identity
@@ -22,16 +22,14 @@ Status = GenerationTask.Status
 
 
 @dataclass(slots=True)
-class Lease:
-    """A claimed task. The flags are set by the lease renewer and read between deltas."""
+class Lease(HeldRow):
+    """A claimed task. The lease renewer sets the flags, which are read between deltas."""
 
-    task: GenerationTask
-    cancel_requested: bool = False
-    lost: bool = False
+    row: GenerationTask
 
     @property
-    def attempt(self) -> int:
-        return self.task.attempt
+    def task(self) -> GenerationTask:
+        return self.row
 
 
 def claim(task_id: str) -> Lease | None:
@@ -74,25 +72,6 @@ def _claim(statement: str, **condition: str) -> Lease | None:
     log(task.pk, logging.DEBUG, "Attempt %d started on %s", task.attempt, task.worker)
     events.started(task)
     return Lease(task)
-
-
-def renew(leases: Iterable[Lease]) -> None:
-    """Prolong the leases of this process in one UPDATE."""
-    GenerationTask.objects.filter(
-        pk__in=[lease.task.pk for lease in leases],
-        status=Status.PROCESSING,
-        worker=worker_identity.current(),
-    ).update(lease_until=Now() + timedelta(seconds=settings.LEASE_SECONDS))
-
-
-def refresh(leases: Iterable[Lease]) -> None:
-    """Read what became of leases since: whether a cancel was asked for, or the lease was lost."""
-    rows = sql.rows(sql.HELD, worker=worker_identity.current())
-    held = {row[0]: row[1:] for row in rows}
-    for lease in leases:
-        attempt, cancel_requested = held.get(lease.task.pk, (None, False))
-        lease.lost = attempt != lease.attempt
-        lease.cancel_requested = lease.cancel_requested or bool(cancel_requested)
 
 
 def begin_again(lease: Lease, failure: InferenceError) -> Lease | None:

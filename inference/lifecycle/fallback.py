@@ -10,15 +10,16 @@ from inference import dispatch, events
 from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle.claim import Lease, add_attempt
 from inference.models import GenerationTask, TaskAttempt
+from inference.models.claimable import UNHELD
 from inference.task_log import log
 
 Status = GenerationTask.Status
 
-# The fields of a task that nobody has, and somebody may claim.
+# The fields of a task that waits to be claimed.
 UNCLAIMED: dict[str, Any] = {
     "status": Status.PENDING,
-    "worker": "",
-    "lease_until": None,
+    **UNHELD,
+    "due_at": None,
     "started_at": None,
     "updated_at": Now(),
 }
@@ -57,7 +58,7 @@ def next_fallback(task: GenerationTask) -> dict[str, Any] | None:
     if following is None:
         return None
     return UNCLAIMED | {
-        "rung_at": Now(),
+        "enqueued_at": Now(),
         "deadline_at": None,
         "model_name": following["model"],
         "queue": following["queue"],
@@ -66,10 +67,10 @@ def next_fallback(task: GenerationTask) -> dict[str, Any] | None:
 
 
 def announce_fallback(task: GenerationTask, change: dict[str, Any], reason: str) -> None:
-    """Ring the worker of the next model, once `change` is in the row."""
+    """Wake a worker of the next model, once `change` is in the row."""
     failed = task.model_name
     for name in ("status", "model_name", "queue", "request"):
         setattr(task, name, change[name])
     log(task.pk, logging.WARNING, "%s failed, %s is asked: %s", failed, task.model_name, reason)
     events.queued([task])
-    dispatch.ring([task])
+    dispatch.enqueue(dispatch.generate([task]))

@@ -168,7 +168,7 @@ def announce_end(task: GenerationTask) -> None:
         deliveries.deliver_soon(1)
     if task.conversation_id:
         following = GenerationTask.objects.claimable().filter(conversation=task.conversation_id)
-        dispatch.ring(list(following.order_by("created_at", "id")[:1]))
+        dispatch.enqueue(dispatch.generate(following.order_by("created_at", "id")[:1]))
 
 
 def purge() -> int:

@@ -3,61 +3,106 @@
 import logging
 import threading
 import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import connection
 
-from inference.lifecycle import claim
-from inference.lifecycle.claim import Lease
+from inference.models.claimable import Claimable
+from monitoring.hardware import worker_identity
 
 logger = logging.getLogger(__name__)
 
 _REFRESH_SECONDS = 0.2
 
-# By attempt: a lost one may still be running here when this process claims its task again.
-_leases: dict[tuple[str, int], Lease] = {}
+
+@dataclass(slots=True)
+class HeldRow:
+    """A row that this process has claimed. The renewer sets the flags, whoever runs it reads them.
+
+    `lost`: another worker may have it, or the row is deleted.
+    """
+
+    row: Claimable
+    cancel_requested: bool = False
+    lost: bool = False
+
+    @property
+    def attempt(self) -> int:
+        return self.row.attempt
+
+
+# By kind, key and attempt: a lost one may still run here when this process claims its row again.
+_held: dict[tuple[type[Claimable], Any, int], HeldRow] = {}
 _changed = threading.Condition()
 _thread: threading.Thread | None = None
 
 
-def hold(lease: Lease) -> None:
+def hold(held: HeldRow) -> None:
     """Renew the lease, and keep its flags up to date, until it is released."""
     global _thread
     with _changed:
-        _leases[_key(lease)] = lease
+        _held[_key(held)] = held
         if _thread is None or not _thread.is_alive():  # the first, or the first after a fork
-            _thread = threading.Thread(target=_keep, name="lease-keeper", daemon=True)
+            _thread = threading.Thread(target=_run, name="lease-renewer", daemon=True)
             _thread.start()
         _changed.notify()
 
 
-def release(lease: Lease) -> None:
+def release(held: HeldRow) -> None:
     """Leave the lease to itself. Can be called twice."""
     with _changed:
-        _leases.pop(_key(lease), None)
+        _held.pop(_key(held), None)
 
 
-def _key(lease: Lease) -> tuple[str, int]:
-    return (lease.task.pk, lease.attempt)
+def renew(rows: Iterable[HeldRow]) -> None:
+    """Prolong the leases, in one UPDATE for each kind."""
+    for kind, of_kind in _by_kind(rows).items():
+        pks = [held.row.pk for held in of_kind]
+        kind._default_manager.filter(pk__in=pks).renew(worker_identity.current())
 
 
-def _keep() -> None:
+def refresh(rows: Iterable[HeldRow]) -> None:
+    """Read what became of rows since: whether a cancel was asked for, or the lease was lost."""
+    for kind, of_kind in _by_kind(rows).items():
+        found = kind._default_manager.all().held_by(worker_identity.current())
+        for held in of_kind:
+            attempt, cancel_requested = found.get(held.row.pk, (None, False))
+            held.lost = attempt != held.attempt
+            held.cancel_requested = held.cancel_requested or cancel_requested
+
+
+def _key(held: HeldRow) -> tuple[type[Claimable], Any, int]:
+    return (type(held.row), held.row.pk, held.attempt)
+
+
+def _by_kind(rows: Iterable[HeldRow]) -> dict[Any, list[HeldRow]]:
+    kinds = defaultdict(list)
+    for held in rows:
+        kinds[type(held.row)].append(held)
+    return kinds
+
+
+def _run() -> None:
     renewed_at = time.monotonic()
     while True:
         with _changed:
-            if not _leases:
+            if not _held:
                 _changed.wait()
                 renewed_at = time.monotonic()
         time.sleep(_REFRESH_SECONDS)
         with _changed:
-            leases = list(_leases.values())
-        if not leases:
+            rows = list(_held.values())
+        if not rows:
             continue
         try:
-            claim.refresh(leases)
+            refresh(rows)
             if time.monotonic() - renewed_at >= settings.LEASE_SECONDS / 3:
-                claim.renew(leases)
+                renew(rows)
                 renewed_at = time.monotonic()
         except DatabaseError as exc:
             logger.warning("Leases not renewed, the database does not answer: %s", exc)

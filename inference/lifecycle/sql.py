@@ -23,6 +23,7 @@ VALUES ({", ".join(f"%({column})s" for column in _COLUMNS)})
 _CLAIMABLE = """
 FROM inference_generationtask AS task
 WHERE status = 'pending'
+    AND (due_at IS NULL OR due_at <= {now})
     AND (deadline_at IS NULL OR deadline_at > {now})
     AND NOT EXISTS (
         SELECT 1 FROM inference_generationtask AS earlier
@@ -41,17 +42,12 @@ FIRST_OF_MODEL = f"{_SELECT_FIRST} AND queue = %(queue)s AND model_name = %(mode
 _CLAIM = """
 UPDATE inference_generationtask
 SET status = 'processing', attempt = attempt + 1, worker = %(worker)s, lease_until = {lease_end},
-    started_at = {now}, updated_at = {now}
+    due_at = NULL, started_at = {now}, updated_at = {now}
 WHERE id = (SELECT id __CLAIMABLE__ {skip_locked})
 RETURNING *
 """
 CLAIM = _CLAIM.replace("__CLAIMABLE__", f"{_CLAIMABLE} AND id = %(task_id)s")
 CLAIM_FIRST = _CLAIM.replace("__CLAIMABLE__", f"{_CLAIMABLE} AND queue = %(queue)s {_FIRST}")
-
-HELD = """
-SELECT id, attempt, cancel_requested FROM inference_generationtask
-WHERE status = 'processing' AND worker = %(worker)s
-"""
 
 FINISH = """
 UPDATE inference_generationtask
@@ -98,13 +94,6 @@ def execute(statement: str, **values: Any) -> int:
     with connection.cursor() as cursor:
         cursor.execute(_in_dialect(statement), _with_durations(values))
         return int(cursor.rowcount)
-
-
-def rows(statement: str, **values: Any) -> list[tuple[Any, ...]]:
-    """The rows that it returns, as the database gives them."""
-    with connection.cursor() as cursor:
-        cursor.execute(_in_dialect(statement), _with_durations(values))
-        return list(cursor.fetchall())
 
 
 def first_task(statement: str, **values: Any) -> GenerationTask | None:

@@ -27,7 +27,7 @@ class ConversationGoneError(Exception):
 
 
 def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
-    """Save new tasks, all or none, and ring their workers after the commit.
+    """Save new tasks, all or none, and enqueue them after the commit.
 
     A task whose idempotency key was used before is answered by the first one. Raises
     IdempotencyConflictError when that first one was another request, QueueFullError, and
@@ -42,7 +42,7 @@ def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
         _check_conversations(tasks)
         accepted, fresh = _submit_one_by_one(tasks)
     events.queued(fresh)
-    dispatch.ring_soon(fresh)
+    dispatch.enqueue_soon(dispatch.generate(fresh))
     return accepted
 
 

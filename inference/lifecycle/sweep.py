@@ -1,4 +1,4 @@
-"""What makes good what crashes leave behind, and what time brings about."""
+"""Makes good what crashes leave behind, does what time brings about, and enqueues what is due."""
 
 import logging
 from datetime import timedelta
@@ -14,9 +14,15 @@ from inference.lifecycle import traces
 from inference.lifecycle.claim import add_attempt
 from inference.lifecycle.fallback import UNCLAIMED, announce_fallback, next_fallback
 from inference.lifecycle.finish import announce_end, end_fields, end_pending, store_end
-from inference.models import GenerationTask, TaskAttempt
-from inference.models.claimable import of_gone_workers
+from inference.models import (
+    GenerationTask,
+    GenerationTaskQuerySet,
+    ModelDownload,
+    TaskAttempt,
+    WebhookDelivery,
+)
 from inference.task_log import log
+from inference.webhooks import deliveries
 
 logger = logging.getLogger(__name__)
 
@@ -26,33 +32,30 @@ _SWEEP_LIMIT = 1000
 
 
 def sweep() -> None:
-    """Repair what crashes left behind; safe to run at any time, anywhere, in parallel."""
-    _expire_leases_of_dead_processes()
-    _take_back_expired_leases()
+    """Safe to run at any time, anywhere, in parallel."""
+    lost = GenerationTask.objects.lost()
+    for task in lost[:_SWEEP_LIMIT]:
+        _take_back(task, lost)
+    ModelDownload.objects.take_back()
+    WebhookDelivery.objects.take_back()
     _fail_past_deadline()
-    _ring_again()
+    _enqueue_tasks()
+    for rows, message, max_at_once in (
+        (ModelDownload.objects.due(), dispatch.DOWNLOAD, ModelDownload.MAX_AT_ONCE),
+        (WebhookDelivery.objects.due(), dispatch.DELIVER_WEBHOOK, deliveries.max_at_once()),
+    ):
+        if num_due := rows.count():
+            dispatch.enqueue([message] * min(num_due, max_at_once))
 
 
-def _expire_leases_of_dead_processes() -> None:
-    """A dead process of this host renews nothing: no need to wait for its leases to run out."""
-    processing = GenerationTask.objects.filter(status=Status.PROCESSING)
-    of_gone_workers(processing).update(lease_until=Now())
-
-
-def _take_back_expired_leases() -> None:
-    expired = GenerationTask.objects.filter(status=Status.PROCESSING, lease_until__lte=Now())
-    for task in expired[:_SWEEP_LIMIT]:
-        _take_back(task)
-
-
-def _take_back(task: GenerationTask) -> None:
+def _take_back(task: GenerationTask, lost: GenerationTaskQuerySet) -> None:
     """Back to pending; cancelled if that was asked; its last attempt used up, as `fail` does."""
-    lost = task.attempts.filter(outcome=TaskAttempt.Outcome.LOST, model_name=task.model_name)
-    num_lost = lost.count() + 1
+    attempts = task.attempts.filter(outcome=TaskAttempt.Outcome.LOST, model_name=task.model_name)
+    num_lost = attempts.count() + 1
     if task.cancel_requested:
         change = end_fields(Status.CANCELLED)
     elif num_lost < settings.MAX_ATTEMPTS:
-        change = UNCLAIMED | {"rung_at": None}
+        change = UNCLAIMED | {"enqueued_at": None}
     else:
         change = next_fallback(task) or end_fields(Status.FAILED) | {
             "error_code": ErrorCode.WORKER_LOST,
@@ -60,11 +63,8 @@ def _take_back(task: GenerationTask) -> None:
             "Look at the worker's log before you submit it again.",
         }
     with transaction.atomic():
-        won = GenerationTask.objects.filter(
-            pk=task.pk, attempt=task.attempt, status=Status.PROCESSING, lease_until__lte=Now()
-        ).update(**change)
-        if not won:
-            return
+        if not lost.filter(pk=task.pk, attempt=task.attempt).update(**change):
+            return  # it was renewed, or another sweep was faster
         add_attempt(task, TaskAttempt.Outcome.LOST)
         if change["status"] != Status.PENDING:
             store_end(task, change)
@@ -91,21 +91,23 @@ def _fail_past_deadline() -> None:
             announce_end(task)
 
 
-def _ring_again() -> None:
-    """Ring tasks that were never rung, and those whose message is gone: rung, but no queue left."""
-    patience = Now() - timedelta(seconds=settings.RING_AGAIN_SECONDS)
-    claimable = GenerationTask.objects.claimable()
-    unheard = claimable.filter(Q(rung_at=None) | Q(rung_at__lte=patience))
-    for queue in set(unheard.values_list("queue", flat=True)):
-        of_queue = unheard.filter(queue=queue)
-        num_waiting = dispatch.waiting_messages(queue)
-        if num_waiting is None:
-            return  # there is no bell to ring
-        if num_waiting:
-            of_queue = of_queue.filter(rung_at=None)
+def _enqueue_tasks() -> None:
+    """Tasks that have no message, and those whose message is gone: sent, but no queue is left."""
+    long_ago = Now() - timedelta(seconds=settings.RING_AGAIN_SECONDS)
+    waiting = GenerationTask.objects.claimable().filter(
+        Q(enqueued_at=None) | Q(enqueued_at__lte=long_ago)
+    )
+    for queue in set(waiting.values_list("queue", flat=True)):
+        of_queue = waiting.filter(queue=queue)
+        num_messages = dispatch.waiting_messages(queue)
+        if num_messages is None:
+            return  # no messages without a broker
+        if num_messages:
+            of_queue = of_queue.filter(enqueued_at=None)
         tasks = list(of_queue.most_urgent_first()[:_SWEEP_LIMIT])
         if not tasks:
             continue
-        GenerationTask.objects.filter(pk__in=[task.pk for task in tasks]).update(rung_at=Now())
-        dispatch.ring(tasks)
-        logger.info("Rang %d pending tasks of queue %s again", len(tasks), queue)
+        ids = [task.pk for task in tasks]
+        GenerationTask.objects.filter(pk__in=ids).update(enqueued_at=Now())
+        dispatch.enqueue(dispatch.generate(tasks))
+        logger.info("Enqueued %d pending tasks of queue %s again", len(tasks), queue)

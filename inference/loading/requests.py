@@ -1,6 +1,6 @@
-"""Requests to load or unload a model: a row says what is to be done, a message rings a worker.
+"""Requests to load or unload a model: a row says what is to be done, a message wakes a worker.
 
-A GPU worker serves them between two sessions, see `residency.serve_requests`.
+A GPU worker serves them between two sessions, see `loaded_models.serve_requests`.
 """
 
 import logging
@@ -26,7 +26,7 @@ def ask(model: RegisteredModel, request: "Request") -> None:
     rows = RegisteredModel.objects.filter(pk=model.pk)
     if not _is_done(model, request):
         rows.exclude(requested=request).update(requested=request, requested_at=Now())
-        dispatch.ring_for_models()
+        dispatch.enqueue([dispatch.SERVE_MODEL_REQUESTS])
     elif request == Request.LOAD and model.keep_alive is not None:
         rows.exclude(unload_at=None).update(unload_at=Now() + model.keep_alive)
     model.refresh_from_db()
@@ -56,14 +56,14 @@ def wait_key(model: RegisteredModel) -> str:
 
 
 def sweep() -> None:
-    """Repair what lost workers left behind, and ring for what nobody has served."""
+    """Release the models of lost workers, and enqueue requests that nobody has served."""
     _release_from_lost_workers()
     waiting = RegisteredModel.objects.exclude(requested=Request.NONE)
     if not (waiting.exists() or RegisteredModel.objects.idle().exists()):
         return
     # Any message of that queue has the worker look at the requests too.
     if dispatch.waiting_messages(Queue.GPU) == 0:
-        dispatch.ring_for_models()
+        dispatch.enqueue([dispatch.SERVE_MODEL_REQUESTS])
 
 
 def _release_from_lost_workers() -> None:

@@ -86,8 +86,8 @@ class RegisteredModel(models.Model):
     unload_at = models.DateTimeField(null=True, blank=True)
     num_crashes = models.PositiveSmallIntegerField(default=0)
     config = models.JSONField(default=dict, blank=True)
-    # Encrypted; the API shows neither this nor what is in it.
-    sealed_api_key = models.TextField(blank=True, editable=False)
+    # The API shows neither this nor what is in it.
+    encrypted_api_key = models.TextField(blank=True, editable=False)
     extra = models.JSONField(default=dict, blank=True)
     context_window = models.PositiveIntegerField(null=True, blank=True)
     max_output_tokens = models.PositiveIntegerField(null=True, blank=True)

@@ -1,4 +1,4 @@
-"""Tasks and their attempts. Status changes of a task are made by `lifecycle.py` alone."""
+"""Tasks and their attempts. Status changes of a task are made by `lifecycle` alone."""
 
 import math
 import uuid
@@ -10,6 +10,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from conversations.models import ChatMessage, Conversation
+from inference.models.claimable import Claimable, ClaimableQuerySet
 
 MAX_PRIORITY = 100
 
@@ -70,7 +71,7 @@ def protect_unfinished(collector: Any, field: Any, tasks: Any, using: str) -> No
     models.SET_NULL(collector, field, tasks, using)
 
 
-class GenerationTaskQuerySet(models.QuerySet["GenerationTask"]):
+class GenerationTaskQuerySet(ClaimableQuerySet["GenerationTask"]):
     def owned_by(self, owner: str) -> "GenerationTaskQuerySet":
         return self.filter(owner=owner)
 
@@ -89,18 +90,25 @@ class GenerationTaskQuerySet(models.QuerySet["GenerationTask"]):
         return self.filter(status__in=GenerationTask.UNFINISHED)
 
     def claimable(self) -> "GenerationTaskQuerySet":
-        """Pending, before its deadline, and first in line of its conversation."""
+        """Pending, due, before its deadline, and first in line of its conversation."""
         return (
             self.pending()
+            .filter(Q(due_at=None) | Q(due_at__lte=Now()))
             .filter(Q(deadline_at=None) | Q(deadline_at__gt=Now()))
             .exclude(models.Exists(_earlier_in_conversation()))
         )
+
+    def held_by(self, worker: str) -> dict[str, tuple[int, bool]]:
+        """As of any row; plain SQL since every worker asks several times a second."""
+        with connection.cursor() as cursor:
+            cursor.execute(_HELD_BY, [worker])
+            return {pk: (attempt, bool(cancel)) for pk, attempt, cancel in cursor.fetchall()}
 
     def most_urgent_first(self) -> "GenerationTaskQuerySet":
         return self.order_by("-priority", "created_at", "id")
 
 
-class GenerationTask(models.Model):
+class GenerationTask(Claimable):
     """A unit of work: a prompt for a model, and what became of it.
 
     pending ──claim──▶ processing ──▶ completed | failed
@@ -109,7 +117,7 @@ class GenerationTask(models.Model):
        └───next fallback───┘
     pending ──▶ cancelled (by its owner) | failed (deadline passed)
 
-    `attempt` counts tries; every write of a worker names the one it belongs to. `model_name` and
+    A pending one may be claimed at once, unless `due_at` says from when on. `model_name` and
     `queue` are those of the model whose turn it is: of `requested_model` first, then of its
     fallbacks; the request keeps what each of them needs.
     """
@@ -146,10 +154,7 @@ class GenerationTask(models.Model):
     deadline_at = models.DateTimeField(null=True, blank=True)
     expires_at = models.DateTimeField(null=True, blank=True)
 
-    attempt = models.PositiveIntegerField(default=0)
-    worker = models.CharField(max_length=255, blank=True)
-    lease_until = models.DateTimeField(null=True, blank=True)
-    rung_at = models.DateTimeField(null=True, blank=True)
+    enqueued_at = models.DateTimeField(null=True, blank=True)
     cancel_requested = models.BooleanField(default=False)
 
     result = models.JSONField(null=True, blank=True)
@@ -173,6 +178,7 @@ class GenerationTask(models.Model):
             )
         ]
         indexes = [
+            *Claimable.Meta.indexes,
             models.Index(fields=["owner", "-created_at", "-id"], name="task_list"),
             # With `status`, though it is always the same: so SQLite counts without the table.
             models.Index(
@@ -192,9 +198,6 @@ class GenerationTask(models.Model):
                 F("id"),
                 name="task_model",
                 condition=Q(status="pending"),
-            ),
-            models.Index(
-                fields=["lease_until"], name="task_lease", condition=Q(status="processing")
             ),
             models.Index(
                 fields=["deadline_at"],
@@ -267,6 +270,10 @@ class GenerationTask(models.Model):
         return [{"role": "user", "content": self.request["prompt"]}]
 
 
+_HELD_BY = """
+    SELECT id, attempt, cancel_requested FROM inference_generationtask
+    WHERE lease_until IS NOT NULL AND worker = %s
+"""
 _READ = f"SELECT * FROM {GenerationTask._meta.db_table} WHERE id = %s"  # noqa: S608 (our own name)
 
 # In SQL, since every answer about a pending task runs it: building it takes the ORM four times as

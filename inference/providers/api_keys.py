@@ -24,7 +24,7 @@ class KeySource(StrEnum):
 
 def key_source(model: RegisteredModel) -> KeySource | None:
     """None for a model that is asked without a key."""
-    if model.sealed_api_key:
+    if model.encrypted_api_key:
         return KeySource.REGISTRATION
     return KeySource.ENVIRONMENT if model.config.get("api_key_env_var") else None
 
@@ -49,7 +49,7 @@ def is_usable(key: str) -> bool:
 
 def _unsealed(model: RegisteredModel) -> str:
     try:
-        return encryption.unseal(model.sealed_api_key)
+        return encryption.unseal(model.encrypted_api_key)
     except SecretBoxError as error:
         raise _failure(f"The stored key of model {model.name} cannot be read. {error}") from error
 

@@ -1,4 +1,4 @@
-"""What is to be delivered: rows written where a task ends, and the bell for those who send."""
+"""What is to be delivered: rows written where a task ends, and messages to those who send."""
 
 import json
 
@@ -24,22 +24,16 @@ def add_delivery(task: GenerationTask) -> None:
         event=event,
         payload=json.dumps(payload, separators=(",", ":")),
         created_at=Now(),
-        next_attempt_at=Now(),
+        due_at=Now(),
         give_up_at=Now() + GIVE_UP_AFTER,
     )
 
 
 def deliver_soon(num_deliveries: int) -> None:
-    """Ring as many workers as may deliver at once in a process; never raises."""
-    dispatch.ring_for_webhooks(min(num_deliveries, max_at_once()))
+    """Wake workers, at most for as many as a process may deliver at once; never raises."""
+    dispatch.enqueue([dispatch.DELIVER_WEBHOOK] * min(num_deliveries, max_at_once()))
 
 
 def max_at_once() -> int:
     """Deliveries that a process has under way: slow receivers must not take all of its threads."""
     return max(1, settings.API_CONCURRENCY // 4)
-
-
-def sweep() -> None:
-    """Ring for retries whose time has come, and for what was never rung or lost its worker."""
-    if num_due := WebhookDelivery.objects.due().count():
-        deliver_soon(num_due)

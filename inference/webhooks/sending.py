@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from django.conf import settings
 from django.utils import timezone
 
+from inference import dispatch
 from inference.models import WebhookDelivery
 from inference.models.webhook_deliveries import LogEntry
 from inference.task_log import log
@@ -48,26 +49,15 @@ class _Outcome:
 
 
 def deliver_due() -> None:
-    """Deliver the one that goes first, and ring for the next one.
-
-    Without a free slot, do nothing: whoever has one rings when it is free again.
-    """
-    if not _slots.acquire(blocking=False):
-        return
-    try:
-        if delivery := WebhookDelivery.objects.claim_next():
-            _attempt(delivery)
-    finally:
-        _slots.release()
-    if WebhookDelivery.objects.due().exists():
-        deliveries.deliver_soon(1)
+    """Deliver the one that goes first, if a slot is free, and enqueue the next one."""
+    dispatch.run_due(WebhookDelivery.objects.all(), _attempt, _slots, dispatch.DELIVER_WEBHOOK)
 
 
 def _attempt(delivery: WebhookDelivery) -> None:
     at, started = timezone.now(), time.monotonic()
     outcome = _send(delivery)
     entry = LogEntry(
-        attempt=delivery.num_attempts,
+        attempt=delivery.attempt,
         at=events.iso(at),
         status_code=outcome.status_code,
         error=outcome.error,
@@ -78,11 +68,11 @@ def _attempt(delivery: WebhookDelivery) -> None:
         delivery.task_id,
         logging.INFO,
         "webhook %s, attempt %d at %s: %s",
-        *(delivery.pk, delivery.num_attempts, delivery.host, answer),
+        *(delivery.pk, delivery.attempt, delivery.host, answer),
     )
     if not _store(delivery, outcome, entry):
         message = "webhook %s, attempt %d came too late to count"
-        log(delivery.task_id, logging.INFO, message, delivery.pk, delivery.num_attempts)
+        log(delivery.task_id, logging.INFO, message, delivery.pk, delivery.attempt)
 
 
 def _send(delivery: WebhookDelivery) -> _Outcome:
@@ -112,7 +102,7 @@ def _send(delivery: WebhookDelivery) -> _Outcome:
 def _store(delivery: WebhookDelivery, outcome: _Outcome, entry: LogEntry) -> bool:
     if outcome.is_success:
         return delivery.succeed(entry)
-    wait = _wait_seconds(delivery.num_attempts, outcome.retry_after)
+    wait = _wait_seconds(delivery.attempt, outcome.retry_after)
     if outcome.is_final or timezone.now() + timedelta(seconds=wait) > delivery.give_up_at:
         return delivery.give_up(entry)
     return delivery.retry(entry, wait)

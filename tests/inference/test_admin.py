@@ -18,7 +18,7 @@ from inference.lifecycle import finish
 from inference.lifecycle.finish import Timings
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt, WebhookDelivery
 from presets import catalogue
-from tests.conftest import wait_until_rung
+from tests.conftest import wait_until_enqueued
 from tests.inference.api.test_tasks import NewTask
 from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed
 
@@ -86,7 +86,7 @@ def test_admin_cancels_tasks_and_changes_none(staff: Client, new_task: NewTask) 
 def test_admin_deletes_ended_tasks_alone(staff: Client, new_task: NewTask) -> None:
     pending, ended = new_task(), new_task()
     finish.complete(claimed(ended), answer(), TIMINGS)
-    wait_until_rung()
+    wait_until_enqueued()
     for task, status in ((pending, 403), (ended, 302)):
         url = reverse("admin:inference_generationtask_delete", args=[quote(task.pk)])
         assert staff.post(url, {"post": "yes"}).status_code == status

@@ -1,4 +1,4 @@
-"""Ringing workers through a real broker."""
+"""Waking workers through a real broker."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from inference import dispatch
 from inference.lifecycle import sweep
 from inference.models import GenerationTask, Queue
 from monitoring.redis.client import client
-from tests.conftest import Valkey, wait_until, wait_until_rung
+from tests.conftest import Valkey, wait_until, wait_until_enqueued
 
 NewTask = Callable[..., GenerationTask]
 SEPARATOR = "\x06\x16"
@@ -44,7 +44,7 @@ def test_more_urgent_is_never_behind_in_redis() -> None:
 )
 def test_message_carries_the_id_alone(new_task: NewTask, priority: float, key: str) -> None:
     task = new_task(priority=priority, prompt="a secret prompt")
-    wait_until_rung()
+    wait_until_enqueued()
     [message] = messages(key)
     assert message["headers"]["id"] == task.pk
     assert message["headers"]["task"] == dispatch.GENERATE
@@ -56,7 +56,7 @@ def test_message_carries_the_id_alone(new_task: NewTask, priority: float, key: s
 def test_waiting_messages_counts_all_priorities(new_task: NewTask) -> None:
     for priority in (0, 1, 30, 60, 100):
         new_task(priority=priority)
-    wait_until_rung()
+    wait_until_enqueued()
     assert dispatch.waiting_messages(Queue.API) == 5
     assert dispatch.waiting_messages(Queue.GPU) == 0
 
@@ -65,7 +65,7 @@ def test_broker_takes_the_most_urgent_message_first(new_task: NewTask) -> None:
     from celery import current_app  # the broker's own consumer, as the workers use it
 
     tasks = {priority: new_task(priority=priority).pk for priority in (1, 100, 40, 80)}
-    wait_until_rung()
+    wait_until_enqueued()
     with current_app.connection_for_read() as connection:
         of_workers: Any = current_app.amqp.queues[Queue.API]
         queue = connection.SimpleQueue(of_workers)
@@ -86,25 +86,25 @@ def test_dead_broker_delays_no_submission(new_task: NewTask, valkey: Valkey) -> 
 
 def is_marked(task: GenerationTask) -> bool:
     task.refresh_from_db()
-    return task.rung_at is None
+    return task.enqueued_at is None
 
 
 @pytest.mark.django_db(transaction=True)
-def test_ringing_a_dead_broker_takes_no_longer_than_its_time_limit(
+def test_enqueueing_without_a_broker_takes_no_longer_than_its_time_limit(
     new_task: NewTask, valkey: Valkey
 ) -> None:
     tasks = [new_task() for _ in range(20)]
-    wait_until_rung()
+    wait_until_enqueued()
     valkey.stop()
     started = time.monotonic()
-    dispatch.ring(tasks)
-    dispatch.ring(tasks)
+    assert not dispatch.enqueue(dispatch.generate(tasks))
+    assert not dispatch.enqueue(dispatch.generate(tasks))
     assert time.monotonic() - started < settings.REDIS_TIMEOUT_SECONDS + 1
     assert all(is_marked(task) for task in tasks)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_broker_that_is_back_is_rung_by_the_sweep(new_task: NewTask, valkey: Valkey) -> None:
+def test_sweep_enqueues_when_the_broker_is_back(new_task: NewTask, valkey: Valkey) -> None:
     valkey.stop()
     task = new_task()
     wait_until(lambda: is_marked(task))
@@ -112,11 +112,11 @@ def test_broker_that_is_back_is_rung_by_the_sweep(new_task: NewTask, valkey: Val
     valkey.start()
     client().flushall()
 
-    def rings() -> bool:
+    def is_enqueued() -> bool:
         sweep.sweep()
         return bool(dispatch.waiting_messages(Queue.API))
 
-    wait_until(rings)
+    wait_until(is_enqueued)
     assert not is_marked(task)
 
 
@@ -124,13 +124,13 @@ def test_request_for_a_model_goes_before_all_tasks_and_reaches_running_sessions(
     valkey: Valkey,
 ) -> None:
     assert client().mget(dispatch.GPU_NEWS_KEYS) == [None, None]
-    dispatch.ring_for_models()
+    dispatch.enqueue([dispatch.SERVE_MODEL_REQUESTS])
     [message] = messages("gpu")
-    assert message["headers"]["task"] == dispatch.SERVE_MODEL_REQUESTS
+    assert message["headers"]["task"] == dispatch.SERVE_MODEL_REQUESTS.name
     assert message["properties"]["priority"] == 0
     assert client().mget(dispatch.GPU_NEWS_KEYS) == ["1", None]
 
 
 def test_request_for_a_model_does_without_the_broker(valkey: Valkey) -> None:
     valkey.stop()
-    dispatch.ring_for_models()
+    dispatch.enqueue([dispatch.SERVE_MODEL_REQUESTS])

@@ -64,9 +64,9 @@ def test_one_text_makes_different_keys_for_different_uses(settings: Settings) ->
         encryption.unseal(sealed)
 
 
-def cloud_model(name: str, sealed_api_key: str) -> RegisteredModel:
+def cloud_model(name: str, encrypted_api_key: str) -> RegisteredModel:
     return RegisteredModel.objects.create(
-        name=name, provider="openai", sealed_api_key=sealed_api_key
+        name=name, provider="openai", encrypted_api_key=encrypted_api_key
     )
 
 
@@ -81,9 +81,9 @@ def test_rotation_seals_all_keys_anew(settings: Settings, db: None) -> None:
     settings.ENCRYPTION_KEYS = [NEW]
     for model in (one, two, keyless):
         model.refresh_from_db()
-    assert encryption.unseal(one.sealed_api_key) == SECRET + "one"
-    assert encryption.unseal(two.sealed_api_key) == SECRET + "two"
-    assert keyless.sealed_api_key == ""
+    assert encryption.unseal(one.encrypted_api_key) == SECRET + "one"
+    assert encryption.unseal(two.encrypted_api_key) == SECRET + "two"
+    assert keyless.encrypted_api_key == ""
 
 
 def test_rotation_names_the_models_whose_key_is_lost(settings: Settings, db: None) -> None:
@@ -95,9 +95,9 @@ def test_rotation_names_the_models_whose_key_is_lost(settings: Settings, db: Non
     with pytest.raises(CommandError, match="lost"):
         call_command("rotate_keys", stdout=StringIO(), stderr=errors)
     assert "lost: It was sealed with a key that is not set" in errors.getvalue()
-    before = lost.sealed_api_key, kept.sealed_api_key
+    before = lost.encrypted_api_key, kept.encrypted_api_key
     lost.refresh_from_db()
     kept.refresh_from_db()
-    assert lost.sealed_api_key == before[0]
-    assert kept.sealed_api_key != before[1]
-    assert encryption.unseal(kept.sealed_api_key) == SECRET
+    assert lost.encrypted_api_key == before[0]
+    assert kept.encrypted_api_key != before[1]
+    assert encryption.unseal(kept.encrypted_api_key) == SECRET

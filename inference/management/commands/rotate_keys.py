@@ -16,7 +16,7 @@ class Command(BaseCommand):
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        models = RegisteredModel.objects.exclude(sealed_api_key="").order_by("name")
+        models = RegisteredModel.objects.exclude(encrypted_api_key="").order_by("name")
         lost = [model.name for model in models if not self.rotate(model)]
         self.stdout.write(f"{len(models) - len(lost)} keys of models are sealed anew.")
         if lost:
@@ -25,13 +25,13 @@ class Command(BaseCommand):
 
     def rotate(self, model: RegisteredModel) -> bool:
         """False when its key is lost. A model that was registered anew meanwhile is left alone."""
-        sealed = model.sealed_api_key
+        sealed = model.encrypted_api_key
         try:
             anew = encryption.reseal(sealed)
         except SecretBoxError as error:
             self.stderr.write(f"{model.name}: {error}")
             return False
-        RegisteredModel.objects.filter(pk=model.pk, sealed_api_key=sealed).update(
-            sealed_api_key=anew
+        RegisteredModel.objects.filter(pk=model.pk, encrypted_api_key=sealed).update(
+            encrypted_api_key=anew
         )
         return True

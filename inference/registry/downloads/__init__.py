@@ -1,6 +1,6 @@
 """Bringing the file of a model from the Hugging Face hub, or from a mirror of it.
 
-A row says what is to be brought; a message only rings an api worker, which brings what is due:
+A row says what is to be brought; a message only wakes an api worker, which brings what is due:
 `worker`. That alone imports the hub's library, which takes a second.
 """
 
@@ -10,7 +10,6 @@ from inference.registry.downloads.requests import (
     start,
     start_if_missing,
     stop,
-    sweep,
     why_missing,
 )
 
@@ -20,6 +19,5 @@ __all__ = [
     "start",
     "start_if_missing",
     "stop",
-    "sweep",
     "why_missing",
 ]

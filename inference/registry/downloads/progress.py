@@ -10,6 +10,8 @@ from django.db import Error as DatabaseError
 from django.db import connection
 
 from inference import events
+from inference.lifecycle import lease_renewer
+from inference.lifecycle.lease_renewer import HeldRow
 from inference.models import ModelDownload, RegisteredModel
 from inference.registry.downloads.errors import NotWantedError
 from inference.registry.downloads.requests import stopping
@@ -17,8 +19,8 @@ from inference.registry.downloads.requests import stopping
 logger = logging.getLogger(__name__)
 
 _TELL_SECONDS = 0.5
-# Every how many of those the row is written, which also holds the claim.
-_RENEW_EVERY = 2
+# Every how many of those the row is written.
+_STORE_EVERY = 2
 
 
 class Progress:
@@ -33,10 +35,11 @@ class Progress:
         self.total_bytes = download.total_bytes
         self._download = download
         self._ended = threading.Event()
-        self._lost = False
+        self._held = HeldRow(download)
         self._thread = threading.Thread(target=self._keep, name="download", daemon=True)
 
     def __enter__(self) -> Self:
+        lease_renewer.hold(self._held)
         self._thread.start()
         return self
 
@@ -48,10 +51,11 @@ class Progress:
     ) -> None:
         self._ended.set()
         self._thread.join()
+        lease_renewer.release(self._held)
 
     def check(self) -> None:
         """Raises NotWantedError when the download is not to go on here."""
-        if self._lost or stopping.is_set():
+        if self._held.lost or stopping.is_set():
             raise NotWantedError
 
     def is_deleted(self) -> bool:
@@ -76,8 +80,8 @@ class Progress:
         try:
             while not self._ended.wait(_TELL_SECONDS):
                 num_rounds += 1
-                if num_rounds % _RENEW_EVERY == 0 and not self._renew():
-                    return
+                if num_rounds % _STORE_EVERY == 0:
+                    self._store()
                 now, num_bytes = time.monotonic(), self.downloaded_bytes
                 if num_bytes != told:
                     speed = (num_bytes - told) / (now - told_at)
@@ -86,10 +90,9 @@ class Progress:
         finally:
             connection.close()  # the thread's own
 
-    def _renew(self) -> bool:
+    def _store(self) -> None:
         try:
-            self._lost = not self._download.renew(self.downloaded_bytes, self.total_bytes)
+            self._download.store_progress(self.downloaded_bytes, self.total_bytes)
         except DatabaseError as exc:
-            logger.warning("Model %s: its download is not kept: %s", self.name, exc)
+            logger.warning("Model %s: its progress is not stored: %s", self.name, exc)
             connection.close()  # nobody else opens a broken one anew in this thread
-        return not self._lost

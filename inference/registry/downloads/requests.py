@@ -1,19 +1,13 @@
-"""What is to be brought: the rows, and the bell for those who bring it."""
+"""What is to be brought: the rows, and messages to those who bring it."""
 
 import threading
-
-from django.db.models.functions import Now
 
 from inference import dispatch
 from inference.loading import models_dir
 from inference.models import ModelDownload, RegisteredModel
-from inference.models.claimable import of_gone_workers
 from inference.registry.downloads.paths import partial_path
 
 Status = RegisteredModel.Status
-
-# Downloads that a process has under way: tasks and webhooks need its threads, too.
-MAX_AT_ONCE = 2
 
 # Set when the worker is told to stop: downloads of this process are put back.
 stopping = threading.Event()
@@ -27,7 +21,7 @@ def start(model: RegisteredModel) -> bool:
     if not ModelDownload.start(model):
         return False
     model.status, model.status_message = Status.DOWNLOADING, ""
-    dispatch.ring_for_downloads(1)
+    dispatch.enqueue([dispatch.DOWNLOAD])
     return True
 
 
@@ -75,11 +69,3 @@ def forget_partial_file(model: RegisteredModel) -> None:
 def stop() -> None:
     """Put the downloads of this process back: the next worker goes on with them."""
     stopping.set()
-
-
-def sweep() -> None:
-    """Take downloads back from dead processes of this host, and ring for what is due."""
-    abandoned = of_gone_workers(ModelDownload.objects.all())
-    abandoned.update(next_attempt_at=Now(), worker="")
-    if num_due := ModelDownload.objects.due().count():
-        dispatch.ring_for_downloads(min(num_due, MAX_AT_ONCE))

@@ -18,9 +18,8 @@ from inference.registry.downloads.hub import RemoteFile
 from inference.registry.downloads.partial_file import PartialFile
 from inference.registry.downloads.paths import partial_path, target_path
 from inference.registry.downloads.progress import Progress
-from inference.registry.downloads.requests import MAX_AT_ONCE, stopping
+from inference.registry.downloads.requests import stopping
 from monitoring.api.errors import in_words
-from monitoring.hardware import worker_identity
 
 logger = logging.getLogger(__name__)
 
@@ -33,28 +32,21 @@ _BUSY_SECONDS = 5.0
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _GO_ON = "load the model to go on with its download"
 
-_slots = threading.BoundedSemaphore(MAX_AT_ONCE)
+_slots = threading.BoundedSemaphore(ModelDownload.MAX_AT_ONCE)
 
 
 def download_due() -> None:
-    """Bring the file that has waited longest; without a free slot, leave it to who has one."""
-    if stopping.is_set() or not _slots.acquire(blocking=False):
-        return
-    try:
-        if download := ModelDownload.objects.claim_next(worker_identity.current()):
-            _run(download)
-    finally:
-        _slots.release()
-    if not stopping.is_set() and ModelDownload.objects.due().exists():
-        dispatch.ring_for_downloads(1)
+    """Bring the file that has waited longest, if a slot is free, and enqueue the next one."""
+    if not stopping.is_set():
+        dispatch.run_due(ModelDownload.objects.all(), _run, _slots, dispatch.DOWNLOAD)
 
 
 def _run(download: ModelDownload) -> None:
     logger.info("Model %s: download, attempt %d", download.model.name, download.attempt)
     with Progress(download) as progress:
         outcome = _outcome(download.model, progress)
-    # Nobody else renews it now; what arrived since the last time is counted, too.
-    if not download.renew(progress.downloaded_bytes, progress.total_bytes):
+    # What arrived since the last time is counted, too.
+    if not download.store_progress(progress.downloaded_bytes, progress.total_bytes):
         logger.info("Model %s: its download is not this worker's any more", download.model.name)
         return
     if isinstance(outcome, DownloadError):

@@ -17,7 +17,7 @@ from inference.lifecycle import finish
 from inference.models import GenerationTask, RegisteredModel
 from monitoring.hardware import workers
 from monitoring.redis.client import client
-from tests.conftest import Valkey, wait_until, wait_until_rung
+from tests.conftest import Valkey, wait_until, wait_until_enqueued
 from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed
 
 NewTask = Callable[..., GenerationTask]
@@ -67,7 +67,7 @@ def test_depth_is_told_by_exact_priority(api: APIClient, new_task: NewTask) -> N
         new_task(priority=priority)
     rows("pending", 2, queue="gpu", priority=100)
     claimed(new_task(priority=50))
-    wait_until_rung()
+    wait_until_enqueued()
 
     body = api.get(PATH).json()
 
@@ -199,7 +199,7 @@ def test_queries_go_by_the_indexes_of_unfinished_tasks(valkey: Valkey, new_task:
 def test_database_is_told_without_redis(api: APIClient, new_task: NewTask, valkey: Valkey) -> None:
     new_task()
     claimed(new_task())
-    wait_until_rung()
+    wait_until_enqueued()
     valkey.stop()
     body = api.get(PATH).json()
     assert body["totals"] == {"pending": 1, "processing": 1}

@@ -18,7 +18,7 @@ from inference.models import GenerationTask, RegisteredModel, TaskResult, Usage
 from monitoring.logs import service_log
 from monitoring.redis.client import client
 from monitoring.streams import delta_stream
-from tests.conftest import wait_until_rung
+from tests.conftest import wait_until_enqueued
 
 TASKS = "/api/v1/tasks"
 BODY_FIELDS = {
@@ -647,7 +647,7 @@ def test_unfinished_task_cannot_be_deleted(api: APIClient, new_task: NewTask) ->
 
 def test_deleted_task_leaves_nothing_behind(api: APIClient, new_task: NewTask) -> None:
     task = end(new_task())
-    wait_until_rung()
+    wait_until_enqueued()
     writer = delta_stream.DeltaWriter(task.pk, 1)
     writer.write("token")
     writer.flush()

@@ -69,7 +69,7 @@ def test_request_that_nobody_could_ring_for_is_rung_for_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(dispatch, "ring_for_embeddings", lambda: False)
+        patched.setattr(dispatch, "enqueue", lambda messages: False)
         post()
     request_queue.ring()
     assert num_rings() == 1

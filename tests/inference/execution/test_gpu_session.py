@@ -18,7 +18,7 @@ from inference.loading import loaded_models
 from inference.models import GenerationTask, RegisteredModel
 from monitoring.redis.client import client
 from monitoring.streams.delta_stream import stream_key
-from tests.conftest import Valkey, wait_until, wait_until_rung
+from tests.conftest import Valkey, wait_until, wait_until_enqueued
 from tests.inference.engine.fake_runner import FakeRunner
 from tests.inference.lifecycle.test_lifecycle import expire, fresh, outcomes
 
@@ -126,7 +126,7 @@ def test_task_submitted_meanwhile_joins(loaded: LoadedModels, submit: NewTask) -
 
     def submit_another() -> None:
         late.append(submit(max_tokens=4))
-        wait_until_rung()
+        wait_until_enqueued()
 
     loaded.at_step[3] = submit_another
     gpu_session.run(first.pk)
@@ -153,7 +153,7 @@ def test_session_ends_for_a_more_urgent_task_of_another_model(
 
     def rivals() -> None:
         later.extend([submit("a"), submit("b", priority=50)])
-        wait_until_rung()
+        wait_until_enqueued()
 
     loaded.at_step[3] = rivals
     gpu_session.run(first.pk)
@@ -283,7 +283,7 @@ def test_session_does_without_redis(loaded: LoadedModels, submit: NewTask, valke
     def cancel() -> None:
         valkey.stop()
         finish.cancel(fresh(joined))
-        lease = lease_renewer._leases[(joined.pk, 1)]
+        lease = lease_renewer._held[(GenerationTask, joined.pk, 1)]
         wait_until(lambda: lease.cancel_requested)
 
     loaded.at_step[3] = cancel

@@ -18,7 +18,7 @@ from inference.models import GenerationTask, RegisteredModel, TaskAttempt
 from inference.providers.base import GenerationRequest, Progress, StartOver
 from monitoring.redis.client import client
 from monitoring.streams.delta_stream import stream_key
-from tests.conftest import wait_until_rung
+from tests.conftest import wait_until_enqueued
 from tests.inference.execution.test_attempt import ScriptedProvider, provider  # noqa: F401 (a fixture)
 from tests.inference.lifecycle.test_lifecycle import answer, claimed, expire, fresh, lose, outcomes
 
@@ -98,15 +98,15 @@ def test_each_fallback_gets_its_own_models_parameters(new_task: NewTask) -> None
 
 def test_failed_task_is_queued_for_its_next_model(new_task: NewTask) -> None:
     task = new_task(fallback_models=["local", "second"])
-    wait_until_rung()
+    wait_until_enqueued()
     client().delete("gpu", "api")
     assert fail(task)
     assert where(task) == ("pending", "local", "gpu")
     row = fresh(task)
     assert (row.worker, row.lease_until, row.started_at) == ("", None, None)
     assert row.request["params"]["top_k"] == 40
-    rung = [json.loads(message) for message in client().lrange("gpu\x06\x169", 0, -1)]
-    assert [message["headers"]["id"] for message in rung] == [task.pk]
+    enqueued = [json.loads(message) for message in client().lrange("gpu\x06\x169", 0, -1)]
+    assert [message["headers"]["id"] for message in enqueued] == [task.pk]
     assert fail(task)
     assert where(task) == ("pending", "second", "api")
     assert fail(task)

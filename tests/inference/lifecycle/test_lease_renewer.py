@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 
 from inference.lifecycle import finish, lease_renewer, sweep
 from inference.lifecycle.claim import Lease
-from inference.models import GenerationTask
+from inference.lifecycle.lease_renewer import HeldRow
+from inference.models import GenerationTask, ModelDownload, RegisteredModel
+from monitoring.hardware import worker_identity
 from tests.conftest import wait_until
 from tests.inference.lifecycle.test_lifecycle import claimed, expire, fresh
 
@@ -83,3 +87,24 @@ def test_lease_that_is_given_back_is_not_renewed(new_task: NewTask) -> None:
         finish.cancel(given_back.task)
         wait_until(lambda: kept.cancel_requested)
     assert not given_back.cancel_requested
+
+
+def test_rows_of_any_kind_are_renewed(new_task: NewTask) -> None:
+    model = RegisteredModel.objects.create(name="m", provider="local", status="registered")
+    assert ModelDownload.start(model)
+    download = ModelDownload.objects.claim_next(worker_identity.current())
+    assert download is not None
+    lease, row = claimed(new_task()), HeldRow(download)
+    soon = timezone.now() + timedelta(seconds=1)
+    for kind in (GenerationTask, ModelDownload):
+        kind.objects.update(lease_until=soon)
+    lease_renewer.renew([lease, row])
+    lease_renewer.refresh([lease, row])
+    for kind in (GenerationTask, ModelDownload):
+        assert kind.objects.filter(lease_until__gt=soon).count() == 1
+    assert not lease.lost
+    assert not row.lost
+    model.delete()
+    lease_renewer.refresh([lease, row])
+    assert row.lost
+    assert not lease.lost

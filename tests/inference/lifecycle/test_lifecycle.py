@@ -24,14 +24,14 @@ from inference import dispatch
 from inference.api.submission import build_task
 from inference.api.task_serializers import submission_validator
 from inference.errors import ErrorCode, InferenceError
-from inference.lifecycle import claim, finish, submit, sweep
+from inference.lifecycle import claim, finish, lease_renewer, submit, sweep
 from inference.lifecycle.claim import Lease
 from inference.lifecycle.finish import Timings
 from inference.models import GenerationTask, Queue, RegisteredModel, TaskAttempt, TaskResult
 from monitoring.hardware import worker_identity
 from monitoring.redis.client import client
 from monitoring.streams import delta_stream, ends
-from tests.conftest import Valkey, wait_until_rung
+from tests.conftest import Valkey, wait_until_enqueued
 
 NewTask = Callable[..., GenerationTask]
 TIMINGS = Timings(model_load_ms=None, ttft_ms=1.5, inference_ms=20.0)
@@ -176,15 +176,15 @@ def test_tasks_of_a_conversation_run_in_the_order_of_submission(new_task: NewTas
     ]
 
 
-def test_end_of_a_task_rings_the_next_of_its_conversation(new_task: NewTask) -> None:
+def test_end_of_a_task_enqueues_the_next_of_its_conversation(new_task: NewTask) -> None:
     conversation = Conversation.objects.create(owner="local")
     first, second, third = (new_task(conversation_id=conversation.pk) for _ in range(3))
-    wait_until_rung()
-    for ended, rung in ((first, second), (second, third)):
+    wait_until_enqueued()
+    for ended, enqueued in ((first, second), (second, third)):
         client().flushall()
         finish.cancel(ended)
         [message] = client().lrange("api\x06\x169", 0, -1)
-        assert rung.pk in message
+        assert enqueued.pk in message
 
 
 def test_other_conversations_do_not_wait(new_task: NewTask) -> None:
@@ -352,7 +352,7 @@ def test_renewing_prolongs_the_leases_of_this_process(new_task: NewTask) -> None
     soon = timezone.now() + timedelta(seconds=1)
     GenerationTask.objects.update(lease_until=soon)
     GenerationTask.objects.filter(pk=theirs.task.pk).update(worker="elsewhere:1")
-    claim.renew([mine, theirs])
+    lease_renewer.renew([mine, theirs])
     renewed, left = fresh(mine.task).lease_until, fresh(theirs.task).lease_until
     assert renewed is not None
     assert renewed > soon
@@ -362,7 +362,7 @@ def test_renewing_prolongs_the_leases_of_this_process(new_task: NewTask) -> None
 def test_refresh_tells_of_a_cancel(new_task: NewTask) -> None:
     lease, other = (claimed(new_task()) for _ in range(2))
     finish.cancel(lease.task)
-    claim.refresh([lease, other])
+    lease_renewer.refresh([lease, other])
     assert (lease.cancel_requested, lease.lost) == (True, False)
     assert (other.cancel_requested, other.lost) == (False, False)
 
@@ -378,22 +378,22 @@ def test_refresh_tells_of_a_lost_lease(new_task: NewTask, how: str) -> None:
         lose(lease.task)
     if how == "claimed again":
         claimed(lease.task)
-    claim.refresh([lease])
+    lease_renewer.refresh([lease])
     assert lease.lost
 
 
 # Sweep
 
 
-def test_lease_that_ran_out_puts_the_task_back_and_rings(new_task: NewTask) -> None:
+def test_lease_that_ran_out_puts_the_task_back_and_enqueues_it(new_task: NewTask) -> None:
     task = new_task()
     claimed(task)
-    wait_until_rung()
+    wait_until_enqueued()
     client().flushall()
     lose(task)
     row = fresh(task)
     assert (row.status, row.worker, row.started_at, row.lease_until) == ("pending", "", None, None)
-    assert row.rung_at is not None
+    assert row.enqueued_at is not None
     assert dispatch.waiting_messages(Queue.API) == 1
     assert outcomes(task) == ["lost"]
 
@@ -452,46 +452,46 @@ def test_tasks_of_a_dead_process_are_taken_back_at_once(new_task: NewTask) -> No
     assert fresh(of_other_host).status == "processing"
 
 
-def rung_long_ago(task: GenerationTask) -> None:
+def enqueued_long_ago(task: GenerationTask) -> None:
     past = timezone.now() - timedelta(seconds=settings.RING_AGAIN_SECONDS + 1)
-    GenerationTask.objects.filter(pk=task.pk).update(rung_at=past)
+    GenerationTask.objects.filter(pk=task.pk).update(enqueued_at=past)
 
 
-def test_task_that_was_never_rung_is_rung(new_task: NewTask) -> None:
-    waiting, unrung = new_task(), new_task()
-    wait_until_rung()
-    GenerationTask.objects.filter(pk=unrung.pk).update(rung_at=None)
+def test_task_that_was_never_enqueued_is_enqueued(new_task: NewTask) -> None:
+    waiting, unsent = new_task(), new_task()
+    wait_until_enqueued()
+    GenerationTask.objects.filter(pk=unsent.pk).update(enqueued_at=None)
     sweep.sweep()
     assert dispatch.waiting_messages(Queue.API) == 3
-    assert fresh(unrung).rung_at is not None
-    assert fresh(waiting).rung_at == waiting.rung_at
+    assert fresh(unsent).enqueued_at is not None
+    assert fresh(waiting).enqueued_at == waiting.enqueued_at
 
 
 def test_lost_message_is_sent_again(new_task: NewTask) -> None:
     lost, recent = new_task(), new_task()
-    rung_long_ago(lost)
-    wait_until_rung()
+    enqueued_long_ago(lost)
+    wait_until_enqueued()
     client().flushall()
     sweep.sweep()
     assert dispatch.waiting_messages(Queue.API) == 1
-    assert fresh(recent).rung_at == recent.rung_at
+    assert fresh(recent).enqueued_at == recent.enqueued_at
     sweep.sweep()
     assert dispatch.waiting_messages(Queue.API) == 1
 
 
 def test_nothing_is_sent_twice_while_messages_wait(new_task: NewTask) -> None:
     for _ in range(3):
-        rung_long_ago(new_task())
-    wait_until_rung()
+        enqueued_long_ago(new_task())
+    wait_until_enqueued()
     sweep.sweep()
     assert dispatch.waiting_messages(Queue.API) == 3
 
 
-def test_sweep_rings_only_what_can_be_claimed(new_task: NewTask) -> None:
+def test_sweep_enqueues_only_what_can_be_claimed(new_task: NewTask) -> None:
     conversation = Conversation.objects.create(owner="local")
     for _ in range(3):
-        rung_long_ago(new_task(conversation_id=conversation.pk))
-    wait_until_rung()
+        enqueued_long_ago(new_task(conversation_id=conversation.pk))
+    wait_until_enqueued()
     client().flushall()
     sweep.sweep()
     assert dispatch.waiting_messages(Queue.API) == 1

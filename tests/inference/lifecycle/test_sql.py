@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from conversations.models import Conversation
@@ -36,6 +37,20 @@ def test_claims_follow_the_order_of_the_queryset(new_task: NewTask) -> None:
     assert GenerationTask.objects.pending().count() == 2  # one too late, one that waits
 
 
+def test_task_that_pauses_is_claimed_from_its_time_on(new_task: NewTask) -> None:
+    task = new_task()
+    row = GenerationTask.objects.filter(pk=task.pk)
+    row.update(due_at=timezone.now() + timedelta(seconds=60))
+    assert not GenerationTask.objects.claimable().exists()
+    assert claim.claim(task.pk) is None
+    assert claim.claim_most_urgent("api") is None
+    row.update(due_at=timezone.now() - timedelta(seconds=1))
+    assert GenerationTask.objects.claimable().exists()
+    lease = claim.claim(task.pk)
+    assert lease is not None
+    assert lease.task.due_at is None
+
+
 def test_claim_gives_the_row_as_it_is_stored(new_task: NewTask) -> None:
     task = new_task(metadata={"a": [1, "é"]})
     lease = claim.claim(task.pk)
@@ -62,6 +77,10 @@ def test_value_is_data_and_never_sql(new_task: NewTask) -> None:
 )
 def test_first_in_line_is_read_from_an_index(statement: str, index: str, db: None) -> None:
     values = {"queue": "api", "worker": "w"}
-    plan = str(sql.rows(f"EXPLAIN QUERY PLAN {statement}", **values))
+    with CaptureQueriesContext(connection) as queries:
+        sql.first_task(statement, **values)
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN QUERY PLAN {queries[0]['sql']}")
+        plan = str(cursor.fetchall())
     assert index in plan
     assert "TEMP B-TREE" not in plan

@@ -122,9 +122,9 @@ def test_time_to_come_back_may_be_a_date() -> None:
 def test_key_of_the_registration_is_to_be_registered_anew(server: CloudServer) -> None:
     asked = model(Kind.OPENAI, server.openai_url)
     assert "check STAND_IN_API_KEY in the worker's environment" in _refusal(asked)
-    asked.sealed_api_key = "sealed"
+    asked.encrypted_api_key = "sealed"
     assert "register the model anew with a valid api_key" in _refusal(asked)
-    asked.sealed_api_key = ""
+    asked.encrypted_api_key = ""
     del asked.config["api_key_env_var"]
     assert "with api_key or api_key_env_var" in _refusal(asked)
 

@@ -184,8 +184,8 @@ def test_key_is_sealed_and_comes_out_for_the_provider_alone(api: APIClient) -> N
     register(api, "x", "litellm", **config_of("litellm"), api_key=f" {KEY}\n")
     model = RegisteredModel.objects.get()
     assert "api_key" not in model.config
-    assert KEY not in model.sealed_api_key
-    assert encryption.unseal(model.sealed_api_key) == KEY
+    assert KEY not in model.encrypted_api_key
+    assert encryption.unseal(model.encrypted_api_key) == KEY
     assert api_key_of(model) == KEY
 
 
@@ -194,7 +194,7 @@ def test_key_of_the_environment_is_read_when_it_is_used(
 ) -> None:
     register(api, "x", "litellm", **config_of("litellm", api_key_env_var="GROQ_API_KEY"))
     model = RegisteredModel.objects.get()
-    assert model.sealed_api_key == ""
+    assert model.encrypted_api_key == ""
     monkeypatch.setenv("GROQ_API_KEY", f"{KEY}\n")
     assert api_key_of(model) == KEY
     monkeypatch.setenv("GROQ_API_KEY", "another")
@@ -227,7 +227,7 @@ def test_unusable_key_of_the_environment_is_told_without_the_key(
 
 
 def test_key_that_was_sealed_with_a_lost_key_is_told(db: None) -> None:
-    model = RegisteredModel(name="gpt", provider="openai", sealed_api_key="gAAAAABlost")
+    model = RegisteredModel(name="gpt", provider="openai", encrypted_api_key="gAAAAABlost")
     with pytest.raises(InferenceError, match="ENCRYPTION_KEYS") as caught:
         api_key_of(model)
     assert caught.value.code == ErrorCode.AUTHENTICATION_FAILED
@@ -277,7 +277,7 @@ def test_key_is_seen_nowhere(
     for view, args in (("changelist", []), ("change", [model.pk]), ("history", [model.pk])):
         page = staff.get(reverse(f"admin:inference_registeredmodel_{view}", args=args))
         assert page.status_code == 200
-        assert model.sealed_api_key not in page.content.decode()
+        assert model.encrypted_api_key not in page.content.decode()
         seen.append(page.content.decode())
     seen += [record.getMessage() for record in caplog.records]
     seen += [repr(model), str(model), serialize("json", [model])]
@@ -315,7 +315,7 @@ def test_model_that_is_registered_anew_has_the_new_key_alone(api: APIClient) -> 
     assert api.delete(f"{MODELS}/x?delete_file=true").status_code == 204
     body = register(api, "x", "openai", **config).json()
     assert body["api_key_source"] == "environment"
-    assert RegisteredModel.objects.get().sealed_api_key == ""
+    assert RegisteredModel.objects.get().encrypted_api_key == ""
 
 
 def test_cloud_model_cannot_be_loaded(api: APIClient) -> None:

@@ -89,7 +89,7 @@ def run(model: RegisteredModel) -> RegisteredModel:
 
 def run_again(model: RegisteredModel) -> RegisteredModel:
     """Do it now, whatever pause there should be."""
-    ModelDownload.objects.exclude(next_attempt_at=None).update(next_attempt_at=Now())
+    ModelDownload.objects.exclude(due_at=None).update(due_at=Now())
     worker.download_due()
     model.refresh_from_db()
     return model
@@ -116,7 +116,7 @@ def test_model_is_available_with_what_its_header_says(
     assert not partial().exists()
 
 
-def test_start_rings_an_api_worker(model: RegisteredModel) -> None:
+def test_start_wakes_an_api_worker(model: RegisteredModel) -> None:
     downloads.start(model)
     [queue] = client().keys("default*")
     assert client().llen(queue) == 1
@@ -493,7 +493,8 @@ def test_worker_that_lost_its_claim_stops_and_stores_nothing(
 ) -> None:
     running = InThread(model, hub)
     mine = ModelDownload.objects.all()
-    mine.update(next_attempt_at=Now())
+    mine.update(lease_until=Now())
+    assert ModelDownload.objects.take_back() == 1
     other = ModelDownload.objects.claim_next("other:1")
     assert other is not None
     running.join()
@@ -519,6 +520,7 @@ def test_claim_that_is_not_renewed_runs_out(model: RegisteredModel, settings: Se
     settings.LEASE_SECONDS = 0
     downloads.start(model)
     assert ModelDownload.objects.claim_next("lost:1")
+    assert ModelDownload.objects.take_back() == 1
     assert ModelDownload.objects.claim_next("other:1")
 
 
@@ -529,7 +531,7 @@ def test_no_more_than_two_files_come_at_once(model: RegisteredModel) -> None:
     assert ModelDownload.objects.due().exists()
 
 
-def test_next_download_is_rung_for_when_one_has_ended(hub: HubServer) -> None:
+def test_next_download_is_enqueued_when_one_has_ended(hub: HubServer) -> None:
     first, second = to_come("first"), to_come("second")
     downloads.start(first)
     downloads.start(second)

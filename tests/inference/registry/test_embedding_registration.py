@@ -74,7 +74,7 @@ def test_cloud_model_is_registered_without_its_key(api: APIClient) -> None:
     assert response.json()["api_key_source"] == "registration"
     assert response.json()["circuit"]["state"] == "closed"
     assert "sk-secret" not in response.content.decode()
-    assert "sk-secret" not in RegisteredModel.objects.get().sealed_api_key
+    assert "sk-secret" not in RegisteredModel.objects.get().encrypted_api_key
 
 
 def test_cloud_model_without_a_key_takes_the_one_of_its_provider(api: APIClient) -> None:

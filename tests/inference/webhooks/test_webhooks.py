@@ -35,6 +35,7 @@ from inference.tasks import deliver_webhooks, purge, sweep
 from inference.webhooks import addresses, deliveries, http_client, sending, urls
 from inference.webhooks.http_client import UnansweredError
 from inference.webhooks.signing import is_secret, signed_headers
+from monitoring.hardware import worker_identity
 from monitoring.redis.client import client
 from tests.certificates import Authority
 from tests.conftest import Valkey
@@ -87,7 +88,10 @@ def fresh(delivery: WebhookDelivery) -> WebhookDelivery:
 def attempt(delivery: WebhookDelivery) -> WebhookDelivery:
     """Its time has come: what is stored after the attempt."""
     past = timezone.now() - timedelta(seconds=1)
-    WebhookDelivery.objects.filter(pk=delivery.pk).update(next_attempt_at=past)
+    row = WebhookDelivery.objects.filter(pk=delivery.pk)
+    row.exclude(lease_until=None).update(lease_until=past)
+    row.take_back()
+    row.exclude(due_at=None).update(due_at=past)
     sending.deliver_due()
     return fresh(delivery)
 
@@ -169,7 +173,7 @@ def test_each_end_of_a_task_writes_what_is_to_be_told_of_it(
     assert payload["data"]["status"] == status
     assert payload["timestamp"]
     assert (delivery.event, delivery.task_id) == (f"task.{status}", task.pk)
-    assert (delivery.status, delivery.num_attempts) == (Status.PENDING, 0)
+    assert (delivery.status, delivery.attempt) == (Status.PENDING, 0)
     assert list(WebhookDelivery.objects.due()) == [delivery]
 
 
@@ -311,10 +315,10 @@ def test_receiver_that_fails_five_times_gets_it_once(end_task: EndTask, receiver
     waits = []
     for number in range(1, 6):
         delivery = attempt(delivery)
-        assert (delivery.status, delivery.num_attempts) == (Status.PENDING, number)
+        assert (delivery.status, delivery.attempt) == (Status.PENDING, number)
         waits.append(seconds_until(delivery))
     delivery = attempt(delivery)
-    assert (delivery.status, delivery.num_attempts) == (Status.DELIVERED, 6)
+    assert (delivery.status, delivery.attempt) == (Status.DELIVERED, 6)
     assert delivery.delivered_at is not None
     assert delivery.next_attempt_at is None
     sending.deliver_due()
@@ -379,7 +383,7 @@ def test_receiver_may_ask_for_more_time(
 def test_pauses_end_at_an_hour(end_task: EndTask, receiver: Receiver) -> None:
     receiver.replies = [Reply(500)]
     delivery = end_task()
-    WebhookDelivery.objects.filter(pk=delivery.pk).update(num_attempts=1_000_000)
+    WebhookDelivery.objects.filter(pk=delivery.pk).update(attempt=1_000_000)
     assert 3500 < seconds_until(attempt(delivery)) <= 3600
 
 
@@ -405,7 +409,7 @@ def test_it_is_given_up_after_a_day(end_task: EndTask, receiver: Receiver) -> No
 def test_log_keeps_the_last_attempts(end_task: EndTask, receiver: Receiver) -> None:
     delivery = end_task()
     entries = [ENTRY | {"attempt": number} for number in range(1, 51)]
-    WebhookDelivery.objects.filter(pk=delivery.pk).update(log=entries, num_attempts=50)
+    WebhookDelivery.objects.filter(pk=delivery.pk).update(log=entries, attempt=50)
     delivery = attempt(delivery)
     assert [entry["attempt"] for entry in delivery.log] == list(range(2, 52))
 
@@ -679,25 +683,26 @@ def test_certificate_of_an_unknown_authority_is_refused(
 
 def test_delivery_under_way_is_not_taken_again(end_task: EndTask) -> None:
     delivery = end_task()
-    taken = WebhookDelivery.objects.claim_next()
+    taken = WebhookDelivery.objects.claim_next(worker_identity.current())
     assert taken == delivery
-    assert (taken.status, taken.num_attempts) == (Status.DELIVERING, 1)
-    assert WebhookDelivery.objects.claim_next() is None
-    deliveries.sweep()
+    assert (taken.status, taken.attempt) == (Status.DELIVERING, 1)
+    assert WebhookDelivery.objects.claim_next(worker_identity.current()) is None
+    sweep()
+    assert fresh(delivery).status == Status.DELIVERING
 
 
 def test_delivery_of_a_lost_worker_is_taken_again(end_task: EndTask, receiver: Receiver) -> None:
     end_task()
-    lost = WebhookDelivery.objects.claim_next()
+    lost = WebhookDelivery.objects.claim_next(worker_identity.current())
     assert lost is not None
     delivery = attempt(lost)
-    assert (delivery.status, delivery.num_attempts) == (Status.DELIVERED, 2)
+    assert (delivery.status, delivery.attempt) == (Status.DELIVERED, 2)
     assert [entry["attempt"] for entry in delivery.log] == [2]
 
 
 def test_late_answer_of_a_lost_worker_changes_nothing(end_task: EndTask) -> None:
     end_task()
-    lost = WebhookDelivery.objects.claim_next()
+    lost = WebhookDelivery.objects.claim_next(worker_identity.current())
     assert lost is not None
     delivered = attempt(lost)
     assert not lost.succeed(ENTRY)
@@ -708,7 +713,7 @@ def test_late_answer_of_a_lost_worker_changes_nothing(end_task: EndTask) -> None
 
 def test_claim_outlives_the_longest_attempt(end_task: EndTask) -> None:
     end_task()
-    taken = WebhookDelivery.objects.claim_next()
+    taken = WebhookDelivery.objects.claim_next(worker_identity.current())
     assert taken is not None
     assert seconds_until(taken) > sending._LIMIT_SECONDS + 5
 
@@ -733,7 +738,7 @@ def test_new_ones_go_before_those_that_have_failed(end_task: EndTask, receiver: 
     receiver.replies = [Reply(500)]
     failed = attempt(end_task(receiver.url("/first")))
     past = timezone.now() - timedelta(seconds=60)
-    WebhookDelivery.objects.filter(pk=failed.pk).update(next_attempt_at=past)
+    WebhookDelivery.objects.filter(pk=failed.pk).update(due_at=past)
     end_task(receiver.url("/second"))
     sending.deliver_due()
     sending.deliver_due()
@@ -774,7 +779,7 @@ def test_others_wait_until_a_slot_is_free(
     client().delete("default")
     go_on.set()
     thread.join()
-    assert dispatch.waiting_messages("default") == 1  # whoever was done has rung for the other
+    assert dispatch.waiting_messages("default") == 1  # for the one that waited
     sending.deliver_due()
     assert fresh(waiting).status == fresh(slow).status == Status.DELIVERED
 
@@ -782,13 +787,13 @@ def test_others_wait_until_a_slot_is_free(
 # Swept, purged, and looked at
 
 
-def test_sweep_rings_for_what_is_due_alone(end_task: EndTask, receiver: Receiver) -> None:
+def test_sweep_enqueues_what_is_due_alone(end_task: EndTask, receiver: Receiver) -> None:
     receiver.replies = [Reply(500)]
     delivery = attempt(end_task())
     client().delete("default")
     sweep()
     assert dispatch.waiting_messages("default") == 0
-    WebhookDelivery.objects.filter(pk=delivery.pk).update(next_attempt_at=timezone.now())
+    WebhookDelivery.objects.filter(pk=delivery.pk).update(due_at=timezone.now())
     sweep()
     assert dispatch.waiting_messages("default") == 1
 
@@ -877,7 +882,7 @@ def test_admin_delivers_again(admin_client: Client, end_task: EndTask, receiver:
     page = admin_client.post(url, form, follow=True)
     assert "1 webhooks are delivered again" in page.content.decode()
     again = fresh(delivery)
-    assert (again.status, again.num_attempts, again.expires_at) == (Status.PENDING, 1, None)
+    assert (again.status, again.attempt, again.expires_at) == (Status.PENDING, 1, None)
     assert again.give_up_at > delivery.give_up_at
     sending.deliver_due()
     assert fresh(delivery).status == Status.DELIVERED
@@ -886,7 +891,7 @@ def test_admin_delivers_again(admin_client: Client, end_task: EndTask, receiver:
 
 def test_admin_leaves_one_under_way_alone(admin_client: Client, end_task: EndTask) -> None:
     end_task()
-    taken = WebhookDelivery.objects.claim_next()
+    taken = WebhookDelivery.objects.claim_next(worker_identity.current())
     assert taken is not None
     url = reverse("admin:inference_webhookdelivery_changelist")
     form = {"action": "deliver_again", "_selected_action": [taken.pk]}

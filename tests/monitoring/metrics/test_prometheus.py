@@ -21,7 +21,7 @@ from monitoring.hardware import gpu
 from monitoring.metrics import counters
 from monitoring.metrics.counters import BUCKETS, ITL
 from monitoring.redis.client import client
-from tests.conftest import Valkey, wait_until, wait_until_rung
+from tests.conftest import Valkey, wait_until, wait_until_enqueued
 from tests.inference.execution.test_attempt import ScriptedProvider
 from tests.inference.lifecycle.test_lifecycle import answer, claimed, lose
 
@@ -253,7 +253,7 @@ def test_gpus_are_gauges_and_what_one_does_not_tell_is_left_out(
 
 def test_database_is_told_without_redis(api: APIClient, new_task: NewTask, valkey: Valkey) -> None:
     new_task()
-    wait_until_rung()
+    wait_until_enqueued()
     publisher.flush()
     valkey.stop()
     found = samples(api)
@@ -268,7 +268,7 @@ def test_what_ended_while_redis_was_away_is_counted_later(
     api: APIClient, new_task: NewTask, valkey: Valkey
 ) -> None:
     lease = claimed(new_task())
-    wait_until_rung()
+    wait_until_enqueued()
     valkey.stop()
     finish.complete(lease, answer(), TIMINGS)
     publisher.flush()

@@ -19,7 +19,7 @@ from inference.models import GenerationTask
 from inference.tasks import purge
 from monitoring.metrics import stats
 from monitoring.models import EndedTask
-from tests.conftest import Valkey, wait_until_rung
+from tests.conftest import Valkey, wait_until_enqueued
 from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed, lose
 
 NewTask = Callable[..., GenerationTask]
@@ -278,7 +278,7 @@ def test_statistics_are_told_without_redis(
     api: APIClient, new_task: NewTask, valkey: Valkey
 ) -> None:
     finish.cancel(new_task())
-    wait_until_rung()
+    wait_until_enqueued()
     valkey.stop()
     assert api.get(PATH).json()["tasks"]["cancelled"] == 1
 
