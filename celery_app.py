@@ -169,9 +169,9 @@ def on_worker_stop(**_: Any) -> None:
 def on_process_stop(**_: Any) -> None:
     """What tasks have left to be told goes out: of a pool child, and of a worker's threads."""
     from monitoring import tracing
-    from monitoring.events import publisher
+    from monitoring.redis import outbox
 
-    publisher.flush()
+    outbox.flush()
     tracing.flush()
 
 

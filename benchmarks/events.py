@@ -36,7 +36,8 @@ _TELL = """
 import json, os, sys, time
 import django
 django.setup()
-from monitoring import events, publisher
+from monitoring.events import events
+from monitoring.redis import outbox
 
 count, rate = int(sys.argv[1]), float(sys.argv[2])
 
@@ -48,14 +49,14 @@ def tell():
     return time.perf_counter() - started
 
 tell()
-publisher.flush()
+outbox.flush()
 print("ready", flush=True)
 sys.stdin.readline()
 cpu, started, in_publish = time.process_time(), time.perf_counter(), 0.0
 for number in range(count):
     time.sleep(max(0.0, started + number / rate - time.perf_counter()))
     in_publish += tell()
-publisher.flush(60)
+outbox.flush(60)
 print(json.dumps({
     "publish_us": round(in_publish / count * 1e6, 1),
     "cpu_us": round((time.process_time() - cpu) / count * 1e6, 1),

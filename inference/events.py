@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from inference.models import GenerationTask, RegisteredModel
-from monitoring.events import events, publisher
+from monitoring.events import events
 from monitoring.events.events import EventType
-from monitoring.metrics import task_counts
+from monitoring.metrics import counters, task_counts
 
 MAX_PARTIAL_TEXT = 2000
 # What `ended` tells of a task, and its end has changed.
@@ -74,7 +74,7 @@ def ended(task: GenerationTask) -> None:
         error_code=task.error_code,
     )
     events.publish(_ENDS[GenerationTask.Status(task.status)], data, task.owner)
-    publisher.count(task_counts.of_end(task.status, data))
+    counters.count(task_counts.of_end(task.status, data))
 
 
 def loaded(model: RegisteredModel, worker: str, load_ms: float) -> None:

@@ -20,8 +20,8 @@ from inference.api.task_serializers import submission_validator
 from inference.dispatch import Message
 from inference.lifecycle import submit
 from inference.models import GenerationTask, RegisteredModel
-from monitoring.events import publisher
 from monitoring.hardware import worker_identity
+from monitoring.redis import outbox
 from monitoring.redis.client import client
 from presets import catalogue
 from sopllm import processes
@@ -96,14 +96,14 @@ def _valkey_process() -> Iterator[Valkey]:
     server = Valkey()
     server.start()
     yield server
-    publisher.flush()  # what a Valkey that is gone would be missed for
+    outbox.flush()  # what a Valkey that is gone would be missed for
     server.stop()
 
 
 @pytest.fixture
 def valkey(_valkey_process: Valkey) -> Iterator[Valkey]:
     """An empty Valkey; running again when the test has ended."""
-    publisher.flush()  # what was told before there was a Valkey
+    outbox.flush()  # what was told before there was a Valkey
     client().flushall()
     dispatch._broker_down_until = 0.0
     yield _valkey_process

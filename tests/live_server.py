@@ -10,8 +10,9 @@ from typing import Any
 import uvicorn
 from websockets.sync.client import ClientConnection, connect
 
-from monitoring.events import events, publisher
+from monitoring.events import events
 from monitoring.events.events import EventType
+from monitoring.redis import outbox
 from sopllm.asgi import application
 from sopllm.processes import WEBSOCKET_MAX_BYTES
 from tests.conftest import wait_until
@@ -114,7 +115,7 @@ def tell_all(numbers: range) -> None:
     """Publish several, and wait until they are out."""
     for number in numbers:
         tell(number)
-    publisher.flush()
+    outbox.flush()
 
 
 def progress(num_tokens: int, task_id: str = TASK_ID, owner: str | None = "local") -> None:

@@ -19,8 +19,7 @@ from inference.embeddings.messages import Answer
 from inference.embeddings.request_queue import Letter
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
-from monitoring.events import publisher
-from monitoring.metrics import task_counts
+from monitoring.metrics import counters, task_counts
 
 logger = logging.getLogger(__name__)
 
@@ -204,14 +203,14 @@ def _answer(job: Job) -> Answer:
 
 def _failed(letter: Letter, error: InferenceError) -> Answer:
     logger.warning("Embedding request %s failed: %s", letter.key, error.code)
-    publisher.count({(letter.request.model_name, f"{task_counts.FAILURE}{error.code}"): 1})
+    counters.count({(letter.request.model_name, f"{task_counts.FAILURE}{error.code}"): 1})
     return Answer.failure(error)
 
 
 def _count(letter: Letter, num_tokens: int) -> None:
     name = letter.request.model_name
     fields = {f"{task_counts.SUCCESS}stop": 1, task_counts.PROMPT_TOKENS: num_tokens}
-    publisher.count({(name, field): amount for field, amount in fields.items()})
+    counters.count({(name, field): amount for field, amount in fields.items()})
 
 
 def _failure(message: str) -> InferenceError:

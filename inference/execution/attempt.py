@@ -18,7 +18,7 @@ from inference.lifecycle.traces import AttemptTrace
 from inference.models import RegisteredModel, TaskAttempt, TaskResult
 from inference.providers.base import GenerationRequest, Progress, StartOver
 from inference.providers.registry import provider_class, provider_for
-from monitoring.events import publisher
+from monitoring.metrics import counters
 from monitoring.metrics.counters import ITL, Increments, observe
 from monitoring.streams.delta_stream import DeltaWriter
 
@@ -205,7 +205,7 @@ class Attempt:
             self.deltas.flush()
         finally:
             lease_renewer.release(self.lease)
-            publisher.count(self._itl)
+            counters.count(self._itl)
 
     def _end(
         self,

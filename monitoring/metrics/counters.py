@@ -7,7 +7,9 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from itertools import accumulate
 
+from monitoring.redis import outbox
 from monitoring.redis.client import client
+from monitoring.redis.outbox import Batch, Sink
 
 # By model and field. A histogram has a field for each bucket, by its index, and one for the sum.
 Increments = dict[tuple[str, str], float]
@@ -49,10 +51,10 @@ def observe(into: Increments, model: str, histogram: str, seconds: float) -> Non
     _increase(into, (model, f"{histogram}:sum"), seconds)
 
 
-def merge(into: Increments, more: Increments) -> None:
-    """Add the increments to others."""
-    for field, amount in more.items():
-        _increase(into, field, amount)
+def count(increments: Increments) -> None:
+    """Have the counters increased within about a second; later while Redis is away."""
+    if increments:
+        outbox.put(_SINK, increments)
 
 
 def _increase(into: Increments, field: tuple[str, str], amount: float) -> None:
@@ -87,6 +89,23 @@ def cumulative(fields: dict[str, float], histogram: str) -> list[tuple[str, floa
     bounds = [*map(str, BUCKETS[histogram]), "+Inf"]
     counts = [fields.get(f"{histogram}:{index}", 0.0) for index in range(len(bounds))]
     return list(zip(bounds, accumulate(counts), strict=True))
+
+
+def _merged(increments: list[Increments]) -> list[Increments]:
+    """All in one, if there is any."""
+    total: Increments = {}
+    for each in increments:
+        for field, amount in each.items():
+            _increase(total, field, amount)
+    return [total] if total else []
+
+
+def _send(batch: Batch[Increments]) -> None:
+    for increments in batch.items:
+        add(increments)
+
+
+_SINK = Sink(name="Counters", send=_send, gather_seconds=1.0, is_kept=lambda _: True, merge=_merged)
 
 
 def _key(model: str) -> str:

@@ -14,6 +14,7 @@ from inference.loading import requests
 from inference.models import GenerationTask, RegisteredModel, TaskResult
 from monitoring.events import log, publisher
 from monitoring.events.log import LoggedEvent
+from monitoring.redis import outbox
 from tests.conftest import Valkey
 from tests.inference.lifecycle.test_lifecycle import expire
 
@@ -31,7 +32,7 @@ RESULT = TaskResult(
 
 def told() -> list[LoggedEvent]:
     """Everything that was logged so far."""
-    publisher.flush()
+    outbox.flush()
     return log.read(0).events
 
 

@@ -10,8 +10,9 @@ from django.test import override_settings
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from monitoring import consumers
-from monitoring.events import events, publisher
+from monitoring.events import events
 from monitoring.events.events import EventType
+from monitoring.redis import outbox
 from monitoring.redis.client import client as redis_client
 from sopllm.management.commands import serve
 from tests.conftest import Valkey, wait_until
@@ -175,7 +176,7 @@ def test_events_of_others_are_never_sent(socket_client: Client) -> None:
     tell(1, owner="somebody else")
     progress(1, owner="somebody else")
     tell(2)
-    publisher.flush()
+    outbox.flush()
     assert told([socket_client.hear()]) == [2]
     # From the log neither.
     socket_client.subscribe("task.*", since=0)

@@ -18,9 +18,9 @@ from inference.loading import requests
 from inference.models import RegisteredModel
 from inference.providers import circuit_breaker
 from inference.registry import registration
-from monitoring.events import publisher
 from monitoring.hardware import worker_identity, workers
 from monitoring.metrics import counters
+from monitoring.redis import outbox
 from tests.cloud_server import KEY, CloudServer, Fault
 from tests.conftest import Valkey
 
@@ -320,7 +320,7 @@ def _no_redis(answers: Any) -> None:
 def test_usage_is_counted_for_prometheus(minilm: RegisteredModel) -> None:
     answer_to("word", "word")
     failure("word", prompt_name="none")
-    publisher.flush()
+    outbox.flush()
     counted = counters.read([NAME])[NAME]
     assert counted["prompt_tokens"] == 6
     assert counted["request_success:stop"] == 1

@@ -17,8 +17,9 @@ from inference.loading import device_memory, loaded_models, requests
 from inference.loading.loaded_models import Resident
 from inference.models import GenerationTask, RegisteredModel
 from inference.registry import registration
-from monitoring.events import log, publisher
+from monitoring.events import log
 from monitoring.hardware import worker_identity, workers
+from monitoring.redis import outbox
 from tests.conftest import Valkey
 
 NewTask = Callable[..., GenerationTask]
@@ -384,7 +385,7 @@ def test_request_to_load_a_loaded_model_prolongs_its_stay(register: Register) ->
 def test_coming_and_going_is_told(register: Register, valkey: Valkey) -> None:
     loaded_models.load(register("one"))
     loaded_models.unload("one")
-    publisher.flush()
+    outbox.flush()
     loaded, unloaded = log.read(0).events
     worker = worker_identity.current()
     assert loaded.type == "model.loaded"

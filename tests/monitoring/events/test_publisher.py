@@ -15,6 +15,7 @@ from channels.layers import get_channel_layer
 from monitoring.events import log, publisher
 from monitoring.events.events import EventType
 from monitoring.events.log import LoggedEvent
+from monitoring.redis import outbox
 from tests.conftest import Valkey, wait_until
 from tests.live_server import progress, tell, tell_all
 
@@ -94,19 +95,17 @@ def test_events_are_kept_back_while_redis_is_away_and_readings_are_not(valkey: V
 
 
 def test_only_the_latest_are_kept_back(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher, "_MAX_KEPT_BACK", 50)
-    publisher._publisher.forget()
+    monkeypatch.setattr(publisher._SINK, "max_waiting", 50)
     valkey.stop()
     tell_all(range(1))  # fails, and stays a batch of its own
     for number in range(1, 200):
         tell(number)
-    publisher.flush()
+    outbox.flush()
     valkey.start()
     tell_all(range(200, 201))
     wait_until(lambda: logged()[-1:] == [200])
     assert logged()[-50:] == list(range(151, 201))
     assert len(logged()) <= 52
-    publisher._publisher.forget()
 
 
 def test_batch_whose_answer_was_lost_is_logged_once(
@@ -127,7 +126,7 @@ def test_batch_whose_answer_was_lost_is_logged_once(
     tell_all(range(3))
     tell_all(range(3, 5))
     wait_until(lambda: num_calls > 1)
-    publisher.flush()
+    outbox.flush()
     assert logged() == list(range(5))
 
 
@@ -162,10 +161,10 @@ def test_process_that_ends_at_once_has_told_all(valkey: Valkey) -> None:
 
 
 def test_lost_redis_is_logged_once(valkey: Valkey, caplog: pytest.LogCaptureFixture) -> None:
-    publisher._publisher.forget()
+    outbox._outbox.forget()
     valkey.stop()
     for number in range(5):
         tell_all(range(number, number + 1))
-    assert caplog.text.count("Events are kept back") == 1
+    assert caplog.text.count("Events are late") == 1
     valkey.start()
     wait_until(lambda: logged() == list(range(5)))

@@ -16,10 +16,10 @@ from inference.lifecycle import finish
 from inference.lifecycle.finish import Timings
 from inference.models import GenerationTask, RegisteredModel
 from inference.providers.base import GenerationRequest, Progress
-from monitoring.events import publisher
 from monitoring.hardware import gpu
 from monitoring.metrics import counters
 from monitoring.metrics.counters import BUCKETS, ITL
+from monitoring.redis import outbox
 from monitoring.redis.client import client
 from tests.conftest import Valkey, wait_until, wait_until_enqueued
 from tests.inference.execution.test_attempt import ScriptedProvider
@@ -40,7 +40,7 @@ def provider(echo: RegisteredModel, monkeypatch: pytest.MonkeyPatch) -> Scripted
 
 
 def samples(api: APIClient) -> list[Sample]:
-    publisher.flush()
+    outbox.flush()
     client_answer = api.get("/metrics")
     assert client_answer.status_code == 200
     families = text_string_to_metric_families(client_answer.content.decode())
@@ -188,7 +188,7 @@ def test_buckets_are_cumulative_and_end_with_the_count(
     increments: counters.Increments = {}
     for gap in seconds:
         counters.observe(increments, "echo", ITL, gap)
-    publisher.count(increments)
+    counters.count(increments)
     found = samples(api)
     buckets = {
         float(sample.labels["le"]): sample.value
@@ -206,7 +206,7 @@ def test_buckets_are_cumulative_and_end_with_the_count(
 def test_counters_of_all_processes_and_batches_add_up(api: APIClient, new_task: NewTask) -> None:
     for _ in range(3):
         finish.complete(claimed(new_task()), answer(), TIMINGS)
-        publisher.flush()
+        outbox.flush()
     assert value(samples(api), "prompt_tokens_total", model="echo") == 9
 
 
@@ -218,7 +218,7 @@ def test_model_without_tasks_has_counters_at_zero(api: APIClient, echo: Register
 
 def test_deleted_model_has_no_series(api: APIClient, new_task: NewTask) -> None:
     finish.complete(claimed(new_task()), answer(), TIMINGS)
-    publisher.flush()
+    outbox.flush()
     RegisteredModel.objects.all().delete()
     assert not [sample for sample in samples(api) if "model" in sample.labels]
 
@@ -254,7 +254,7 @@ def test_gpus_are_gauges_and_what_one_does_not_tell_is_left_out(
 def test_database_is_told_without_redis(api: APIClient, new_task: NewTask, valkey: Valkey) -> None:
     new_task()
     wait_until_enqueued()
-    publisher.flush()
+    outbox.flush()
     valkey.stop()
     found = samples(api)
     assert value(found, "num_requests_waiting", queue="api") == 1
@@ -271,9 +271,9 @@ def test_what_ended_while_redis_was_away_is_counted_later(
     wait_until_enqueued()
     valkey.stop()
     finish.complete(lease, answer(), TIMINGS)
-    publisher.flush()
+    outbox.flush()
     valkey.start()
-    publisher.flush()
+    outbox.flush()
     success = {"model": "echo", "finished_reason": "stop"}
     wait_until(lambda: value(samples(api), "request_success_total", **success) == 1)
 
