@@ -9,7 +9,8 @@ from inference.execution import gpu_lock, gpu_session
 from inference.execution.attempt import execute
 from inference.lifecycle import claim, finish
 from inference.lifecycle import sweep as lifecycle_sweep
-from inference.loading import loaded_models, requests
+from inference.loading import requests
+from inference.loading.loaded_engines import loaded_engines
 from inference.models import Queue, WebhookDelivery
 from inference.webhooks import sending
 from monitoring.models import EndedTask
@@ -71,4 +72,4 @@ def embed() -> None:
 def serve_model_requests() -> None:
     """Load and unload what the rows of the models ask for."""
     with gpu_lock.hold(settings.GPU_INDEX):
-        loaded_models.serve_requests()
+        loaded_engines.serve_requests()

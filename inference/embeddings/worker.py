@@ -12,9 +12,10 @@ import redis
 from django.conf import settings
 from django.db import Error as DatabaseError
 
-from inference.embeddings import cloud, hardware, request_queue, residents, stopping
+from inference.embeddings import cloud, hardware, request_queue, stopping
 from inference.embeddings.batcher import Batch, Batcher
 from inference.embeddings.jobs import Job, answer_of
+from inference.embeddings.loaded_encoders import loaded_encoders
 from inference.embeddings.messages import Answer
 from inference.embeddings.request_queue import Letter
 from inference.errors import ErrorCode, InferenceError
@@ -58,7 +59,7 @@ class _Desk:
             threading.Thread(target=self._lane, name=f"lane {number}", daemon=True).start()
 
     def serve(self) -> None:
-        residents.unload_forgotten()
+        self._unload_unused()
         self._admit(request_queue.take_again())
         busy_at = time.monotonic()
         while not stopping.has_begun():
@@ -109,7 +110,7 @@ class _Desk:
         if model.is_remote:
             self._cloud.submit(self._ask_cloud, letter, model)
         else:
-            self._batcher.add(Job.of(letter, residents.load(model)))
+            self._batcher.add(Job.of(letter, loaded_encoders.load(model).encoder))
 
     def _lane(self) -> None:
         while True:
@@ -174,16 +175,22 @@ class _Desk:
             if self._batcher.complete(jobs[letter.entry_id]):
                 self._in_hand.pop(letter.entry_id, None)
         self._admit(request_queue.take_over())
-        residents.unload_forgotten()
+        self._unload_unused()
+
+    def _unload_unused(self) -> None:
+        try:
+            loaded_encoders.unload_unused()
+        except DatabaseError as exc:
+            logger.warning("Whether embedding models were deleted is not known: %s", exc)
 
     def _warm_up(self) -> None:
         """Load the default model before somebody waits for it."""
         self._is_warm = True
         model = RegisteredModel.objects.read(settings.DEFAULT_EMBEDDING_MODEL)
-        if model is None or not residents.is_empty() or model.is_remote:
+        if model is None or loaded_encoders.names or model.is_remote:
             return
         with contextlib.suppress(InferenceError):  # the row and the log say why
-            residents.load(model)
+            loaded_encoders.load(model)
 
     def _finish(self) -> None:
         """A moment for what is being computed; another worker takes over the rest."""

@@ -25,8 +25,8 @@ from inference.execution import gpu_lock
 from inference.execution.attempt import Attempt
 from inference.lifecycle import claim, lease_renewer
 from inference.lifecycle.claim import Lease
-from inference.loading import loaded_models, requests
-from inference.loading.loaded_models import Resident
+from inference.loading import requests
+from inference.loading.loaded_engines import LoadedEngine, loaded_engines
 from inference.models import GenerationTask, Queue
 from inference.providers import local
 from monitoring.streams import delta_stream
@@ -59,7 +59,7 @@ def run(enqueued_task_id: str) -> None:
     with gpu_lock.hold(settings.GPU_INDEX):
         pending = GenerationTask.objects.pending().filter(pk=enqueued_task_id)
         while not _draining.is_set() and pending.exists():
-            loaded_models.serve_requests()
+            loaded_engines.serve_requests()
             lease = claim.claim_most_urgent(Queue.GPU)
             if lease is None:
                 return
@@ -72,7 +72,7 @@ class Session:
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
         self._start = timezone.now()
-        self._loaded: Resident | None = None
+        self._loaded: LoadedEngine | None = None
         # By request id, the one that has run longest first.
         self._attempts: dict[str, Attempt] = {}
         self._shown: Attempt | None = None
@@ -85,7 +85,7 @@ class Session:
         try:
             self._begin(first)
             if self._loaded is not None and self._attempts:
-                with loaded_models.in_use(self._loaded):
+                with loaded_engines.in_use(self._loaded):
                     self._run_on(self._loaded.engine)
         finally:
             for request_id, attempt in self._attempts.items():
@@ -106,7 +106,7 @@ class Session:
         try:
             model, request = attempt.prepare()
             started = time.monotonic()
-            self._loaded = loaded_models.load(model)
+            self._loaded = loaded_engines.load(model)
             if self._loaded.loaded_at >= started:
                 attempt.progress.model_load_ms = (time.monotonic() - started) * 1000
             local.add_request(self._loaded, request, attempt.progress)

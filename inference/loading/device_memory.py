@@ -70,17 +70,17 @@ def check_fits(
     needed: MemoryEstimate,
     *,
     gpu_layers: int,
-    residents: Sequence[MemoryEstimate] = (),
+    staying: Sequence[MemoryEstimate] = (),
     leaving: Sequence[MemoryEstimate] = (),
 ) -> None:
     """Raise ModelLoadError, saying what is missing and what to change, unless the model fits.
 
-    `residents`: what the models take that this worker has in memory; `leaving`: others, which it
+    `staying`: what the models take that this worker has in memory; `leaving`: others, which it
     has too, but would free for this one. `gpu_layers` and the estimates come from
     `used_gpu_layers`.
     """
     if settings.MODEL_MEMORY_LIMIT_MB:
-        held = sum(resident.total_bytes for resident in residents)
+        held = sum(each.total_bytes for each in staying)
         left = settings.MODEL_MEMORY_LIMIT_MB * _MB - held
         where = "memory under MODEL_MEMORY_LIMIT_MB"
         _check(model_name, needed, needed.total_bytes, left, where, _LIMIT_REMEDY)
@@ -89,7 +89,7 @@ def check_fits(
         _check(model_name, needed, needed.device_bytes, usable, "GPU memory", _GPU_REMEDY)
     ram = _read_ram()
     # Weights are mapped from their file, and look like free memory though they are in use.
-    held = sum(resident.host_bytes for resident in residents)
+    held = sum(each.host_bytes for each in staying)
     usable = ram.usable_bytes + sum(each.host_bytes for each in leaving)
     usable = min(usable, _usable_ram(ram.total_bytes, ram.total_bytes - held))
     _check(model_name, needed, needed.host_bytes, usable, "RAM", _RAM_REMEDY)

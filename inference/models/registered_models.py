@@ -125,9 +125,10 @@ class RegisteredModel(models.Model):
 
     @property
     def keep_alive(self) -> timedelta | None:
-        """How long it stays in memory when nobody uses it; None: for ever."""
+        """How long it stays in memory when nobody uses it; None: no limit."""
         seconds = self.config.get("keep_alive_seconds", settings.KEEP_ALIVE_SECONDS)
-        return None if self.pinned or seconds < 0 else timedelta(seconds=seconds)
+        is_kept = self.pinned or seconds < 0 or self.provider == self.Provider.EMBEDDING
+        return None if is_kept else timedelta(seconds=seconds)
 
     @property
     def crashed_too_often(self) -> bool:

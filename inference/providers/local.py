@@ -8,7 +8,7 @@ from inference import structured_output
 from inference.engine.errors import ChatTemplateError, EngineError, PromptTooLongError
 from inference.engine.sequence import SamplingParams
 from inference.errors import ErrorCode, InferenceError
-from inference.loading.loaded_models import Resident
+from inference.loading.loaded_engines import LoadedEngine
 from inference.models import Queue
 from inference.providers.base import GenerationRequest, Progress, Provider
 
@@ -24,7 +24,7 @@ class LocalProvider(Provider):
     default_params = {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "min_p": 0.05}
 
 
-def add_request(loaded: Resident, request: GenerationRequest, progress: Progress) -> None:
+def add_request(loaded: LoadedEngine, request: GenerationRequest, progress: Progress) -> None:
     """Queue a request in the engine of its model. Raises InferenceError; nothing is queued then."""
     try:
         tokens, num_dropped = _prompt_tokens(loaded, request)
@@ -38,7 +38,7 @@ def add_request(loaded: Resident, request: GenerationRequest, progress: Progress
         raise InferenceError(str(error), ErrorCode.PROVIDER_ERROR) from error
 
 
-def _prompt_tokens(loaded: Resident, request: GenerationRequest) -> tuple[list[int], int]:
+def _prompt_tokens(loaded: LoadedEngine, request: GenerationRequest) -> tuple[list[int], int]:
     """The prompt's tokens, and how many messages were dropped to make it fit."""
     runner = loaded.runner
 

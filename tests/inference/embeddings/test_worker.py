@@ -9,9 +9,10 @@ import pytest
 import redis
 from pytest_django import Settings
 
-from inference.embeddings import request_queue, residents, stopping, worker
+from inference.embeddings import request_queue, stopping, worker
 from inference.embeddings.encoders.base import Encoder, Vectors
 from inference.embeddings.encoders.sentence_transformers import SentenceTransformersEncoder
+from inference.embeddings.loaded_encoders import loaded_encoders
 from inference.embeddings.messages import Answer, EmbeddingRequest, Shape
 from inference.embeddings.request_queue import Letter
 from inference.loading import requests
@@ -36,9 +37,9 @@ def desk(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     settings.DEFAULT_EMBEDDING_MODEL = "none"
     monkeypatch.setattr(worker, "_LINGER_SECONDS", 0.05)
     worker._desk.cache_clear()
-    residents._residents.clear()
+    loaded_encoders._loaded.clear()
     yield
-    residents._residents.clear()
+    loaded_encoders._loaded.clear()
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def failure(*texts: str, **fields: Any) -> Answer:
 
 
 def reference(texts: list[str], **options: Any) -> Vectors:
-    [held] = residents._residents.values()
+    [held] = loaded_encoders._loaded.values()
     assert isinstance(held.encoder, SentenceTransformersEncoder)
     vectors: Vectors = held.encoder._model.encode(texts, show_progress_bar=False, **options)
     return vectors
@@ -192,14 +193,14 @@ def test_least_recently_used_model_makes_room(settings: Settings) -> None:
     for name in ("one", "two", "one", "three"):
         answer_to("a text", model=name)
     loaded = RegisteredModel.objects.filter(status="loaded").values_list("name", flat=True)
-    assert set(loaded) == {"one", "three"} == set(residents._residents)
+    assert set(loaded) == {"one", "three"} == set(loaded_encoders.names)
 
 
 def test_deleted_model_is_unloaded_and_asked_no_more(minilm: RegisteredModel) -> None:
     answer_to("a text")
     minilm.delete()
     assert "was deleted" in failure("a text").error
-    assert residents.is_empty()
+    assert not loaded_encoders.names
 
 
 def test_model_that_was_registered_anew_is_loaded_anew(minilm: RegisteredModel) -> None:

@@ -14,7 +14,7 @@ from inference.engine.chat_template import ChatTemplate
 from inference.engine.engine import Engine
 from inference.execution import gpu_session
 from inference.lifecycle import claim, finish, lease_renewer, sweep
-from inference.loading import loaded_models
+from inference.loading.loaded_engines import loaded_engines
 from inference.models import GenerationTask, RegisteredModel
 from monitoring.redis.client import client
 from monitoring.streams.delta_stream import stream_key
@@ -31,7 +31,7 @@ class TemplatedRunner(FakeRunner):
     chat_template = ChatTemplate(None)
 
 
-class LoadedModels:
+class FakeEngines:
     """Two models without weights, `a` and `b`, whose answers go on until max_tokens."""
 
     def __init__(self, max_num_seqs: int) -> None:
@@ -58,20 +58,17 @@ class LoadedModels:
         return engine
 
     def load(self, model: RegisteredModel) -> Any:
-        return self.resident(model.name)
+        engine = self.engines[model.name]
 
-    def resident(self, name: str) -> Any:
-        engine = self.engines[name]
-
-        class Resident:
+        class Loaded:
             runner = engine.runner
             loaded_at = 0.0
 
-        Resident.engine = engine  # type: ignore[attr-defined]
-        return Resident
+        Loaded.engine = engine  # type: ignore[attr-defined]
+        return Loaded
 
     @contextmanager
-    def in_use(self, resident: Any) -> Iterator[None]:
+    def in_use(self, loaded: Any) -> Iterator[None]:
         yield
 
 
@@ -81,14 +78,13 @@ def max_num_seqs() -> int:
 
 
 @pytest.fixture
-def loaded(db: None, monkeypatch: pytest.MonkeyPatch, max_num_seqs: int) -> LoadedModels:
+def loaded(db: None, monkeypatch: pytest.MonkeyPatch, max_num_seqs: int) -> FakeEngines:
     for name in ("a", "b"):
         RegisteredModel.objects.create(name=name, provider="local")
-    made = LoadedModels(max_num_seqs)
-    monkeypatch.setattr(loaded_models, "load", made.load)
-    monkeypatch.setattr(loaded_models, "resident", made.resident)
-    monkeypatch.setattr(loaded_models, "in_use", made.in_use)
-    monkeypatch.setattr(loaded_models, "serve_requests", lambda: None)
+    made = FakeEngines(max_num_seqs)
+    monkeypatch.setattr(loaded_engines, "load", made.load)
+    monkeypatch.setattr(loaded_engines, "in_use", made.in_use)
+    monkeypatch.setattr(loaded_engines, "serve_requests", lambda: None)
     monkeypatch.setattr(gpu_session, "_EXCHANGE_SECONDS", 0.0)  # these engines take no time
     return made
 
@@ -112,7 +108,7 @@ def in_order_of_start(*tasks: GenerationTask) -> list[GenerationTask]:
     return sorted(tasks, key=lambda task: fresh(task).started_at or task.created_at)
 
 
-def test_tasks_of_one_model_run_together(loaded: LoadedModels, submit: NewTask) -> None:
+def test_tasks_of_one_model_run_together(loaded: FakeEngines, submit: NewTask) -> None:
     tasks = [submit() for _ in range(4)]
     gpu_session.run(tasks[0].pk)
     assert [text(task) for task in tasks] == ["x" * 8] * 4
@@ -120,7 +116,7 @@ def test_tasks_of_one_model_run_together(loaded: LoadedModels, submit: NewTask) 
     assert loaded.num_steps < 2 * 8
 
 
-def test_task_submitted_meanwhile_joins(loaded: LoadedModels, submit: NewTask) -> None:
+def test_task_submitted_meanwhile_joins(loaded: FakeEngines, submit: NewTask) -> None:
     late: list[GenerationTask] = []
     first = submit(max_tokens=100)
 
@@ -137,7 +133,7 @@ def test_task_submitted_meanwhile_joins(loaded: LoadedModels, submit: NewTask) -
 
 @pytest.mark.parametrize("max_num_seqs", [1])
 def test_with_one_sequence_tasks_run_one_at_a_time_by_priority(
-    loaded: LoadedModels, submit: NewTask
+    loaded: FakeEngines, submit: NewTask
 ) -> None:
     low, high, middle = submit(priority=1), submit(priority=50), submit(priority=5)
     gpu_session.run(low.pk)
@@ -146,7 +142,7 @@ def test_with_one_sequence_tasks_run_one_at_a_time_by_priority(
 
 
 def test_session_ends_for_a_more_urgent_task_of_another_model(
-    loaded: LoadedModels, submit: NewTask
+    loaded: FakeEngines, submit: NewTask
 ) -> None:
     later: list[GenerationTask] = []
     first = submit(max_tokens=50)
@@ -165,7 +161,7 @@ def test_session_ends_for_a_more_urgent_task_of_another_model(
 
 @pytest.mark.parametrize(("window", "follower"), [(60.0, "own"), (0.0, "rival")])
 def test_equal_task_of_another_model_waits_for_the_swap_window(
-    loaded: LoadedModels, submit: NewTask, settings: LazySettings, window: float, follower: str
+    loaded: FakeEngines, submit: NewTask, settings: LazySettings, window: float, follower: str
 ) -> None:
     settings.SWAP_WINDOW_SECONDS = window
     first, rival, own = submit(max_tokens=50), submit("b"), submit("a")
@@ -176,7 +172,7 @@ def test_equal_task_of_another_model_waits_for_the_swap_window(
 
 
 def test_less_urgent_task_of_another_model_does_not_close_the_session(
-    loaded: LoadedModels, submit: NewTask, settings: LazySettings
+    loaded: FakeEngines, submit: NewTask, settings: LazySettings
 ) -> None:
     settings.SWAP_WINDOW_SECONDS = 0.0
     rival, first, own = submit("b", priority=1), submit(priority=2), submit(priority=2)
@@ -185,13 +181,13 @@ def test_less_urgent_task_of_another_model_does_not_close_the_session(
     assert fresh(rival).status == "pending"
 
 
-def test_more_tasks_than_sequences_follow_each_other(loaded: LoadedModels, submit: NewTask) -> None:
+def test_more_tasks_than_sequences_follow_each_other(loaded: FakeEngines, submit: NewTask) -> None:
     tasks = [submit() for _ in range(10)]
     gpu_session.run(tasks[0].pk)
     assert {fresh(task).status for task in tasks} == {"completed"}
 
 
-def test_cancel_of_one_leaves_the_others(loaded: LoadedModels, submit: NewTask) -> None:
+def test_cancel_of_one_leaves_the_others(loaded: FakeEngines, submit: NewTask) -> None:
     first, joined = submit(max_tokens=60), submit(max_tokens=200)
     loaded.at_step[5] = lambda: finish.cancel(fresh(joined))
     gpu_session.run(first.pk)
@@ -200,7 +196,7 @@ def test_cancel_of_one_leaves_the_others(loaded: LoadedModels, submit: NewTask) 
     assert 1 <= len(text(joined)) < 60
 
 
-def test_lost_lease_of_one_leaves_the_others(loaded: LoadedModels, submit: NewTask) -> None:
+def test_lost_lease_of_one_leaves_the_others(loaded: FakeEngines, submit: NewTask) -> None:
     first, joined = submit(max_tokens=200), submit(max_tokens=200)
 
     def lose() -> None:
@@ -215,7 +211,7 @@ def test_lost_lease_of_one_leaves_the_others(loaded: LoadedModels, submit: NewTa
     assert sorted(outcomes(joined)) == ["completed", "lost"]
 
 
-def test_bad_request_fails_by_itself(loaded: LoadedModels, submit: NewTask) -> None:
+def test_bad_request_fails_by_itself(loaded: FakeEngines, submit: NewTask) -> None:
     first, too_long, fine = submit(), submit(prompt="p" * 300), submit()
     gpu_session.run(first.pk)
     assert [fresh(task).status for task in (first, too_long, fine)] == [
@@ -226,7 +222,7 @@ def test_bad_request_fails_by_itself(loaded: LoadedModels, submit: NewTask) -> N
     assert fresh(too_long).error_code == "context_length_exceeded"
 
 
-def test_broken_engine_leaves_nothing_behind(loaded: LoadedModels, submit: NewTask) -> None:
+def test_broken_engine_leaves_nothing_behind(loaded: FakeEngines, submit: NewTask) -> None:
     tasks = [submit(), submit()]
 
     def fail() -> None:
@@ -244,7 +240,7 @@ def test_broken_engine_leaves_nothing_behind(loaded: LoadedModels, submit: NewTa
 
 
 def test_database_away_stops_admission_alone(
-    loaded: LoadedModels, submit: NewTask, monkeypatch: pytest.MonkeyPatch
+    loaded: FakeEngines, submit: NewTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise OperationalError("gone")
@@ -257,7 +253,7 @@ def test_database_away_stops_admission_alone(
 
 
 def test_worker_that_stops_starts_nothing_new(
-    loaded: LoadedModels, submit: NewTask, monkeypatch: pytest.MonkeyPatch
+    loaded: FakeEngines, submit: NewTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, other = submit(), submit()
     loaded.at_step[1] = gpu_session.drain
@@ -270,14 +266,14 @@ def test_worker_that_stops_starts_nothing_new(
     assert fresh(other).status == "pending"
 
 
-def test_model_to_be_loaded_ends_admission(loaded: LoadedModels, submit: NewTask) -> None:
+def test_model_to_be_loaded_ends_admission(loaded: FakeEngines, submit: NewTask) -> None:
     first, other = submit(), submit()
     RegisteredModel.objects.filter(name="b").update(requested="load")
     gpu_session.run(first.pk)
     assert (fresh(first).status, fresh(other).status) == ("completed", "pending")
 
 
-def test_session_does_without_redis(loaded: LoadedModels, submit: NewTask, valkey: Valkey) -> None:
+def test_session_does_without_redis(loaded: FakeEngines, submit: NewTask, valkey: Valkey) -> None:
     first, joined = submit(max_tokens=100), submit(max_tokens=200)
 
     def cancel() -> None:
@@ -311,7 +307,7 @@ hanging_step()
 
 
 def test_first_delta_of_an_answer_goes_out_at_once(
-    loaded: LoadedModels, submit: NewTask, monkeypatch: pytest.MonkeyPatch
+    loaded: FakeEngines, submit: NewTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_session, "_EXCHANGE_SECONDS", float("inf"))
     task = submit()

@@ -128,19 +128,19 @@ def test_model_without_layers_on_the_gpu_needs_none_of_it() -> None:
 
 
 def test_models_in_ram_count_even_where_their_weights_look_like_free_memory() -> None:
-    residents = [needs(10 * GB), needs(2 * GB)]
-    device_memory.check_fits("m", needs(20 * GB), gpu_layers=0, residents=residents)
+    staying = [needs(10 * GB), needs(2 * GB)]
+    device_memory.check_fits("m", needs(20 * GB), gpu_layers=0, staying=staying)
     with pytest.raises(ModelLoadError, match="20480 MB may be used"):
-        device_memory.check_fits("m", needs(21 * GB), gpu_layers=0, residents=residents)
+        device_memory.check_fits("m", needs(21 * GB), gpu_layers=0, staying=staying)
 
 
 @pytest.mark.usefixtures("_a_gpu")
 def test_limit_by_hand_is_for_all_models_together(settings: Settings) -> None:
     settings.MODEL_MEMORY_LIMIT_MB = 3 * 1024
-    residents = [needs(GB, GB)]
-    device_memory.check_fits("m", needs(2 * GB, GB), gpu_layers=-1, residents=residents)
+    staying = [needs(GB, GB)]
+    device_memory.check_fits("m", needs(2 * GB, GB), gpu_layers=-1, staying=staying)
     with pytest.raises(ModelLoadError, match=r"raise MODEL_MEMORY_LIMIT_MB\.") as raised:
-        device_memory.check_fits("m", needs(2 * GB + 1, GB), gpu_layers=-1, residents=residents)
+        device_memory.check_fits("m", needs(2 * GB + 1, GB), gpu_layers=-1, staying=staying)
     assert "2048 MB may be used" in str(raised.value)
     assert device_memory.read(-1).usable_bytes == 3 * GB
 

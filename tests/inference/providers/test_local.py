@@ -12,6 +12,7 @@ from conversations.models import Conversation
 from inference.execution import gpu_session
 from inference.lifecycle import finish
 from inference.loading import loaded_models
+from inference.loading.loaded_engines import loaded_engines
 from inference.models import GenerationTask, RegisteredModel
 from inference.registry import registration
 from tests.inference.lifecycle.test_lifecycle import fresh
@@ -37,9 +38,9 @@ def smol(db: None, smollm2_file: Path, monkeypatch: pytest.MonkeyPatch) -> Regis
 @pytest.fixture(scope="module", autouse=True)
 def _unload(django_db_blocker: Any) -> Iterator[None]:
     yield
-    for resident in loaded_models._residents.values():
-        resident.runner.close()
-    loaded_models._residents.clear()
+    for loaded in loaded_engines._loaded.values():
+        loaded.close()
+    loaded_engines._loaded.clear()
 
 
 def run(task: GenerationTask) -> GenerationTask:
@@ -54,7 +55,7 @@ def result_of(task: GenerationTask) -> dict[str, Any]:
 
 
 def test_first_task_loads_the_model(new_task: NewTask, smol: RegisteredModel) -> None:
-    loaded_models.unload_all()
+    loaded_engines.unload("smol")
     task = run(new_task(**GREEDY))
     smol.refresh_from_db()
     assert (smol.status, smol.loaded_by != "") == ("loaded", True)
@@ -62,7 +63,7 @@ def test_first_task_loads_the_model(new_task: NewTask, smol: RegisteredModel) ->
     assert task.model_load_ms > 0
     again = run(new_task(**GREEDY))
     assert again.model_load_ms is None
-    loaded_models.unload("smol")
+    loaded_engines.unload("smol")
     smol.refresh_from_db()
     assert (smol.status, smol.loaded_by) == ("available", "")
     assert run(new_task(**GREEDY)).model_load_ms is not None
@@ -159,7 +160,7 @@ def test_cancel_is_obeyed_in_each_phase(
 ) -> None:
     run(new_task(**GREEDY))  # loads the model
     monkeypatch.setattr(gpu_session, "_EXCHANGE_SECONDS", 0.0)
-    engine = loaded_models.resident("smol").engine
+    engine = loaded_engines.load(smol).engine
     unique = "prefill and more " if phase == "prefill" else "decode "
     prompt = (40 if phase == "prefill" else 1) * unique
     task = new_task(**GREEDY | {"max_tokens": 100}, prompt=prompt)

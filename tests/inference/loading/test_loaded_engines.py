@@ -13,8 +13,8 @@ from inference.engine import llama_runner
 from inference.engine.errors import ModelLoadError
 from inference.engine.sequence import SamplingParams
 from inference.errors import ErrorCode, InferenceError
-from inference.loading import device_memory, loaded_models, requests
-from inference.loading.loaded_models import Resident
+from inference.loading import device_memory, requests
+from inference.loading.loaded_engines import LoadedEngine, loaded_engines
 from inference.models import GenerationTask, RegisteredModel
 from inference.registry import registration
 from monitoring.events import log
@@ -30,7 +30,8 @@ MB = 1024 * 1024
 @pytest.fixture(autouse=True)
 def _empty_memory(db: None) -> Iterator[None]:
     yield
-    loaded_models.unload_all()
+    for name in loaded_engines.names:
+        loaded_engines.unload(name)
 
 
 @pytest.fixture
@@ -46,48 +47,48 @@ def register(db: None, smollm2_file: Path) -> Register:
 
 
 def loaded_names() -> set[str]:
-    return set(loaded_models._residents)
+    return set(loaded_engines.names)
 
 
 def row(model: RegisteredModel) -> RegisteredModel:
     return RegisteredModel.objects.get(pk=model.pk)
 
 
-def mb_of(resident: Resident) -> int:
-    return -(-resident.estimate.total_bytes // MB)
+def mb_of(loaded: LoadedEngine) -> int:
+    return -(-loaded.estimate.total_bytes // MB)
 
 
-def use(resident: Resident) -> str:
+def use(loaded: LoadedEngine) -> str:
     """Generate a few tokens, as a session does."""
-    tokens = resident.runner.tokenize("Once upon a time")
-    with loaded_models.in_use(resident):
+    tokens = loaded.runner.tokenize("Once upon a time")
+    with loaded_engines.in_use(loaded):
         params = SamplingParams(temperature=0.0, max_tokens=4)
-        sequence = resident.engine.add_request("request", tokens, params)
-        while resident.engine.has_unfinished:
-            resident.engine.step()
-    return resident.runner.token_to_bytes(sequence.output_tokens[0]).decode()
+        sequence = loaded.engine.add_request("request", tokens, params)
+        while loaded.engine.has_unfinished:
+            loaded.engine.step()
+    return loaded.runner.token_to_bytes(sequence.output_tokens[0]).decode()
 
 
 def failure_of_loading(model: RegisteredModel) -> str:
     with pytest.raises(InferenceError) as raised:
-        loaded_models.load(model)
+        loaded_engines.load(model)
     assert raised.value.code == ErrorCode.MODEL_LOAD_FAILED
     return raised.value.message
 
 
 def test_model_is_loaded_once(register: Register) -> None:
     model = register("one")
-    resident = loaded_models.load(model)
-    assert loaded_models.load(row(model)) is resident
-    assert loaded_models.resident("one") is resident
+    loaded = loaded_engines.load(model)
+    assert loaded_engines.load(row(model)) is loaded
+    assert loaded_engines.names == ["one"]
     shown = row(model)
     assert (shown.status, shown.loaded_by != "") == ("loaded", True)
-    assert use(resident)
+    assert use(loaded)
 
 
 def test_sizes_of_the_registration_are_those_of_the_model(register: Register) -> None:
     sizes = {"max_num_seqs": 3, "num_cache_cells": 512, "context_window": 256}
-    runner = loaded_models.load(register("sized", **sizes)).runner
+    runner = loaded_engines.load(register("sized", **sizes)).runner
     assert (runner.max_num_seqs, runner.num_cells, runner.n_ctx_per_seq) == (3, 512, 256)
 
 
@@ -95,17 +96,17 @@ def test_setting_says_how_many_sequences_where_the_registration_is_silent(
     register: Register, settings: Settings
 ) -> None:
     settings.MAX_NUM_SEQS = 5
-    assert loaded_models.load(register("silent")).engine.max_num_seqs == 5
+    assert loaded_engines.load(register("silent")).engine.max_num_seqs == 5
 
 
 def test_there_are_no_more_sequences_than_tokens_in_a_batch(register: Register) -> None:
-    resident = loaded_models.load(register("narrow", num_batch_tokens=2))
-    assert resident.engine.max_num_seqs == 2
+    loaded = loaded_engines.load(register("narrow", num_batch_tokens=2))
+    assert loaded.engine.max_num_seqs == 2
 
 
 def test_models_stay_together_while_they_fit(register: Register, gemma_file: Path) -> None:
-    smol = loaded_models.load(register("smol"))
-    gemma = loaded_models.load(register("gemma", model_path=gemma_file.name))
+    smol = loaded_engines.load(register("smol"))
+    gemma = loaded_engines.load(register("gemma", model_path=gemma_file.name))
     assert loaded_names() == {"smol", "gemma"}
     assert use(smol)
     assert use(gemma)
@@ -113,30 +114,30 @@ def test_models_stay_together_while_they_fit(register: Register, gemma_file: Pat
 
 def test_least_recently_used_model_makes_room(register: Register, settings: Settings) -> None:
     first, second, third = (register(name) for name in ("first", "second", "third"))
-    used = loaded_models.load(first)
-    loaded_models.load(second)
+    used = loaded_engines.load(first)
+    loaded_engines.load(second)
     settings.MODEL_MEMORY_LIMIT_MB = mb_of(used) * 2
     use(used)
-    loaded_models.load(third)
+    loaded_engines.load(third)
     assert loaded_names() == {"first", "third"}
     assert (row(second).status, row(second).loaded_by) == ("available", "")
     assert row(first).status == "loaded"
 
 
 def test_pinned_model_is_not_driven_out(register: Register, settings: Settings) -> None:
-    pinned = loaded_models.load(register("pinned", pinned=True))
-    loaded_models.load(register("second"))
+    pinned = loaded_engines.load(register("pinned", pinned=True))
+    loaded_engines.load(register("second"))
     settings.MODEL_MEMORY_LIMIT_MB = mb_of(pinned) * 2
-    loaded_models.load(register("third"))
+    loaded_engines.load(register("third"))
     assert loaded_names() == {"pinned", "third"}
 
 
 def test_model_in_use_is_not_driven_out(register: Register, settings: Settings) -> None:
-    busy = loaded_models.load(register("busy"))
-    loaded_models.load(register("idle"))
+    busy = loaded_engines.load(register("busy"))
+    loaded_engines.load(register("idle"))
     settings.MODEL_MEMORY_LIMIT_MB = mb_of(busy) * 2
-    with loaded_models.in_use(busy):
-        loaded_models.load(register("third"))
+    with loaded_engines.in_use(busy):
+        loaded_engines.load(register("third"))
     assert loaded_names() == {"busy", "third"}
 
 
@@ -145,14 +146,14 @@ def test_sequences_are_halved_only_when_no_model_can_go(
 ) -> None:
     # Long windows, so that the sequences weigh more than the weights.
     config: dict[str, Any] = {"max_num_seqs": 4, "context_window": 2048}
-    alone = loaded_models.load(register("alone", **config))
+    alone = loaded_engines.load(register("alone", **config))
     whole_mb = mb_of(alone)
     per_sequence_mb = alone.estimate.kv_cache_bytes // 4 // MB
     settings.MODEL_MEMORY_LIMIT_MB = whole_mb
-    assert loaded_models.load(register("next", **config)).runner.max_num_seqs == 4
+    assert loaded_engines.load(register("next", **config)).runner.max_num_seqs == 4
     assert loaded_names() == {"next"}
     settings.MODEL_MEMORY_LIMIT_MB = whole_mb - per_sequence_mb
-    fewer = loaded_models.load(register("fewer", **config))
+    fewer = loaded_engines.load(register("fewer", **config))
     assert loaded_names() == {"fewer"}
     assert fewer.runner.max_num_seqs == fewer.engine.max_num_seqs == 2
     assert use(fewer)
@@ -161,7 +162,7 @@ def test_sequences_are_halved_only_when_no_model_can_go(
 def test_model_too_large_fails_in_words_and_the_others_go_on(
     register: Register, settings: Settings
 ) -> None:
-    pinned = loaded_models.load(register("pinned", pinned=True))
+    pinned = loaded_engines.load(register("pinned", pinned=True))
     settings.MODEL_MEMORY_LIMIT_MB = mb_of(pinned) + 1
     large = register("large")
     message = failure_of_loading(large)
@@ -170,14 +171,14 @@ def test_model_too_large_fails_in_words_and_the_others_go_on(
     assert "MODEL_MEMORY_LIMIT_MB" in row(large).status_message
     assert use(pinned)
     settings.MODEL_MEMORY_LIMIT_MB = 0
-    loaded_models.load(large)
+    loaded_engines.load(large)
     assert (row(large).status, row(large).status_message) == ("loaded", "")
 
 
 def test_model_that_could_never_fit_drives_no_model_out(
     register: Register, settings: Settings
 ) -> None:
-    idle = loaded_models.load(register("idle"))
+    idle = loaded_engines.load(register("idle"))
     settings.MODEL_MEMORY_LIMIT_MB = mb_of(idle)
     message = failure_of_loading(register("large", context_window=8192))
     assert "MODEL_MEMORY_LIMIT_MB" in message
@@ -199,17 +200,17 @@ def refuse_memory(monkeypatch: pytest.MonkeyPatch, while_loaded: str) -> None:
 def test_allocation_that_fails_after_all_drives_models_out_too(
     register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded_models.load(register("first"))
-    loaded_models.load(register("second"))
+    loaded_engines.load(register("first"))
+    loaded_engines.load(register("second"))
     refuse_memory(monkeypatch, while_loaded="first")
-    loaded_models.load(register("third"))
+    loaded_engines.load(register("third"))
     assert loaded_names() == {"second", "third"}
 
 
 def test_allocation_that_always_fails_is_told_in_words(
     register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pinned = loaded_models.load(register("pinned", pinned=True))
+    pinned = loaded_engines.load(register("pinned", pinned=True))
     refuse_memory(monkeypatch, while_loaded="pinned")
     assert "failed to allocate" in failure_of_loading(register("second"))
     assert use(pinned)
@@ -218,7 +219,7 @@ def test_allocation_that_always_fails_is_told_in_words(
 def test_file_that_cannot_be_used_drives_no_model_out(
     register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded_models.load(register("first"))
+    loaded_engines.load(register("first"))
 
     def load(params: Any) -> Any:
         raise ModelLoadError("llama.cpp: unknown model architecture: 'new'.")
@@ -230,20 +231,20 @@ def test_file_that_cannot_be_used_drives_no_model_out(
 
 def test_model_registered_anew_is_loaded_anew(register: Register) -> None:
     old = register("same")
-    first = loaded_models.load(old)
+    first = loaded_engines.load(old)
     old.delete()
-    second = loaded_models.load(register("same", max_num_seqs=2))
+    second = loaded_engines.load(register("same", max_num_seqs=2))
     assert second is not first
     assert second.engine.max_num_seqs == 2
 
 
 def test_model_registered_anew_while_it_runs_is_refused(register: Register) -> None:
     old = register("same")
-    with loaded_models.in_use(loaded_models.load(old)):
+    with loaded_engines.in_use(loaded_engines.load(old)):
         old.delete()
         assert "submit again" in failure_of_loading(register("same"))
-    loaded_models.serve_requests()
-    assert loaded_models.load(RegisteredModel.objects.get(name="same"))
+    loaded_engines.serve_requests()
+    assert loaded_engines.load(RegisteredModel.objects.get(name="same"))
 
 
 def test_model_that_crashed_twice_is_not_loaded(register: Register) -> None:
@@ -257,10 +258,10 @@ def test_model_that_crashed_twice_is_not_loaded(register: Register) -> None:
 def test_idle_time_begins_when_use_ends(register: Register, settings: Settings) -> None:
     settings.KEEP_ALIVE_SECONDS = 600
     model = register("one")
-    resident = loaded_models.load(model)
+    loaded = loaded_engines.load(model)
     loaded_until = row(model).unload_at
     assert loaded_until is not None
-    with loaded_models.in_use(resident):
+    with loaded_engines.in_use(loaded):
         assert row(model).unload_at is None
     shown = row(model)
     assert shown.last_used_at is not None
@@ -271,44 +272,44 @@ def test_idle_time_begins_when_use_ends(register: Register, settings: Settings) 
 @pytest.mark.parametrize("config", [{"keep_alive_seconds": -1}, {"pinned": True}])
 def test_model_may_be_kept_for_ever(register: Register, config: dict[str, Any]) -> None:
     model = register("kept", **config)
-    use(loaded_models.load(model))
+    use(loaded_engines.load(model))
     assert row(model).unload_at is None
-    loaded_models.serve_requests()
+    loaded_engines.serve_requests()
     assert loaded_names() == {"kept"}
 
 
 def test_idle_model_is_unloaded_when_its_time_is_over(register: Register) -> None:
     short, long = register("short", keep_alive_seconds=0), register("long", keep_alive_seconds=60)
-    use(loaded_models.load(short))
-    use(loaded_models.load(long))
-    loaded_models.serve_requests()
+    use(loaded_engines.load(short))
+    use(loaded_engines.load(long))
+    loaded_engines.serve_requests()
     assert loaded_names() == {"long"}
     assert (row(short).status, row(short).unload_at) == ("available", None)
 
 
 def test_idle_model_stays_for_tasks_that_wait_for_it(register: Register, new_task: NewTask) -> None:
-    use(loaded_models.load(register("short", keep_alive_seconds=0)))
+    use(loaded_engines.load(register("short", keep_alive_seconds=0)))
     task = new_task(model="short")
-    loaded_models.serve_requests()
+    loaded_engines.serve_requests()
     assert loaded_names() == {"short"}
     task.delete()
-    loaded_models.serve_requests()
+    loaded_engines.serve_requests()
     assert loaded_names() == set()
 
 
 def test_deleted_model_is_unloaded(register: Register) -> None:
     model = register("gone")
-    loaded_models.load(model)
+    loaded_engines.load(model)
     model.delete()
-    loaded_models.serve_requests()
+    loaded_engines.serve_requests()
     assert loaded_names() == set()
 
 
 def test_model_that_another_worker_has_taken_over_keeps_its_row(register: Register) -> None:
     model = register("shared")
-    loaded_models.load(model)
+    loaded_engines.load(model)
     model.set_status(RegisteredModel.Status.LOADED, "another-host:1")
-    loaded_models.unload("shared")
+    loaded_engines.unload("shared")
     assert (row(model).status, row(model).loaded_by) == ("loaded", "another-host:1")
 
 
@@ -316,20 +317,20 @@ def test_model_that_was_taken_for_lost_is_told_of_again(
     register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = register("one")
-    resident = loaded_models.load(model)
+    loaded = loaded_engines.load(model)
     monkeypatch.setattr(workers, "gone", lambda identities, queue: set(identities))
     requests.sweep()
     assert row(model).status == "available"
-    assert loaded_models.load(row(model)) is resident
+    assert loaded_engines.load(row(model)) is loaded
     assert (row(model).status, row(model).loaded_by) == ("loaded", worker_identity.current())
 
 
 def test_requests_are_served_in_their_order(register: Register) -> None:
     first, second = register("first"), register("second")
-    loaded_models.load(first)
+    loaded_engines.load(first)
     for model, request in ((second, "load"), (first, "unload")):
         requests.ask(row(model), RegisteredModel.Request(request))
-    loaded_models.serve_requests()
+    loaded_engines.serve_requests()
     assert loaded_names() == {"second"}
     assert (row(first).status, row(second).status) == ("available", "loaded")
     assert not requests.are_pending()
@@ -341,7 +342,7 @@ def test_request_that_cannot_be_served_ends_with_the_reason(
     model = register("large")
     settings.MODEL_MEMORY_LIMIT_MB = 1
     requests.ask(model, RegisteredModel.Request.LOAD)
-    loaded_models.serve_requests()
+    loaded_engines.serve_requests()
     shown = row(model)
     assert (shown.status, shown.requested) == ("error", "")
     assert "MODEL_MEMORY_LIMIT_MB" in shown.status_message
@@ -358,22 +359,22 @@ def test_unexpected_fault_ends_the_request_too(
 
     monkeypatch.setattr(device_memory, "check_fits", fail)
     with pytest.raises(RuntimeError):
-        loaded_models.serve_requests()
+        loaded_engines.serve_requests()
     assert row(model).requested == ""
-    loaded_models.serve_requests()
+    loaded_engines.serve_requests()
 
 
 def test_request_for_a_model_of_another_worker_is_left_to_it(register: Register) -> None:
     model = register("elsewhere")
     model.set_status(RegisteredModel.Status.LOADED, "another-host:1")
     requests.ask(row(model), RegisteredModel.Request.UNLOAD)
-    loaded_models.serve_requests()
+    loaded_engines.serve_requests()
     assert row(model).requested == "unload"
 
 
 def test_request_to_load_a_loaded_model_prolongs_its_stay(register: Register) -> None:
     model = register("one", keep_alive_seconds=60)
-    loaded_models.load(model)
+    loaded_engines.load(model)
     RegisteredModel.objects.update(unload_at=timezone.now())
     requests.ask(row(model), RegisteredModel.Request.LOAD)
     shown = row(model)
@@ -383,8 +384,8 @@ def test_request_to_load_a_loaded_model_prolongs_its_stay(register: Register) ->
 
 
 def test_coming_and_going_is_told(register: Register, valkey: Valkey) -> None:
-    loaded_models.load(register("one"))
-    loaded_models.unload("one")
+    loaded_engines.load(register("one"))
+    loaded_engines.unload("one")
     outbox.flush()
     loaded, unloaded = log.read(0).events
     worker = worker_identity.current()

@@ -1,0 +1,145 @@
+"""The engines that a GPU worker holds in memory: as many as fit."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+
+from inference.engine.engine import Engine
+from inference.engine.errors import ModelLoadError
+from inference.engine.gguf_header import GGUFHeader, read_header
+from inference.engine.memory_estimate import MemoryEstimate
+from inference.engine.runner import LoadParams
+from inference.errors import InferenceError
+from inference.loading import device_memory, requests
+from inference.loading.loaded_models import LoadedModel, LoadedModels
+from inference.loading.models_dir import resolve_file
+from inference.loading.sizes import ModelSizes, model_sizes
+from inference.models import RegisteredModel
+from monitoring.hardware import worker_identity
+
+if TYPE_CHECKING:
+    from inference.engine.llama_runner import LlamaRunner
+
+logger = logging.getLogger(__name__)
+
+Request = RegisteredModel.Request
+
+
+@dataclass(eq=False, slots=True)
+class LoadedEngine(LoadedModel):
+    runner: "LlamaRunner"
+    engine: Engine
+    estimate: MemoryEstimate
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+class _NoRoomError(ModelLoadError):
+    """The model does not fit into the memory that is free now."""
+
+
+class LoadedEngines(LoadedModels[LoadedEngine]):
+    """Idle models make room for others; where there are none, a model gets fewer sequences."""
+
+    def serve_requests(self) -> None:
+        """Unload what is deleted or idle, then do what the rows ask for; between two sessions."""
+        self.unload_unused()
+        for model in list(RegisteredModel.objects.requests_for(worker_identity.current())):
+            try:
+                if model.requested == Request.UNLOAD:
+                    self.unload(model.name)
+                else:
+                    self._record_use(self.load(model))
+            except InferenceError:
+                pass  # the row says why
+            finally:  # whatever happens: a request that stays would hold up all tasks
+                requests.end(model, Request(model.requested))
+
+    def _load(self, model: RegisteredModel) -> LoadedEngine:
+        path = resolve_file(model.config["model_path"])
+        header = read_header(path)
+        sizes = wanted = model_sizes(model.config, model.context_window or settings.N_CTX)
+        while True:
+            try:
+                loaded = self._load_sized(model, path, header, sizes)
+            except _NoRoomError as error:
+                if evictable := self.evictable():
+                    # Don't evict if evicting everything would not be enough.
+                    self._checked_estimate(
+                        model, header, replace(sizes, max_num_seqs=1), leaving=evictable
+                    )
+                    name = evictable[0].model.name
+                    logger.info("Model %s makes room for %s: %s", name, model.name, error)
+                    self.unload(name)
+                elif sizes.max_num_seqs == 1:
+                    raise
+                else:
+                    sizes = sizes.with_half_the_seqs()
+                continue
+            if sizes != wanted:
+                logger.warning(
+                    "Model %s: memory for %d of %d sequences",
+                    *(model.name, sizes.max_num_seqs, wanted.max_num_seqs),
+                )
+            return loaded
+
+    def _load_sized(
+        self, model: RegisteredModel, path: Path, header: GGUFHeader, sizes: ModelSizes
+    ) -> LoadedEngine:
+        # llama.cpp takes a second to import: only the process that runs models pays for it.
+        from inference.engine.llama_runner import LlamaRunner
+
+        needed = self._checked_estimate(model, header, sizes)
+        params = LoadParams(
+            path=path,
+            **asdict(sizes),
+            gpu_layers=_gpu_layers(model),
+            num_threads=model.config.get("num_threads", settings.N_THREADS) or None,
+        )
+        try:
+            runner = LlamaRunner(params)
+        except ModelLoadError as error:
+            # So says llama.cpp when the system does not give what was estimated to be there.
+            if "allocate" in str(error):
+                raise _NoRoomError(str(error)) from error
+            raise
+        return LoadedEngine(model, runner, Engine(runner), needed)
+
+    def _checked_estimate(
+        self,
+        model: RegisteredModel,
+        header: GGUFHeader,
+        sizes: ModelSizes,
+        leaving: Sequence[LoadedEngine] = (),
+    ) -> MemoryEstimate:
+        """What the model will need. Raises _NoRoomError when that is not there now.
+
+        `leaving`: loaded models that are taken as gone.
+        """
+        gpu_layers = device_memory.used_gpu_layers(_gpu_layers(model))
+        needed = sizes.estimate(header, gpu_layers)
+        staying = [each for each in self._loaded.values() if each not in leaving]
+        try:
+            device_memory.check_fits(
+                model.name,
+                needed,
+                gpu_layers=gpu_layers,
+                staying=[each.estimate for each in staying],
+                leaving=[each.estimate for each in leaving],
+            )
+        except ModelLoadError as error:
+            raise _NoRoomError(str(error)) from error
+        return needed
+
+
+def _gpu_layers(model: RegisteredModel) -> int:
+    gpu_layers: int = model.config.get("gpu_layers", settings.GPU_LAYERS)
+    return gpu_layers
+
+
+loaded_engines = LoadedEngines()
