@@ -5,7 +5,6 @@ it twice, is harmless: the sweep enqueues again.
 """
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,9 @@ from kombu.pools import producers
 from inference.models import GenerationTask, Queue
 from inference.models.claimable import ClaimableQuerySet, Row
 from monitoring.hardware import worker_identity
+from monitoring.redis import outbox
 from monitoring.redis.client import client
+from monitoring.redis.outbox import Batch, Sink
 
 logger = logging.getLogger(__name__)
 
@@ -177,28 +178,22 @@ def _connection() -> Connection:
     return broker
 
 
-def enqueue_soon(messages: Sequence[Message]) -> None:
-    """Enqueue from a thread of its own: a submission need not wait, least of all for a dead broker.
+def enqueue_soon(messages: Iterable[Message]) -> None:
+    """Enqueue from the outbox thread: a submission need not wait, least of all for a dead broker.
 
     A process that dies before that loses the messages, and the next sweep enqueues instead.
     """
-    _publisher().put(messages)
+    for message in messages:
+        outbox.put(_SINK, message)
 
 
-@cache
-def _publisher() -> "queue.SimpleQueue[Sequence[Message]]":
-    """Batches for the thread that enqueues what the threads of a web process submit."""
-    batches: queue.SimpleQueue[Sequence[Message]] = queue.SimpleQueue()
+def _send(batch: Batch[Message]) -> None:
+    try:
+        enqueue(batch.items)
+    except Exception:
+        connection.close()  # it may be the cause; the next batch gets a new one
+        raise
 
-    def run() -> None:
-        while True:
-            messages = batches.get()
-            try:
-                enqueue(messages)
-            except Exception:
-                # The thread must live on; the sweep enqueues what it could not.
-                logger.exception("%d messages were not sent", len(messages))
-                connection.close()  # it may be the cause; the next batch gets a new one
 
-    threading.Thread(target=run, name="publisher", daemon=True).start()
-    return batches
+# Small batches, for the events of the same tasks go out between them.
+_SINK = Sink(name="Messages to workers", send=_send, gather_seconds=0.0, max_batch=20)

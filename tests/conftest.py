@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ from xdist.scheduler import LoadFileScheduling
 from inference import dispatch
 from inference.api.submission import build_task
 from inference.api.task_serializers import submission_validator
-from inference.dispatch import Message
 from inference.lifecycle import submit
 from inference.models import GenerationTask, RegisteredModel
 from monitoring.hardware import worker_identity
@@ -113,23 +111,9 @@ def valkey(_valkey_process: Valkey) -> Iterator[Valkey]:
     wait_until_enqueued()
 
 
-class _Marker(list[Message]):
-    """No messages: only tells when the publisher has come this far."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reached = threading.Event()
-
-    def __iter__(self) -> Iterator[Message]:
-        self.reached.set()
-        return super().__iter__()
-
-
 def wait_until_enqueued() -> None:
     """Wait for the messages of all tasks that were submitted so far."""
-    marker = _Marker()
-    dispatch.enqueue_soon(marker)
-    assert marker.reached.wait(20)
+    assert outbox.flush(20)
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """What the processes log, in Redis: a bounded stream of everything, and one of each task.
 
 Records that carry a `task_id` go to the log of that task, whatever their level; those of INFO and
-above, of all processes, to the log of the service, and out to whoever watches.
+above, of all processes, go to the log of the service, and are published as events.
 """
 
 import contextlib
 import logging
-import queue
 import threading
 import time
 import traceback
@@ -21,8 +20,9 @@ from django.conf import settings
 from monitoring.events import events
 from monitoring.events.events import EventType
 from monitoring.logs.redaction import redact
-from monitoring.redis.client import RedisClient, client
-from monitoring.redis.per_process import PerProcess
+from monitoring.redis import outbox
+from monitoring.redis.client import client
+from monitoring.redis.outbox import Batch, Sink
 
 MAX_LINES_PER_TASK = 200
 MAX_ENTRIES = 10_000
@@ -30,15 +30,19 @@ KEPT_SECONDS = 7 * 86_400
 MAX_MESSAGE_CHARS = 4096
 
 _LOG = "logs"
-_GATHER_SECONDS = 0.05
-_MAX_BATCH = 500
-_MAX_WAITING = 10_000
 _SEARCH_STEP = 1000
-# They would tell of each record that they bring to a reader, and so on without an end.
-_UNHEARD = ("redis", "channels", "channels_redis", "uvicorn.access")
-_NOT_SENT = ("monitoring.events", "monitoring.consumers", "asyncio")
+# These log about each record that is kept or published, which would be records again, without end.
+_NOT_KEPT = ("redis", "channels", "channels_redis", "uvicorn.access")
+_NOT_PUBLISHED = (
+    "monitoring.events",
+    "monitoring.redis.outbox",
+    "monitoring.consumers",
+    "asyncio",
+)
 
 _process_name = ""
+# The thread that sends records now: those that it causes are not sent.
+_sending_thread: int | None = None
 
 
 class LogLine(TypedDict):
@@ -72,18 +76,19 @@ class LogPage:
 
 
 class LogHandler(logging.Handler):
-    """Ships records from a thread of its own, so that a line costs its writer no round trip.
+    """Puts records into the outbox, so that a line costs its writer no round trip.
 
-    Lines are dropped while Redis is away: logging must neither fail nor log about itself.
+    Lines are dropped while Redis is away.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        if hasattr(record, "task_id") or _is_for_the_service(record):
-            _shipper().put(record)
+        is_wanted = hasattr(record, "task_id") or _is_for_the_service(record)
+        if is_wanted and record.thread != _sending_thread:
+            outbox.put(_SINK, record)
 
 
 def start(process_name: str) -> None:
-    """Ship the records of this process, and of those that it forks, under this name."""
+    """Send the records of this process, and of those that it forks, under this name."""
     global _process_name
     _process_name = process_name
     for logger in (logging.getLogger(), logging.getLogger("uvicorn")):
@@ -110,8 +115,9 @@ def read(
     """The newest entries at and above a level, of one task or of all. Raises redis.RedisError."""
     is_search = min_level > logging.INFO or task_id is not None
     page: list[KeptEntry] = []
+    levels = logging.getLevelNamesMapping()
     for entry in _newest_first(before, step=_SEARCH_STEP if is_search else limit + 1):
-        if _level_number(entry["level"]) < min_level:
+        if levels.get(entry["level"], logging.INFO) < min_level:
             continue
         if task_id is not None and entry["task_id"] != task_id:
             continue
@@ -128,64 +134,41 @@ def delete(task_ids: list[str]) -> None:
             client().delete(*map(_task_key, task_ids))
 
 
-class _Shipper:
-    """The thread of a process, and the records that wait for it."""
-
-    def __init__(self) -> None:
-        self._records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
-        self._thread.start()
-
-    def put(self, record: logging.LogRecord) -> None:
-        is_about_itself = record.thread == self._thread.ident
-        if not is_about_itself and self._records.qsize() < _MAX_WAITING:
-            self._records.put(record)
-
-    def _run(self) -> None:
-        while True:
-            records = [self._records.get()]
-            time.sleep(_GATHER_SECONDS)
-            while len(records) < _MAX_BATCH and not self._records.empty():
-                records.append(self._records.get())
-            with contextlib.suppress(Exception):  # the thread must live on, and may not say why
-                _ship(records)
+def _send(batch: Batch[logging.LogRecord]) -> None:
+    """Keep the records in one round trip, then publish them. Raises redis.RedisError."""
+    global _sending_thread
+    _sending_thread = threading.get_ident()
+    try:
+        _keep_and_publish(batch.items)
+    finally:
+        _sending_thread = None
 
 
-@PerProcess
-def _shipper() -> _Shipper:
-    return _Shipper()
-
-
-def _ship(records: list[logging.LogRecord]) -> None:
-    """Keep them all in one round trip, then send them to whoever watches."""
+def _keep_and_publish(records: list[logging.LogRecord]) -> None:
     pipe = client().pipeline(transaction=False)
-    sent: list[LogEntry] = []
-    is_first = True
+    published: list[LogEntry] = []
+    has_trimmed = False
     for record in records:
         entry = _entry(record)
         if entry["task_id"] is not None:
-            _keep_for_task(pipe, entry["task_id"], entry)
+            key = _task_key(entry["task_id"])
+            fields = {name: entry[name] for name in ("timestamp", "level", "message")}
+            pipe.xadd(key, fields, maxlen=MAX_LINES_PER_TASK)
+            pipe.expire(key, settings.TASK_TTL_SECONDS)
         if _is_for_the_service(record):
-            _keep(pipe, entry, is_first=is_first)
-            is_first = False
-            if not _is_of(record, _NOT_SENT):
-                sent.append(entry)
+            pipe.xadd(_LOG, {**entry, "task_id": entry["task_id"] or ""}, maxlen=MAX_ENTRIES)
+            if not has_trimmed:  # once a batch is often enough
+                pipe.xtrim(_LOG, minid=_oldest_id())
+                pipe.expire(_LOG, KEPT_SECONDS)
+                has_trimmed = True
+            if not _is_of(record, _NOT_PUBLISHED):
+                published.append(entry)
     pipe.execute()
-    for entry in sent:
+    for entry in published:
         events.publish(EventType.LOG, entry, owner=None)
 
 
-def _keep(pipe: RedisClient, entry: LogEntry, *, is_first: bool) -> None:
-    pipe.xadd(_LOG, {**entry, "task_id": entry["task_id"] or ""}, maxlen=MAX_ENTRIES)
-    if is_first:  # of a batch: that is often enough
-        pipe.xtrim(_LOG, minid=_oldest_id())
-        pipe.expire(_LOG, KEPT_SECONDS)
-
-
-def _keep_for_task(pipe: RedisClient, task_id: str, entry: LogEntry) -> None:
-    fields = {name: entry[name] for name in ("timestamp", "level", "message")}
-    pipe.xadd(_task_key(task_id), fields, maxlen=MAX_LINES_PER_TASK)
-    pipe.expire(_task_key(task_id), settings.TASK_TTL_SECONDS)
+_SINK = Sink(name="Log lines", send=_send, gather_seconds=0.05, max_batch=500)
 
 
 def _newest_first(before: str | None, step: int) -> Iterator[KeptEntry]:
@@ -229,15 +212,11 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _is_for_the_service(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.INFO and not _is_of(record, _UNHEARD)
+    return record.levelno >= logging.INFO and not _is_of(record, _NOT_KEPT)
 
 
 def _is_of(record: logging.LogRecord, loggers: tuple[str, ...]) -> bool:
     return any(record.name == name or record.name.startswith(f"{name}.") for name in loggers)
-
-
-def _level_number(level: str) -> int:
-    return logging.getLevelNamesMapping().get(level, logging.INFO)
 
 
 def _oldest_id() -> str:

@@ -12,10 +12,12 @@ import redis
 from django.conf import settings
 from rest_framework.test import APIClient
 
-from monitoring.events import events, publisher
+from monitoring.events import events
 from monitoring.events.events import EventType
 from monitoring.logs import service_log
+from monitoring.redis import outbox
 from monitoring.redis.client import client
+from monitoring.redis.outbox import Batch
 from tests.conftest import Valkey, wait_until
 
 LOGS = "/api/v1/monitor/logs"
@@ -33,8 +35,8 @@ def _logger_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture
-def shipping(valkey: Valkey) -> None:
-    """This process ships what it logs, beginning with nothing."""
+def sending(valkey: Valkey) -> None:
+    """This process sends what it logs, beginning with nothing."""
     logger.setLevel(logging.DEBUG)
     service_log.start("tested worker")
     flush()
@@ -43,9 +45,7 @@ def shipping(valkey: Valkey) -> None:
 
 def flush() -> None:
     """Wait until what was logged so far is in Redis."""
-    mark = f"mark_{time.monotonic_ns()}"
-    logger.debug("mark", extra={"task_id": mark})
-    wait_until(lambda: service_log.task_log(mark))
+    assert outbox.flush(20)
 
 
 def messages(**query: Any) -> list[str]:
@@ -56,7 +56,7 @@ def messages(**query: Any) -> list[str]:
 # The log of a task.
 
 
-def test_lines_with_a_task_id_are_kept(shipping: None) -> None:
+def test_lines_with_a_task_id_are_kept(sending: None) -> None:
     logger.debug("Task %s: began", "a", extra={"task_id": "a"})
     logger.warning("Task %s: odd", "a", extra={"task_id": "a"})
     logger.info("Task %s: other", "b", extra={"task_id": "b"})
@@ -71,7 +71,7 @@ def test_lines_with_a_task_id_are_kept(shipping: None) -> None:
     assert 0 < client().ttl("task:a:log") <= settings.TASK_TTL_SECONDS
 
 
-def test_log_of_a_task_is_bounded(shipping: None) -> None:
+def test_log_of_a_task_is_bounded(sending: None) -> None:
     num_lines = 3 * service_log.MAX_LINES_PER_TASK
     for index in range(num_lines):
         logger.debug("line %d", index, extra={"task_id": "a"})
@@ -82,7 +82,7 @@ def test_log_of_a_task_is_bounded(shipping: None) -> None:
     assert lines[-1]["message"] == f"line {num_lines - 1}"
 
 
-def test_deleted_logs_are_gone(shipping: None) -> None:
+def test_deleted_logs_are_gone(sending: None) -> None:
     for task_id in ("a", "b"):
         client().xadd(f"task:{task_id}:log", {"timestamp": "", "level": "INFO", "message": "m"})
     service_log.delete([])
@@ -94,7 +94,7 @@ def test_deleted_logs_are_gone(shipping: None) -> None:
 # The log of the service.
 
 
-def test_entry_says_who_logged_what_and_when(shipping: None) -> None:
+def test_entry_says_who_logged_what_and_when(sending: None) -> None:
     logger.info("Task %s: began", "a", extra={"task_id": "a"})
     logging.getLogger("anything.else").error("Disk %s", "full")
     flush()
@@ -113,7 +113,7 @@ def test_entry_says_who_logged_what_and_when(shipping: None) -> None:
     assert 0 < client().ttl("logs") <= 7 * 86_400
 
 
-def test_debug_and_the_transports_own_records_stay_out(shipping: None) -> None:
+def test_debug_and_the_transports_own_records_stay_out(sending: None) -> None:
     logger.debug("details")
     logger.debug("details of a task", extra={"task_id": "a"})
     for name in ("redis.connection", "channels_redis.core", "channels", "uvicorn.access"):
@@ -133,20 +133,20 @@ def test_records_of_uvicorn_are_kept_although_it_does_not_pass_them_on(valkey: V
         uvicorn.propagate = True
 
 
-def test_starting_twice_ships_once(shipping: None) -> None:
+def test_starting_twice_sends_once(sending: None) -> None:
     service_log.start("another")
     logger.info("once", extra={"task_id": "a"})
     assert messages() == ["once"]
     assert len(service_log.task_log("a")) == 1
 
 
-def test_forked_child_ships_on_its_own(shipping: None) -> None:
+def test_forked_child_sends_its_own(sending: None) -> None:
     logger.info("of the parent")
     child = multiprocessing.get_context("fork").Process(target=_log_and_flush)
     child.start()
     child.join(20)
     assert child.exitcode == 0
-    assert messages() == ["of the child", "of the parent"]
+    assert sorted(messages()) == ["of the child", "of the parent"]
 
 
 def _log_and_flush() -> None:
@@ -154,7 +154,7 @@ def _log_and_flush() -> None:
     flush()
 
 
-def test_exception_is_one_line(shipping: None) -> None:
+def test_exception_is_one_line(sending: None) -> None:
     try:
         int("x")
     except ValueError:
@@ -163,7 +163,7 @@ def test_exception_is_one_line(shipping: None) -> None:
     assert message == "Cannot count: ValueError: invalid literal for int() with base 10: 'x'"
 
 
-def test_secrets_are_not_kept(shipping: None) -> None:
+def test_secrets_are_not_kept(sending: None) -> None:
     try:
         int("redis://:hunter2@cache:6379")
     except ValueError:
@@ -176,13 +176,13 @@ def test_secrets_are_not_kept(shipping: None) -> None:
     assert service_log.task_log("a")[0]["message"] == expected
 
 
-def test_long_message_is_cut(shipping: None) -> None:
+def test_long_message_is_cut(sending: None) -> None:
     logger.info("%s api_key=topsecret", "x" * 5000)
     [message] = messages()
     assert message == "x" * 4095 + "…"
 
 
-def test_record_that_cannot_be_formatted_stops_nothing(shipping: None) -> None:
+def test_record_that_cannot_be_formatted_stops_nothing(sending: None) -> None:
     class Unspeakable:
         def __str__(self) -> str:
             raise RuntimeError
@@ -197,32 +197,30 @@ def test_record_that_cannot_be_formatted_stops_nothing(shipping: None) -> None:
     assert messages() == ["after", "this: %s", "%d items"]
 
 
-def test_dead_redis_loses_lines_and_nothing_else(shipping: None, valkey: Valkey) -> None:
+def test_dead_redis_loses_lines_and_nothing_else(sending: None, valkey: Valkey) -> None:
     valkey.stop()
     logger.info("lost", extra={"task_id": "a"})
     assert service_log.task_log("a") == []
     valkey.start()
     client().flushall()
 
-    def ships() -> bool:
+    def is_sent() -> bool:
         logger.info("kept", extra={"task_id": "a"})
         return bool(service_log.task_log("a"))
 
-    wait_until(ships)
+    wait_until(is_sent)
 
 
-def test_records_that_wait_are_bounded(shipping: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    shipper = service_log._shipper()
-    monkeypatch.setattr(service_log, "_GATHER_SECONDS", 0.5)
-    logger.info("the shipper waits for more after this one")
-    for index in range(service_log._MAX_WAITING + 500):
+def test_records_that_wait_are_bounded(sending: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_log._SINK, "gather_seconds", 60.0)
+    monkeypatch.setattr(service_log._SINK, "max_waiting", 100)
+    for index in range(500):
         logger.info("line %d", index)
-    assert shipper._records.qsize() <= service_log._MAX_WAITING
-    monkeypatch.undo()
-    wait_until(shipper._records.empty)
+    assert outbox.flush(20)
+    assert [entry["message"] for entry in service_log.read(1000).entries][-1] == "line 400"
 
 
-def test_log_of_the_service_is_bounded_in_number(shipping: None) -> None:
+def test_log_of_the_service_is_bounded_in_number(sending: None) -> None:
     pipe = client().pipeline(transaction=False)
     for index in range(service_log.MAX_ENTRIES + 2000):
         pipe.xadd("logs", {"timestamp": "", "message": str(index)})
@@ -232,7 +230,7 @@ def test_log_of_the_service_is_bounded_in_number(shipping: None) -> None:
     assert service_log.MAX_ENTRIES <= client().xlen("logs") <= service_log.MAX_ENTRIES + 100
 
 
-def test_log_of_the_service_is_bounded_in_time(shipping: None) -> None:
+def test_log_of_the_service_is_bounded_in_time(sending: None) -> None:
     now_ms = time.time() * 1000
     fields = dict.fromkeys(("timestamp", "logger", "task_id", "process"), "") | {"level": "INFO"}
     for days, message in ((8, "too old"), (6, "old")):
@@ -262,7 +260,7 @@ def test_many_lines_share_one_round_trip(valkey: Valkey, monkeypatch: pytest.Mon
     ]
     client().ping()  # connected from here on
     num_sent = 0
-    service_log._ship(records)
+    service_log._send(Batch(records, 1))
     assert num_sent == 1
     assert len(service_log.task_log("a")) == 40
     assert client().xlen("logs") == 20
@@ -283,8 +281,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EventType, Any, str | No
     return published
 
 
-def test_records_are_told_to_whoever_watches(
-    shipping: None, told: list[tuple[EventType, Any, str | None]]
+def test_records_are_published(
+    sending: None, told: list[tuple[EventType, Any, str | None]]
 ) -> None:
     logger.info("Task %s: began", "a", extra={"task_id": "a"})
     logger.debug("details", extra={"task_id": "a"})
@@ -301,18 +299,18 @@ def test_records_are_told_to_whoever_watches(
     }
 
 
-def test_who_tells_is_not_told_about(
-    shipping: None, told: list[tuple[EventType, Any, str | None]]
+def test_records_about_the_delivery_of_events_are_no_events(
+    sending: None, told: list[tuple[EventType, Any, str | None]]
 ) -> None:
-    publisher.logger.warning("Events are kept back")
+    outbox.logger.warning("Events are late")
     logger.info("of someone else")
-    assert messages() == ["of someone else", "Events are kept back"]
+    assert messages() == ["of someone else", "Events are late"]
     wait_until(lambda: told)
     assert [data["message"] for _, data, _ in told] == ["of someone else"]
 
 
-def test_shipper_does_not_ship_what_it_causes(
-    shipping: None, monkeypatch: pytest.MonkeyPatch
+def test_records_that_sending_causes_are_not_sent(
+    sending: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def publish(*_: object, **__: object) -> None:
         logger.warning("caused by a record")
@@ -327,7 +325,7 @@ def test_shipper_does_not_ship_what_it_causes(
 
 
 @pytest.fixture
-def four_records(shipping: None) -> None:
+def four_records(sending: None) -> None:
     logger.info("one", extra={"task_id": "a"})
     logger.warning("two")
     logger.error("three", extra={"task_id": "b"})
@@ -375,7 +373,7 @@ def test_pages_lead_to_all_records_each_once(api: APIClient, query: dict[str, st
 
 
 def test_search_goes_through_all_records(
-    api: APIClient, shipping: None, monkeypatch: pytest.MonkeyPatch
+    api: APIClient, sending: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_log, "_SEARCH_STEP", 3)
     logger.error("far back")
