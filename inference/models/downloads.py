@@ -96,7 +96,7 @@ class ModelDownload(Claimable):
     def put_off(self, seconds: float, why: str, *, is_failure: bool) -> bool:
         """Let any worker go on after a while; `why` shows meanwhile. False as above."""
         due_at = Now() + timedelta(seconds=seconds)
-        num_failures = F("num_failures") + is_failure
+        num_failures = F("num_failures") + int(is_failure)
         with transaction.atomic():
             held = self._mine().update(due_at=due_at, num_failures=num_failures, **UNHELD)
             return bool(held and self._model().update(status_message=why, updated_at=Now()))
