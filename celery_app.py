@@ -1,4 +1,4 @@
-"""The Celery application: queues, Redis priorities, delivery options, beat, and crash repair.
+"""The Celery application: queues, Redis priorities, delivery options and beat.
 
 celery -A celery_app worker -Q gpu --concurrency=1 --pool=prefork
 celery -A celery_app worker -Q api,default --pool=threads
@@ -7,21 +7,15 @@ celery -A celery_app beat
 celery -A celery_app flower
 """
 
-import logging
 import os
-import sys
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery
 from django.conf import settings
 from kombu import Queue
 from kombu.transport import redis as redis_transport
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "sopllm.settings")
-
-logger = logging.getLogger(__name__)
-
-_GATHER_EVENTS_SECONDS = 0.04
 
 _KombuChannel: Any = redis_transport.Channel  # its private parts are not in the stubs
 
@@ -64,12 +58,14 @@ app.conf.update(
         "priority_steps": list(range(10)),
         "sep": "\x06\x16",
         "queue_order_strategy": "priority",
-        # A message whose worker vanished comes back after this; the sweep rings long before.
+        # A message whose worker vanished comes back after this; the sweep enqueues long before.
         "visibility_timeout": 3600,
         "health_check_interval": 10,
         "socket_keepalive": True,
         "socket_connect_timeout": 5,
     },
+    # Imported by workers and beat, once Django is set up.
+    include=["sopllm.worker_signals"],
     task_queues=[Queue(name) for name in QUEUES],
     task_default_queue="default",
     task_default_priority=9,
@@ -104,108 +100,3 @@ app.conf.update(
     beat_schedule_filename=str(settings.VAR_DIR / "beat-schedule"),
 )
 app.autodiscover_tasks(["inference"])
-
-
-# Imports of the apps wait until Django is set up, which Celery does when the worker starts.
-
-
-@signals.worker_init.connect
-def on_worker_start(sender: Any, **_: Any) -> None:
-    """A thread in a database transaction, which others wait for, gets the interpreter back soon.
-
-    What web processes tell of new tasks is logged before what workers tell of them, unless a
-    process is held up.
-    """
-    from monitoring.events import publisher
-    from monitoring.logs import service_log
-
-    sys.setswitchinterval(0.001)
-    publisher.gather_for(_GATHER_EVENTS_SECONDS)
-    service_log.start(f"{sender.hostname.partition('@')[0]} worker")
-
-
-@signals.beat_init.connect
-def on_beat_start(**_: Any) -> None:
-    """Its log goes where those of the others go."""
-    from monitoring.logs import service_log
-
-    service_log.start("beat")
-
-
-@signals.worker_ready.connect
-def on_worker_ready(sender: Any, **_: Any) -> None:
-    """The worker serves its queues from now on; what died with its predecessor is taken back."""
-    from inference import dispatch
-    from inference.loading import gpu_reporter
-    from inference.providers.cloud import provider
-    from monitoring.hardware import workers
-
-    queues = [queue.name for queue in sender.task_consumer.queues]
-    workers.announce(sender.hostname, queues)
-    if "gpu" in queues:
-        gpu_reporter.start()
-    if "api" in queues:
-        provider.warm_up()
-    if "embeddings" in queues:
-        # It loads the default model, and takes over what a dead one had not answered.
-        dispatch.enqueue([dispatch.EMBED])
-    _repair()
-
-
-@signals.worker_shutting_down.connect
-def on_worker_stop(**_: Any) -> None:
-    """What runs may end; nothing else joins it, and downloads are put back."""
-    from inference.embeddings import stopping
-    from inference.execution import gpu_session
-    from inference.registry import downloads
-
-    gpu_session.drain()
-    stopping.begin()
-    downloads.stop()
-
-
-@signals.worker_process_shutdown.connect
-@signals.worker_shutdown.connect
-def on_process_stop(**_: Any) -> None:
-    """What tasks have left to be told goes out: of a pool child, and of a worker's threads."""
-    from monitoring import tracing
-    from monitoring.redis import outbox
-
-    outbox.flush()
-    tracing.flush()
-
-
-@signals.task_prerun.connect
-def on_task_start(**_: Any) -> None:
-    """As Django does at each request: a connection that has failed is opened anew."""
-    from django.db import close_old_connections
-
-    close_old_connections()
-
-
-@signals.task_failure.connect
-def on_task_failure(sender: Any, exception: BaseException, **_: Any) -> None:
-    """In the parent, moments after a pool child died: its task goes back into the queue."""
-    from billiard.exceptions import WorkerLostError
-
-    from inference import dispatch
-
-    if not isinstance(exception, WorkerLostError):
-        return
-    if sender.name == dispatch.EMBED.name:
-        dispatch.enqueue([dispatch.EMBED])
-    _repair()
-
-
-def _repair() -> None:
-    from django.db import connections
-
-    from inference.tasks import sweep
-
-    try:
-        sweep()
-    except Exception:
-        # Beat's sweep tries again within seconds; the worker itself must start in any case.
-        logger.warning("Repair failed, the next sweep does it", exc_info=True)
-    finally:
-        connections.close_all()  # no open connection is inherited by the next pool child

@@ -1,0 +1,105 @@
+"""What workers and beat do when they start and stop, and when a pool child dies.
+
+Celery imports this by its name once Django is set up, see `include` in celery_app.py.
+"""
+
+import logging
+import sys
+from typing import Any
+
+from billiard.exceptions import WorkerLostError
+from celery import signals
+from django.db import close_old_connections, connections
+
+from inference import dispatch
+from inference.embeddings import stopping
+from inference.execution import gpu_session
+from inference.loading import gpu_reporter
+from inference.models import Queue
+from inference.providers.cloud import provider
+from inference.registry import downloads
+from inference.tasks import sweep
+from monitoring import tracing
+from monitoring.events import publisher
+from monitoring.hardware import workers
+from monitoring.logs import service_log
+from monitoring.redis import outbox
+
+logger = logging.getLogger(__name__)
+
+_GATHER_EVENTS_SECONDS = 0.04
+
+
+@signals.worker_init.connect
+def on_worker_start(sender: Any, **_: Any) -> None:
+    """A thread in a database transaction, which others wait for, gets the interpreter back soon.
+
+    What web processes tell of new tasks is logged before what workers tell of them, unless a
+    process is held up.
+    """
+    sys.setswitchinterval(0.001)
+    publisher.gather_for(_GATHER_EVENTS_SECONDS)
+    service_log.start(f"{sender.hostname.partition('@')[0]} worker")
+
+
+@signals.beat_init.connect
+def on_beat_start(**_: Any) -> None:
+    """Its log goes where those of the others go."""
+    service_log.start("beat")
+
+
+@signals.worker_ready.connect
+def on_worker_ready(sender: Any, **_: Any) -> None:
+    """The worker serves its queues from now on; what died with its predecessor is taken back."""
+    queues = [queue.name for queue in sender.task_consumer.queues]
+    workers.announce(sender.hostname, queues)
+    if Queue.GPU in queues:
+        gpu_reporter.start()
+    if Queue.API in queues:
+        provider.warm_up()
+    if Queue.EMBEDDINGS in queues:
+        # It loads the default model, and takes over what a dead one had not answered.
+        dispatch.enqueue([dispatch.EMBED])
+    _sweep()
+
+
+@signals.worker_shutting_down.connect
+def on_worker_stop(**_: Any) -> None:
+    """What runs may end; nothing else joins it, and downloads are put back."""
+    gpu_session.drain()
+    stopping.begin()
+    downloads.stop()
+
+
+@signals.worker_process_shutdown.connect
+@signals.worker_shutdown.connect
+def on_process_stop(**_: Any) -> None:
+    """What tasks have left to be told goes out: of a pool child, and of a worker's threads."""
+    outbox.flush()
+    tracing.flush()
+
+
+@signals.task_prerun.connect
+def on_task_start(**_: Any) -> None:
+    """As Django does at each request: a connection that has failed is opened anew."""
+    close_old_connections()
+
+
+@signals.task_failure.connect
+def on_task_failure(sender: Any, exception: BaseException, **_: Any) -> None:
+    """In the parent, moments after a pool child died: its task goes back into the queue."""
+    if not isinstance(exception, WorkerLostError):
+        return
+    if sender.name == dispatch.EMBED.name:
+        dispatch.enqueue([dispatch.EMBED])
+    _sweep()
+
+
+def _sweep() -> None:
+    try:
+        sweep()
+    except Exception:
+        # Beat's sweep tries again within seconds; the worker itself must start in any case.
+        logger.warning("The sweep failed, the next one does it", exc_info=True)
+    finally:
+        connections.close_all()  # no open connection is inherited by the next pool child
