@@ -21,7 +21,7 @@ from monitoring.redis import heartbeats
 logger = logging.getLogger(__name__)
 
 _MB = 1024 * 1024
-_BOARD = "model_memory"
+_GROUP = "model_memory"
 _PUBLISHED_SECONDS = 30
 _LIMIT_REMEDY = "raise MODEL_MEMORY_LIMIT_MB"
 _GPU_REMEDY = (
@@ -100,7 +100,7 @@ def publish() -> None:
     reading = json.dumps(asdict(read(settings.GPU_LAYERS)))
     name = f"{settings.NODE_NAME}:{settings.GPU_INDEX}"
     try:
-        heartbeats.post(_BOARD, name, reading, _PUBLISHED_SECONDS)
+        heartbeats.beat(_GROUP, name, reading, _PUBLISHED_SECONDS)
     except redis.RedisError as exc:
         logger.warning("GPU %d: its memory cannot be published: %s", settings.GPU_INDEX, exc)
 
@@ -111,7 +111,7 @@ def published() -> DeviceMemory | None:
     Of several workers the one that has the least to give: any of them may get the task.
     """
     try:
-        readings = [json.loads(text) for text in heartbeats.read(_BOARD).values()]
+        readings = [json.loads(text) for text in heartbeats.read(_GROUP).values()]
     except redis.RedisError as exc:
         logger.debug("No published readings of memory: %s", exc)
         return None

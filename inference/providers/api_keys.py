@@ -4,7 +4,7 @@ import os
 from enum import StrEnum
 
 from inference import encryption
-from inference.encryption import SecretBoxError
+from inference.encryption import DecryptionError
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 
@@ -36,7 +36,7 @@ def api_key_of(model: RegisteredModel) -> str | None:
     """
     match key_source(model):
         case KeySource.REGISTRATION:
-            return _unsealed(model)
+            return _decrypted(model)
         case KeySource.ENVIRONMENT:
             return _from_environment(model.name, model.config["api_key_env_var"])
     return None
@@ -47,10 +47,10 @@ def is_usable(key: str) -> bool:
     return bool(key) and key.isascii() and key.isprintable() and " " not in key
 
 
-def _unsealed(model: RegisteredModel) -> str:
+def _decrypted(model: RegisteredModel) -> str:
     try:
-        return encryption.unseal(model.encrypted_api_key)
-    except SecretBoxError as error:
+        return encryption.decrypt(model.encrypted_api_key)
+    except DecryptionError as error:
         raise _failure(f"The stored key of model {model.name} cannot be read. {error}") from error
 
 

@@ -148,7 +148,7 @@ def _with_key(config: dict[str, Any], provider: str) -> dict[str, Any]:
     api_key = config.pop("api_key", "")
     if not api_key and "api_key_env_var" not in config and provider in DEFAULT_ENV_VARS:
         config["api_key_env_var"] = DEFAULT_ENV_VARS[RegisteredModel.Provider(provider)]
-    return {"config": config, "encrypted_api_key": encryption.seal(api_key) if api_key else ""}
+    return {"config": config, "encrypted_api_key": encryption.encrypt(api_key) if api_key else ""}
 
 
 def _embedding_fields(config: dict[str, Any]) -> dict[str, Any]:

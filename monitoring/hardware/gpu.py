@@ -17,7 +17,7 @@ from monitoring.redis.client import client
 
 logger = logging.getLogger(__name__)
 
-_BOARD = "gpus"
+_GROUP = "gpus"
 _SHOWN_SECONDS = 8.0
 _CACHED_SECONDS = 1.0
 
@@ -89,7 +89,7 @@ def publish(loaded_models: Callable[[], list[str]]) -> None:
         loaded_models=loaded_models(),
     )
     name = f"{settings.NODE_NAME}:{settings.GPU_INDEX}:{os.getpid()}"
-    heartbeats.post(_BOARD, name, json.dumps(note), _SHOWN_SECONDS)
+    heartbeats.beat(_GROUP, name, json.dumps(note), _SHOWN_SECONDS)
 
 
 def stats() -> GPUStats:
@@ -108,7 +108,7 @@ _cached: tuple[float, GPUStats] = (float("-inf"), GPUStats(available=False, gpus
 
 def _read() -> GPUStats:
     try:
-        notes: list[_Note] = [json.loads(text) for text in heartbeats.read(_BOARD).values()]
+        notes: list[_Note] = [json.loads(text) for text in heartbeats.read(_GROUP).values()]
         gpus = _with_holders(_merged(notes))
     except redis.RedisError as exc:
         logger.debug("No GPU readings: %s", exc)

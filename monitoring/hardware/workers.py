@@ -1,4 +1,4 @@
-"""Which workers are alive: each shows a note of its own while it runs."""
+"""Which workers are alive: each has a heartbeat while it runs."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from monitoring.redis import heartbeats
 
 logger = logging.getLogger(__name__)
 
-_BOARD = "workers"
+_GROUP = "workers"
 _BEAT_SECONDS = 2.0
 _ALIVE_SECONDS = 6.0
 
@@ -50,7 +50,7 @@ def alive() -> dict[str, list[Worker]]:
     One that is silent is forgotten after 6 s, one of this host whose process is dead, at once.
     """
     found: defaultdict[str, list[Worker]] = defaultdict(list)
-    for text in heartbeats.read(_BOARD).values():
+    for text in heartbeats.read(_GROUP).values():
         worker = Worker(**json.loads(text))
         if not worker_identity.is_gone(f"{worker.host}:{worker.pid}"):
             for queue in worker.queues:
@@ -71,7 +71,7 @@ def silent_hosts(hosts: Iterable[str], queue: str) -> set[str]:
     enough, since it may have lost all that it was told.
     """
     others = set(hosts) - {socket.gethostname()}
-    if not others or heartbeats.age(_BOARD) < _ALIVE_SECONDS:
+    if not others or heartbeats.age(_GROUP) < _ALIVE_SECONDS:
         return set()
     return others - {worker.host for worker in alive().get(queue, [])}
 
@@ -91,16 +91,16 @@ def gone(identities: Iterable[str], queue: str) -> set[str]:
 
 
 def _beat(worker: Worker, stop: threading.Event) -> None:
-    # A worker that was started again under its old name must not be taken down by the old one.
+    # A worker that was started again under its old name must not be stopped by the old one.
     name = f"{worker.worker}:{worker.pid}"
     text = json.dumps(asdict(worker))
     while not stop.is_set():
         try:
-            heartbeats.post(_BOARD, name, text, _ALIVE_SECONDS)
+            heartbeats.beat(_GROUP, name, text, _ALIVE_SECONDS)
         except redis.RedisError as exc:
             logger.warning("Worker %s cannot say that it lives: %s", worker.worker, exc)
         stop.wait(_BEAT_SECONDS)
     try:
-        heartbeats.take_down(_BOARD, name)
+        heartbeats.stop(_GROUP, name)
     except redis.RedisError as exc:
         logger.warning("Worker %s counts as alive for a moment: %s", worker.worker, exc)

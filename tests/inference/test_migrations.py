@@ -9,7 +9,7 @@ from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 
-from inference.encryption import seal, unseal
+from inference.encryption import decrypt, encrypt
 from inference.lifecycle import sweep
 from inference.models import GenerationTask, ModelDownload, RegisteredModel, WebhookDelivery
 
@@ -42,7 +42,7 @@ def test_rows_in_flight_become_claimable(new_task: NewTask, dead_worker: str) ->
         ("due", "", past),
         ("ended", "", None),
     ):
-        model = models.create(name=name, provider="local", sealed_api_key=seal(name))
+        model = models.create(name=name, provider="local", sealed_api_key=encrypt(name))
         fields = {"worker": worker, "next_attempt_at": next_attempt_at, "attempt": 3}
         old.get_model("inference", "ModelDownload").objects.create(model=model, **fields)
     deliveries = old.get_model("inference", "WebhookDelivery").objects
@@ -72,7 +72,7 @@ def test_rows_in_flight_become_claimable(new_task: NewTask, dead_worker: str) ->
     assert {each.attempt for each in downloads.values()} == {3}
     lost = WebhookDelivery.objects.get(pk="lost")
     assert (lost.attempt, lost.due_at, lost.lease_until) == (2, None, past)
-    assert unseal(RegisteredModel.objects.get(name="due").encrypted_api_key) == "due"
+    assert decrypt(RegisteredModel.objects.get(name="due").encrypted_api_key) == "due"
     sweep.sweep()
     assert GenerationTask.objects.get(pk=running.pk).status == "pending"
     assert {each.model.name for each in ModelDownload.objects.due()} == {"held", "due"}

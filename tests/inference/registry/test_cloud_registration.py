@@ -180,12 +180,12 @@ def test_key_is_given_once(api: APIClient) -> None:
     assert KEY not in refused(api, "openai", "api_key", **config)
 
 
-def test_key_is_sealed_and_comes_out_for_the_provider_alone(api: APIClient) -> None:
+def test_key_is_encrypted_and_comes_out_for_the_provider_alone(api: APIClient) -> None:
     register(api, "x", "litellm", **config_of("litellm"), api_key=f" {KEY}\n")
     model = RegisteredModel.objects.get()
     assert "api_key" not in model.config
     assert KEY not in model.encrypted_api_key
-    assert encryption.unseal(model.encrypted_api_key) == KEY
+    assert encryption.decrypt(model.encrypted_api_key) == KEY
     assert api_key_of(model) == KEY
 
 
@@ -226,7 +226,7 @@ def test_unusable_key_of_the_environment_is_told_without_the_key(
     assert KEY not in failure.message
 
 
-def test_key_that_was_sealed_with_a_lost_key_is_told(db: None) -> None:
+def test_key_that_was_encrypted_with_a_lost_key_is_told(db: None) -> None:
     model = RegisteredModel(name="gpt", provider="openai", encrypted_api_key="gAAAAABlost")
     with pytest.raises(InferenceError, match="ENCRYPTION_KEYS") as caught:
         api_key_of(model)

@@ -43,7 +43,7 @@ def announced(name: str, *queues: str) -> Iterator[None]:
 
 def post_note(name: str, host: str, *queues: str, seconds: float = 60) -> None:
     note = Worker(name, 1, host, list(queues), "2026-01-31T12:00:00.000Z")
-    heartbeats.post("workers", name, json.dumps(asdict(note)), seconds)
+    heartbeats.beat("workers", name, json.dumps(asdict(note)), seconds)
 
 
 def names(queue: str) -> list[str]:
