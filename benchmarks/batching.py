@@ -50,7 +50,7 @@ class EngineAlone:
         waiting = [(prompt, self._tokens(prompt)) for prompt in prompts()]
         num_tokens = 0
         started = time.perf_counter()
-        while waiting or self._engine.has_unfinished:
+        while waiting or self._engine.num_unfinished:
             while waiting and self._engine.num_unfinished < NUM_CLIENTS:
                 self._engine.add_request(*waiting.pop(0), params)
             num_tokens += sum(output.num_new_tokens for output in self._engine.step())

@@ -63,10 +63,6 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
 
     @property
-    def has_unfinished(self) -> bool:
-        return bool(self._sequences)
-
-    @property
     def num_unfinished(self) -> int:
         """Sequences that wait or run; below `max_num_seqs` another can be admitted."""
         return len(self._sequences)

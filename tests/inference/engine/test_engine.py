@@ -13,7 +13,7 @@ from tests.inference.engine.fake_runner import FakeMemory, FakeRunner
 
 
 def run(engine: Engine) -> None:
-    while engine.has_unfinished:
+    while engine.num_unfinished:
         engine.step()
 
 

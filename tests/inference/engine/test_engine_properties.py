@@ -26,7 +26,7 @@ def run_alone(prompt: list[int], max_tokens: int) -> Sequence:
     """With an empty cache."""
     engine = Engine(FakeRunner(max_num_seqs=1, n_ctx_per_seq=N_CTX))
     sequence = engine.add_request("alone", prompt, SamplingParams(max_tokens=max_tokens))
-    while engine.has_unfinished:
+    while engine.num_unfinished:
         engine.step()
     return sequence
 
@@ -102,7 +102,7 @@ class Session:
         for step in range(MAX_STEPS):
             self._arrive(step)
             self._abort(step)
-            if not self.engine.has_unfinished and all(r.arrives_at <= step for r in self.requests):
+            if not self.engine.num_unfinished and all(r.arrives_at <= step for r in self.requests):
                 return
             for output in self.engine.step():
                 self.outputs[output.request_id].append(output)
@@ -211,7 +211,7 @@ def test_requests_are_admitted_in_order_of_arrival(
         for i, request in enumerate(requests)
     ]
     admitted: list[str] = []
-    while engine.has_unfinished:
+    while engine.num_unfinished:
         engine.step()
         started = [s for s in sequences if s.slot is not None or s.finish_reason is not None]
         admitted += [s.request_id for s in started if s.request_id not in admitted]

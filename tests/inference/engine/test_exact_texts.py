@@ -40,7 +40,7 @@ def prompt(runner: LlamaRunner, *turns: str) -> list[int]:
 def answer_alone(runner: LlamaRunner, tokens: list[int]) -> Sequence:
     engine = new_engine(runner)
     sequence = engine.add_request("alone", tokens, GREEDY)
-    while engine.has_unfinished:
+    while engine.num_unfinished:
         engine.step()
     assert sequence.num_cached_tokens == 0
     return sequence
@@ -58,7 +58,7 @@ def answer_together(engine: Engine, prompts: list[list[int]]) -> list[Sequence]:
         sequences.append(engine.add_request(str(len(sequences)), tokens, GREEDY))
         for _ in range(3):
             engine.step()
-    while engine.has_unfinished:
+    while engine.num_unfinished:
         engine.step()
     return sequences
 

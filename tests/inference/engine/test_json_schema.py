@@ -305,7 +305,7 @@ def test_answers_of_a_real_model_validate_unless_they_are_cut(runner: LlamaRunne
         tokens = runner.tokenize(f"A {name} as JSON: ")
         params = SamplingParams(max_tokens=40, seed=number, grammar=compile_schema(schema))
         sequences[name] = engine.add_request(name, tokens, params)
-    while engine.has_unfinished:
+    while engine.num_unfinished:
         engine.step()
     assert any(sequence.finish_reason == FinishReason.STOP for sequence in sequences.values())
     for name, sequence in sequences.items():

@@ -38,7 +38,7 @@ def run(runner: LlamaRunner, requests: list[tuple[str, SamplingParams]]) -> list
         engine.add_request(str(index), prompt(runner, question), params)
         for index, (question, params) in enumerate(requests)
     ]
-    while engine.has_unfinished:
+    while engine.num_unfinished:
         engine.step()
     assert not runner._samplers
     return sequences
@@ -60,7 +60,7 @@ def test_sequences_join_and_leave_at_different_steps(runner: LlamaRunner) -> Non
         sequences.append(engine.add_request(question, prompt(runner, question), params))
         engine.step()
         engine.step()
-    while engine.has_unfinished:
+    while engine.num_unfinished:
         engine.step()
     for question, max_tokens, sequence in zip(QUESTIONS, lengths, sequences, strict=True):
         params = SamplingParams(temperature=0, max_tokens=max_tokens)
@@ -108,7 +108,7 @@ def test_penalties_make_repetition_rarer(runner: LlamaRunner, params: SamplingPa
     plain = SamplingParams(temperature=0, max_tokens=30)
     without = engine.add_request("without", tokens, plain)
     penalized = engine.add_request("penalized", tokens, params)
-    while engine.has_unfinished:
+    while engine.num_unfinished:
         engine.step()
     assert len(set(penalized.output_tokens)) > len(set(without.output_tokens))
 
@@ -151,7 +151,7 @@ def test_bad_grammar_is_refused_in_words(runner: LlamaRunner) -> None:
         engine.add_request("r", [1], SamplingParams(grammar="root ::= %"))
     with pytest.raises(GrammarError, match="refuses"):
         engine.add_request("r", [1], SamplingParams(grammar='root ::= x*\nx ::= "a" | ""'))
-    assert not engine.has_unfinished
+    assert not engine.num_unfinished
 
 
 def test_prompt_longer_than_the_context_is_refused(runner: LlamaRunner) -> None:

@@ -34,7 +34,7 @@ def mamba(mamba_path: Path) -> Iterator[LlamaRunner]:
 def answer(engine: Engine, *prompts: list[int]) -> list[Sequence]:
     """The answers to prompts that arrive together."""
     sequences = [engine.add_request(str(p), p, GREEDY) for p in prompts]
-    while engine.has_unfinished:
+    while engine.num_unfinished:
         engine.step()
     return sequences
 

@@ -231,7 +231,7 @@ def test_broken_engine_leaves_nothing_behind(loaded: FakeEngines, submit: NewTas
     loaded.at_step[3] = fail
     with pytest.raises(MemoryError):
         gpu_session.run(tasks[0].pk)
-    assert not loaded.engines["a"].has_unfinished
+    assert not loaded.engines["a"].num_unfinished
     for task in tasks:
         expire(task)
     sweep.sweep()

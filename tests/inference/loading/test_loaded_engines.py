@@ -64,7 +64,7 @@ def use(loaded: LoadedEngine) -> str:
     with loaded_engines.in_use(loaded):
         params = SamplingParams(temperature=0.0, max_tokens=4)
         sequence = loaded.engine.add_request("request", tokens, params)
-        while loaded.engine.has_unfinished:
+        while loaded.engine.num_unfinished:
             loaded.engine.step()
     return loaded.runner.token_to_bytes(sequence.output_tokens[0]).decode()
 

@@ -179,7 +179,7 @@ def test_cancel_is_obeyed_in_each_phase(
     assert (task.status, result["finish_reason"]) == ("cancelled", "cancelled")
     assert (result["text"] == "") == (phase == "prefill")
     assert last_step <= num_steps <= last_step + 1
-    assert not engine.has_unfinished
+    assert not engine.num_unfinished
     monkeypatch.undo()
     assert run(new_task(**GREEDY)).status == "completed"
 
