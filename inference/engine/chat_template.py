@@ -13,7 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from inference.engine.errors import ChatTemplateError
 
 
-class ChatMessage(TypedDict):
+class Turn(TypedDict):
     """One turn; `role` is system, user or assistant."""
 
     role: str
@@ -38,29 +38,26 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"The chat template does not compile: {error}.") from error
 
-    def render(self, messages: list[ChatMessage], *, add_generation_prompt: bool = True) -> str:
-        """The prompt text, BOS as the template writes it (the tokenizer does not double it).
+    def render(self, messages: list[Turn]) -> str:
+        """The prompt text up to where the answer begins.
 
-        A system message that the template refuses is put before the first user message.
-        Raises ChatTemplateError in the template's own words.
+        BOS is as the template writes it (the tokenizer does not double it). A system message that
+        the template refuses is put before the first user message. Raises ChatTemplateError in the
+        template's own words.
         """
         if self._template is None:
             return "\n\n".join(message["content"] for message in messages)
         try:
-            return self._render(self._template, messages, add_generation_prompt)
+            return self._render(self._template, messages)
         except ChatTemplateError:
             merged = _merge_system(messages)
             if merged == messages:
                 raise
-            return self._render(self._template, merged, add_generation_prompt)
+            return self._render(self._template, merged)
 
-    def _render(
-        self, template: jinja2.Template, messages: list[ChatMessage], add_generation_prompt: bool
-    ) -> str:
+    def _render(self, template: jinja2.Template, messages: list[Turn]) -> str:
         try:
-            return template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._tokens
-            )
+            return template.render(messages=messages, add_generation_prompt=True, **self._tokens)
         # Templates index, add and call what they find: any error of theirs may come out.
         except Exception as error:
             raise ChatTemplateError(
@@ -68,7 +65,7 @@ class ChatTemplate:
             ) from error
 
 
-def _merge_system(messages: list[ChatMessage]) -> list[ChatMessage]:
+def _merge_system(messages: list[Turn]) -> list[Turn]:
     """The same turns with all system messages at the head of the first user message."""
     system = [message["content"] for message in messages if message["role"] == "system"]
     turns = [message for message in messages if message["role"] != "system"]

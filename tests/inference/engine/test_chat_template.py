@@ -2,13 +2,13 @@
 
 import pytest
 
-from inference.engine.chat_template import ChatMessage, ChatTemplate
+from inference.engine.chat_template import ChatTemplate, Turn
 from inference.engine.errors import ChatTemplateError
 from inference.engine.llama_runner import LlamaRunner
 
-SYSTEM: ChatMessage = {"role": "system", "content": "Be brief."}
-USER: ChatMessage = {"role": "user", "content": "Hi <b>&'"}
-ASSISTANT: ChatMessage = {"role": "assistant", "content": "Hello."}
+SYSTEM: Turn = {"role": "system", "content": "Be brief."}
+USER: Turn = {"role": "user", "content": "Hi <b>&'"}
+ASSISTANT: Turn = {"role": "assistant", "content": "Hello."}
 
 PLAIN = (
     "{{ bos_token }}{% for message in messages %}[{{ message.role }}]{{ message['content'] }}"
@@ -25,7 +25,7 @@ def test_template_gets_messages_and_special_tokens() -> None:
     assert template.render([SYSTEM, USER]) == (
         "<s>[system]Be brief.</s>[user]Hi <b>&'</s>[assistant]"
     )
-    assert template.render([USER], add_generation_prompt=False) == "<s>[user]Hi <b>&'</s>"
+    assert template.render([USER]) == "<s>[user]Hi <b>&'</s>[assistant]"
 
 
 def test_refused_system_message_goes_into_the_first_user_message() -> None:

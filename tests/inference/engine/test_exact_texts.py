@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.engine.chat_template import ChatMessage
+from inference.engine.chat_template import Turn
 from inference.engine.engine import Engine
 from inference.engine.llama_runner import LlamaRunner
 from inference.engine.runner import LoadParams
@@ -31,7 +31,7 @@ QUESTIONS = [
 def prompt(runner: LlamaRunner, *turns: str) -> list[int]:
     """System message, then user and assistant in turn."""
     roles = ["user", "assistant"] * len(turns)
-    messages: list[ChatMessage] = [{"role": "system", "content": SYSTEM}]
+    messages: list[Turn] = [{"role": "system", "content": SYSTEM}]
     for role, content in zip(roles, turns, strict=False):
         messages.append({"role": role, "content": content})
     return runner.tokenize(runner.chat_template.render(messages))

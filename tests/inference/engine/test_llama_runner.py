@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.engine.chat_template import ChatMessage
+from inference.engine.chat_template import Turn
 from inference.engine.errors import (
     DecodeError,
     EngineError,
@@ -28,7 +28,7 @@ QUESTIONS = [
 
 
 def prompt(runner: LlamaRunner, question: str) -> list[int]:
-    messages: list[ChatMessage] = [{"role": "user", "content": question}]
+    messages: list[Turn] = [{"role": "user", "content": question}]
     return runner.tokenize(runner.chat_template.render(messages))
 
 
