@@ -13,7 +13,7 @@ from inference.embeddings.messages import prompt_of
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from inference.providers.api_keys import api_key_of
-from inference.providers.circuit_breaker import Circuit
+from inference.providers.circuit_breaker import CircuitBreaker
 from inference.providers.cloud import call, errors, retries
 from inference.providers.cloud.library import library
 
@@ -43,15 +43,15 @@ def embed(model: RegisteredModel, texts: list[str], prompt_name: str | None) -> 
 
 
 def _ask_again(model: RegisteredModel, texts: list[str]) -> CloudVectors:
-    circuit = Circuit(model)
+    breaker = CircuitBreaker(model)
     give_up_at = time.monotonic() + settings.EMBEDDING_TIMEOUT_SECONDS
     for num_retries in count():
         try:
-            circuit.check()
+            breaker.before_call()
             vectors = _ask(model, texts)
-            circuit.succeeded()
+            breaker.on_success()
         except InferenceError as error:
-            circuit.failed(error)
+            breaker.on_failure(error)
             pause = retries.pause(model, error, num_retries)
             if pause is None or time.monotonic() + pause > give_up_at:
                 raise

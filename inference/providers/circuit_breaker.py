@@ -1,13 +1,12 @@
-"""Leaves a cloud model alone that keeps failing: one state a model, shared by all workers in Redis.
+"""Circuit breakers: a cloud model that keeps failing is left alone, by all workers, for a while.
 
-    closed ──so many failures in a row──▶ open ──time is over──▶ half open ──success──▶ closed
-                                           ▲                        │
-                                           └─────────failure────────┘  for twice as long
+    closed ──max failures in a row──▶ open ──time is over──▶ half open ──success──▶ closed
+                                       ▲                        │
+                                       └─────────failure────────┘  for twice as long
 
-While it is half open one call is let through to try; where none reports, another one after a while.
-A success while it is closed starts the count anew. Each of these changes begins a new generation:
-a failure counts only in the generation that its call began in, and so does the success of a try;
-whatever comes later tells of the past.
+Redis has the number of failures in a row, and a key that exists while the model is left alone:
+while the circuit is open, or while one call tries the model again. Opening and closing begin a new
+epoch; a call of an earlier one says nothing about the model as it is now.
 """
 
 import logging
@@ -17,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
 
 import redis
 from django.conf import settings
@@ -40,64 +38,31 @@ _COUNTED = {
 _KEPT_SECONDS = 3600
 _WARN_AGAIN_SECONDS = 60.0
 
-# Times are in milliseconds, by the clock of Redis, which all workers share.
-_PRELUDE = """
-local function field(key, name) return tonumber(redis.call('HGET', key, name) or 0) end
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
+# The scripts have the keys `failures`, `left_alone` and `epoch`, and first the epoch of the call.
+_ON_SUCCESS = """
+local failures = tonumber(redis.call('GET', KEYS[1]) or 0)
+local is_open = failures >= tonumber(ARGV[2])
+if failures == 0 or is_open and (redis.call('GET', KEYS[3]) or '0') ~= ARGV[1] then return 0 end
+redis.call('DEL', KEYS[1], KEYS[2])
+if not is_open then return 0 end
+redis.call('INCR', KEYS[3])
+return 1
 """
-# For how long one try keeps others out → the generation, and how long to wait.
-_ENTER = """
-local key, now = KEYS[1], now_ms()
-local generation, retry_at = field(key, 'generation'), field(key, 'retry_at')
-local wait = retry_at > 0 and math.max(retry_at, field(key, 'try_until')) - now or 0
-if wait > 0 then return {generation, wait} end
-if retry_at > 0 then redis.call('HSET', key, 'try_until', now + ARGV[1]) end
-return {generation, 0}
-"""
-# The generation, and for how long to keep the next one → whether this has closed the circuit.
-_SUCCEED = """
-local key = KEYS[1]
-local generation, is_open = field(key, 'generation'), field(key, 'retry_at') > 0
-if field(key, 'failures') == 0 then return 0 end
-if is_open and generation ~= tonumber(ARGV[1]) then return 0 end
-redis.call('DEL', key)
-redis.call('HSET', key, 'generation', generation + 1)
-redis.call('EXPIRE', key, ARGV[2])
-return is_open and 1 or 0
-"""
-# The generation, for how long to keep this, how many failures open a circuit, for how long at
-# first, and at most → for how long it is open from now on, or 0.
-_FAIL = """
-local key = KEYS[1]
-if field(key, 'generation') ~= tonumber(ARGV[1]) then return 0 end
-local failures, open_ms = redis.call('HINCRBY', key, 'failures', 1), 0
-if field(key, 'retry_at') > 0 or failures >= tonumber(ARGV[3]) then
-  local openings = redis.call('HINCRBY', key, 'openings', 1)
-  open_ms = math.min(ARGV[4] * 2 ^ (openings - 1), tonumber(ARGV[5]))
-  redis.call('HINCRBY', key, 'generation', 1)
-  redis.call('HSET', key, 'retry_at', now_ms() + open_ms)
-end
-redis.call('EXPIRE', key, ARGV[2])
+# Then: failures that open it, milliseconds that it is open at first and at most, its expiry.
+_ON_FAILURE = """
+if (redis.call('GET', KEYS[3]) or '0') ~= ARGV[1] then return 0 end
+local failures, max_failures = redis.call('INCR', KEYS[1]), tonumber(ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+if failures < max_failures then return 0 end
+local open_ms = math.min(ARGV[3] * 2 ^ (failures - max_failures), tonumber(ARGV[4]))
+redis.call('SET', KEYS[2], 'open', 'PX', open_ms)
+redis.call('INCR', KEYS[3])
+redis.call('EXPIRE', KEYS[3], ARGV[5])
 return open_ms
 """
-# The generation: its call has not told whether the model is well, so another one may try.
-_LEAVE = """
-local key = KEYS[1]
-if field(key, 'generation') == tonumber(ARGV[1]) and field(key, 'retry_at') > 0 then
-  redis.call('HSET', key, 'try_until', 0)
-end
+_ON_OTHER_FAILURE = """
+if (redis.call('GET', KEYS[3]) or '0') == ARGV[1] then redis.call('DEL', KEYS[2]) end
 return 0
-"""
-# → the time, and of each circuit its failures and when it is tried again.
-_READ = """
-local states = {now_ms()}
-for _, key in ipairs(KEYS) do
-  table.insert(states, {field(key, 'failures'), field(key, 'retry_at')})
-end
-return states
 """
 
 _warned_at = float("-inf")
@@ -113,15 +78,15 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CircuitState:
-    """What the API shows: failures in a row, and when an open one is tried again."""
+    """What the API shows: failures in a row, and when an open circuit is tried again."""
 
     state: State = State.CLOSED
     failures: int = 0
     retry_at: datetime | None = None
 
 
-class Circuit:
-    """A model's circuit as one caller uses it: `check` before each call, then how that has ended.
+class CircuitBreaker:
+    """The circuit of a model for one caller: `before_call`, then how the call has ended.
 
     A call that is given up reports nothing. Without Redis the circuit is closed.
     """
@@ -129,96 +94,94 @@ class Circuit:
     def __init__(self, model: RegisteredModel) -> None:
         self._name = model.name
         self._can_fall_back = model.provider != RegisteredModel.Provider.EMBEDDING
-        self._key = _key(model)
-        self._generation: int | None = None
+        self._keys = _keys(model)
+        self._epoch: str | None = None
 
-    def check(self) -> None:
-        """Raises InferenceError while the model is to be left alone."""
-        self._generation = None
-        wait_ms = 0
-        with _doing_without_redis(self._name):
-            self._generation, wait_ms = self._enter()
+    def before_call(self) -> None:
+        """One round trip, without a write, while the circuit is closed.
+
+        Raises InferenceError PROVIDER_UNAVAILABLE while the model is left alone.
+        """
+        self._epoch, wait_ms = None, 0
+        failures_key, left_alone_key, epoch_key = self._keys
+        with _without_redis(self._name):
+            failures, epoch = client().mget(failures_key, epoch_key)
+            is_open = int(failures or 0) >= settings.CIRCUIT_FAILURES
+            if is_open and not client().set(left_alone_key, "try", nx=True, px=_open_ms()):
+                wait_ms = max(1, client().pttl(left_alone_key))
+            else:
+                self._epoch = epoch or "0"
         if wait_ms:
-            self._generation = None
-            raise self._refusal(wait_ms / 1000)
+            advice = ", or name fallback_models" if self._can_fall_back else ""
+            raise InferenceError(
+                f"The model {self._name} keeps failing and is left alone for "
+                f"{wait_ms / 1000:.1f} s: try again after that{advice}.",
+                ErrorCode.PROVIDER_UNAVAILABLE,
+                retryable=True,
+                retry_after=wait_ms / 1000,
+            )
 
-    def succeeded(self) -> None:
-        """The call that was let through has brought an answer."""
-        if self._tell(_SUCCEED, _KEPT_SECONDS):
+    def on_success(self) -> None:
+        """The provider has answered."""
+        if self._report(_ON_SUCCESS, settings.CIRCUIT_FAILURES):
             logger.info("Model %s answers again: its circuit is closed", self._name)
 
-    def failed(self, failure: InferenceError) -> None:
-        """The call that was let through has failed."""
+    def on_failure(self, failure: InferenceError) -> None:
+        """The call has failed; a failure that says nothing of the model lets another one try."""
         if failure.code not in _COUNTED:
-            self._tell(_LEAVE)
+            self._report(_ON_OTHER_FAILURE)
             return
-        limits = (settings.CIRCUIT_FAILURES, _open_ms(), MAX_OPEN_SECONDS * 1000)
-        if open_ms := self._tell(_FAIL, _KEPT_SECONDS, *limits):
+        limits = (settings.CIRCUIT_FAILURES, _open_ms(), MAX_OPEN_SECONDS * 1000, _KEPT_SECONDS)
+        if open_ms := self._report(_ON_FAILURE, *limits):
             message = "Model %s keeps failing (%s): its circuit is open for %g s"
             logger.warning(message, self._name, failure.code, open_ms / 1000)
 
-    def _enter(self) -> tuple[int, int]:
-        """The generation, and how long to wait; one round trip, without a write, while closed."""
-        generation, retry_at = client().hmget(self._key, "generation", "retry_at")
-        if not int(retry_at or 0):
-            return int(generation or 0), 0
-        current, wait_ms = _evaluate(_ENTER, [self._key], _open_ms())
-        return current, wait_ms
-
-    def _tell(self, script: str, *args: object) -> int:
-        """0 for a call that was not let through by this, or while Redis is away."""
-        told = 0
-        if self._generation is not None:
-            with _doing_without_redis(self._name):
-                told = int(_evaluate(script, [self._key], self._generation, *args))
-        return told
-
-    def _refusal(self, seconds: float) -> InferenceError:
-        advice = ", or name fallback_models" if self._can_fall_back else ""
-        return InferenceError(
-            f"The model {self._name} keeps failing and is left alone for {seconds:.1f} s: "
-            f"try again after that{advice}.",
-            ErrorCode.PROVIDER_UNAVAILABLE,
-            retryable=True,
-            retry_after=seconds,
-        )
+    def _report(self, script: str, *args: object) -> int:
+        """0 for a call that was refused, or while Redis is away."""
+        answer = 0
+        if self._epoch is not None:
+            with _without_redis(self._name):
+                answer = int(client().eval(script, 3, *self._keys, self._epoch, *args))
+        return answer
 
 
 def states(models: Iterable[RegisteredModel]) -> dict[str, CircuitState]:
-    """The circuits by the names of the models, in one round trip; those that run here have none."""
+    """The circuits by model name, in one round trip; models that run here have none."""
     cloud = [model for model in models if model.is_remote]
     found = {model.name: CircuitState() for model in cloud}
-    if cloud:
-        with _doing_without_redis(cloud[0].name):
-            now, *rows = _evaluate(_READ, [_key(model) for model in cloud])
-            for model, (failures, retry_at) in zip(cloud, rows, strict=True):
-                found[model.name] = _state(failures, retry_at, now)
+    if not cloud:
+        return found
+    with _without_redis(cloud[0].name):
+        pipe = client().pipeline(transaction=False)
+        pipe.time()
+        for model in cloud:
+            failures_key, left_alone_key, _ = _keys(model)
+            pipe.mget(failures_key, left_alone_key).pttl(left_alone_key)
+        (seconds, microseconds), *rows = pipe.execute()
+        for model, (text, left_alone), ttl_ms in zip(cloud, rows[::2], rows[1::2], strict=True):
+            failures = int(text or 0)
+            if failures < settings.CIRCUIT_FAILURES:
+                found[model.name] = CircuitState(failures=failures)
+            elif left_alone == "open" and ttl_ms > 0:
+                retry_at = seconds + microseconds / 1e6 + ttl_ms / 1000
+                retry_at = datetime.fromtimestamp(retry_at, UTC)
+                found[model.name] = CircuitState(State.OPEN, failures, retry_at)
+            else:
+                found[model.name] = CircuitState(State.HALF_OPEN, failures)
     return found
 
 
 def are_open() -> dict[str, bool]:
-    """Each model that has a circuit, and whether it is left alone, or tried only."""
+    """Each model that has a circuit, and whether that is not closed."""
     providers = [*RegisteredModel.CLOUD_PROVIDERS, RegisteredModel.Provider.EMBEDDING]
     models = RegisteredModel.objects.filter(provider__in=providers)
     found = states(models.only("name", "provider", "config"))
     return {name: circuit.state != State.CLOSED for name, circuit in found.items()}
 
 
-def _state(failures: int, retry_at: int, now: int) -> CircuitState:
-    if not retry_at:
-        return CircuitState(failures=failures)
-    if retry_at <= now:
-        return CircuitState(State.HALF_OPEN, failures)
-    return CircuitState(State.OPEN, failures, datetime.fromtimestamp(retry_at / 1000, UTC))
-
-
-def _evaluate(script: str, keys: list[str], *args: object) -> Any:
-    return client().eval(_PRELUDE + script, len(keys), *keys, *args)
-
-
 @contextmanager
-def _doing_without_redis(name: str) -> Iterator[None]:
-    """Goes on behind the block when Redis is away, with a line a minute: each call comes here."""
+def _without_redis(name: str) -> Iterator[None]:
+    """Go on behind the block when Redis is away, with a line a minute: each call comes here."""
     global _warned_at
     try:
         yield
@@ -229,10 +192,11 @@ def _doing_without_redis(name: str) -> Iterator[None]:
 
 
 def _open_ms() -> int:
-    """How long a circuit is open at first, and how long one try may keep others out."""
+    """How long a circuit is open at first, and how long one try keeps other calls out."""
     return round(settings.CIRCUIT_OPEN_SECONDS * 1000)
 
 
-def _key(model: RegisteredModel) -> str:
+def _keys(model: RegisteredModel) -> tuple[str, str, str]:
     """By the row, not by the name: a model that is registered anew begins anew."""
-    return f"circuit:{model.pk}"
+    prefix = f"circuit:{model.pk}"
+    return f"{prefix}:failures", f"{prefix}:left_alone", f"{prefix}:epoch"

@@ -20,7 +20,7 @@ from inference.providers.base import (
     StartOver,
     Texts,
 )
-from inference.providers.circuit_breaker import Circuit
+from inference.providers.circuit_breaker import CircuitBreaker
 from inference.providers.cloud import call, errors, retries, tokens
 from inference.providers.cloud.answer import CloudAnswer
 from inference.providers.cloud.library import library
@@ -50,18 +50,18 @@ class CloudProvider(Provider):
     prefix: ClassVar[str]
 
     def generate(self, request: GenerationRequest, progress: Progress) -> Deltas:
-        """Retries count from the first call; a refusal by the circuit is a failure like others."""
+        """Retries count from the first call; a refusal by the breaker is a failure too."""
         key = api_key_of(self.model)
         arguments = self._arguments(request, progress, key)
-        circuit = Circuit(self.model)
+        breaker = CircuitBreaker(self.model)
         for num_retries in count():
             answer = CloudAnswer(progress, is_in_tool=self._answers_in_tool(request))
             try:
-                circuit.check()
+                breaker.before_call()
                 yield from self._ask(arguments, answer, key)
-                circuit.succeeded()
+                breaker.on_success()
             except InferenceError as error:
-                circuit.failed(error)
+                breaker.on_failure(error)
                 failure = error
             else:
                 return
