@@ -5,8 +5,8 @@
                                        └─────────failure────────┘  for twice as long
 
 Redis has the number of failures in a row, and a key that exists while the model is left alone:
-while the circuit is open, or while one call tries the model again. Opening and closing begin a new
-epoch; a call of an earlier one says nothing about the model as it is now.
+while the circuit is open, or while one call tries the model again. Each opening, and each success
+after failures, begins a new epoch; failures of an earlier one tell of the past.
 """
 
 import logging
@@ -44,9 +44,9 @@ local failures = tonumber(redis.call('GET', KEYS[1]) or 0)
 local is_open = failures >= tonumber(ARGV[2])
 if failures == 0 or is_open and (redis.call('GET', KEYS[3]) or '0') ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1], KEYS[2])
-if not is_open then return 0 end
 redis.call('INCR', KEYS[3])
-return 1
+redis.call('EXPIRE', KEYS[3], ARGV[3])
+return is_open and 1 or 0
 """
 # Then: failures that open it, milliseconds that it is open at first and at most, its expiry.
 _ON_FAILURE = """
@@ -123,7 +123,7 @@ class CircuitBreaker:
 
     def on_success(self) -> None:
         """The provider has answered."""
-        if self._report(_ON_SUCCESS, settings.CIRCUIT_FAILURES):
+        if self._report(_ON_SUCCESS, settings.CIRCUIT_FAILURES, _KEPT_SECONDS):
             logger.info("Model %s answers again: its circuit is closed", self._name)
 
     def on_failure(self, failure: InferenceError) -> None:
