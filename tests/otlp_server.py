@@ -19,7 +19,7 @@ Span = dict[str, Any]
 
 
 class OtlpServer(ThreadingHTTPServer):
-    """Answers with `status`, or only once `may_answer` is set; keeps every span that it took.
+    """Answers with `status`, or only once `may_answer` is set; keeps what it took.
 
     A span is a dict of its ids, times and status, with `attributes` and those of its `resource`.
     """
@@ -33,6 +33,7 @@ class OtlpServer(ThreadingHTTPServer):
         self.may_answer.set()
         self.spans: list[Span] = []
         self.bodies: list[bytes] = []
+        self.headers: list[dict[str, str]] = []
         self.num_posts = 0
         super().__init__(("127.0.0.1", port), _Handler)
 
@@ -66,6 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
             if stand_in.status == 200:
                 plain = gzip.decompress(body)
                 stand_in.bodies.append(plain)
+                stand_in.headers.append(dict(self.headers))
                 stand_in.spans += _spans(plain)
             self._answer(stand_in.status)
 

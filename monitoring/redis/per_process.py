@@ -32,6 +32,11 @@ class PerProcess(Generic[T]):
                     self._made.append(self._make())
         return self._made[0]
 
+    @property
+    def is_made(self) -> bool:
+        """Whether this process has made its object."""
+        return bool(self._made)
+
     def forget(self) -> None:
         """Have this process make another one; for tests."""
         self._made = []

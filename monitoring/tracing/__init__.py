@@ -1,4 +1,4 @@
-"""Traces of generations, sent to Langfuse by a thread of their own where its keys are set."""
+"""Traces of generations, sent to Langfuse by its SDK where its keys are set."""
 
 from monitoring.tracing.generation import Generation, Level
 from monitoring.tracing.recorder import flush, record

@@ -39,8 +39,3 @@ class Generation:
     user_id: str | None
     tags: Sequence[str]
     trace_metadata: Mapping[str, Any]
-
-    @property
-    def num_characters(self) -> int:
-        """Of the text that it keeps in memory."""
-        return sum(len(str(each["content"])) for each in self.messages) + len(self.output or "")
