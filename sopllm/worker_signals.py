@@ -17,7 +17,7 @@ from inference.execution import gpu_session
 from inference.loading import gpu_reporter
 from inference.models import Queue
 from inference.providers.cloud import provider
-from inference.registry import downloads
+from inference.registry.downloads import requests as downloads
 from inference.tasks import sweep
 from monitoring import tracing
 from monitoring.events import publisher

@@ -18,7 +18,7 @@ from inference.api.embedding_serializers import (
 )
 from inference.embeddings.messages import EmbeddingRequest, Shape
 from inference.models import RegisteredModel
-from inference.registry import downloads
+from inference.registry.downloads import requests as downloads
 from monitoring.api import query_parameters
 
 

@@ -31,7 +31,8 @@ from inference.api.preset_serializers import (
 from inference.loading import requests
 from inference.models import GenerationTask, RegisteredModel
 from inference.providers import circuit_breaker
-from inference.registry import compatibility, downloads, preset_registration, registration
+from inference.registry import compatibility, preset_registration, registration
+from inference.registry.downloads import requests as downloads
 from monitoring.api import query_parameters
 from monitoring.api.errors import Conflict
 from presets.models import Preset

@@ -1,7 +1,8 @@
 """What the hub says of a file, and what its refusals mean. Imported by the worker alone.
 
-The hub's library knows addresses, headers and the user's token. It does not bring the file: since
-1.33 it begins a broken download from the start, see `_download_to_tmp_and_move` there.
+The hub's library knows addresses, headers and the user's token. It does not download the file: its
+`http_get` writes 10 MB at a time, so what a broken connection has sent of the last 10 MB is lost
+and a cancel waits for them, and it sleeps through a Retry-After of any length.
 """
 
 import re
@@ -22,14 +23,25 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils._headers import build_hf_headers
 
-from inference.registry.downloads.errors import DownloadError
 from monitoring.logs.redaction import redact
 
 _LOOK_UP_SECONDS = 10.0
-_MAX_REASON = 200
-_MAX_RETRY_AFTER = 300.0
+_MAX_REASON_CHARS = 200
+_MAX_RETRY_AFTER_SECONDS = 300.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_LATER = {408, 425, 429}
+_RETRYABLE_STATUSES = {408, 425, 429}
+
+
+class DownloadError(Exception):
+    """It failed; the message says what to do next, and holds neither token nor signed address.
+
+    `retryable`: it may go better later, in `retry_after` seconds where the hub has said so.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +66,7 @@ def look_up(config: dict[str, Any]) -> RemoteFile:
         )
         found = get_hf_file_metadata(url, timeout=_LOOK_UP_SECONDS, endpoint=settings.HF_ENDPOINT)
     except HfHubHTTPError as error:
-        raise refusal(config, error) from error
+        raise _refusal(config, error) from error
     except OfflineModeIsEnabled as error:
         message = "The hub's library is told to stay offline: unset HF_HUB_OFFLINE for the worker."
         raise DownloadError(message) from error
@@ -68,57 +80,47 @@ def look_up(config: dict[str, Any]) -> RemoteFile:
     if found.commit_hash:
         url = hf_hub_url(repo, filename, revision=found.commit_hash, endpoint=settings.HF_ENDPOINT)
     sha256 = found.etag if _SHA256.fullmatch(found.etag or "") else None
-    _check_expected(config, found.size, sha256)
     headers = {**build_hf_headers(), "accept-encoding": "identity"}
-    return RemoteFile(url, found.size, sha256 or config.get("sha256"), headers)
+    return RemoteFile(url, found.size, sha256, headers)
 
 
-def _check_expected(config: dict[str, Any], size_bytes: int, sha256: str | None) -> None:
-    """The preset may know the file: then no other one is brought."""
-    known = (config.get("size_bytes"), config.get("sha256"))
-    for expected, found in zip(known, (size_bytes, sha256), strict=True):
-        if expected and found and expected != found:
+def _refusal(config: dict[str, Any], error: HfHubHTTPError) -> DownloadError:
+    """The error of a look-up, from the most special to any other."""
+    repo = config["huggingface_repo"]
+    match error:
+        case GatedRepoError():
             message = (
-                f"{config['filename']} of {config['huggingface_repo']} is not the file that the "
-                "preset describes, it has changed there: set another revision in the preset, or "
-                "its new size and hash."
+                f"{repo} is gated: accept its conditions on its page, then set HF_TOKEN in the "
+                "worker's environment to a token of that account."
             )
-            raise DownloadError(message)
+        case RevisionNotFoundError():
+            message = f"{repo} has no revision {config.get('revision')}: check its name."
+        case RemoteEntryNotFoundError():
+            message = f"{repo} has no file {config['filename']}: check its name."
+        case RepositoryNotFoundError():
+            message = (
+                f"{repo} does not exist, or is private: check its name, or set HF_TOKEN in the "
+                "worker's environment to a token that may read it."
+            )
+        case _:
+            return status_error(error.response)
+    return DownloadError(message)
 
 
-def refusal(config: dict[str, Any], error: HfHubHTTPError) -> DownloadError:
-    """What an answer of the hub that is no file means, from the most special to any other."""
-    repo, status = config["huggingface_repo"], error.response.status_code
-    if isinstance(error, GatedRepoError):
-        return DownloadError(
-            f"{repo} is gated: accept its conditions on its page, then set HF_TOKEN in the "
-            "worker's environment to a token of that account."
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return DownloadError(f"{repo} has no revision {config.get('revision')}: check its name.")
-    if isinstance(error, RemoteEntryNotFoundError):
-        return DownloadError(f"{repo} has no file {config['filename']}: check its name.")
-    if isinstance(error, RepositoryNotFoundError):
-        return DownloadError(
-            f"{repo} does not exist, or is private: check its name, or set HF_TOKEN in the "
-            "worker's environment to a token that may read it."
-        )
-    return answered(status, error.response.headers.get("retry-after"))
-
-
-def answered(status: int, retry_after: str | None) -> DownloadError:
+def status_error(response: httpx.Response) -> DownloadError:
     """What a status that is no success means."""
+    status, retry_after = response.status_code, response.headers.get("retry-after", "")
     if status in (401, 403):
         return DownloadError(
             f"The hub refuses the file ({status}): set HF_TOKEN in the worker's environment to a "
             "token that may read it, and accept its conditions on the model's page."
         )
-    if status in _LATER or status >= 500:
-        wait = float(retry_after) if retry_after and retry_after.isdecimal() else None
+    if status in _RETRYABLE_STATUSES or status >= 500:
+        seconds = float(retry_after) if retry_after.isdecimal() else 0.0
         return DownloadError(
             f"The hub answers {status}.",
             retryable=True,
-            retry_after=min(wait, _MAX_RETRY_AFTER) if wait is not None else None,
+            retry_after=min(seconds, _MAX_RETRY_AFTER_SECONDS),
         )
     return DownloadError(f"The hub answers {status} instead of the file: check HF_ENDPOINT.")
 
@@ -132,4 +134,4 @@ def unreachable(error: httpx.RequestError) -> DownloadError:
 
 
 def _reason(error: Exception) -> str:
-    return redact(str(error) or type(error).__name__)[:_MAX_REASON].rstrip(".")
+    return redact(str(error) or type(error).__name__)[:_MAX_REASON_CHARS].rstrip(".")

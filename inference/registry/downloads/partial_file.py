@@ -9,9 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from inference.registry.downloads.errors import FileBusyError
-
 _READ_BYTES = 4 * 1024 * 1024
+
+
+class FileBusyError(Exception):
+    """The download of another model, with the same file, writes it."""
 
 
 def read_chunks(file: BinaryIO, check: Callable[[], None]) -> Iterator[bytes]:
@@ -22,9 +24,9 @@ def read_chunks(file: BinaryIO, check: Callable[[], None]) -> Iterator[bytes]:
 
 
 class PartialFile:
-    """Grows at its end, and knows the hash of what it has. One process at a time has it open.
+    """Grows at its end, and hashes what it has. One process at a time has it open.
 
-    The operating system gives the lock back when the process dies, whatever it died of.
+    The operating system releases the lock when the process dies, even by kill -9.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,7 +34,13 @@ class PartialFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = path.open("a+b")
-        if not self._lock():
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The process that had it until now may have moved or removed it.
+            is_ours = self._is_in_place()
+        except BlockingIOError:
+            is_ours = False
+        if not is_ours:
             self._file.close()
             raise FileBusyError
         self._hash = hashlib.sha256()
@@ -53,15 +61,15 @@ class PartialFile:
 
     @property
     def size_on_disk(self) -> int:
-        """Also of what is not taken in yet."""
+        """With what was there before and is not read yet."""
         return os.fstat(self._file.fileno()).st_size
 
     @property
     def sha256(self) -> str:
         return self._hash.hexdigest()
 
-    def read_on(self, check: Callable[[], None]) -> None:
-        """Take in what is there from earlier; `check` is called now and then, and may raise."""
+    def read_existing(self, check: Callable[[], None]) -> None:
+        """Hash what is there from before; `check` is called now and then, and may raise."""
         self._file.seek(0)
         for chunk in read_chunks(self._file, check):
             self._hash.update(chunk)
@@ -88,14 +96,6 @@ class PartialFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self.path.rename(target)
-
-    def _lock(self) -> bool:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        # It may have been moved or removed by who had it until now.
-        return self._is_in_place()
 
     def _is_in_place(self) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""How far a download is: told to whoever watches, kept in its row, and whether it is to go on."""
+"""How far a download is, in events and in its row, and whether it is to go on."""
 
 import logging
 import threading
@@ -13,20 +13,22 @@ from inference import events
 from inference.lifecycle import lease_renewer
 from inference.lifecycle.lease_renewer import HeldRow
 from inference.models import ModelDownload, RegisteredModel
-from inference.registry.downloads.errors import NotWantedError
 from inference.registry.downloads.requests import stopping
 
 logger = logging.getLogger(__name__)
 
-_TELL_SECONDS = 0.5
-# Every how many of those the row is written.
-_STORE_EVERY = 2
+_EVENT_SECONDS = 0.5
+_NUM_EVENTS_PER_STORE = 2
+
+
+class NotWantedError(Exception):
+    """The model was deleted, another worker has the download, or this process stops."""
 
 
 class Progress:
-    """Of a claimed download, told by a thread of its own: a connection can be silent for long.
+    """Of a claimed download, published by a thread: a connection can be silent for long.
 
-    Who brings the file sets `downloaded_bytes` and `total_bytes`, and calls `check` all the time.
+    The download sets `downloaded_bytes` and `total_bytes`, and calls `check` between chunks.
     """
 
     def __init__(self, download: ModelDownload) -> None:
@@ -36,7 +38,7 @@ class Progress:
         self._download = download
         self._ended = threading.Event()
         self._held = HeldRow(download)
-        self._thread = threading.Thread(target=self._keep, name="download", daemon=True)
+        self._thread = threading.Thread(target=self._publish, name="download", daemon=True)
 
     def __enter__(self) -> Self:
         lease_renewer.hold(self._held)
@@ -58,35 +60,25 @@ class Progress:
         if self._held.lost or stopping.is_set():
             raise NotWantedError
 
-    def is_deleted(self) -> bool:
-        """Whether the model is gone."""
-        return not RegisteredModel.objects.filter(pk=self._download.pk).exists()
-
-    def wait(self, seconds: float) -> None:
-        """Pause, no longer than the download is wanted."""
-        give_up_at = time.monotonic() + seconds
-        while time.monotonic() < give_up_at:
-            self.check()
-            time.sleep(0.05)
-
-    def tell(self, status: "RegisteredModel.Status", bytes_per_second: float | None = None) -> None:
-        """Tell whoever watches."""
+    def send_event(
+        self, status: RegisteredModel.Status, bytes_per_second: float | None = None
+    ) -> None:
         events.download_progressed(
-            *(self.name, status, self.downloaded_bytes, self.total_bytes, bytes_per_second)
+            self.name, status, self.downloaded_bytes, self.total_bytes, bytes_per_second
         )
 
-    def _keep(self) -> None:
-        told, told_at, num_rounds = self.downloaded_bytes, time.monotonic(), 0
+    def _publish(self) -> None:
+        sent_bytes, sent_at, num_rounds = self.downloaded_bytes, time.monotonic(), 0
         try:
-            while not self._ended.wait(_TELL_SECONDS):
+            while not self._ended.wait(_EVENT_SECONDS):
                 num_rounds += 1
-                if num_rounds % _STORE_EVERY == 0:
+                if num_rounds % _NUM_EVENTS_PER_STORE == 0:
                     self._store()
                 now, num_bytes = time.monotonic(), self.downloaded_bytes
-                if num_bytes != told:
-                    speed = (num_bytes - told) / (now - told_at)
-                    self.tell(RegisteredModel.Status.DOWNLOADING, max(0.0, round(speed, 1)))
-                told, told_at = num_bytes, now
+                if num_bytes != sent_bytes:
+                    speed = (num_bytes - sent_bytes) / (now - sent_at)
+                    self.send_event(RegisteredModel.Status.DOWNLOADING, max(0.0, round(speed, 1)))
+                sent_bytes, sent_at = num_bytes, now
         finally:
             connection.close()  # the thread's own
 

@@ -1,11 +1,11 @@
-"""What is to be brought: the rows, and messages to those who bring it."""
+"""What is to be downloaded: the rows, messages to the workers, and where the files go."""
 
 import threading
+from pathlib import Path
 
 from inference import dispatch
 from inference.loading import models_dir
 from inference.models import ModelDownload, RegisteredModel
-from inference.registry.downloads.paths import partial_path
 
 Status = RegisteredModel.Status
 
@@ -14,7 +14,7 @@ stopping = threading.Event()
 
 
 def start(model: RegisteredModel) -> bool:
-    """Have a worker bring the file of the model, whose status then is `downloading`.
+    """Have a worker download the file of the model, whose status then is `downloading`.
 
     False when that is under way already, or the model has its file.
     """
@@ -33,14 +33,14 @@ def start_if_missing(model: RegisteredModel) -> bool:
 
 
 def is_missing(model: RegisteredModel) -> bool:
-    """Whether the model is to come from the hub, and has not come yet."""
+    """Whether the model's file comes from the hub, and has not arrived yet."""
     if not model.config.get("huggingface_repo"):
         return False
-    return not models_dir.resolve(model.config["model_path"]).exists()
+    return not target_path(model).exists()
 
 
 def why_missing(model: RegisteredModel) -> str | None:
-    """What keeps tasks from a model whose file is not here; None for one that can be asked."""
+    """Why no task can use the model, whose file is not here; None when it can be used."""
     match model.status:
         case Status.DOWNLOADING:
             return f"{model.name} is being downloaded: wait until its status is available."
@@ -54,7 +54,7 @@ def why_missing(model: RegisteredModel) -> str | None:
 def forget_partial_file(model: RegisteredModel) -> None:
     """Remove what has arrived of a model that is deleted.
 
-    A worker that still brings it finds out by its row, and stops. Another model of the same file
+    A worker that still downloads it finds its row gone, and stops. Another model of the same file
     goes on with what is there.
     """
     if not model.config.get("huggingface_repo"):
@@ -64,6 +64,17 @@ def forget_partial_file(model: RegisteredModel) -> None:
     )
     if not others.exists():
         partial_path(model).unlink(missing_ok=True)
+
+
+def target_path(model: RegisteredModel) -> Path:
+    """Raises ValueError unless it lies in MODELS_DIR."""
+    return models_dir.resolve(model.config["model_path"])
+
+
+def partial_path(model: RegisteredModel) -> Path:
+    """What has arrived, next to the file; raises ValueError as above."""
+    path = target_path(model)
+    return path.with_name(f"{path.name}.partial")
 
 
 def stop() -> None:

@@ -1,24 +1,25 @@
-"""Bringing what is due, and what becomes of it: in the api worker alone."""
+"""Downloading what is due, in the api worker alone."""
 
 import errno
+import hashlib
 import logging
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 from rest_framework.exceptions import ValidationError
 
 from inference import dispatch
 from inference.models import ModelDownload, RegisteredModel
 from inference.registry import registration
-from inference.registry.downloads import hub, transfer
-from inference.registry.downloads.errors import DownloadError, FileBusyError, NotWantedError
-from inference.registry.downloads.hub import RemoteFile
-from inference.registry.downloads.partial_file import PartialFile
-from inference.registry.downloads.paths import partial_path, target_path
-from inference.registry.downloads.progress import Progress
-from inference.registry.downloads.requests import stopping
+from inference.registry.downloads import hub
+from inference.registry.downloads.hub import DownloadError, RemoteFile
+from inference.registry.downloads.partial_file import FileBusyError, PartialFile, read_chunks
+from inference.registry.downloads.progress import NotWantedError, Progress
+from inference.registry.downloads.requests import partial_path, stopping, target_path
 from monitoring.api.errors import in_words
 
 logger = logging.getLogger(__name__)
@@ -29,95 +30,84 @@ RESERVE_BYTES = 512 * 1024 * 1024
 _MAX_FAILURES = 12
 _MAX_WAIT_SECONDS = 60.0
 _BUSY_SECONDS = 5.0
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TIMEOUT = httpx.Timeout(10.0, read=30.0)
+_RECONNECT_SECONDS = 0.5
 _GO_ON = "load the model to go on with its download"
 
 _slots = threading.BoundedSemaphore(ModelDownload.MAX_AT_ONCE)
 
 
 def download_due() -> None:
-    """Bring the file that has waited longest, if a slot is free, and enqueue the next one."""
+    """Download the file that has waited longest, if a slot is free, and enqueue the next one."""
     if not stopping.is_set():
         dispatch.run_due(ModelDownload.objects.all(), _run, _slots, dispatch.DOWNLOAD)
 
 
 def _run(download: ModelDownload) -> None:
-    logger.info("Model %s: download, attempt %d", download.model.name, download.attempt)
+    """Download one file, and store what became of it."""
+    name = download.model.name
+    logger.info("Model %s: download, attempt %d", name, download.attempt)
+    facts: dict[str, Any] = {}
+    error: DownloadError | FileBusyError | NotWantedError | OSError | None = None
     with Progress(download) as progress:
-        outcome = _outcome(download.model, progress)
+        try:
+            facts = _download(download.model, progress)
+        except (DownloadError, FileBusyError, NotWantedError, OSError) as exc:
+            error = exc
+        except Exception:
+            # The download must come to an end, whatever is wrong with it.
+            logger.exception("Model %s: the download failed unexpectedly", name)
+            error = DownloadError("The worker failed unexpectedly; its log has the reason.")
     # What arrived since the last time is counted, too.
     if not download.store_progress(progress.downloaded_bytes, progress.total_bytes):
-        logger.info("Model %s: its download is not this worker's any more", download.model.name)
+        logger.info("Model %s: its download is not this worker's any more", name)
         return
-    if isinstance(outcome, DownloadError):
-        _fail(download, outcome, progress)
-    elif isinstance(outcome, FileBusyError):
-        why = "Another model with the same file is being downloaded."
-        download.put_off(_BUSY_SECONDS, why, is_failure=False)
-    elif isinstance(outcome, NotWantedError):  # this process stops
-        download.put_off(0, "", is_failure=False)
-    else:
-        _succeed(download, outcome, progress)
+    match error:
+        case None:
+            if download.succeed(**facts):
+                logger.info("Model %s: downloaded, %d bytes", name, progress.downloaded_bytes)
+                progress.send_event(RegisteredModel.Status.AVAILABLE)
+        case FileBusyError():
+            why = "Another model with the same file is being downloaded."
+            download.put_off(_BUSY_SECONDS, why, is_failure=False)
+        case NotWantedError():  # this process stops
+            download.put_off(0, "", is_failure=False)
+        case DownloadError():
+            _fail(download, error, progress)
+        case OSError():
+            reason = error.strerror or type(error).__name__
+            message = f"MODELS_DIR cannot be written ({reason}): mend that, then {_GO_ON}."
+            _fail(download, DownloadError(message), progress)
 
 
-def _outcome(
-    model: RegisteredModel, progress: Progress
-) -> dict[str, Any] | DownloadError | FileBusyError | NotWantedError:
-    """Bring the file; returns what is known of it then, or why there is none."""
-    try:
-        return _bring(model, progress)
-    except (DownloadError, FileBusyError, NotWantedError) as error:
-        return error
-    except OSError as error:
-        return _of_disk(error)
-    except Exception:
-        # The download must come to an end, whatever is wrong with it.
-        logger.exception("Model %s: the download failed unexpectedly", model.name)
-        return DownloadError("The worker failed unexpectedly; its log has the reason.")
+def _fail(download: ModelDownload, error: DownloadError, progress: Progress) -> None:
+    num_failures = download.num_failures + 1
+    if error.retryable and num_failures < _MAX_FAILURES:
+        wait = max(min(2.0**num_failures, _MAX_WAIT_SECONDS), error.retry_after)
+        download.put_off(wait, f"{error} It is tried again in {wait:.0f} s.", is_failure=True)
+        logger.warning("Model %s: %s Tried again in %.0f s", progress.name, error, wait)
+        return
+    why = f"{error} Tried {num_failures} times: {_GO_ON}." if error.retryable else str(error)
+    if download.fail(why):
+        logger.error("Model %s: not downloaded: %s", progress.name, why)
+        progress.send_event(RegisteredModel.Status.ERROR)
 
 
-def _bring(model: RegisteredModel, progress: Progress) -> dict[str, Any]:
+def _download(model: RegisteredModel, progress: Progress) -> dict[str, Any]:
+    """Have the file in place; returns fields of the model's row, as its registration finds them.
+
+    Raises DownloadError, FileBusyError, NotWantedError, and OSError when it cannot be written.
+    """
     target = target_path(model)
     remote = hub.look_up(model.config)
+    progress.total_bytes = remote.size_bytes
     if not target.exists():
         with PartialFile(partial_path(model)) as partial:
-            _fill(remote, partial, progress)
+            _complete(model, remote, partial, progress)
             partial.move_to(target)
-    elif not transfer.is_same(target, remote, progress):
+    elif not _is_same(target, remote, progress):
         message = f"MODELS_DIR has another file {model.config['model_path']}: move it away first."
         raise DownloadError(message)
-    return _facts(model, target)
-
-
-def _fill(remote: RemoteFile, partial: PartialFile, progress: Progress) -> None:
-    """What will not be gone on with does not stay on the disk."""
-    _check_room(partial, remote)
-    try:
-        transfer.bring(remote, partial, progress)
-        progress.check()
-    except NotWantedError:
-        if progress.is_deleted():
-            partial.discard()
-        raise
-    except OSError as error:
-        if error.errno in _FULL:
-            partial.discard()
-        raise
-
-
-def _check_room(partial: PartialFile, remote: RemoteFile) -> None:
-    needed = remote.size_bytes - partial.size_on_disk + RESERVE_BYTES
-    missing = needed - shutil.disk_usage(partial.path.parent).free
-    if missing > 0:
-        raise DownloadError(
-            f"The disk of MODELS_DIR lacks {_megabytes(missing)} MB: the file takes "
-            f"{_megabytes(remote.size_bytes)} MB, and {_megabytes(RESERVE_BYTES)} MB stay free. "
-            f"Make room, then {_GO_ON}."
-        )
-
-
-def _facts(model: RegisteredModel, target: Path) -> dict[str, Any]:
-    """Fields of the model's row, as a registration of the file finds them."""
     try:
         return registration.file_facts(model.provider, model.config)
     except ValidationError as error:
@@ -126,33 +116,108 @@ def _facts(model: RegisteredModel, target: Path) -> dict[str, Any]:
         raise DownloadError(message) from error
 
 
-def _of_disk(error: OSError) -> DownloadError:
-    if error.errno in _FULL:
-        return DownloadError(
+def _is_same(path: Path, remote: RemoteFile, progress: Progress) -> bool:
+    """Whether a file that is there already is the one to download."""
+    if path.stat().st_size != remote.size_bytes:
+        return False
+    digest = hashlib.sha256()
+    if remote.sha256:
+        with path.open("rb") as file:
+            for chunk in read_chunks(file, progress.check):
+                digest.update(chunk)
+    progress.downloaded_bytes = remote.size_bytes
+    return remote.sha256 in (None, digest.hexdigest())
+
+
+def _complete(
+    model: RegisteredModel, remote: RemoteFile, partial: PartialFile, progress: Progress
+) -> None:
+    """Download what is missing; a part that no later attempt continues is removed."""
+    needed = remote.size_bytes - partial.size_on_disk + RESERVE_BYTES
+    missing = needed - shutil.disk_usage(partial.path.parent).free
+    if missing > 0:
+        raise DownloadError(
+            f"The disk of MODELS_DIR lacks {_megabytes(missing)} MB: the file takes "
+            f"{_megabytes(remote.size_bytes)} MB, and {_megabytes(RESERVE_BYTES)} MB stay free. "
+            f"Make room, then {_GO_ON}."
+        )
+    try:
+        _fetch_and_check(remote, partial, progress)
+        progress.check()
+    except NotWantedError:
+        if not RegisteredModel.objects.filter(pk=model.pk).exists():
+            partial.discard()
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        partial.discard()
+        raise DownloadError(
             "The disk of MODELS_DIR became full, so what had arrived was removed: make room, then "
             f"{_GO_ON}."
-        )
-    reason = error.strerror or type(error).__name__
-    return DownloadError(f"MODELS_DIR cannot be written ({reason}): mend that, then {_GO_ON}.")
+        ) from error
 
 
-def _succeed(download: ModelDownload, facts: dict[str, Any], progress: Progress) -> None:
-    if download.succeed(**facts):
-        logger.info("Model %s: downloaded, %d bytes", progress.name, progress.downloaded_bytes)
-        progress.tell(RegisteredModel.Status.AVAILABLE)
+def _fetch_and_check(remote: RemoteFile, partial: PartialFile, progress: Progress) -> None:
+    """Go on with the part that is there; wrong content is downloaded once more, from the start."""
+    # A part without a hash to check it by in the end is of no use.
+    if remote.sha256:
+        partial.read_existing(progress.check)
+    if remote.sha256 is None or partial.size > remote.size_bytes:
+        partial.restart()
+    progress.downloaded_bytes = partial.size
+    with httpx.Client(follow_redirects=True, timeout=_TIMEOUT) as client:
+        for is_last in (False, True):
+            while partial.size < remote.size_bytes:
+                _fetch(client, remote, partial, progress)
+            if partial.size == remote.size_bytes and remote.sha256 in (None, partial.sha256):
+                return
+            if not is_last:
+                # The part from before may be of another version of the file.
+                logger.warning("Model %s: wrong content, downloaded again", progress.name)
+                partial.restart()
+    partial.discard()
+    raise DownloadError(
+        "What arrived twice is not what the hub says the file is: delete the model, and "
+        "register it again later, or with another HF_ENDPOINT."
+    )
 
 
-def _fail(download: ModelDownload, error: DownloadError, progress: Progress) -> None:
-    num_failures = download.num_failures + 1
-    if error.retryable and num_failures < _MAX_FAILURES:
-        wait = max(min(2.0**num_failures, _MAX_WAIT_SECONDS), error.retry_after or 0)
-        download.put_off(wait, f"{error} It is tried again in {wait:.0f} s.", is_failure=True)
-        logger.warning("Model %s: %s Tried again in %.0f s", progress.name, error, wait)
+def _fetch(
+    client: httpx.Client, remote: RemoteFile, partial: PartialFile, progress: Progress
+) -> None:
+    """Append what one connection sends; raises DownloadError when that is nothing."""
+    start = partial.size
+    headers = remote.headers | ({"range": f"bytes={start}-"} if start else {})
+    failure: httpx.RequestError = httpx.RemoteProtocolError("it sent nothing")
+    try:
+        with client.stream("GET", remote.url, headers=headers) as response:
+            if not response.is_success:
+                raise hub.status_error(response)
+            if response.status_code != httpx.codes.PARTIAL_CONTENT and start:
+                partial.restart()  # it sends all of it, whatever it was asked for
+            wanted_range = f"bytes {partial.size}-"
+            if not response.headers.get("content-range", wanted_range).startswith(wanted_range):
+                raise DownloadError("The hub sends another part of the file than was asked for.")
+            # As it arrives: chunks of a given size are lost with a connection that ends in one.
+            for chunk in response.iter_raw():
+                progress.check()
+                partial.append(chunk)
+                progress.downloaded_bytes = partial.size
+                if partial.size > remote.size_bytes:
+                    return
+    except httpx.RequestError as error:
+        failure = error
+    if partial.size >= remote.size_bytes:
         return
-    why = f"{error} Tried {num_failures} times: {_GO_ON}." if error.retryable else str(error)
-    if download.fail(why):
-        logger.error("Model %s: not downloaded: %s", progress.name, why)
-        progress.tell(RegisteredModel.Status.ERROR)
+    if partial.size <= start:
+        raise hub.unreachable(failure) from failure
+    logger.info(
+        "Model %s: cut off at %d of %d bytes (%s), going on",
+        *(progress.name, partial.size, remote.size_bytes, type(failure).__name__),
+    )
+    time.sleep(_RECONNECT_SECONDS)
+    progress.check()
 
 
 def _megabytes(num_bytes: int) -> str:
