@@ -39,11 +39,25 @@ def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
         _insert_all(tasks)
         accepted = fresh = list(tasks)
     except IntegrityError:
-        _check_conversations(tasks)
-        accepted, fresh = _submit_one_by_one(tasks)
+        ids = {task.conversation_id for task in tasks if task.conversation_id}
+        if Conversation.objects.filter(pk__in=ids).count() < len(ids):
+            raise ConversationGoneError from None
+        with transaction.atomic():
+            accepted = [_first_or_saved(task) for task in tasks]
+        new = {task.pk for task in tasks}
+        fresh = [task for task in accepted if task.pk in new]
     events.queued(fresh)
     dispatch.enqueue_soon(dispatch.generate(fresh))
     return accepted
+
+
+def _num_pending() -> int:
+    """Counted at most once a second: the limit is a guard, not an exact number."""
+    global _pending_seen
+    now = time.monotonic()
+    if now - _pending_seen[0] > 1:
+        _pending_seen = (now, GenerationTask.objects.pending().count())
+    return _pending_seen[1]
 
 
 def _insert_all(tasks: Sequence[GenerationTask]) -> None:
@@ -58,48 +72,18 @@ def _insert_all(tasks: Sequence[GenerationTask]) -> None:
     tasks[0]._state.adding = False  # as `save` does: the row is there
 
 
-def _check_conversations(tasks: Sequence[GenerationTask]) -> None:
-    ids = {task.conversation_id for task in tasks if task.conversation_id}
-    if Conversation.objects.filter(pk__in=ids).count() < len(ids):
-        raise ConversationGoneError
-
-
-def _num_pending() -> int:
-    """Counted at most once a second: the limit is a guard, not an exact number."""
-    global _pending_seen
-    now = time.monotonic()
-    if now - _pending_seen[0] > 1:
-        _pending_seen = (now, GenerationTask.objects.pending().count())
-    return _pending_seen[1]
-
-
-def _submit_one_by_one(
-    tasks: Sequence[GenerationTask],
-) -> tuple[list[GenerationTask], list[GenerationTask]]:
-    """All tasks with the ones they repeat put in their place, and those that are new."""
-    with transaction.atomic():
-        accepted = [_first_with_key(task) or _insert(task) for task in tasks]
-    new = {task.pk for task in tasks}
-    return accepted, [task for task in accepted if task.pk in new]
-
-
-def _insert(task: GenerationTask) -> GenerationTask:
-    """Save the task, unless another request with its key was faster."""
+def _first_or_saved(task: GenerationTask) -> GenerationTask:
+    """The task that was submitted with its key before, or else the task, saved now."""
     try:
         with transaction.atomic():
             task.save(force_insert=True)
     except IntegrityError:
-        first = _first_with_key(task)
+        key = task.idempotency_key
+        first = first_with_key(task.owner, key, task.request_hash) if key else None
         if first is None:
             raise
         return first
     return task
-
-
-def _first_with_key(task: GenerationTask) -> GenerationTask | None:
-    if task.idempotency_key is None:
-        return None
-    return first_with_key(task.owner, task.idempotency_key, task.request_hash)
 
 
 def first_with_key(owner: str, key: str, request_hash: str) -> GenerationTask | None:

@@ -10,10 +10,10 @@ from django.db.models.functions import Now
 
 from inference import dispatch, events
 from inference.errors import ErrorCode
-from inference.lifecycle import traces
 from inference.lifecycle.claim import add_attempt
 from inference.lifecycle.fallback import UNCLAIMED, announce_fallback, next_fallback
 from inference.lifecycle.finish import announce_end, end_fields, end_pending, store_end
+from inference.lifecycle.traces import AttemptTrace
 from inference.models import (
     GenerationTask,
     GenerationTaskQuerySet,
@@ -69,7 +69,7 @@ def _take_back(task: GenerationTask, lost: GenerationTaskQuerySet) -> None:
         if change["status"] != Status.PENDING:
             store_end(task, change)
     log(task.pk, logging.WARNING, "Attempt %d lost with its worker %s", task.attempt, task.worker)
-    traces.lost(task)
+    AttemptTrace(task).lost()
     if "model_name" in change:
         announce_fallback(task, change, f"its worker was lost {num_lost} times")
     elif change["status"] == Status.PENDING:

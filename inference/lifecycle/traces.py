@@ -1,4 +1,4 @@
-"""What traces are told of attempts: each is one generation, under the trace of its task."""
+"""What traces are told of attempts: each is one span, under the trace of its task."""
 
 import time
 from collections.abc import Sequence
@@ -9,17 +9,18 @@ from django.utils import timezone
 
 from conversations.models import ChatMessage
 from inference.errors import ErrorCode, InferenceError
-from inference.models import GenerationTask, TaskAttempt, TaskResult, Usage
+from inference.models import GenerationTask, TaskAttempt, TaskResult
 from monitoring import tracing
 from monitoring.tracing import Generation, Level
 
 Outcome = TaskAttempt.Outcome
 
-# Whoever asks without a key is no user that traces could be told apart by.
-_NO_USER = "local"
+_LOCAL_OWNER = "local"
 _NS_PER_SECOND = 10**9
 _LEVELS = {Outcome.COMPLETED: Level.DEFAULT, Outcome.CANCELLED: Level.WARNING}
 _MESSAGES = {Outcome.CANCELLED: "Cancelled."}
+# What is asked for beside the sampling parameters.
+_REQUEST_METADATA = ("response_format", "extra_params", "context_overflow", "timeout_seconds")
 
 
 class AttemptTrace:
@@ -46,18 +47,74 @@ class AttemptTrace:
 
         Costs the task some microseconds, and nothing where it is not traced.
         """
+        elapsed = time.monotonic() - self._started
+        ttft = None if first_token is None else first_token - self._started
+        self._record(
+            outcome,
+            result,
+            started_ns=self._started_ns,
+            first_token_ns=None if ttft is None else self._started_ns + int(ttft * _NS_PER_SECOND),
+            ended_ns=self._started_ns + int(elapsed * _NS_PER_SECOND),
+            status_message=failure.message if failure else _MESSAGES.get(outcome),
+            metadata={
+                "model_load_ms": model_load_ms,
+                "ttft_ms": None if ttft is None else ttft * 1000,
+                "inference_ms": elapsed * 1000 - (model_load_ms or 0),
+                "error_code": failure.code.value if failure else None,
+            },
+        )
+
+    def lost(self) -> None:
+        """The task was taken back from a worker that is gone, and its text with it."""
+        task = self._task
+        if task.trace_id is None or task.started_at is None:
+            return
+        self.messages = task.messages()
+        self._record(
+            Outcome.LOST,
+            None,
+            started_ns=_ns(task.started_at),
+            first_token_ns=None,
+            ended_ns=max(_ns(task.started_at), _ns(timezone.now())),
+            status_message=f"The worker {task.worker} was lost while it ran this attempt.",
+            metadata={"error_code": ErrorCode.WORKER_LOST.value},
+        )
+
+    def _record(
+        self, outcome: Outcome, result: TaskResult | None, metadata: dict[str, Any], **fields: Any
+    ) -> None:
         task = self._task
         if task.trace_id is None:
             return
-        now = time.monotonic()
-        metadata = _attempt_metadata(task, self._model_name, self._queue, outcome) | {
-            "model_load_ms": model_load_ms,
-            "ttft_ms": None if first_token is None else (first_token - self._started) * 1000,
-            "inference_ms": (now - self._started) * 1000 - (model_load_ms or 0),
-            "error_code": failure.code.value if failure else None,
-            **_request_metadata(self._request),
-            **_result_metadata(result),
+        # The model's name tells a fallback from the model asked for.
+        is_fallback = self._model_name != task.requested_model
+        metadata |= {
+            "task_id": task.pk,
+            "attempt": task.attempt,
+            "outcome": outcome.value,
+            "worker": task.worker,
+            "queue": self._queue,
+            "priority": task.priority,
+            "requested_model": task.requested_model,
+            "is_fallback": is_fallback,
+            "queue_wait_ms": task.queue_wait_ms,
         }
+        metadata |= {
+            name: self._request[name] for name in _REQUEST_METADATA if self._request.get(name)
+        }
+        usage = None
+        if result is not None:
+            metadata["finish_reason"] = str(result["finish_reason"])
+            if result["extra"]:
+                metadata["extra"] = result["extra"]
+            counts = result["usage"]
+            # Langfuse adds up what begins with "input", so each token is in one of them.
+            usage = {
+                "input": counts["prompt_tokens"] - counts["cached_tokens"],
+                "input_cached_tokens": counts["cached_tokens"],
+                "output": counts["completion_tokens"],
+                "total": counts["total_tokens"],
+            }
         tracing.record(
             Generation(
                 trace_id=task.trace_id,
@@ -66,99 +123,17 @@ class AttemptTrace:
                 parameters=self._request["params"],
                 messages=self.messages,
                 output=result["text"] if result else None,
-                usage=_usage(result["usage"]) if result else None,
-                started_ns=self._started_ns,
-                first_token_ns=None if first_token is None else self._ns_at(first_token),
-                ended_ns=self._ns_at(now),
+                usage=usage,
                 level=_LEVELS.get(outcome, Level.ERROR),
-                status_message=failure.message if failure else _MESSAGES.get(outcome),
                 metadata=metadata,
-                **_trace_fields(task, self._model_name, self._queue),
+                session_id=task.conversation_id,
+                # No user id for keyless callers: they cannot be told apart.
+                user_id=None if task.owner == _LOCAL_OWNER else task.owner,
+                tags=[self._queue, "fallback"] if is_fallback else [self._queue],
+                trace_metadata=task.metadata,
+                **fields,
             )
         )
-
-    def _ns_at(self, moment: float) -> int:
-        """The time of day of a moment of the monotonic clock."""
-        return self._started_ns + int((moment - self._started) * _NS_PER_SECOND)
-
-
-def lost(task: GenerationTask) -> None:
-    """The task was taken back from a worker that is no more, whose words are lost too."""
-    if task.trace_id is None or task.started_at is None:
-        return
-    metadata = _attempt_metadata(task, task.model_name, task.queue, Outcome.LOST)
-    tracing.record(
-        Generation(
-            trace_id=task.trace_id,
-            attempt=task.attempt,
-            model=task.model_name,
-            parameters=task.request["params"],
-            messages=task.messages(),
-            output=None,
-            usage=None,
-            started_ns=_ns(task.started_at),
-            first_token_ns=None,
-            ended_ns=max(_ns(task.started_at), _ns(timezone.now())),
-            level=Level.ERROR,
-            status_message=f"The worker {task.worker} was lost while it ran this attempt.",
-            metadata=metadata
-            | {"error_code": ErrorCode.WORKER_LOST.value}
-            | _request_metadata(task.request),
-            **_trace_fields(task, task.model_name, task.queue),
-        )
-    )
-
-
-def _trace_fields(task: GenerationTask, model_name: str, queue: str) -> dict[str, Any]:
-    """Those that say to whom and to what the trace belongs."""
-    is_fallback = model_name != task.requested_model
-    return {
-        "session_id": task.conversation_id,
-        "user_id": None if task.owner == _NO_USER else task.owner,
-        "tags": [queue, "fallback"] if is_fallback else [queue],
-        "trace_metadata": task.metadata,
-    }
-
-
-def _attempt_metadata(
-    task: GenerationTask, model_name: str, queue: str, outcome: Outcome
-) -> dict[str, Any]:
-    """Where and how the attempt ran; the model's name tells a fallback from the model asked for."""
-    return {
-        "task_id": task.pk,
-        "attempt": task.attempt,
-        "outcome": outcome.value,
-        "worker": task.worker,
-        "queue": queue,
-        "priority": task.priority,
-        "requested_model": task.requested_model,
-        "is_fallback": model_name != task.requested_model,
-        "queue_wait_ms": task.queue_wait_ms,
-    }
-
-
-def _request_metadata(request: dict[str, Any]) -> dict[str, Any]:
-    """What was asked for beside the sampling parameters."""
-    names = ("response_format", "extra_params", "context_overflow", "timeout_seconds")
-    return {name: request[name] for name in names if request.get(name)}
-
-
-def _result_metadata(result: TaskResult | None) -> dict[str, Any]:
-    if result is None:
-        return {}
-    return {"finish_reason": str(result["finish_reason"])} | (
-        {"extra": result["extra"]} if result["extra"] else {}
-    )
-
-
-def _usage(usage: Usage) -> dict[str, int]:
-    """In Langfuse's words: it adds up what begins with "input", so each token is in one of them."""
-    return {
-        "input": usage["prompt_tokens"] - usage["cached_tokens"],
-        "input_cached_tokens": usage["cached_tokens"],
-        "output": usage["completion_tokens"],
-        "total": usage["total_tokens"],
-    }
 
 
 def _ns(moment: datetime) -> int:
