@@ -115,7 +115,7 @@ class KVCache:
     def _place(self, prompt_tokens: list[int]) -> _Slot:
         """The idle slot to run in, holding as much of the prompt as is worth having.
 
-        A history of which the prompt keeps little is left for those who may come back to it:
+        A history of which the prompt keeps little is left for its conversation to go on with:
         what they share is copied to the slot that is lost most easily.
         """
         reusable = {slot: self._num_reusable(slot, prompt_tokens) for slot in self._slots}

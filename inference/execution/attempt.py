@@ -137,7 +137,7 @@ class Attempt:
         self.deltas.write(text)
 
     def start_over(self, failure: InferenceError) -> None:
-        """Go on as the next attempt: readers are told that what they have is void."""
+        """Go on as the next attempt: the text that readers have is void then."""
         lease_renewer.release(self.lease)
         lease = claim.begin_again(self.lease, failure)
         if lease is None:

@@ -43,7 +43,7 @@ class GenerationRequest:
 
 @dataclass(slots=True)
 class Progress:
-    """How far an answer is; kept by who generates it, and right at every delta."""
+    """How far an answer is; the generating side keeps it, right at every delta."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
