@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -50,8 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config) -> FilesAndOneService:
-    return FilesAndOneService(config)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesAndOneService:
+    return FilesAndOneService(config, log)
 
 
 class Valkey:
