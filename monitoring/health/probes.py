@@ -1,4 +1,4 @@
-"""One look at each part that the service needs: what it is, and what to do where it fails."""
+"""A probe of each part that the service needs: what it is, and what to do where it fails."""
 
 import asyncio
 import uuid

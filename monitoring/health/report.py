@@ -1,4 +1,4 @@
-"""Is the process alive, can it do its work, and what ails it: answered within a second."""
+"""Whether the process lives, can do its work, and what ails it: answered within a second."""
 
 import time
 from typing import NotRequired, TypedDict
@@ -10,18 +10,18 @@ from monitoring.events.events import now
 from monitoring.hardware import gpu
 from monitoring.hardware.gpu import GPUStats
 from monitoring.health import probes, resources
-from monitoring.health.cached_check import Look, Looker
+from monitoring.health.cached_check import CachedCheck
 from monitoring.health.probes import Finding, Status
 from monitoring.health.resources import Resources
 
-# Of all looks together, since they run side by side.
+# Of all checks together, since they run side by side.
 _LIMIT_SECONDS = 0.7
 _ESSENTIAL = ("database", "redis", "broker")
 _started_at = time.monotonic()
 
 
 class Component(TypedDict):
-    """`response_time_ms`: how long the look at it took; `queues`: live workers of each."""
+    """`response_time_ms`: how long its check took; `queues`: live workers of each."""
 
     status: str
     message: str
@@ -50,26 +50,27 @@ class Health(TypedDict):
     gpu: GPUSummary
 
 
-_lookers = {
-    name: Looker(name, look, lambda finding: finding.status == Status.UP)
-    for name, look in probes.COMPONENTS.items()
+_checks = {
+    name: CachedCheck(name, probe, lambda finding: finding.status == Status.UP)
+    for name, probe in probes.COMPONENTS.items()
 }
-_resources = Looker("resources", resources.read)
-_gpu = Looker("gpu", gpu.stats)
+_resources = CachedCheck("resources", resources.read)
+_gpu = CachedCheck("gpu", gpu.stats)
 
 
 def check() -> Health:
     """How everything is, at most a second old; never late, whatever hangs."""
-    machine, gpus = _resources.begin(), _gpu.begin()
-    components = _look_at(*_lookers)
+    _resources.begin()
+    _gpu.begin()
+    components = _components(*_checks)
     return Health(
         status=_overall(components),
         version=settings.VERSION,
         uptime_seconds=round(time.monotonic() - _started_at, 1),
         timestamp=now(),
         components=components,
-        resources=machine.found(_LIMIT_SECONDS),
-        gpu=_summary(gpus.found(_LIMIT_SECONDS)),
+        resources=_resources.found(_LIMIT_SECONDS),
+        gpu=_summary(_gpu.found(_LIMIT_SECONDS)),
     )
 
 
@@ -83,7 +84,7 @@ def readyz(request: HttpRequest) -> JsonResponse:
 
     Redis and workers may be away: tasks are kept meanwhile, and run when they are back.
     """
-    components = _look_at("database", "redis", "workers")
+    components = _components("database", "redis", "workers")
     is_ready = components["database"]["status"] == Status.UP
     body = {
         "status": "ready" if is_ready else "unready",
@@ -96,31 +97,29 @@ def readyz(request: HttpRequest) -> JsonResponse:
     return JsonResponse(body, status=200 if is_ready else 503)
 
 
-def _look_at(*names: str) -> dict[str, Component]:
-    looks = {name: _lookers[name].begin() for name in names}
-    return {name: _component(name, look) for name, look in looks.items()}
+def _components(*names: str) -> dict[str, Component]:
+    for name in names:
+        _checks[name].begin()
+    return {name: _component(name, _checks[name]) for name in names}
 
 
-def _component(name: str, look: Look[Finding]) -> Component:
-    finding = look.found(_LIMIT_SECONDS) or _finding_without(name, look)
+def _component(name: str, check: CachedCheck[Finding]) -> Component:
+    finding = check.found(_LIMIT_SECONDS)
+    if finding is None:
+        if check.is_running:
+            message = f"No answer for {check.elapsed_ms / 1000:.1f} s: check whether it hangs."
+        else:
+            message = "It could not be looked at: the log of the web process says why."
+        queues = dict.fromkeys(settings.WORKER_QUEUES, 0) if name == probes.WORKERS else {}
+        finding = Finding(Status.DOWN, message, queues)
     component = Component(
         status=finding.status,
         message=finding.message,
-        response_time_ms=look.elapsed_ms,
+        response_time_ms=check.elapsed_ms,
     )
     if name == probes.WORKERS:
         component["queues"] = finding.queues
     return component
-
-
-def _finding_without(name: str, look: Look[Finding]) -> Finding:
-    """Of a component that could not be looked at."""
-    if look.has_ended:
-        message = "It could not be looked at: the log of the web process says why."
-    else:
-        message = f"No answer for {look.elapsed_ms / 1000:.1f} s: check whether it hangs."
-    queues = dict.fromkeys(settings.WORKER_QUEUES, 0) if name == probes.WORKERS else {}
-    return Finding(Status.DOWN, message, queues)
 
 
 def _overall(components: dict[str, Component]) -> str:
@@ -132,14 +131,14 @@ def _overall(components: dict[str, Component]) -> str:
 
 def _summary(stats: GPUStats | None) -> GPUSummary:
     gpus = stats["gpus"] if stats else []
+
+    def total(values: list[int | None]) -> int | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if values and len(known) == len(values) else None
+
     return GPUSummary(
         available=bool(gpus),
         num_gpus=len(gpus),
-        total_mb=_sum([reading["total_mb"] for reading in gpus]),
-        used_mb=_sum([reading["used_mb"] for reading in gpus]),
+        total_mb=total([reading["total_mb"] for reading in gpus]),
+        used_mb=total([reading["used_mb"] for reading in gpus]),
     )
-
-
-def _sum(values: list[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if values and len(known) == len(values) else None

@@ -22,7 +22,7 @@ class Resources(TypedDict):
 
 
 def read() -> Resources:
-    """The resources now. Raises OSError when the disk cannot be looked at."""
+    """The resources now. Raises OSError when the disk cannot be read."""
     disk = psutil.disk_usage(str(settings.VAR_DIR))
     memory = psutil.virtual_memory()
     return Resources(
