@@ -1,3 +1,5 @@
+from typing import Any
+
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -11,7 +13,7 @@ from inference.models import GenerationTask, RegisteredModel, TaskAttempt, Webho
 from inference.registry.downloads import requests as downloads
 from inference.webhooks.deliveries import deliver_soon
 
-# Of what a status means; each can be read on a light and on a dark page.
+# By what a status means; each can be read on a light and on a dark page.
 _WAITS, _WORKS, _IS_GOOD, _IS_BAD, _IS_OVER = "#b7791f", "#3182ce", "#2f9e5b", "#e03e3e", "#808080"
 _COLOURS: dict[str, str] = {
     "pending": _WAITS,
@@ -43,6 +45,10 @@ class ReadOnlyAdmin:
 
     def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
         return False
+
+    @admin.display(description="Status", ordering="status")
+    def coloured_status(self, row: Any) -> str:
+        return coloured(row.status)
 
 
 class TaskAttemptInline(ReadOnlyAdmin, admin.TabularInline[TaskAttempt, GenerationTask]):
@@ -81,10 +87,6 @@ class GenerationTaskAdmin(ReadOnlyAdmin, admin.ModelAdmin[GenerationTask]):
         page = request.resolver_match
         is_list = page is not None and str(page.url_name).endswith("_changelist")
         return tasks.defer("request", "result", "metadata") if is_list else tasks
-
-    @admin.display(description="Status", ordering="status")
-    def coloured_status(self, task: GenerationTask) -> str:
-        return coloured(task.status)
 
     def has_delete_permission(
         self, request: HttpRequest, obj: GenerationTask | None = None
@@ -142,10 +144,6 @@ class WebhookDeliveryAdmin(ReadOnlyAdmin, admin.ModelAdmin[WebhookDelivery]):
     )
     actions = ("deliver_again",)
 
-    @admin.display(description="Status", ordering="status")
-    def coloured_status(self, delivery: WebhookDelivery) -> str:
-        return coloured(delivery.status)
-
     @admin.action(description="Deliver again", permissions=["view"])
     def deliver_again(self, request: HttpRequest, deliveries: QuerySet[WebhookDelivery]) -> None:
         chosen = WebhookDelivery.objects.filter(pk__in=deliveries.values("pk"))
@@ -165,10 +163,6 @@ class RegisteredModelAdmin(ReadOnlyAdmin, admin.ModelAdmin[RegisteredModel]):
     list_filter = ("provider", "status")
     search_fields = ("name",)
     actions = ("load_models", "unload_models")
-
-    @admin.display(description="Status", ordering="status")
-    def coloured_status(self, model: RegisteredModel) -> str:
-        return coloured(model.status)
 
     @admin.display(description="Asked for", ordering="requested", empty_value="-")
     def asked_for(self, model: RegisteredModel) -> str | None:

@@ -90,16 +90,13 @@ def _finish(
         store_end(task, {"result": result, **end})
         is_turn = status == Status.COMPLETED and task.request.get("save_to_conversation")
         if is_turn and task.conversation and result:
-            task.conversation.append_turn(_question(task), result["text"])
+            # The user's side of the turn: the prompt, or the last message of an explicit history.
+            messages = task.request.get("messages")
+            question = messages[-1]["content"] if messages else task.request["prompt"]
+            task.conversation.append_turn(str(question), result["text"])
     log(task.pk, logging.INFO, "Attempt %d %s", lease.attempt, status)
     announce_end(task)
     return True
-
-
-def _question(task: GenerationTask) -> str:
-    """The user's side of the turn: the prompt, or the last message of an explicit history."""
-    messages = task.request.get("messages")
-    return str(messages[-1]["content"] if messages else task.request["prompt"])
 
 
 def cancel(task: GenerationTask) -> bool:
@@ -167,7 +164,7 @@ def announce_end(task: GenerationTask) -> None:
     if task.request.get("webhook_url"):
         deliveries.deliver_soon(1)
     if task.conversation_id:
-        following = GenerationTask.objects.claimable().filter(conversation=task.conversation_id)
+        following = GenerationTask.objects.due().filter(conversation=task.conversation_id)
         dispatch.enqueue(dispatch.generate(following.order_by("created_at", "id")[:1]))
 
 

@@ -19,7 +19,7 @@ INSERT INTO inference_generationtask ({", ".join(_COLUMNS)})
 VALUES ({", ".join(f"%({column})s" for column in _COLUMNS)})
 """  # noqa: S608 (our own names)
 
-# What GenerationTaskQuerySet.claimable() has, of the queue, model or id that is asked for.
+# What GenerationTaskQuerySet.due() has, of the queue, model or id that is asked for.
 _CLAIMABLE = """
 FROM inference_generationtask AS task
 WHERE status = 'pending'

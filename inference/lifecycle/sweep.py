@@ -94,7 +94,7 @@ def _fail_past_deadline() -> None:
 def _enqueue_tasks() -> None:
     """Tasks that have no message, and those whose message is gone: sent, but no queue is left."""
     long_ago = Now() - timedelta(seconds=settings.RING_AGAIN_SECONDS)
-    waiting = GenerationTask.objects.claimable().filter(
+    waiting = GenerationTask.objects.due().filter(
         Q(enqueued_at=None) | Q(enqueued_at__lte=long_ago)
     )
     for queue in set(waiting.values_list("queue", flat=True)):

@@ -3,7 +3,7 @@
 import math
 import uuid
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from django.db import connection, models
 from django.db.models import F, Q
@@ -72,7 +72,7 @@ def protect_unfinished(collector: Any, field: Any, tasks: Any, using: str) -> No
 
 
 class GenerationTaskQuerySet(ClaimableQuerySet["GenerationTask"]):
-    def owned_by(self, owner: str) -> "GenerationTaskQuerySet":
+    def owned_by(self, owner: str) -> Self:
         return self.filter(owner=owner)
 
     def read(self, task_id: str) -> "GenerationTask | None":
@@ -83,13 +83,13 @@ class GenerationTaskQuerySet(ClaimableQuerySet["GenerationTask"]):
         """
         return next(iter(self.raw(_READ, [task_id])), None)
 
-    def pending(self) -> "GenerationTaskQuerySet":
+    def pending(self) -> Self:
         return self.filter(status=GenerationTask.Status.PENDING)
 
-    def unfinished(self) -> "GenerationTaskQuerySet":
+    def unfinished(self) -> Self:
         return self.filter(status__in=GenerationTask.UNFINISHED)
 
-    def claimable(self) -> "GenerationTaskQuerySet":
+    def due(self) -> Self:
         """Pending, due, before its deadline, and first in line of its conversation."""
         return (
             self.pending()
@@ -104,7 +104,7 @@ class GenerationTaskQuerySet(ClaimableQuerySet["GenerationTask"]):
             cursor.execute(_HELD_BY, [worker])
             return {pk: (attempt, bool(cancel)) for pk, attempt, cancel in cursor.fetchall()}
 
-    def most_urgent_first(self) -> "GenerationTaskQuerySet":
+    def most_urgent_first(self) -> Self:
         return self.order_by("-priority", "created_at", "id")
 
 

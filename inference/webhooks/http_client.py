@@ -51,20 +51,16 @@ def _post(url: WebhookUrl, headers: dict[str, str], body: bytes, give_up_at: flo
         httpcore.ConnectionPool(ssl_context=_ssl_context(), network_backend=backend) as pool,
         pool.stream("POST", address, headers=lines, content=body) as response,
     ):
-        _read_a_little(response)
+        # Enough for a receiver that is done with its answer: the status has said all that matters.
+        num_bytes = 0
+        with contextlib.suppress(OSError, httpcore.NetworkError, httpcore.ProtocolError):
+            for chunk in response.iter_stream():
+                num_bytes += len(chunk)
+                if num_bytes >= _READ_BYTES:
+                    break
         named = {name.lower(): value for name, value in response.headers}
         retry_after = named.get(b"retry-after")
         return Answer(response.status, retry_after.decode("latin-1") if retry_after else None)
-
-
-def _read_a_little(response: httpcore.Response) -> None:
-    """Enough for a receiver that is done with its answer: the status has said all that matters."""
-    num_bytes = 0
-    with contextlib.suppress(OSError, httpcore.NetworkError, httpcore.ProtocolError):
-        for chunk in response.iter_stream():
-            num_bytes += len(chunk)
-            if num_bytes >= _READ_BYTES:
-                return
 
 
 @cache

@@ -122,32 +122,22 @@ def _split(url: str) -> SplitResult:
 
 def _host(host: str) -> str:
     """As it is looked up: in lower case, and in ASCII."""
-    host = _in_ascii(host).lower().removesuffix(".")
+    try:
+        host = host if host.isascii() else idna.encode(host, uts46=True).decode()
+    except idna.IDNAError as exc:
+        raise RefusedUrlError("Its host is no international name: check its spelling.") from exc
+    host = host.lower().removesuffix(".")
     address = addresses.literal(host)
     if isinstance(address, IPv6Address):
         if address.scope_id:
             raise RefusedUrlError("Its address must not have a zone.")
         return str(address)
-    if address is not None:
-        _check_spelling(host, str(address))
-    elif not _NAME.fullmatch(host):
+    # One spelling for each address: others are there to be mistaken for something else.
+    if address is not None and host != str(address):
+        raise RefusedUrlError(f"{host} is another spelling of {address}: write it like that.")
+    if address is None and not _NAME.fullmatch(host):
         raise RefusedUrlError("It names no host that there can be: check its spelling.")
     return host
-
-
-def _in_ascii(host: str) -> str:
-    if host.isascii():
-        return host
-    try:
-        return idna.encode(host, uts46=True).decode()
-    except idna.IDNAError as exc:
-        raise RefusedUrlError("Its host is no international name: check its spelling.") from exc
-
-
-def _check_spelling(host: str, address: str) -> None:
-    """One spelling for each address: others are there to be mistaken for something else."""
-    if host != address:
-        raise RefusedUrlError(f"{host} is another spelling of {address}: write it like that.")
 
 
 def _refusal(host: str) -> str | None:

@@ -29,7 +29,7 @@ def test_claims_follow_the_order_of_the_queryset(new_task: NewTask) -> None:
         deadline = now + timedelta(seconds=seconds)
         GenerationTask.objects.filter(pk=task.pk).update(deadline_at=deadline)
     while True:
-        expected = GenerationTask.objects.claimable().most_urgent_first().first()
+        expected = GenerationTask.objects.due().most_urgent_first().first()
         lease = claim.claim_most_urgent("api")
         assert (lease and lease.task.pk) == (expected and expected.pk)
         if lease is None:
@@ -41,11 +41,11 @@ def test_task_that_pauses_is_claimed_from_its_time_on(new_task: NewTask) -> None
     task = new_task()
     row = GenerationTask.objects.filter(pk=task.pk)
     row.update(due_at=timezone.now() + timedelta(seconds=60))
-    assert not GenerationTask.objects.claimable().exists()
+    assert not GenerationTask.objects.due().exists()
     assert claim.claim(task.pk) is None
     assert claim.claim_most_urgent("api") is None
     row.update(due_at=timezone.now() - timedelta(seconds=1))
-    assert GenerationTask.objects.claimable().exists()
+    assert GenerationTask.objects.due().exists()
     lease = claim.claim(task.pk)
     assert lease is not None
     assert lease.task.due_at is None
