@@ -95,14 +95,14 @@ def _valkey_process() -> Iterator[Valkey]:
     server = Valkey()
     server.start()
     yield server
-    outbox.flush()  # what a Valkey that is gone would be missed for
+    outbox.flush()  # items that wait for a Valkey would be logged as lost
     server.stop()
 
 
 @pytest.fixture
 def valkey(_valkey_process: Valkey) -> Iterator[Valkey]:
     """An empty Valkey; running again when the test has ended."""
-    outbox.flush()  # what was told before there was a Valkey
+    outbox.flush()  # items of the test before
     client().flushall()
     dispatch._broker_down_until = 0.0
     yield _valkey_process

@@ -63,7 +63,7 @@ class LiveServer:
 
     @contextmanager
     def client(self, path: str = "/ws/monitor", **options: Any) -> Iterator["Client"]:
-        """A client that has been greeted."""
+        """A client that has got its first message."""
         with connect(f"ws://127.0.0.1:{self.port}{path}", proxy=None, **options) as connection:
             yield Client(connection)
 
@@ -95,7 +95,7 @@ class Client:
         return message
 
     def error(self) -> Message:
-        """What the server complains of."""
+        """The data of the error that comes next; fail when anything else comes."""
         message = self.hear()
         assert message["type"] == "error", message
         data: Message = message["data"]
@@ -119,7 +119,7 @@ def tell_all(numbers: range) -> None:
 
 
 def progress(num_tokens: int, task_id: str = TASK_ID, owner: str | None = "local") -> None:
-    """Publish a reading."""
+    """Publish a task.progress, a transient event."""
     data = events.TaskProgress(
         task_id=task_id, attempt=1, tokens_generated=num_tokens, partial_text="a text"
     )

@@ -15,7 +15,7 @@ from tests.system.conftest import NAMED_API_KEY, register_cloud
 
 NUM_TASKS = 100
 WORDS = "alpha beta gamma delta epsilon zeta"
-# Whoever may see these has been told a secret.
+# Secrets: no file, answer or log may have them.
 STORED_API_KEY = f"{KEY}-stored-0123456789"
 # Models of the cloud, and what they are registered with.
 MODELS: dict[str, dict[str, Any]] = {
