@@ -2,7 +2,8 @@
 
 64 clients, each with one text at a time, against the whole service, and one client alone. The
 reference is `SentenceTransformer.encode` in this process, called directly, with the same texts in
-batches of 64 and one by one. They take turns, since both want all cores. Three minutes.
+batches of 64 and one by one; and one request with many texts. They take turns, since both want all
+cores. Three minutes.
 
 The reference gets all texts at once and sorts them by length, the more of them the better it does;
 the service never sees more than 64. So the ratio depends on how many there are: as many as clients,
@@ -29,6 +30,7 @@ from benchmarks.running_service import MINILM, RunningService, wait_for
 SEED = 1
 NUM_CLIENTS = 64
 TEXTS_PER_CLIENT = (1, 4, 8)
+TEXTS_PER_REQUEST = (256, 512)
 NUM_ALONE = 40
 NUM_ROUNDS = 5
 MIN_WORDS, MAX_WORDS = 5, 60
@@ -67,6 +69,16 @@ async def texts_per_second(base_url: str, texts: list[str]) -> float:
         started = time.perf_counter()
         shares = [texts[client::NUM_CLIENTS] for client in range(NUM_CLIENTS)]
         await asyncio.gather(*(ask_one_by_one(session, share) for share in shares))
+        return len(texts) / (time.perf_counter() - started)
+
+
+async def texts_per_second_at_once(base_url: str, texts: list[str]) -> float:
+    """All in one request."""
+    async with aiohttp.ClientSession(base_url) as session:
+        started = time.perf_counter()
+        async with session.post("/api/v1/embeddings", json={"texts": texts}) as response:
+            answer = await response.json()
+        assert len(answer["embeddings"]) == len(texts), answer
         return len(texts) / (time.perf_counter() - started)
 
 
@@ -119,6 +131,9 @@ def measure_round(base_url: str, reference: Reference) -> Figures:
         texts = make_texts(NUM_CLIENTS * per_client)
         figures[f"encode {len(texts)}"] = reference.texts_per_second(texts)
         figures[f"service {len(texts)}"] = asyncio.run(texts_per_second(base_url, texts))
+        if len(texts) in TEXTS_PER_REQUEST:
+            at_once = asyncio.run(texts_per_second_at_once(base_url, texts))
+            figures[f"at once {len(texts)}"] = at_once
     few = make_texts(NUM_ALONE)
     figures["encode_ms"] = median(reference.alone_ms(few))
     figures["service_ms"] = median(asyncio.run(alone_ms(base_url, few)))
@@ -132,8 +147,13 @@ def summary(rounds: list[Figures]) -> dict[str, Any]:
         f"64 clients, one text each, {number} in all": throughput_of(rounds, number)
         for number in (NUM_CLIENTS * per_client for per_client in TEXTS_PER_CLIENT)
     }
+    at_once = {
+        f"one request with {number} texts": throughput_of(rounds, number, "at once")
+        for number in TEXTS_PER_REQUEST
+    }
     return {
         **throughput,
+        **at_once,
         "one client": {
             "service, p50 ms": round(middle["service_ms"], 1),
             "encode, p50 ms": round(middle["encode_ms"], 1),
@@ -142,8 +162,8 @@ def summary(rounds: list[Figures]) -> dict[str, Any]:
     }
 
 
-def throughput_of(rounds: list[Figures], num_texts: int) -> Figures:
-    service = [each[f"service {num_texts}"] for each in rounds]
+def throughput_of(rounds: list[Figures], num_texts: int, what: str = "service") -> Figures:
+    service = [each[f"{what} {num_texts}"] for each in rounds]
     encode = [each[f"encode {num_texts}"] for each in rounds]
     ratios = [ours / theirs for ours, theirs in zip(service, encode, strict=True)]
     return {

@@ -10,7 +10,7 @@ from rest_framework.exceptions import APIException, ValidationError
 from inference.api.deferred_response import LongPoll
 from inference.embeddings import request_queue
 from inference.embeddings.messages import EmbeddingRequest
-from inference.embeddings.request_queue import MailboxFullError
+from inference.embeddings.request_queue import TooManyRequestsError
 from monitoring.api.errors import QueueFull, RedisUnavailable
 
 
@@ -41,11 +41,11 @@ class EmbeddingResponse(LongPoll):
         except redis.RedisError as error:
             raise RedisUnavailable from error
         try:
-            answer = request_queue.collect(self._answer_key)
+            answer = request_queue.take_answer(self._answer_key)
             if answer is None:
                 # A lost request is sent again, and a lost worker's successor is notified.
                 if request_queue.has(self._entry_id):
-                    request_queue.ring()
+                    request_queue.notify()
                 else:
                     self._post()
                 return None
@@ -60,7 +60,7 @@ class EmbeddingResponse(LongPoll):
     def _post(self) -> None:
         try:
             self._entry_id = request_queue.post(self._answer_key, self._request)
-        except MailboxFullError as error:
+        except TooManyRequestsError as error:
             message = "Too many requests for embeddings wait: try again in a few seconds."
             raise QueueFull(message) from error
 

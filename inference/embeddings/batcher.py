@@ -1,178 +1,152 @@
-"""Which texts are computed together: those of about one length, whoever has asked for them."""
+"""Which texts are computed together: those of about one length, from all requests."""
 
 import threading
-from bisect import insort
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from inference.embeddings.encoders.base import Encoder
-from inference.embeddings.jobs import Job
+from django.conf import settings
 
-# What little is left is shared out between the lanes, but not in smaller parts than this.
-_MIN_TOKENS = 128
+from inference.embeddings.encoders import base
+from inference.embeddings.encoders.base import Encoder, Vectors
+from inference.embeddings.request_queue import QueuedRequest
+from inference.errors import ErrorCode, InferenceError
+
+# About what a core computes fastest: larger batches fall out of its cache.
+_CPU_BATCH_TOKENS = 1024
+_GPU_BATCH_TOKENS = 16_384
+# What little is left is shared out between the threads, but not in smaller parts than this.
+_MIN_BATCH_TOKENS = 128
 # A batch costs as much as some dozens of tokens before the first is computed, since all weights are
 # read: about as many that pad it are cheaper than another batch.
 _TOKENS_PER_PADDING = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One text of a job, and its tokens."""
+@dataclass(eq=False, slots=True)
+class RunningRequest:
+    """A request that this worker computes; `lengths`: the tokens of each text that are read."""
 
-    length: int
-    index: int
-    job: Job
-
-    @property
-    def text(self) -> str:
-        return self.job.letter.request.texts[self.index]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Texts for one model, with one prompt before each."""
-
+    queued: QueuedRequest
     encoder: Encoder
     prompt: str
-    pieces: list[Piece]
+    lengths: list[int]
+    truncated: list[int]
+    # By the indexes of the texts.
+    vectors: dict[int, Vectors] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, queued: QueuedRequest, encoder: Encoder) -> "RunningRequest":
+        """Raises InferenceError for a prompt that the model does not have, or texts of nothing."""
+        prompt = encoder.prompt(queued.request.prompt_name)
+        counts = encoder.count_tokens(queued.request.texts, prompt)
+        if 0 in counts:
+            message = f"Text {counts.index(0)} has nothing that the model can read: leave it out."
+            raise InferenceError(message, ErrorCode.INVALID_REQUEST)
+        window = encoder.max_tokens
+        truncated = [i for i, count in enumerate(counts) if window and count > window]
+        lengths = [min(count, window or count) for count in counts]
+        return cls(queued, encoder, prompt, lengths, truncated)
 
     @property
-    def texts(self) -> list[str]:
-        return [piece.text for piece in self.pieces]
+    def is_complete(self) -> bool:
+        return len(self.vectors) == len(self.lengths)
 
 
-_Kind = tuple[Encoder, str]
+@dataclass(eq=False, slots=True)
+class Item:
+    """One text of a request, and its tokens."""
+
+    request: RunningRequest
+    index: int
+    length: int
 
 
 class Batcher:
-    """The texts that wait, for several lanes that take batches of them.
+    """The texts that wait, for `num_threads` that take batches of them.
 
-    Each batch is built around the longest text of one job, and each job has its turn: so many texts
-    of one request do not keep those of another one waiting. A batch holds at most
-    `max_batch_tokens`, with what pads the shorter texts, or one text that is longer.
+    Requests take turns: many texts of one do not keep those of another one waiting. A batch has
+    the longest text of the request whose turn it is, and those of any request for the same model
+    and prompt that need the least padding. With that, it has at most `max_batch_tokens`, or one
+    text that is longer.
     """
 
-    def __init__(self, max_batch_tokens: int, num_lanes: int) -> None:
-        self._max_batch_tokens = max_batch_tokens
-        self._num_lanes = num_lanes
-        # Of one model and one prompt, shortest first.
-        self._waiting: dict[_Kind, list[Piece]] = {}
-        self._turns: deque[Job] = deque()
-        self._jobs: set[Job] = set()
-        self._busy: set[Encoder] = set()
+    def __init__(self, num_threads: int, max_batch_tokens: int | None = None) -> None:
+        """`max_batch_tokens` is by default as set, or as suits the device."""
+        default = _CPU_BATCH_TOKENS if base.is_cpu() else _GPU_BATCH_TOKENS
+        self._max_batch_tokens = max_batch_tokens or settings.EMBEDDING_MAX_BATCH_TOKENS or default
+        self._num_threads = num_threads
+        self._waiting: list[Item] = []
+        self._turns: deque[RunningRequest] = deque()
+        self._incomplete: set[RunningRequest] = set()
         self._change = threading.Condition()
 
     @property
-    def jobs(self) -> list[Job]:
+    def requests(self) -> list[RunningRequest]:
         """Those that are not complete."""
         with self._change:
-            return list(self._jobs)
+            return list(self._incomplete)
 
     @property
     def num_texts(self) -> int:
         """Texts that wait."""
-        with self._change:
-            return sum(map(len, self._waiting.values()))
+        return len(self._waiting)
 
-    def add(self, job: Job) -> None:
-        """Have the job computed."""
+    def add(self, request: RunningRequest) -> None:
+        items = [Item(request, index, length) for index, length in enumerate(request.lengths)]
         with self._change:
-            waiting = self._waiting.setdefault((job.encoder, job.prompt), [])
-            for index, length in enumerate(job.lengths):
-                insort(waiting, Piece(length, index, job), key=_length)
-            self._turns.append(job)
-            self._jobs.add(job)
-            self._change.notify_all()
+            self._waiting += items
+            self._turns.append(request)
+            self._incomplete.add(request)
+            self._change.notify(len(items))
 
-    def next_batch(self) -> Batch:
-        """What to compute next; waits until there is something. Call `done` when it is computed."""
+    def next_batch(self) -> list[Item]:
+        """What to compute next, longest first; waits until there is something."""
         with self._change:
-            while (batch := self._next()) is None:
-                self._change.wait()
-            if not batch.encoder.is_parallel:
-                self._busy.add(batch.encoder)
+            self._change.wait_for(lambda: self._turns)
+            turn = self._turns[0]
+            self._turns.rotate(-1)
+            batch = self._batch_for(turn)
+            taken = set(batch)
+            self._keep([item for item in self._waiting if item not in taken])
             return batch
 
-    def done(self, batch: Batch) -> None:
-        """The batch has been computed, or has failed."""
-        with self._change:
-            self._busy.discard(batch.encoder)
-            self._change.notify_all()
-
-    def complete(self, job: Job) -> bool:
-        """Take out a job that has ended, or is not wanted any more; False when it is out already.
+    def complete(self, request: RunningRequest) -> bool:
+        """Take out a request that has ended, or is not wanted; False when it is out already.
 
         A batch of it that is being computed goes on.
         """
         with self._change:
-            if job not in self._jobs:
+            if request not in self._incomplete:
                 return False
-            self._forget(job)
+            self._incomplete.discard(request)
+            self._keep([item for item in self._waiting if item.request is not request])
             return True
 
-    def _forget(self, job: Job) -> None:
-        self._jobs.discard(job)
-        if job in self._turns:
-            self._turns.remove(job)
-            kind = (job.encoder, job.prompt)
-            self._keep(kind, [each for each in self._waiting[kind] if each.job is not job])
-
-    def _next(self) -> Batch | None:
-        for _ in range(len(self._turns)):
-            job = self._turns[0]
-            self._turns.rotate(-1)
-            if job.encoder not in self._busy:
-                return self._batch_for(job)
-        return None
-
-    def _batch_for(self, job: Job) -> Batch:
-        kind = (job.encoder, job.prompt)
-        waiting = self._waiting[kind]
-        last = max(i for i, piece in enumerate(waiting) if piece.job is job)
-        max_tokens = self._budget(waiting, job.encoder)
+    def _batch_for(self, turn: RunningRequest) -> list[Item]:
+        kind = (turn.encoder, turn.prompt)
+        alike = [i for i in self._waiting if (i.request.encoder, i.request.prompt) == kind]
+        alike.sort(key=lambda item: item.length, reverse=True)
+        first = next(i for i, item in enumerate(alike) if item.request is turn)
+        share = sum(item.length for item in alike) // self._num_threads
+        max_tokens = min(self._max_batch_tokens, max(_MIN_BATCH_TOKENS, share))
         max_padding = self._max_batch_tokens // _TOKENS_PER_PADDING
-        first, end = _around(waiting, last, max_tokens, max_padding)
-        pieces = waiting[first:end]
-        self._keep(kind, waiting[:first] + waiting[end:])
-        left = {piece.job for piece in self._waiting.get(kind, [])}
-        for each in {piece.job for piece in pieces} - left:
-            self._turns.remove(each)
-        return Batch(*kind, pieces)
+        start, end, padding = first, first + 1, 0
+        while True:
+            # A shorter text is padded itself; for a longer one, all others are.
+            longest = alike[start].length
+            sides = []
+            if end < len(alike):
+                sides.append((longest - alike[end].length, start, end + 1))
+            if start > 0:
+                longer = alike[start - 1].length
+                sides.append(((longer - longest) * (end - start), start - 1, end))
+            more, next_start, next_end = min(sides, default=(max_padding + 1, start, end))
+            padding += more
+            num_tokens = (next_end - next_start) * alike[next_start].length
+            if padding > max_padding or num_tokens > max_tokens:
+                return alike[start:end]
+            start, end = next_start, next_end
 
-    def _budget(self, waiting: list[Piece], encoder: Encoder) -> int:
-        """Less than the most when the lanes would not all get something."""
-        num_lanes = self._num_lanes if encoder.is_parallel else 1
-        share = sum(piece.length for piece in waiting) // num_lanes
-        return min(self._max_batch_tokens, max(_MIN_TOKENS, share))
-
-    def _keep(self, kind: _Kind, pieces: list[Piece]) -> None:
-        if pieces:
-            self._waiting[kind] = pieces
-        else:
-            self._waiting.pop(kind, None)
-
-
-def _length(piece: Piece) -> int:
-    return piece.length
-
-
-def _around(waiting: list[Piece], last: int, max_tokens: int, max_padding: int) -> tuple[int, int]:
-    """The texts next to the one at `last` that need the least padding: from which, and up to which.
-
-    A shorter one is padded itself; for a longer one, all others are. Together they need at most
-    `max_padding` tokens of it, and are at most `max_tokens` with it.
-    """
-    first, end, padding = last, last + 1, 0
-    while True:
-        longest = waiting[end - 1].length
-        steps = []
-        if first > 0:
-            steps.append((longest - waiting[first - 1].length, longest, first - 1, end))
-        if end < len(waiting):
-            longer = waiting[end].length
-            steps.append(((longer - longest) * (end - first), longer, first, end + 1))
-        more, length, next_first, next_end = min(steps, default=(max_padding + 1, 0, first, end))
-        padding += more
-        if padding > max_padding or (next_end - next_first) * length > max_tokens:
-            return first, end
-        first, end = next_first, next_end
+    def _keep(self, items: list[Item]) -> None:
+        self._waiting = items
+        left = {item.request for item in items}
+        self._turns = deque(request for request in self._turns if request in left)

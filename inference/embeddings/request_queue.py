@@ -1,8 +1,8 @@
 """Requests on their way to the embeddings workers, and answers on their way back, in Redis.
 
-Requests lie in a stream, which a group of workers reads: one that a worker has taken stays there
-until it is answered, so that another worker can take it over from a dead one. Nothing here outlives
-its use by long. All functions raise redis.RedisError.
+Requests lie in a stream with a consumer group: one that a worker has read stays there until it is
+answered, so that another worker can take it over from a dead one. Nothing here outlives its use by
+long. All functions raise redis.RedisError.
 """
 
 import contextlib
@@ -25,22 +25,21 @@ MAX_REQUESTS = 1000
 
 _STREAM = "embeddings:requests"
 _GROUP = "workers"
-# There while a message to a worker is on its way, and while a worker looks for requests by itself.
-_RUNG = "embeddings:rung"
+# Set while a message to a worker is on its way, and while a worker reads requests by itself.
+_NOTIFIED = "embeddings:notified"
 # A worker that is loading a model does not renew it: one message too many does no harm.
-_RUNG_MS = 5000
+_NOTIFIED_MS = 5000
 _KEPT_SECONDS = 3600
-_NO_GROUP = "NOGROUP"
-_MANY = 1000
+_MAX_UNANSWERED = 1000
 
 
-class MailboxFullError(Exception):
-    """Too many requests wait."""
+class TooManyRequestsError(Exception):
+    """More than MAX_REQUESTS wait."""
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """A request as it lies in the stream, at `entry_id`; who waits for the answer knows the key."""
+class QueuedRequest:
+    """A request at `entry_id` of the stream; `key` announces its answer."""
 
     entry_id: str
     key: str
@@ -53,33 +52,33 @@ def new_key() -> str:
 
 
 def post(key: str, request: EmbeddingRequest) -> str:
-    """Leave a request for the workers, and ring; returns its entry. Raises MailboxFullError."""
+    """Add a request, and notify a worker; returns its entry. Raises TooManyRequestsError."""
     pipe = client().pipeline(transaction=False)
     pipe.xadd(_STREAM, {"key": key, "request": request.to_json()})
     pipe.expire(_STREAM, _KEPT_SECONDS)
     pipe.xlen(_STREAM)
-    pipe.set(_RUNG, 1, nx=True, px=_RUNG_MS)
-    entry_id, _, num_requests, is_mine_to_ring = pipe.execute()
-    if is_mine_to_ring:
-        _ring()
+    pipe.set(_NOTIFIED, 1, nx=True, px=_NOTIFIED_MS)
+    entry_id, _, num_requests, was_set = pipe.execute()
+    if was_set:
+        _enqueue()
     if num_requests > MAX_REQUESTS:
         client().xdel(_STREAM, entry_id)
-        raise MailboxFullError
+        raise TooManyRequestsError
     return str(entry_id)
 
 
-def ring() -> None:
-    """Send a worker a message, unless one is on its way, or looks already."""
-    if client().set(_RUNG, 1, nx=True, px=_RUNG_MS):
-        _ring()
+def notify() -> None:
+    """Send a worker a message, unless one is on its way, or a worker reads already."""
+    if client().set(_NOTIFIED, 1, nx=True, px=_NOTIFIED_MS):
+        _enqueue()
 
 
-def _ring() -> None:
+def _enqueue() -> None:
     if not dispatch.enqueue([dispatch.EMBED]):
-        client().delete(_RUNG)  # whoever waits rings again
+        client().delete(_NOTIFIED)  # the web process that waits notifies again
 
 
-def collect(key: str) -> Answer | None:
+def take_answer(key: str) -> Answer | None:
     """The answer, once: it is gone from then on. None while there is none."""
     pipe = client().pipeline(transaction=True)
     pipe.hgetall(key)
@@ -89,7 +88,7 @@ def collect(key: str) -> Answer | None:
 
 
 def has(entry_id: str) -> bool:
-    """Whether the request is there, taken or not; an answered one is not, nor is a lost one."""
+    """Whether the request is there, read or not; an answered one is not, nor is a lost one."""
     return bool(client().xrange(_STREAM, entry_id, entry_id))
 
 
@@ -101,53 +100,55 @@ def forget(key: str, entry_id: str) -> None:
     pipe.execute(raise_on_error=False)
 
 
-def look(max_letters: int, wait_seconds: float) -> list[Letter]:
-    """The next requests for this worker, which need not ring now; waits for so long for one."""
-    client().set(_RUNG, 1, px=_RUNG_MS)
-    return _read(">", max_letters, round(wait_seconds * 1000) or 1)
+def read(max_requests: int, wait_seconds: float = 0) -> list[QueuedRequest]:
+    """The next requests for this worker; waits for so long for one, and needs no message then."""
+    if not wait_seconds:
+        return _read(">", max_requests, None)
+    client().set(_NOTIFIED, 1, px=_NOTIFIED_MS)
+    return _read(">", max_requests, round(wait_seconds * 1000) or 1)
 
 
-def take(max_letters: int) -> list[Letter]:
-    """The next requests for this worker that are there."""
-    return _read(">", max_letters, None)
+def read_unanswered() -> list[QueuedRequest]:
+    """What this worker had read before, and has not answered."""
+    return _read("0", _MAX_UNANSWERED, None)
 
 
-def take_again() -> list[Letter]:
-    """What this worker had taken before, and has not answered."""
-    return _read("0", _MANY, None)
+def stop_reading() -> None:
+    """From now on a new request needs a message. Read once more after this."""
+    client().delete(_NOTIFIED)
 
 
-def take_over() -> list[Letter]:
-    """What workers had taken that are gone, and have not answered."""
-    consumers = _group(lambda: client().xinfo_consumers(_STREAM, _GROUP))
-    gone = workers.gone((each["name"] for each in consumers), Queue.EMBEDDINGS)
-    return [letter for name in gone for letter in _inherit(name)]
+def take_over() -> list[QueuedRequest]:
+    """What workers had read that are gone, and have not answered; the workers are forgotten."""
+    consumers = _with_group(lambda: client().xinfo_consumers(_STREAM, _GROUP))
+    found = []
+    for name in workers.gone((each["name"] for each in consumers), Queue.EMBEDDINGS):
+        pending = client().xpending_range(_STREAM, _GROUP, "-", "+", _MAX_UNANSWERED, name)
+        if ids := [entry["message_id"] for entry in pending]:
+            found += client().xclaim(_STREAM, _GROUP, worker_identity.current(), 0, ids)
+        client().xgroup_delconsumer(_STREAM, _GROUP, name)
+    return _requests(found)
 
 
-def stop_looking() -> None:
-    """From now on a new request has to ring. Take once more after this."""
-    client().delete(_RUNG)
-
-
-def deliver(answers: Sequence[tuple[Letter, Answer]]) -> None:
-    """Hand over answers, and tell those who wait."""
+def deliver(answers: Sequence[tuple[QueuedRequest, Answer]]) -> None:
+    """Hand over answers, and announce them."""
     pipe = client().pipeline(transaction=False)
-    for letter, answer in answers:
-        pipe.hset(letter.key, mapping=asdict(answer))
-        pipe.expire(letter.key, _answer_seconds())
-        _remove(pipe, letter.entry_id)
-        ends.put_into(pipe, letter.key)
+    for queued, answer in answers:
+        pipe.hset(queued.key, mapping=asdict(answer))
+        pipe.expire(queued.key, int(settings.EMBEDDING_TIMEOUT_SECONDS) + 10)
+        _remove(pipe, queued.entry_id)
+        ends.put_into(pipe, queued.key)
     pipe.execute()
 
 
-def forgotten(letters: Iterable[Letter]) -> list[Letter]:
-    """Those of the letters that nobody waits for any more."""
-    mine = list(letters)
+def forgotten(requests: Iterable[QueuedRequest]) -> list[QueuedRequest]:
+    """Those of the requests of this worker whose answers nobody waits for any more."""
+    mine = list(requests)
     pipe = client().pipeline(transaction=False)
-    for letter in mine:
-        pipe.xpending_range(_STREAM, _GROUP, letter.entry_id, letter.entry_id, 1)
+    for queued in mine:
+        pipe.xpending_range(_STREAM, _GROUP, queued.entry_id, queued.entry_id, 1)
     found = pipe.execute(raise_on_error=False)
-    return [letter for letter, entries in zip(mine, found, strict=True) if not entries]
+    return [queued for queued, entries in zip(mine, found, strict=True) if not entries]
 
 
 def _remove(pipe: RedisClient, entry_id: str) -> None:
@@ -155,47 +156,31 @@ def _remove(pipe: RedisClient, entry_id: str) -> None:
     pipe.xdel(_STREAM, entry_id)
 
 
-def _inherit(name: str) -> list[Letter]:
-    """Take over what a worker had taken that is gone, and forget the worker."""
-    pending = client().xpending_range(_STREAM, _GROUP, "-", "+", _MANY, name)
-    ids = [entry["message_id"] for entry in pending]
-    entries = client().xclaim(_STREAM, _GROUP, _me(), 0, ids) if ids else []
-    client().xgroup_delconsumer(_STREAM, _GROUP, name)
-    return _letters(entries)
-
-
-def _read(start: str, max_letters: int, block: int | None) -> list[Letter]:
-    streams = {_STREAM: start}
-    found = _group(
-        lambda: client().xreadgroup(_GROUP, _me(), streams, count=max_letters, block=block)
+def _read(start: str, max_requests: int, block_ms: int | None) -> list[QueuedRequest]:
+    """The group's next requests from ">" on, this worker's unanswered ones from "0" on."""
+    me, streams = worker_identity.current(), {_STREAM: start}
+    found = _with_group(
+        lambda: client().xreadgroup(_GROUP, me, streams, count=max_requests, block=block_ms)
     )
-    return _letters(entries[0][1]) if (entries := list(found)) else []
+    return _requests(entries[0][1]) if (entries := list(found)) else []
 
 
-def _group(ask: Callable[[], Any]) -> Any:
-    """What is asked of the group, which is made if need be: it goes with the stream."""
+def _with_group(ask: Callable[[], Any]) -> Any:
+    """The group's reply; it is created if need be, for it goes with the stream."""
     try:
         return ask()
     except redis.ResponseError as error:
-        if not str(error).startswith(_NO_GROUP):
+        if not str(error).startswith("NOGROUP"):
             raise
     with contextlib.suppress(redis.ResponseError):  # another worker was faster
         client().xgroup_create(_STREAM, _GROUP, id="0", mkstream=True)
     return ask()
 
 
-def _letters(entries: Iterable[tuple[str, dict[str, str]]]) -> list[Letter]:
+def _requests(entries: Iterable[tuple[str, dict[str, str]]]) -> list[QueuedRequest]:
     """An entry that was forgotten meanwhile has no fields."""
     return [
-        Letter(entry_id, fields["key"], EmbeddingRequest.from_json(fields["request"]))
+        QueuedRequest(entry_id, fields["key"], EmbeddingRequest.from_json(fields["request"]))
         for entry_id, fields in entries
         if fields
     ]
-
-
-def _me() -> str:
-    return worker_identity.current()
-
-
-def _answer_seconds() -> int:
-    return int(settings.EMBEDDING_TIMEOUT_SECONDS) + 10

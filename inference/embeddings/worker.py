@@ -1,4 +1,4 @@
-"""What the embeddings worker does once a message has rung: answer requests until none comes."""
+"""What the embeddings worker does once a message has come: answer requests until none comes."""
 
 import contextlib
 import logging
@@ -8,16 +8,18 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+import numpy as np
 import redis
 from django.conf import settings
 from django.db import Error as DatabaseError
 
-from inference.embeddings import cloud, hardware, request_queue, stopping
-from inference.embeddings.batcher import Batch, Batcher
-from inference.embeddings.jobs import Job, answer_of
+from inference.embeddings import answers, cloud, request_queue, stopping
+from inference.embeddings.batcher import Batcher, Item, RunningRequest
+from inference.embeddings.encoders import base
+from inference.embeddings.encoders.base import Vectors
 from inference.embeddings.loaded_encoders import loaded_encoders
 from inference.embeddings.messages import Answer
-from inference.embeddings.request_queue import Letter
+from inference.embeddings.request_queue import QueuedRequest
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from monitoring.metrics import counters, task_counts
@@ -31,150 +33,151 @@ _TIDY_SECONDS = 1.0
 _STOP_SECONDS = 2.0
 # More is left to other workers, and to Redis.
 _MAX_TEXTS = 8192
-_MAX_LETTERS = 64
+_MAX_REQUESTS = 64
 _NUM_CLOUD_THREADS = 16
 
 
 def serve() -> None:
     """Answer requests until none has come for a moment. Raises redis.RedisError."""
-    _desk().serve()
+    _worker().serve()
 
 
 @cache
-def _desk() -> "_Desk":
-    return _Desk()
+def _worker() -> "_Worker":
+    return _Worker()
 
 
-class _Desk:
-    """The requests that this process is at, and the threads that compute."""
+class _Worker:
+    """The requests that this process has read, and the threads that compute."""
 
     def __init__(self) -> None:
-        num_lanes = hardware.num_lanes()
-        self._batcher = Batcher(hardware.max_batch_tokens(), num_lanes)
+        num_threads = base.num_threads()
+        self._batcher = Batcher(num_threads)
         self._cloud = ThreadPoolExecutor(_NUM_CLOUD_THREADS, "cloud")
-        self._in_hand: dict[str, Letter] = {}
+        # By entry, until they are answered.
+        self._unanswered: dict[str, QueuedRequest] = {}
         self._tidied_at = 0.0
         self._is_warm = False
-        for number in range(num_lanes):
-            threading.Thread(target=self._lane, name=f"lane {number}", daemon=True).start()
+        for number in range(num_threads):
+            threading.Thread(target=self._compute, name=f"encode {number}", daemon=True).start()
 
     def serve(self) -> None:
         self._unload_unused()
-        self._admit(request_queue.take_again())
+        self._begin(request_queue.read_unanswered())
         busy_at = time.monotonic()
         while not stopping.has_begun():
-            self._admit(self._look())
+            self._begin(self._read())
             self._tidy()
-            if self._in_hand:
+            if self._unanswered:
                 busy_at = time.monotonic()
             elif not self._is_warm:
                 self._warm_up()
             elif time.monotonic() - busy_at > _LINGER_SECONDS:
-                request_queue.stop_looking()
-                # What came before that has not rung.
-                if not self._admit(request_queue.take(_MAX_LETTERS)):
+                request_queue.stop_reading()
+                # What was posted before that, without a message.
+                last = request_queue.read(_MAX_REQUESTS)
+                if not last:
                     return
-        self._finish()
+                self._begin(last)
+        # A moment for what is being computed; another worker takes over the rest.
+        give_up_at = time.monotonic() + _STOP_SECONDS
+        while self._unanswered and time.monotonic() < give_up_at:
+            time.sleep(0.01)
 
-    def _look(self) -> list[Letter]:
+    def _read(self) -> list[QueuedRequest]:
         wait_seconds = min(_LINGER_SECONDS, settings.REDIS_TIMEOUT_SECONDS) / 2
         num_texts = self._batcher.num_texts
-        if num_texts:  # the lanes have enough to do: what comes meanwhile is taken together
+        if num_texts:  # the threads have enough to do: what comes meanwhile is read together
             time.sleep(_GATHER_SECONDS)
         if num_texts < _MAX_TEXTS:
-            return request_queue.look(_MAX_LETTERS, wait_seconds)
+            return request_queue.read(_MAX_REQUESTS, wait_seconds)
         return []
 
-    def _admit(self, letters: Iterable[Letter]) -> bool:
-        """Begin with requests; whether there were any."""
+    def _begin(self, requests: Iterable[QueuedRequest]) -> None:
         models: dict[str, RegisteredModel | None] = {}
-        new = [letter for letter in letters if letter.entry_id not in self._in_hand]
-        for letter in new:
-            self._in_hand[letter.entry_id] = letter
+        for queued in requests:
+            if queued.entry_id in self._unanswered:
+                continue
+            self._unanswered[queued.entry_id] = queued
+            name = queued.request.model_name
             try:
-                self._begin(letter, models)
+                if name not in models:
+                    models[name] = RegisteredModel.objects.read(name)
+                model = models[name]
+                if model is None:
+                    raise _failure(f"The model {name} was deleted: take another one.")
+                if model.is_remote:
+                    self._cloud.submit(self._ask_cloud, queued, model)
+                else:
+                    encoder = loaded_encoders.load(model).encoder
+                    self._batcher.add(RunningRequest.of(queued, encoder))
             except InferenceError as error:
-                self._fail([letter], error)
+                self._fail([queued], error)
             except DatabaseError as exc:
-                logger.warning("Embedding request %s: %s", letter.key, exc)
-                self._fail([letter], _failure("The database cannot be reached: try again."))
-        return bool(new)
+                logger.warning("Embedding request %s: %s", queued.key, exc)
+                self._fail([queued], _failure("The database cannot be reached: try again."))
 
-    def _begin(self, letter: Letter, models: dict[str, RegisteredModel | None]) -> None:
-        name = letter.request.model_name
-        if name not in models:
-            models[name] = RegisteredModel.objects.read(name)
-        model = models[name]
-        if model is None:
-            raise _failure(f"The model {name} was deleted: take another one.")
-        if model.is_remote:
-            self._cloud.submit(self._ask_cloud, letter, model)
-        else:
-            self._batcher.add(Job.of(letter, loaded_encoders.load(model).encoder))
-
-    def _lane(self) -> None:
+    def _compute(self) -> None:
+        """What each thread does: batch after batch."""
         while True:
             batch = self._batcher.next_batch()
             try:
-                self._compute(batch)
-            except InferenceError as error:
-                self._fail_jobs(batch, error)
-            except Exception:
-                # The lane must live on.
-                logger.exception("A batch of %d texts failed", len(batch.pieces))
-                self._fail_jobs(batch, _failure("The worker failed: its log has the reason."))
-            finally:
-                self._batcher.done(batch)
+                self._encode(batch)
+            except Exception as exc:  # noqa: BLE001 (the requests' failure)
+                error = exc if isinstance(exc, InferenceError) else _unknown_failure(exc)
+                requests = {item.request for item in batch}
+                ended = [each for each in requests if self._batcher.complete(each)]
+                self._fail([each.queued for each in ended], error)
 
-    def _compute(self, batch: Batch) -> None:
-        rows = batch.encoder.encode(batch.texts, batch.prompt)
-        for piece, row in zip(batch.pieces, rows, strict=True):
-            piece.job.vectors[piece.index] = row
-        jobs = {piece.job for piece in batch.pieces}
-        ended = [job for job in jobs if job.is_complete and self._batcher.complete(job)]
-        self._deliver([(job.letter, _answer(job)) for job in ended])
+    def _encode(self, batch: list[Item]) -> None:
+        first = batch[0].request
+        texts = [item.request.queued.request.texts[item.index] for item in batch]
+        rows = first.encoder.encode(texts, first.prompt)
+        for item, row in zip(batch, rows, strict=True):
+            item.request.vectors[item.index] = row
+        ready = []
+        for request in {item.request for item in batch}:
+            if request.is_complete and self._batcher.complete(request):
+                vectors = np.stack([request.vectors[i] for i in range(len(request.lengths))])
+                num_tokens = sum(request.lengths)
+                made = _answer(request.queued, vectors, num_tokens, request.truncated)
+                ready.append((request.queued, made))
+        self._deliver(ready)
 
-    def _ask_cloud(self, letter: Letter, model: RegisteredModel) -> None:
-        request = letter.request
+    def _ask_cloud(self, queued: QueuedRequest, model: RegisteredModel) -> None:
+        request = queued.request
         try:
             vectors = cloud.embed(model, request.texts, request.prompt_name)
-            answer = answer_of(letter, vectors.rows, vectors.num_tokens, [])
-        except InferenceError as error:
-            self._fail([letter], error)
-        except Exception:
-            logger.exception("Embedding request %s failed", letter.key)
-            self._fail([letter], _failure("The worker failed: its log has the reason."))
+            made = _answer(queued, vectors.rows, vectors.num_tokens, [])
+        except Exception as exc:  # noqa: BLE001 (the requests' failure)
+            error = exc if isinstance(exc, InferenceError) else _unknown_failure(exc)
+            self._fail([queued], error)
         else:
-            self._deliver([(letter, answer)])
-            _count(letter, vectors.num_tokens)
+            self._deliver([(queued, made)])
 
-    def _fail_jobs(self, batch: Batch, error: InferenceError) -> None:
-        jobs = {piece.job for piece in batch.pieces}
-        self._fail([job.letter for job in jobs if self._batcher.complete(job)], error)
+    def _fail(self, requests: list[QueuedRequest], error: InferenceError) -> None:
+        self._deliver([(queued, _failed(queued, error)) for queued in requests])
 
-    def _fail(self, letters: list[Letter], error: InferenceError) -> None:
-        self._deliver([(letter, _failed(letter, error)) for letter in letters])
-
-    def _deliver(self, answers: list[tuple[Letter, Answer]]) -> None:
-        """An answer that cannot be handed over is made once more when the next message rings."""
+    def _deliver(self, ready: list[tuple[QueuedRequest, Answer]]) -> None:
+        """An answer that cannot be handed over is computed once more at the next message."""
         try:
-            if answers:
-                request_queue.deliver(answers)
+            if ready:
+                request_queue.deliver(ready)
         except redis.RedisError as exc:
-            logger.warning("%d answers were not handed over, no Redis: %s", len(answers), exc)
-        for letter, _ in answers:
-            self._in_hand.pop(letter.entry_id, None)
+            logger.warning("%d answers were not handed over, no Redis: %s", len(ready), exc)
+        for queued, _ in ready:
+            self._unanswered.pop(queued.entry_id, None)
 
     def _tidy(self) -> None:
         """Drop what nobody waits for any more, and take over what a worker has left behind."""
         if time.monotonic() - self._tidied_at < _TIDY_SECONDS:
             return
         self._tidied_at = time.monotonic()
-        jobs = {job.letter.entry_id: job for job in self._batcher.jobs}
-        for letter in request_queue.forgotten(job.letter for job in jobs.values()):
-            if self._batcher.complete(jobs[letter.entry_id]):
-                self._in_hand.pop(letter.entry_id, None)
-        self._admit(request_queue.take_over())
+        running = {request.queued.entry_id: request for request in self._batcher.requests}
+        for queued in request_queue.forgotten(each.queued for each in running.values()):
+            if self._batcher.complete(running[queued.entry_id]):
+                self._unanswered.pop(queued.entry_id, None)
+        self._begin(request_queue.take_over())
         self._unload_unused()
 
     def _unload_unused(self) -> None:
@@ -192,32 +195,27 @@ class _Desk:
         with contextlib.suppress(InferenceError):  # the row and the log say why
             loaded_encoders.load(model)
 
-    def _finish(self) -> None:
-        """A moment for what is being computed; another worker takes over the rest."""
-        give_up_at = time.monotonic() + _STOP_SECONDS
-        while self._in_hand and time.monotonic() < give_up_at:
-            time.sleep(0.01)
 
-
-def _answer(job: Job) -> Answer:
+def _answer(queued: QueuedRequest, rows: Vectors, num_tokens: int, truncated: list[int]) -> Answer:
     try:
-        answer = job.answer()
+        made = answers.answer(queued.request, rows, num_tokens, truncated)
     except InferenceError as error:
-        return _failed(job.letter, error)
-    _count(job.letter, sum(job.lengths))
-    return answer
+        return _failed(queued, error)
+    name = queued.request.model_name
+    fields = {f"{task_counts.SUCCESS}stop": 1, task_counts.PROMPT_TOKENS: num_tokens}
+    counters.count({(name, field): amount for field, amount in fields.items()})
+    return made
 
 
-def _failed(letter: Letter, error: InferenceError) -> Answer:
-    logger.warning("Embedding request %s failed: %s", letter.key, error.code)
-    counters.count({(letter.request.model_name, f"{task_counts.FAILURE}{error.code}"): 1})
+def _failed(queued: QueuedRequest, error: InferenceError) -> Answer:
+    logger.warning("Embedding request %s failed: %s", queued.key, error.code)
+    counters.count({(queued.request.model_name, f"{task_counts.FAILURE}{error.code}"): 1})
     return Answer.failure(error)
 
 
-def _count(letter: Letter, num_tokens: int) -> None:
-    name = letter.request.model_name
-    fields = {f"{task_counts.SUCCESS}stop": 1, task_counts.PROMPT_TOKENS: num_tokens}
-    counters.count({(name, field): amount for field, amount in fields.items()})
+def _unknown_failure(exc: Exception) -> InferenceError:
+    logger.error("Embeddings failed", exc_info=exc)
+    return _failure("The worker failed: its log has the reason.")
 
 
 def _failure(message: str) -> InferenceError:

@@ -1,22 +1,23 @@
 """What an encoder is: a model in memory that counts the tokens of texts and makes vectors."""
 
+import os
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from django.conf import settings
 
 from inference.embeddings.messages import prompt_of
 
 # One row a text, not normalized unless the model itself does so.
 Vectors = npt.NDArray[np.float32]
 
+_MAX_THREADS = 4
+
 
 class Encoder(ABC):
     """A loaded embedding model; safe for several threads."""
 
-    # Whether several threads get on faster than one.
-    is_parallel: ClassVar[bool] = False
     # The length of a vector, and the tokens that are read of a text; None where nobody knows.
     dimensions: int | None
     max_tokens: int | None
@@ -35,3 +36,24 @@ class Encoder(ABC):
     def prompt(self, name: str | None) -> str:
         """The prompt of that name, or the model's default, if any. Raises UnknownPromptError."""
         return prompt_of(self.prompts, name, self.default_prompt_name)
+
+
+def is_cpu() -> bool:
+    return bool(settings.EMBEDDING_DEVICE == "cpu")
+
+
+def num_threads() -> int:
+    """Batches that are computed at a time; a GPU takes them one by one.
+
+    Two batches on one core each take less time than one after the other on two, since the cores
+    wait for each other after every layer, the more so while the API needs one of them.
+    """
+    return min(_MAX_THREADS, _num_cores()) if is_cpu() else 1
+
+
+def cores_per_thread() -> int:
+    return max(1, _num_cores() // num_threads())
+
+
+def _num_cores() -> int:
+    return settings.N_THREADS or len(os.sched_getaffinity(0))

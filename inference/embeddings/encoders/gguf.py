@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from django.conf import settings
 
-from inference.embeddings import hardware
-from inference.embeddings.encoders.base import Encoder, Vectors
+from inference.embeddings.encoders.base import Encoder, Vectors, is_cpu
 from inference.errors import ErrorCode, InferenceError
 
 _ALL_LAYERS = -1
@@ -57,7 +56,7 @@ def _load(llama_cpp: Any, path: Path, max_tokens: int, pooling_type: int) -> Any
         # A text is computed at once, as models that look both ways need it.
         n_batch=max_tokens,
         n_ubatch=max_tokens,
-        n_gpu_layers=0 if hardware.is_cpu() else _ALL_LAYERS,
+        n_gpu_layers=0 if is_cpu() else _ALL_LAYERS,
         n_threads_batch=settings.N_THREADS or None,
         verbose=False,
     )

@@ -1,15 +1,14 @@
 """Models of the sentence-transformers library, read from a folder and from nowhere else."""
 
+import copy
 import os
-import threading
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from django.conf import settings
 
-from inference.embeddings import hardware
-from inference.embeddings.encoders.base import Encoder, Vectors
+from inference.embeddings.encoders.base import Encoder, Vectors, cores_per_thread
 from inference.errors import ErrorCode, InferenceError
 
 # Without these it asks the hub for files that a folder lacks, and prints bars into the log.
@@ -29,8 +28,6 @@ class SentenceTransformersEncoder(Encoder):
     Padding changes the last bits alone: the same text in two batches differs by about 1e-7.
     """
 
-    is_parallel: ClassVar[bool] = True
-
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         """Raises OSError, ValueError or RuntimeError with the library's reason."""
         self._model = library().SentenceTransformer(
@@ -42,44 +39,34 @@ class SentenceTransformersEncoder(Encoder):
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )
-        self._model.eval()
-        # Its tokenizer breaks when two threads ask for different lengths at once.
-        self._tokenizing = threading.Lock()
+        # Texts are counted beyond the window, and a tokenizer cannot change its window for one
+        # thread while it is at work for another.
+        self._counting_tokenizer = copy.deepcopy(self._model.tokenizer)
         self.dimensions = self._model.get_embedding_dimension()
         self.max_tokens = _known_length(self._model.max_seq_length)
         self.prompts = dict(self._model.prompts)
         self.default_prompt_name = self._model.default_prompt_name
         if max_seq_length := config.get("max_seq_length"):
-            self._set_length(max_seq_length)
-
-    def _set_length(self, max_seq_length: int) -> None:
-        """Raises ValueError where the model has no position for that many tokens."""
-        self._model.max_seq_length = self.max_tokens = max_seq_length
+            self._model.max_seq_length = self.max_tokens = max_seq_length
+        # The first call sets the tokenizers' windows, before there are several threads.
+        longest = "a " * (max_seq_length or 1)
+        self.count_tokens([longest], "")
         try:
-            self.encode(["a " * max_seq_length], "")
+            self.encode([longest], "")
         except (IndexError, InferenceError) as error:
-            raise ValueError(f"max_seq_length {max_seq_length} is more than it can read") from error
+            message = f"max_seq_length {self.max_tokens} is more than it can read"
+            raise ValueError(message) from error
 
     def count_tokens(self, texts: list[str], prompt: str) -> list[int]:
-        with self._tokenizing:
-            tokens = self._model.tokenizer([prompt + text for text in texts], truncation=False)
+        prompted = [prompt + text for text in texts]
+        tokens = self._counting_tokenizer(prompted, truncation=False)
         return [len(ids) for ids in tokens["input_ids"]]
 
     def encode(self, texts: list[str], prompt: str) -> Vectors:
-        """As `SentenceTransformer.encode` does for one batch, but for the sorting by length."""
-        import torch
-
-        model = self._model
         try:
-            with torch.inference_mode():
-                with self._tokenizing:
-                    features = model.preprocess(texts, prompt=prompt)
-                features = {
-                    name: part.to(model.device) if isinstance(part, torch.Tensor) else part
-                    for name, part in features.items()
-                }
-                embeddings = model(features)["sentence_embedding"]
-                vectors: Vectors = embeddings[:, : self.dimensions].float().cpu().numpy()
+            vectors: Vectors = self._model.encode(
+                texts, prompt=prompt, batch_size=len(texts), show_progress_bar=False
+            )
         except RuntimeError as error:  # so says PyTorch when memory runs out, among others
             message = f"PyTorch could not compute a batch: {error}"
             raise InferenceError(message, ErrorCode.PROVIDER_ERROR, retryable=True) from error
@@ -93,7 +80,7 @@ def library() -> Any:
     import sentence_transformers
     import torch
 
-    torch.set_num_threads(hardware.threads_per_lane())
+    torch.set_num_threads(cores_per_thread())
     return sentence_transformers
 
 

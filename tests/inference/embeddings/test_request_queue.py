@@ -7,7 +7,7 @@ from pytest_django import Settings
 from inference import dispatch
 from inference.embeddings import request_queue
 from inference.embeddings.messages import Answer, EmbeddingRequest, Shape
-from inference.embeddings.request_queue import Letter, MailboxFullError
+from inference.embeddings.request_queue import QueuedRequest, TooManyRequestsError
 from inference.models import Queue
 from monitoring.hardware import worker_identity, workers
 from monitoring.redis.client import client
@@ -25,7 +25,7 @@ def post(request: EmbeddingRequest = REQUEST) -> tuple[str, str]:
     return key, request_queue.post(key, request)
 
 
-def num_rings() -> int | None:
+def num_messages() -> int | None:
     return dispatch.waiting_messages(Queue.EMBEDDINGS)
 
 
@@ -35,56 +35,56 @@ def keys() -> set[str]:
 
 def test_request_arrives_as_it_was_posted() -> None:
     key, entry_id = post()
-    assert request_queue.take(10) == [Letter(entry_id, key, REQUEST)]
-    assert request_queue.take(10) == []
+    assert request_queue.read(10) == [QueuedRequest(entry_id, key, REQUEST)]
+    assert request_queue.read(10) == []
 
 
 def test_answer_is_announced_and_collected_once() -> None:
     key, _ = post()
-    assert request_queue.collect(key) is None
-    [letter] = request_queue.take(1)
-    request_queue.deliver([(letter, Answer('{"x": 1}'))])
+    assert request_queue.take_answer(key) is None
+    [queued] = request_queue.read(1)
+    request_queue.deliver([(queued, Answer('{"x": 1}'))])
     assert [fields for _, fields in client().xrange(ends.STREAM)] == [{"key": key}]
-    assert request_queue.collect(key) == Answer('{"x": 1}')
-    assert request_queue.collect(key) is None
+    assert request_queue.take_answer(key) == Answer('{"x": 1}')
+    assert request_queue.take_answer(key) is None
     assert client().xlen("embeddings:requests") == 0
 
 
-def test_one_message_rings_for_many_requests() -> None:
+def test_one_message_is_enough_for_many_requests() -> None:
     post()
     post()
-    assert num_rings() == 1
+    assert num_messages() == 1
 
 
-def test_requests_do_not_ring_while_a_worker_looks() -> None:
-    request_queue.look(1, 0.01)
+def test_requests_send_no_message_while_a_worker_reads() -> None:
+    request_queue.read(1, 0.01)
     post()
-    assert num_rings() == 0
-    request_queue.stop_looking()
+    assert num_messages() == 0
+    request_queue.stop_reading()
     post()
-    assert num_rings() == 1
+    assert num_messages() == 1
 
 
-def test_request_that_nobody_could_ring_for_is_rung_for_later(
+def test_message_that_could_not_be_sent_is_sent_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(dispatch, "enqueue", lambda messages: False)
         post()
-    request_queue.ring()
-    assert num_rings() == 1
+    request_queue.notify()
+    assert num_messages() == 1
 
 
-def test_worker_takes_again_what_it_has_not_answered() -> None:
+def test_worker_reads_again_what_it_has_not_answered() -> None:
     _, entry_id = post()
-    request_queue.take(10)
-    assert [letter.entry_id for letter in request_queue.take_again()] == [entry_id]
+    request_queue.read(10)
+    assert [queued.entry_id for queued in request_queue.read_unanswered()] == [entry_id]
 
 
 def take_as(worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(worker_identity, "current", lambda: worker)
-        request_queue.take(10)
+        request_queue.read(10)
 
 
 def test_requests_of_a_dead_worker_are_inherited_once(
@@ -92,9 +92,9 @@ def test_requests_of_a_dead_worker_are_inherited_once(
 ) -> None:
     _, entry_id = post()
     take_as(dead_worker, monkeypatch)
-    assert request_queue.take(10) == []
-    assert [letter.entry_id for letter in request_queue.take_over()] == [entry_id]
-    assert [letter.entry_id for letter in request_queue.take_again()] == [entry_id]
+    assert request_queue.read(10) == []
+    assert [queued.entry_id for queued in request_queue.take_over()] == [entry_id]
+    assert [queued.entry_id for queued in request_queue.read_unanswered()] == [entry_id]
     assert request_queue.take_over() == []
     consumers = client().xinfo_consumers("embeddings:requests", "workers")
     assert [consumer["name"] for consumer in consumers] == [worker_identity.current()]
@@ -105,47 +105,47 @@ def test_requests_of_a_silent_host_are_inherited(monkeypatch: pytest.MonkeyPatch
     take_as("another-host:17", monkeypatch)
     assert request_queue.take_over() == []
     monkeypatch.setattr(workers, "silent_hosts", lambda hosts, queue: hosts & {"another-host"})
-    assert [letter.entry_id for letter in request_queue.take_over()] == [entry_id]
+    assert [queued.entry_id for queued in request_queue.take_over()] == [entry_id]
 
 
 def test_forgotten_request_is_gone_wherever_it_is() -> None:
     waiting_key, waiting = post()
     request_queue.forget(waiting_key, waiting)
-    assert request_queue.take(10) == []
+    assert request_queue.read(10) == []
     taken_key, taken = post()
-    [letter] = request_queue.take(10)
+    [queued] = request_queue.read(10)
     _, wanted = post()
-    [other] = request_queue.take(10)
+    [other] = request_queue.read(10)
     request_queue.forget(taken_key, taken)
-    assert request_queue.forgotten([letter, other]) == [letter]
-    assert request_queue.take_again() == [other]
+    assert request_queue.forgotten([queued, other]) == [queued]
+    assert request_queue.read_unanswered() == [other]
     assert other.entry_id == wanted
 
 
 def test_everything_expires(settings: Settings) -> None:
     settings.EMBEDDING_TIMEOUT_SECONDS = 3
     key, _ = post()
-    [letter] = request_queue.take(1)
-    request_queue.deliver([(letter, Answer("{}"))])
+    [queued] = request_queue.read(1)
+    request_queue.deliver([(queued, Answer("{}"))])
     post()
-    assert keys() == {key, "embeddings:requests", "embeddings:rung"}
+    assert keys() == {key, "embeddings:requests", "embeddings:notified"}
     assert all(0 < client().ttl(each) <= 3600 for each in keys())
     assert client().ttl(key) <= 13
 
 
-def test_full_mailbox_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_queue_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_queue, "MAX_REQUESTS", 1)
     post()
-    with pytest.raises(MailboxFullError):
+    with pytest.raises(TooManyRequestsError):
         post()
-    assert len(request_queue.take(10)) == 1
+    assert len(request_queue.read(10)) == 1
 
 
 def test_group_is_made_anew_when_redis_has_lost_it() -> None:
-    request_queue.take(1)
+    request_queue.read(1)
     client().flushall()
     _, entry_id = post()
-    assert [letter.entry_id for letter in request_queue.take(1)] == [entry_id]
+    assert [queued.entry_id for queued in request_queue.read(1)] == [entry_id]
 
 
 def test_without_redis_it_says_so(valkey: Valkey) -> None:

