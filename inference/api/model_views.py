@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from django.db.models import Q, QuerySet
 from django.http import HttpResponseBase
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, status, viewsets
@@ -14,7 +15,6 @@ from rest_framework.response import Response
 
 from inference import dispatch
 from inference.api.deferred_response import WAIT_PARAMETER, long_poll, requested_seconds
-from inference.api.filters import ModelFilters, StrictFilterBackend
 from inference.api.model_serializers import (
     CompatibilityRequestSerializer,
     CompatibilitySerializer,
@@ -56,14 +56,26 @@ class RegisteredModelViewSet(
     queryset = RegisteredModel.objects.select_related("download").order_by("name")
     serializer_class = RegisteredModelSerializer
     pagination_class = ModelPagination
-    filter_backends = [StrictFilterBackend]
-    filterset_class = ModelFilters
     lookup_field = "name"
     lookup_value_regex = "[A-Za-z0-9._:-]{1,100}"
 
     def get_object(self) -> RegisteredModel:
         return self._read(self.kwargs["name"])
 
+    def get_queryset(self) -> QuerySet[RegisteredModel]:
+        models = super().get_queryset()
+        if provider := self.request.query_params.get("provider"):
+            if provider not in RegisteredModel.Provider.values:
+                choices = ", ".join(RegisteredModel.Provider.values)
+                raise ValidationError({"provider": [f"Choose one of {choices}."]})
+            models = models.filter(provider=provider)
+        loaded = query_parameters.boolean(self.request, "loaded")
+        if loaded is not None:
+            is_loaded = Q(status=RegisteredModel.Status.LOADED)
+            models = models.filter(is_loaded if loaded else ~is_loaded)
+        return models
+
+    @extend_schema(parameters=[OpenApiParameter("provider", str), OpenApiParameter("loaded", bool)])
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """All registered models."""
         page = self.paginate_queryset(self.filter_queryset(self.get_queryset())) or []

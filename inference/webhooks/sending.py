@@ -1,12 +1,10 @@
 """Delivering webhooks that are due, and what their receivers' answers mean."""
 
 import logging
-import random
 import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import timedelta
 
 from django.conf import settings
 from django.utils import timezone
@@ -14,6 +12,7 @@ from django.utils import timezone
 from inference import dispatch
 from inference.models import WebhookDelivery
 from inference.models.webhook_deliveries import LogEntry
+from inference.retries import backoff_seconds, retry_after_seconds
 from inference.task_log import log
 from inference.webhooks import deliveries, http_client, urls
 from inference.webhooks.addresses import RefusedAddressError
@@ -41,7 +40,7 @@ class _Outcome:
     status_code: int | None = None
     error: str | None = None
     is_final: bool = False
-    retry_after: float = 0.0
+    retry_after: float | None = None
 
     @property
     def is_success(self) -> bool:
@@ -96,34 +95,14 @@ def _send(delivery: WebhookDelivery) -> _Outcome:
         logger.exception("Webhook %s: unexpected error", delivery.pk)
         return _Outcome(error="The worker failed unexpectedly; its log has the reason.")
     is_final = answer.status_code not in _LATER and answer.status_code < 500
-    return _Outcome(answer.status_code, None, is_final, _seconds(answer.retry_after))
+    return _Outcome(answer.status_code, None, is_final, retry_after_seconds(answer.retry_after))
 
 
 def _store(delivery: WebhookDelivery, outcome: _Outcome, entry: LogEntry) -> bool:
     if outcome.is_success:
         return delivery.succeed(entry)
-    wait = _wait_seconds(delivery.attempt, outcome.retry_after)
+    backoff = backoff_seconds(delivery.attempt, settings.WEBHOOK_RETRY_SECONDS, _MAX_WAIT_SECONDS)
+    wait = min(max(backoff, outcome.retry_after or 0), _MAX_WAIT_SECONDS)
     if outcome.is_final or timezone.now() + timedelta(seconds=wait) > delivery.give_up_at:
         return delivery.give_up(entry)
     return delivery.retry(entry, wait)
-
-
-def _wait_seconds(num_attempts: int, retry_after: float) -> float:
-    """Twice as long each time, give or take a quarter, so that not all of them come at once."""
-    doubled = settings.WEBHOOK_RETRY_SECONDS * 2.0 ** min(num_attempts - 1, 32)
-    jitter = random.uniform(0.75, 1.25)  # noqa: S311 - it keeps no secret
-    return min(max(doubled * jitter, retry_after), _MAX_WAIT_SECONDS)
-
-
-def _seconds(retry_after: str | None) -> float:
-    """What a Retry-After header asks for: seconds, or a date. 0 without one that can be read."""
-    if not retry_after:
-        return 0.0
-    if retry_after.isascii() and retry_after.isdecimal():
-        return float(retry_after[:9])
-    try:
-        moment = parsedate_to_datetime(retry_after)
-    except ValueError:
-        return 0.0
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(0.0, (aware - timezone.now()).total_seconds())

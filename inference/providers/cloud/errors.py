@@ -2,21 +2,25 @@
 
 import json
 import re
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from typing import Any
+from functools import cache
+
+import httpx
 
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from inference.providers.api_keys import KeySource, key_source
+from inference.providers.cloud.library import library
+from inference.retries import retry_after_seconds
 from monitoring.logs.redaction import redact
 
 _MAX_QUOTED = 300
+# Some patterns take time by the square of the length.
+_MAX_SEARCHED = 4000
 _HIDDEN = "***"
 
-_MESSAGE = re.compile(r'"message":\s*"((?:[^"\\]|\\.)*)"')
+_MESSAGE = re.compile(r'"message":\s*"((?:[^"\\]|\\.)*)(?:"|\\?$)')
 # What LiteLLM puts around it, as in "litellm.RateLimitError: OpenAIException - ".
 _PREFIXES = re.compile(r"^(?:(?:litellm\.)?\w*(?:Error|Exception|Timeout)\w*(?::| -| )\s*)+")
 # Its advice to those who run it themselves, and its stack.
@@ -119,16 +123,7 @@ _UNKNOWN = _Verdict(
     embedding_advice="The provider of {name} failed in a way that is not known: take another one.",
 )
 
-# By the names of LiteLLM's, OpenAI's and httpx' classes, of which the first one known decides.
-_BY_CLASS = {
-    "ContextWindowExceededError": _CONTEXT_TOO_LONG,
-    "ContentPolicyViolationError": _CONTENT_FILTERED,
-    "UnsupportedParamsError": _UNSUPPORTED,
-    "APITimeoutError": _TIMED_OUT,
-    "TimeoutException": _TIMED_OUT,
-    "TimeoutError": _TIMED_OUT,
-}
-# Then by what they say, whatever the status is.
+# After the classes, and whatever the status is.
 _BY_WORDS = (
     (_NO_PROVIDER, _NO_SUCH_PROVIDER),
     (_NO_MONEY, _NO_QUOTA),
@@ -187,9 +182,9 @@ def _own_failure(verdict: _Verdict, model: RegisteredModel, what: str) -> Infere
 
 
 def _verdict(error: Exception, text: str) -> _Verdict:
-    for parent in type(error).__mro__:
-        if known := _BY_CLASS.get(parent.__name__):
-            return known
+    for class_, verdict in _by_class():
+        if isinstance(error, class_):
+            return verdict
     for pattern, verdict in _BY_WORDS:
         if pattern.search(text):
             return verdict
@@ -197,6 +192,22 @@ def _verdict(error: Exception, text: str) -> _Verdict:
     if not isinstance(status, int):  # an error in the middle of a stream, a broken connection
         return _RATE_LIMITED if _LIMITED.search(text) else _UNAVAILABLE
     return _BY_STATUS.get(status) or (_UNAVAILABLE if status >= 500 else _UNKNOWN)
+
+
+@cache
+def _by_class() -> list[tuple[type[Exception], _Verdict]]:
+    library()  # sets up LiteLLM before its first import
+    from litellm import exceptions
+    from openai import APITimeoutError
+
+    return [
+        (exceptions.ContextWindowExceededError, _CONTEXT_TOO_LONG),
+        (exceptions.ContentPolicyViolationError, _CONTENT_FILTERED),
+        (exceptions.UnsupportedParamsError, _UNSUPPORTED),
+        (APITimeoutError, _TIMED_OUT),
+        (httpx.TimeoutException, _TIMED_OUT),
+        (TimeoutError, _TIMED_OUT),
+    ]
 
 
 def _remedy(model: RegisteredModel) -> str:
@@ -220,6 +231,10 @@ def _words(text: str, key: str | None) -> str:
     """What the provider itself says, in one short line without secrets."""
     if key:
         text = text.replace(key, _HIDDEN)
+    if len(text) > _MAX_SEARCHED:
+        # Not within a word: half a secret would not be known as one.
+        cut = text[:_MAX_SEARCHED]
+        text = cut.rpartition(" ")[0] or cut
     if found := _MESSAGE.search(text):
         text = _unquoted(found[1])
     text = _SUFFIXES.sub("", _PREFIXES.sub("", text)).strip()
@@ -239,30 +254,13 @@ def _unquoted(text: str) -> str:
 
 
 def _retry_after(error: Exception) -> float | None:
-    """Seconds; the header has them, or a date."""
-    for headers in _headers(error):
-        if value := headers.get("retry-after"):
-            return _seconds(value)
-    return None
-
-
-def _headers(error: Exception) -> Iterator[Mapping[str, Any]]:
+    """Seconds; None where the provider has not said it."""
     response = getattr(error, "response", None)
-    for owner, name in (
-        (response, "headers"),
-        (error, "litellm_response_headers"),
-        (error, "headers"),
+    for headers in (
+        getattr(response, "headers", None),
+        getattr(error, "litellm_response_headers", None),
+        getattr(error, "headers", None),
     ):
-        if isinstance(headers := getattr(owner, name, None), Mapping):
-            yield headers
-
-
-def _seconds(value: str) -> float | None:
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+        if isinstance(headers, Mapping) and (seconds := retry_after_seconds(headers)) is not None:
+            return seconds
+    return None

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils._headers import build_hf_headers
 
+from inference.retries import retry_after_seconds
 from monitoring.logs.redaction import redact
 
 _LOOK_UP_SECONDS = 10.0
@@ -109,18 +110,18 @@ def _refusal(config: dict[str, Any], error: HfHubHTTPError) -> DownloadError:
 
 def status_error(response: httpx.Response) -> DownloadError:
     """What a status that is no success means."""
-    status, retry_after = response.status_code, response.headers.get("retry-after", "")
+    status = response.status_code
     if status in (401, 403):
         return DownloadError(
             f"The hub refuses the file ({status}): set HF_TOKEN in the worker's environment to a "
             "token that may read it, and accept its conditions on the model's page."
         )
     if status in _RETRYABLE_STATUSES or status >= 500:
-        seconds = float(retry_after) if retry_after.isdecimal() else 0.0
+        retry_after = retry_after_seconds(response.headers) or 0.0
         return DownloadError(
             f"The hub answers {status}.",
             retryable=True,
-            retry_after=min(seconds, _MAX_RETRY_AFTER_SECONDS),
+            retry_after=min(retry_after, _MAX_RETRY_AFTER_SECONDS),
         )
     return DownloadError(f"The hub answers {status} instead of the file: check HF_ENDPOINT.")
 

@@ -20,6 +20,7 @@ from inference.registry.downloads.hub import DownloadError, RemoteFile
 from inference.registry.downloads.partial_file import FileBusyError, PartialFile, read_chunks
 from inference.registry.downloads.progress import NotWantedError, Progress
 from inference.registry.downloads.requests import partial_path, stopping, target_path
+from inference.retries import backoff_seconds
 from monitoring.api.errors import in_words
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ def _run(download: ModelDownload) -> None:
 def _fail(download: ModelDownload, error: DownloadError, progress: Progress) -> None:
     num_failures = download.num_failures + 1
     if error.retryable and num_failures < _MAX_FAILURES:
-        wait = max(min(2.0**num_failures, _MAX_WAIT_SECONDS), error.retry_after)
+        backoff = backoff_seconds(num_failures, 2, _MAX_WAIT_SECONDS)
+        wait = max(backoff, error.retry_after)
         download.put_off(wait, f"{error} It is tried again in {wait:.0f} s.", is_failure=True)
         logger.warning("Model %s: %s Tried again in %.0f s", progress.name, error, wait)
         return
