@@ -131,7 +131,8 @@ def _by_priority(waiting: list[_Waiting]) -> dict[str, int]:
 
 def _running() -> list[dict[str, Any]]:
     """All tasks that are being processed, longest first: as many as the workers have hands."""
-    processing = GenerationTask.objects.filter(status=GenerationTask.Status.PROCESSING)
+    held = GenerationTask.objects.filter(lease_until__isnull=False)  # by the index of the leases
+    processing = held.filter(status=GenerationTask.Status.PROCESSING)
     fields = ("id", "owner", "model_name", "queue", "attempt", "worker", "started_at", "priority")
     return list(processing.order_by("started_at", "id").values(*fields))
 

@@ -193,7 +193,7 @@ def test_queries_go_by_the_indexes_of_unfinished_tasks(valkey: Valkey, new_task:
             cursor.execute(f"EXPLAIN QUERY PLAN {query['sql']}")
             plans.append(" ".join(row[3] for row in cursor.fetchall()))
     assert "task_claim" in plans[0]
-    assert "task_lease" in plans[1]
+    assert "generationtask_lease" in plans[1]
 
 
 def test_database_is_told_without_redis(api: APIClient, new_task: NewTask, valkey: Valkey) -> None:
