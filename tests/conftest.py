@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import redis
 from django.conf import settings
@@ -24,6 +25,12 @@ from monitoring.redis import outbox
 from monitoring.redis.client import client
 from presets import catalogue
 from sopllm import processes
+
+# On a busy machine inputs are generated slowly, which says nothing about the code.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 
 # These share one running service, whose processes need all cores: no two of them at a time.
 SYSTEM_TESTS = "tests/system/"
