@@ -11,7 +11,7 @@ from django.db import connection
 
 from inference.loading import device_memory
 from inference.models import RegisteredModel
-from monitoring.hardware import gpu, worker_identity
+from monitoring.hardware import worker_identity
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +25,11 @@ def start() -> None:
 
 def report() -> None:
     """Tell it once; a failure is logged."""
+    from monitoring.hardware import nvml  # a worker without a GPU has no use for it
+
     device_memory.publish()
     try:
-        gpu.publish(loaded_models)
+        nvml.publish(loaded_models)
     except redis.RedisError as exc:
         logger.warning("The GPU readings cannot be published: %s", exc)
 

@@ -1,39 +1,27 @@
-"""Readings of the GPUs of this machine through NVML; for workers, never for the web process.
+"""The GPUs of this machine through NVML; for workers, never for the web process.
 
-Units: MiB, percent, degrees Celsius, watts. What a GPU does not tell is None.
 Source: https://docs.nvidia.com/deploy/nvml-api/.
 """
 
+import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pynvml
+from django.conf import settings
 
+from monitoring.hardware import gpu
+from monitoring.hardware.gpu import GPU
+from monitoring.redis import heartbeats
 from monitoring.redis.per_process import PerProcess
 
 logger = logging.getLogger(__name__)
 
 _BYTES_PER_MB = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class GPUReading:
-    """One GPU at this moment; `index` is NVML's, which CUDA_VISIBLE_DEVICES does not change."""
-
-    index: int
-    name: str | None
-    driver_version: str | None
-    cuda_version: str | None
-    compute_capability: str | None
-    total_mb: int | None
-    used_mb: int | None
-    free_mb: int | None
-    used_percent: float | None
-    utilization_percent: int | None
-    temperature_c: int | None
-    power_w: float | None
+_EXPIRY_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +33,21 @@ class GPUMemory:
     free_bytes: int
 
 
-def read() -> list[GPUReading]:
-    """All GPUs of the machine; none without a driver."""
+def publish(loaded_models: Callable[[], list[str]]) -> None:
+    """Tell of the GPUs of this node for 8 s, and of the models that this worker has on GPU_INDEX.
+
+    Nothing without a GPU. Raises redis.RedisError.
+    """
+    if gpus := read():
+        models = loaded_models()
+        for each in gpus:
+            each["loaded_models"] = models if each["index"] == settings.GPU_INDEX else []
+        name = f"{settings.NODE_NAME}:{settings.GPU_INDEX}:{os.getpid()}"
+        heartbeats.beat(gpu.HEARTBEATS, name, json.dumps(gpus), _EXPIRY_SECONDS)
+
+
+def read() -> list[GPU]:
+    """All GPUs of the machine, without what is known elsewhere; none without a driver."""
     try:
         _initialise()
         num_gpus = pynvml.nvmlDeviceGetCount()
@@ -74,7 +75,7 @@ def _initialise() -> None:
     pynvml.nvmlInit()
 
 
-def _reading(index: int) -> GPUReading | None:
+def _reading(index: int) -> GPU | None:
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     except pynvml.NVMLError as exc:  # it has fallen off the bus, or is not for us
@@ -83,8 +84,9 @@ def _reading(index: int) -> GPUReading | None:
     has = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
     rates = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
     power_mw = _ask(pynvml.nvmlDeviceGetPowerUsage, handle)
-    return GPUReading(
+    return GPU(
         index=index,
+        node=settings.NODE_NAME,
         name=_text(_ask(pynvml.nvmlDeviceGetName, handle)),
         driver_version=_text(_ask(pynvml.nvmlSystemGetDriverVersion)),
         cuda_version=_cuda_version(_ask(pynvml.nvmlSystemGetCudaDriverVersion_v2)),
@@ -96,6 +98,9 @@ def _reading(index: int) -> GPUReading | None:
         utilization_percent=rates and rates.gpu,
         temperature_c=_ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         power_w=None if power_mw is None else round(power_mw / 1000, 1),
+        is_locked=False,
+        current_task_id=None,
+        loaded_models=[],
     )
 
 

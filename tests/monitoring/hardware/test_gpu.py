@@ -93,7 +93,7 @@ def publish_as(
 ) -> None:
     """As the worker for that GPU of that node does."""
     settings.NODE_NAME, settings.GPU_INDEX, stand_in.machine = node, index, machine
-    gpu.publish(lambda: list(models))
+    nvml.publish(lambda: list(models))
 
 
 def shown(stats: Any) -> list[tuple[str, int]]:
@@ -193,15 +193,15 @@ def test_driver_that_comes_later_is_found(machine: NVML) -> None:
     assert nvml.read() == []
     assert nvml.memory(0) is None
     machine.machine = SERVER
-    assert [reading.name for reading in nvml.read()] == ["NVIDIA H100 80GB HBM3"]
+    assert [reading["name"] for reading in nvml.read()] == ["NVIDIA H100 80GB HBM3"]
 
 
 def test_readings_of_a_silent_worker_are_gone(
     valkey: Valkey, settings: Settings, machine: NVML, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_as(settings, machine, "node", SERVER, 0)
-    assert 0 < client().pttl("gpus") <= 8000
-    monkeypatch.setattr(gpu, "_SHOWN_SECONDS", 0.05)
+    assert 0 < client().pttl(gpu.HEARTBEATS) <= 8000
+    monkeypatch.setattr(nvml, "_EXPIRY_SECONDS", 0.05)
     publish_as(settings, machine, "node", SERVER, 0)
     wait_until(lambda: gpu._read() == {"available": False, "gpus": []})
 
