@@ -25,7 +25,7 @@ PREFIX = "sopllm_"
 _HISTOGRAMS = {
     counters.QUEUE_TIME: "From the submission of a task to the start of its last attempt.",
     counters.TTFT: "From the start of an attempt to its first text, loading included.",
-    counters.ITL: "Between one piece of an answer's text and the next.",
+    counters.ITL: "Between one delta of an answer and the next.",
     counters.TPOT: "Mean time of each token of an answer after the first.",
     counters.E2E: "From the submission of a task to the end of its last attempt.",
 }

@@ -1,14 +1,7 @@
 """What the end of a task adds to the counters of its model."""
 
 from monitoring.events.events import TaskEnded
-from monitoring.metrics.counters import (
-    E2E,
-    QUEUE_TIME,
-    TPOT,
-    TTFT,
-    Increments,
-    observe,
-)
+from monitoring.metrics.counters import E2E, QUEUE_TIME, TPOT, TTFT, Increments, observe
 from monitoring.models import EndedTask
 
 PROMPT_TOKENS = "prompt_tokens"

@@ -18,14 +18,15 @@ _TIMES_AS_LONG = 10
 
 
 def cached(key: str, seconds: float, read: Callable[[], Value]) -> Value:
-    """What `read` gave at most so long ago, in any process; it must be JSON.
+    """What `read` gave at most so many seconds ago, in any process; it must be JSON.
 
     One thread of a process reads, the others wait for it. Without Redis each reads for itself.
     What takes long to read is kept for ten times as long as that took.
     """
+    name = f"cache:{key}"
     with _lock(key):
         try:
-            text = client().get(_cache_key(key))
+            text = client().get(name)
         except redis.RedisError:
             return read()
         if text is not None:
@@ -34,12 +35,8 @@ def cached(key: str, seconds: float, read: Callable[[], Value]) -> Value:
         value = read()
         kept_seconds = max(seconds, _TIMES_AS_LONG * (time.monotonic() - started))
         with contextlib.suppress(redis.RedisError):
-            client().set(_cache_key(key), json.dumps(value), px=int(kept_seconds * 1000))
+            client().set(name, json.dumps(value), px=int(kept_seconds * 1000))
         return value
-
-
-def _cache_key(key: str) -> str:
-    return f"cache:{key}"
 
 
 @cache

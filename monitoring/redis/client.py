@@ -27,13 +27,9 @@ def client() -> RedisClient:
         socket_timeout=settings.REDIS_TIMEOUT_SECONDS,
         socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
         health_check_interval=30,
-        retry=_retry_once(),
+        # Once, for a connection that Redis has closed meanwhile; the default takes many seconds.
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )
-
-
-def _retry_once() -> Retry:
-    """For a connection that Redis has closed meanwhile; the default goes on for many seconds."""
-    return Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,))
 
 
 def async_client() -> RedisClient:

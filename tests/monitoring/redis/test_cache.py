@@ -72,4 +72,4 @@ def test_what_takes_long_is_kept_longer(valkey: Valkey, monkeypatch: pytest.Monk
     clock = iter([100.0, 130.0])
     monkeypatch.setattr(cache, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     cached("slow", 10, Reading())
-    assert 200 < client().ttl(cache._cache_key("slow")) <= 300
+    assert 200 < client().ttl("cache:slow") <= 300
