@@ -13,10 +13,10 @@ from inference.providers.registry import provider_class
 from inference.registry.configs import (
     CloudConfigSerializer,
     EchoConfigSerializer,
+    EmbeddingConfigSerializer,
     LocalConfigSerializer,
     ModelNameField,
 )
-from inference.registry.embedding_config import EmbeddingConfigSerializer
 from monitoring.api.strict_serializer import StrictSerializer
 from presets.quantizations import BITS
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -10,9 +9,9 @@ from django.conf import settings
 from inference.engine.errors import InvalidGGUFError
 from inference.engine.gguf_header import GGUFHeader, Layer, read_header
 from inference.engine.memory_estimate import MemoryEstimate
-from inference.loading import device_memory, models_dir
+from inference.loading import device_memory
 from inference.loading.device_memory import Kind
-from inference.loading.models_dir import resolve_file
+from inference.loading.models_dir import resolve, resolve_file
 from inference.loading.sizes import ModelSizes, model_sizes
 from inference.models import RegisteredModel
 from presets.models import Preset
@@ -59,13 +58,6 @@ class _Load:
     def fits(self, usable_bytes: int) -> bool:
         return self.required_bytes() <= usable_bytes
 
-    def with_as_many_seqs_as_fit(self, usable_bytes: int) -> "_Load":
-        """As workers do it: half as many, down to one, until it fits."""
-        load = self
-        while load.sizes.max_num_seqs > 1 and not load.fits(usable_bytes):
-            load = replace(load, sizes=load.sizes.with_half_the_seqs())
-        return load
-
 
 def check_model(
     model: RegisteredModel, quantization: str | None, context_window: int | None
@@ -73,11 +65,18 @@ def check_model(
     """Check a registered model; one that does not run here needs nothing."""
     if model.provider != RegisteredModel.Provider.LOCAL:
         return Compatibility(_NOTHING, required_bytes=0, available_bytes=0)
-    header, warnings = _header_of_model(model)
+    warnings = []
+    try:
+        header = read_header(resolve_file(model.config["model_path"]))
+    except (OSError, ValueError, InvalidGGUFError):
+        known = model.extra.get("quantization")
+        num_parameters = model.extra.get("parameters", 0)
+        header = usual_header(num_parameters, known if known in BITS else "Q4_K_M")
+        warnings = [_GUESSED]
     window = context_window or model.context_window
     verdict = _check(header, model.config, quantization, window, warnings)
     if model.loaded and not quantization and not context_window:
-        # What it holds itself is not in its way.
+        # The memory that it holds itself is available to it.
         available = verdict.available_bytes + verdict.required_bytes
         verdict = replace(verdict, available_bytes=available)
     return verdict
@@ -89,10 +88,15 @@ def check_preset(
     """Check a preset, by its file where that is here, else by what it says of itself."""
     if preset.kind != Preset.Kind.LOCAL or preset.size_b is None:
         return Compatibility(_NOTHING, required_bytes=0, available_bytes=0)
-    path = _path_of_preset(preset, quantization)
-    header = read_header(path) if path else _header_of_preset(preset, preset.size_b, quantization)
+    if weights := preset.packaged_file:
+        path = weights.installed_path()
+    else:
+        path = resolve(preset.files.get(quantization, preset.filename))
+    if path and path.is_file():
+        header, warnings = read_header(path), []
+    else:
+        header, warnings = _header_of_preset(preset, preset.size_b, quantization), [_GUESSED]
     window = context_window or preset.provider_config.get("context_window")
-    warnings = [] if path else [_GUESSED]
     choices = preset.files or RECOMMENDED_BITS
     return _check(header, preset.provider_config, quantization, window, warnings, choices)
 
@@ -108,14 +112,6 @@ def _header_of_preset(preset: Preset, size_b: float, quantization: str | None) -
     known_bytes = preset.vram_requirements[name] * 1024 * 1024
     missing_bytes = known_bytes - sizes.estimate(header, gpu_layers=0).total_bytes
     return _with_weights(header, max(1, header.weights_bytes + missing_bytes))
-
-
-def _path_of_preset(preset: Preset, quantization: str | None) -> Path | None:
-    """Its file, if that is here: installed with a package, or downloaded."""
-    if weights := preset.packaged_file:
-        return weights.installed_path()
-    path = models_dir.resolve(preset.files.get(quantization, preset.filename))
-    return path if path.is_file() else None
 
 
 def usual_header(num_parameters: int, quantization: str = "Q4_K_M") -> GGUFHeader:
@@ -151,17 +147,6 @@ def usual_header(num_parameters: int, quantization: str = "Q4_K_M") -> GGUFHeade
     )
 
 
-def _header_of_model(model: RegisteredModel) -> tuple[GGUFHeader, list[str]]:
-    try:
-        return read_header(resolve_file(model.config["model_path"])), []
-    except (OSError, ValueError, InvalidGGUFError):
-        known = model.extra.get("quantization")
-        header = usual_header(
-            model.extra.get("parameters", 0), known if known in BITS else "Q4_K_M"
-        )
-        return header, [_GUESSED]
-
-
 def _check(
     header: GGUFHeader,
     config: dict[str, Any],
@@ -178,10 +163,11 @@ def _check(
     window = context_window or min(header.context_length or settings.N_CTX, settings.N_CTX)
     used_gpu_layers = gpu_layers if memory.kind == Kind.GPU else 0
     as_is = _Load(header, model_sizes(config, window), used_gpu_layers)
-    wanted = as_is
-    if quantization:
-        wanted = replace(as_is, header=_requantized(header, quantization))
-    loaded = wanted.with_as_many_seqs_as_fit(memory.usable_bytes)
+    wanted = replace(as_is, header=_requantized(header, quantization)) if quantization else as_is
+    loaded = wanted
+    # As workers do it: half as many sequences, down to one, until it fits.
+    while loaded.sizes.max_num_seqs > 1 and not loaded.fits(memory.usable_bytes):
+        loaded = replace(loaded, sizes=loaded.sizes.with_half_the_seqs())
     warnings = [*warnings, *_warnings(wanted, loaded, memory.usable_bytes)]
     return Compatibility(
         estimate=loaded.estimate(),
@@ -197,7 +183,8 @@ def _warnings(wanted: _Load, loaded: _Load, usable_bytes: int) -> Iterator[str]:
     if 0 < trained < wanted.sizes.context_window:
         yield f"It was trained for contexts of {trained} tokens."
     if not loaded.fits(usable_bytes):
-        if names := _names_in_memory():
+        loaded_models = RegisteredModel.objects.filter(status=RegisteredModel.Status.LOADED)
+        if names := ", ".join(loaded_models.values_list("name", flat=True)):
             yield f"Of the models in memory ({names}), idle ones make room for it."
     elif loaded.sizes != wanted.sizes:
         yield (
@@ -237,8 +224,3 @@ def _with_weights(header: GGUFHeader, weights_bytes: int) -> GGUFHeader:
         embedding_bytes=round(header.embedding_bytes * factor),
         output_bytes=round(header.output_bytes * factor),
     )
-
-
-def _names_in_memory() -> str:
-    loaded = RegisteredModel.objects.filter(status=RegisteredModel.Status.LOADED)
-    return ", ".join(loaded.values_list("name", flat=True))

