@@ -73,10 +73,20 @@ class _Key:
 
 def check(extra_params: dict[str, Any]) -> None:
     """Raises ValidationError naming the key that a task may not set, or what else is wrong."""
-    _check_storable(extra_params)
+    try:
+        encoded = storable_json.encode(extra_params)
+    except (ValueError, RecursionError) as error:
+        raise _refusal(f"It cannot be written as JSON in UTF-8: {error}.") from error
+    if storable_json.has_nul(encoded):
+        raise _refusal("It must not contain NUL characters.")
+    if len(encoded) > MAX_BYTES:
+        raise _refusal(f"It is larger than {MAX_BYTES} bytes: hand over less.")
     for key in _keys(extra_params):
         if reason := _objection(key):
-            raise _refusal(f"{_shortened(key.path)}: {reason}")
+            path = key.path
+            if len(path) > _MAX_SHOWN_CHARS:
+                path = f"…{path[-_MAX_SHOWN_CHARS:]}"
+            raise _refusal(f"{path}: {reason}")
 
 
 def _keys(extra_params: dict[str, Any]) -> Iterator[_Key]:
@@ -117,36 +127,18 @@ def _objection(key: _Key) -> str | None:
             "no task may say where its request goes or which key pays for it; the registration "
             "of the model does. Leave it out."
         )
-    if key.depth == 1 and any(map(_is_of_the_client, spellings)):
+    if key.depth == 1 and any(
+        spelling in _OF_THE_CLIENT
+        or spelling.startswith(_PREFIXES_OF_THE_CLIENT)
+        or spelling.endswith(_ENDINGS_OF_THE_CLIENT)
+        for spelling in spellings
+    ):
         return "it is not for the provider but for the client, which is not a task's to set up."
     return None
 
 
-def _is_of_the_client(name: str) -> bool:
-    return (
-        name in _OF_THE_CLIENT
-        or name.startswith(_PREFIXES_OF_THE_CLIENT)
-        or name.endswith(_ENDINGS_OF_THE_CLIENT)
-    )
-
-
 def _snake(name: str) -> str:
     return re.sub(r"[-.\s]", "_", name).lower()
-
-
-def _check_storable(extra_params: dict[str, Any]) -> None:
-    try:
-        encoded = storable_json.encode(extra_params)
-    except (ValueError, RecursionError) as error:
-        raise _refusal(f"It cannot be written as JSON in UTF-8: {error}.") from error
-    if storable_json.has_nul(encoded):
-        raise _refusal("It must not contain NUL characters.")
-    if len(encoded) > MAX_BYTES:
-        raise _refusal(f"It is larger than {MAX_BYTES} bytes: hand over less.")
-
-
-def _shortened(path: str) -> str:
-    return path if len(path) <= _MAX_SHOWN_CHARS else f"…{path[-_MAX_SHOWN_CHARS:]}"
 
 
 def _refusal(message: str) -> ValidationError:

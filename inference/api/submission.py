@@ -28,16 +28,31 @@ _MODEL_LIST = "GET /api/v1/models lists them."
 
 def build_task(owner: str, data: dict[str, Any], idempotency_key: str | None) -> GenerationTask:
     """A task, unsaved, from the validated fields; raises ValidationError naming the field."""
-    _check_input(data)
+    has_prompt, has_messages = bool(data.get("prompt")), bool(data.get("messages"))
+    if has_prompt and has_messages:
+        raise ValidationError({"prompt": ["Give either prompt or messages, not both."]})
+    if not has_prompt and not has_messages:
+        raise ValidationError({"prompt": ["Give a prompt, or messages."]})
+    if has_messages and data.get("input_text"):
+        raise ValidationError({"input_text": ["It is appended to prompt: give a prompt."]})
     extra_params.check(data.get("extra_params") or {})
-    conversation = _conversation(owner, data.get("conversation_id"))
-    model = _model(data, conversation)
-    provider = provider_class(model.provider)
+
+    conversation = None
+    if conversation_id := data.get("conversation_id"):
+        conversation = Conversation.objects.owned_by(owner).filter(pk=conversation_id).first()
+        if conversation is None:
+            message = f"There is no conversation {conversation_id}."
+            raise ValidationError({"conversation_id": [message]})
+    name = data.get("model") or data.get("provider_config", {}).get("model_name")
+    name = name or (conversation.model_name if conversation else None)
+    if not name:
+        raise ValidationError({"model": [f"Name a registered model: {_MODEL_LIST}"]})
+    model = _usable_model(name)
     return _new_task(
-        _request(data, model, provider),
+        _request(data, model),
         owner=owner,
         requested_model=model.name,
-        queue=provider.queue,
+        queue=provider_class(model.provider).queue,
         priority=data["priority"],
         conversation=conversation,
         metadata=data.get("metadata") or {},
@@ -87,34 +102,6 @@ def in_order(tasks: list[GenerationTask]) -> list[GenerationTask]:
     return tasks
 
 
-def _check_input(data: dict[str, Any]) -> None:
-    """Exactly one of prompt and messages."""
-    has_prompt, has_messages = bool(data.get("prompt")), bool(data.get("messages"))
-    if has_prompt and has_messages:
-        raise ValidationError({"prompt": ["Give either prompt or messages, not both."]})
-    if not has_prompt and not has_messages:
-        raise ValidationError({"prompt": ["Give a prompt, or messages."]})
-    if has_messages and data.get("input_text"):
-        raise ValidationError({"input_text": ["It is appended to prompt: give a prompt."]})
-
-
-def _conversation(owner: str, conversation_id: str | None) -> Conversation | None:
-    if not conversation_id:
-        return None
-    conversation = Conversation.objects.owned_by(owner).filter(pk=conversation_id).first()
-    if conversation is None:
-        raise ValidationError({"conversation_id": [f"There is no conversation {conversation_id}."]})
-    return conversation
-
-
-def _model(data: dict[str, Any], conversation: Conversation | None) -> RegisteredModel:
-    name = data.get("model") or data.get("provider_config", {}).get("model_name")
-    name = name or (conversation.model_name if conversation else None)
-    if not name:
-        raise ValidationError({"model": [f"Name a registered model: {_MODEL_LIST}"]})
-    return _usable_model(name)
-
-
 def _usable_model(name: str) -> RegisteredModel:
     model = RegisteredModel.objects.read(name)
     if model is None:
@@ -129,95 +116,92 @@ def _usable_model(name: str) -> RegisteredModel:
     return model
 
 
-def _fallbacks(
-    data: dict[str, Any],
-    response_format: structured_output.ResponseFormat | None,
-    model: RegisteredModel,
-) -> list[ModelChoice]:
-    """What the row keeps of each fallback."""
-    names = data.get("fallback_models") or []
-    if repeated := [name for i, name in enumerate(names) if name in (model.name, *names[:i])]:
-        message = f"{repeated[0]} is asked already: name each model once."
-        raise ValidationError({"fallback_models": [message]})
-    return [_fallback(data, response_format, name) for name in names]
-
-
-def _fallback(
-    data: dict[str, Any], response_format: structured_output.ResponseFormat | None, name: str
-) -> ModelChoice:
-    """Checked like the task's own model, so that it can run when its turn comes."""
-    try:
-        model = _usable_model(name)
-        provider = provider_class(model.provider)
-        _check_ability(data, response_format, model, provider)
-        params = _params(data, model, provider)
-        return ModelChoice(model=name, queue=provider.queue, params=params)
-    except ValidationError as error:
-        details: Any = error.detail
-        reasons = [
-            f"{name} cannot run this task: {field}: {message}"
-            for field, messages in details.items()
-            for message in messages
-        ]
-        raise ValidationError({"fallback_models": reasons}) from error
-
-
-def _request(
-    data: dict[str, Any], model: RegisteredModel, provider: type[Provider]
-) -> dict[str, Any]:
+def _request(data: dict[str, Any], model: RegisteredModel) -> dict[str, Any]:
     """What the worker needs, and the report shows."""
+    response_format = structured_output.normalize(
+        data.get("response_format"), data.get("output_schema")
+    )
+    if response_format and data.get("grammar"):
+        message = "It makes a grammar itself: leave grammar out."
+        raise ValidationError({_format_field(data): [message]})
+    chosen = _choice(data, response_format, model)
+    fallbacks = _fallbacks(data, response_format, model)
+    webhook_url: str | None = data.get("webhook_url") or None
+    if webhook_url:
+        try:
+            webhook_urls.check(webhook_url)
+        except webhook_urls.RefusedUrlError as error:
+            raise ValidationError({"webhook_url": [str(error)]}) from error
     prompt = data.get("prompt")
     if prompt and data.get("input_text"):
         prompt = f"{prompt}\n\n{data['input_text']}"
-    response_format = _response_format(data)
-    _check_ability(data, response_format, model, provider)
-    params = _params(data, model, provider)
-    chosen = ModelChoice(model=model.name, queue=provider.queue, params=params)
-    fallbacks = _fallbacks(data, response_format, model)
     return {
         "prompt": prompt,
         "messages": data.get("messages"),
         "save_to_conversation": data["save_to_conversation"],
         "stream": data["stream"],
-        "params": params,
+        "params": chosen["params"],
         "response_format": response_format,
         "extra_params": data.get("extra_params") or {},
         "models": [chosen, *fallbacks] if fallbacks else [],
         "timeout_seconds": data["timeout_seconds"],
         "deadline_seconds": data.get("deadline_seconds"),
         "context_overflow": data["context_overflow"],
-        "webhook_url": _webhook_url(data),
+        "webhook_url": webhook_url,
     }
 
 
-def _webhook_url(data: dict[str, Any]) -> str | None:
-    url: str | None = data.get("webhook_url")
-    if not url:
-        return None
-    try:
-        webhook_urls.check(url)
-    except webhook_urls.RefusedUrlError as error:
-        raise ValidationError({"webhook_url": [str(error)]}) from error
-    return url
-
-
-def _check_ability(
+def _fallbacks(
     data: dict[str, Any],
     response_format: structured_output.ResponseFormat | None,
     model: RegisteredModel,
-    provider: type[Provider],
-) -> None:
-    """Refuse what the provider would have to ignore."""
+) -> list[ModelChoice]:
+    """Checked like the task's own model, so that each can run when its turn comes."""
+    names = data.get("fallback_models") or []
+    if repeated := [name for i, name in enumerate(names) if name in (model.name, *names[:i])]:
+        message = f"{repeated[0]} is asked already: name each model once."
+        raise ValidationError({"fallback_models": [message]})
+    fallbacks = []
+    for name in names:
+        try:
+            fallbacks.append(_choice(data, response_format, _usable_model(name)))
+        except ValidationError as error:
+            details: Any = error.detail
+            reasons = [
+                f"{name} cannot run this task: {field}: {message}"
+                for field, messages in details.items()
+                for message in messages
+            ]
+            raise ValidationError({"fallback_models": reasons}) from error
+    return fallbacks
+
+
+def _choice(
+    data: dict[str, Any],
+    response_format: structured_output.ResponseFormat | None,
+    model: RegisteredModel,
+) -> ModelChoice:
+    """A model with its queue and parameters; refuses what its provider would have to ignore."""
+    provider = provider_class(model.provider)
     if data.get("extra_params") and not provider.takes_extra_params:
         message = f"The {model.provider} provider takes no extra_params: leave them out."
         raise ValidationError({"extra_params": [message]})
     if response_format and not provider.supports_structured_output:
-        field = "output_schema" if data.get("response_format") is None else "response_format"
         message = f"The {model.provider} provider has no structured output: take another model."
-        raise ValidationError({field: [message]})
+        raise ValidationError({_format_field(data): [message]})
+    params = _sampling_params(data, model, provider)
+    if grammar := data.get("grammar"):
+        if model.provider != RegisteredModel.Provider.LOCAL:
+            raise ValidationError({"grammar": ["Only local models take a grammar."]})
+        try:
+            check_grammar(grammar)
+        except GrammarError as error:
+            raise ValidationError({"grammar": [str(error)]}) from error
+        params["grammar"] = grammar
+    return ModelChoice(model=model.name, queue=provider.queue, params=params)
 
 
-def _params(
+def _sampling_params(
     data: dict[str, Any], model: RegisteredModel, provider: type[Provider]
 ) -> dict[str, Any]:
     """The sampling fields as used: the task's own, else the model's, else the provider's."""
@@ -227,25 +211,14 @@ def _params(
     # An empty list is a value too: it overrides those of generation_params and of the model.
     own = {**data, "stop_sequences": stop if stop_sequences is None else stop_sequences}
     layers = (
-        own,
-        data.get("generation_params", {}),
-        model.config.get("generation_params", {}),
         provider.default_params,
+        model.config.get("generation_params", {}),
+        data.get("generation_params", {}),
+        own,
     )
     params: dict[str, Any] = {"max_tokens": settings.DEFAULT_MAX_TOKENS, "stop_sequences": []}
-    for layer in reversed(layers):
+    for layer in layers:
         params |= {k: layer[k] for k in SAMPLING_FIELDS if layer.get(k) is not None}
-    _drop_unsupported(params, model, provider)
-    _cap_max_tokens(params, data, model)
-    if data.get("grammar"):
-        params["grammar"] = _grammar(data["grammar"], model)
-    return params
-
-
-def _drop_unsupported(
-    params: dict[str, Any], model: RegisteredModel, provider: type[Provider]
-) -> None:
-    """Refuse what the provider cannot honour, unless the model is registered to do without."""
     for name in provider.unsupported_params & params.keys():
         if not model.config.get("drop_params"):
             message = (
@@ -254,38 +227,18 @@ def _drop_unsupported(
             )
             raise ValidationError({name: [message]})
         del params[name]
+    max_tokens = model.max_output_tokens
+    if max_tokens is not None and params["max_tokens"] > max_tokens:
+        if data.get("max_tokens") or data.get("generation_params", {}).get("max_tokens"):
+            message = f"{model.name} gives at most {max_tokens} tokens: ask for that or less."
+            raise ValidationError({"max_tokens": [message]})
+        params["max_tokens"] = max_tokens
+    return params
 
 
-def _cap_max_tokens(params: dict[str, Any], data: dict[str, Any], model: RegisteredModel) -> None:
-    most = model.max_output_tokens
-    if most is None or params["max_tokens"] <= most:
-        return
-    asked = data.get("max_tokens") or data.get("generation_params", {}).get("max_tokens")
-    if asked:
-        message = f"{model.name} gives at most {most} tokens: ask for that or less."
-        raise ValidationError({"max_tokens": [message]})
-    params["max_tokens"] = most
-
-
-def _grammar(grammar: str, model: RegisteredModel) -> str:
-    if model.provider != RegisteredModel.Provider.LOCAL:
-        raise ValidationError({"grammar": ["Only local models take a grammar."]})
-    try:
-        check_grammar(grammar)
-    except GrammarError as error:
-        raise ValidationError({"grammar": [str(error)]}) from error
-    return grammar
-
-
-def _response_format(data: dict[str, Any]) -> structured_output.ResponseFormat | None:
-    asked, schema = data.get("response_format"), data.get("output_schema")
-    response_format = structured_output.normalize(asked, schema)
-    if response_format is None:
-        return None
-    field = "output_schema" if asked is None else "response_format"
-    if data.get("grammar"):
-        raise ValidationError({field: ["It makes a grammar itself: leave grammar out."]})
-    return response_format
+def _format_field(data: dict[str, Any]) -> str:
+    """By which of its two names the task asks for structured output."""
+    return "output_schema" if data.get("response_format") is None else "response_format"
 
 
 def fingerprint(data: dict[str, Any]) -> str:
