@@ -1,6 +1,6 @@
 """The YAML files of the catalogue: read, checked, and loaded into rows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,16 @@ def read() -> Catalogue:
     """What our own folder and those of PRESETS_DIRS have."""
     catalogue = Catalogue()
     for folder in [_OWN, *map(Path, settings.PRESETS_DIRS)]:
-        found = _read_folder(folder)
-        catalogue.presets |= found.presets
-        catalogue.problems += found.problems
+        presets: dict[str, Preset] = {}
+        paths = {folder / name: kind for name, kind in _FILES.items()}
+        if not any(path.is_file() for path in paths):
+            catalogue.problems.append(f"{folder}: it has none of {', '.join(_FILES)}.")
+        for path, kind in paths.items():
+            if path.is_file():
+                found, problems = _read_file(path, kind, presets.keys())
+                catalogue.problems += problems
+                presets |= {} if problems else found
+        catalogue.presets |= presets
     return catalogue
 
 
@@ -81,39 +88,26 @@ def examine(kind: str, entry: Any) -> tuple[Preset | None, list[str]]:
     return preset, []
 
 
-def _read_folder(folder: Path) -> Catalogue:
-    catalogue = Catalogue()
-    paths = [(folder / name, kind) for name, kind in _FILES.items()]
-    if not any(path.is_file() for path, _ in paths):
-        catalogue.problems.append(f"{folder}: it has none of {', '.join(_FILES)}.")
-    for path, kind in paths:
-        if path.is_file():
-            _add_file(catalogue, path, kind)
-    return catalogue
-
-
-def _add_file(catalogue: Catalogue, path: Path, kind: str) -> None:
+def _read_file(path: Path, kind: str, taken: Set[str]) -> tuple[dict[str, Preset], list[str]]:
+    """Its presets by name, and its problems; `taken` are names of the folder's other files."""
     try:
         entries = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
-        catalogue.problems.append(f"{path.name}: it cannot be read: {_in_a_line(error)}")
-        return
+        reason = " ".join(str(error).split())  # in a line
+        return {}, [f"{path.name}: it cannot be read: {reason}"]
     if not isinstance(entries, list):
-        catalogue.problems.append(f"{path.name}: it has to be a list of entries.")
-        return
+        return {}, [f"{path.name}: it has to be a list of entries."]
     presets: dict[str, Preset] = {}
     problems: list[str] = []
     for number, entry in enumerate(entries, start=1):
         preset, found = examine(kind, entry)
-        if preset and preset.name in catalogue.presets | presets:
+        if preset and preset.name in taken | presets.keys():
             found = ["name: another entry has it"]
         elif preset:
             presets[preset.name] = preset
         name = entry.get("name") if isinstance(entry, dict) else None
         problems += [f"{path.name}: {name or f'entry {number}'}: {each}." for each in found]
-    catalogue.problems += problems
-    if not problems:
-        catalogue.presets |= presets
+    return presets, problems
 
 
 def _flat(detail: Any, path: str = "") -> Iterable[str]:
@@ -125,7 +119,3 @@ def _flat(detail: Any, path: str = "") -> Iterable[str]:
         for message in detail if isinstance(detail, list) else [detail]:
             words = str(message).rstrip(".")
             yield f"{path}: {words}" if path else words
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())

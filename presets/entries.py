@@ -11,7 +11,7 @@ from presets.quantizations import BITS
 
 # Also of a model, which takes it over: it is a part of addresses.
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")
-# Nobody who may register models is to have other variables sent to an address of their choice.
+# No other variable of the environment may be sent to an address that a registration names.
 API_KEY_ENV_VAR = re.compile(r"^[A-Z][A-Z0-9_]*_API_KEY$")
 _FILENAME = re.compile(r"^[^/\\\0]+\.gguf$")
 _REPOSITORY = re.compile(r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")

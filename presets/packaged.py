@@ -48,22 +48,18 @@ class PackagedFile:
         source = self.installed_path()
         if source and target.exists() and target.stat().st_size == source.stat().st_size:
             return
-        # A folder of its own: two may be at it.
+        # A folder of its own: two processes may do this at once.
         with TemporaryDirectory(prefix=".", dir=settings.MODELS_DIR) as folder:
             partial = Path(folder) / self.filename
             if self.is_in_parts:
                 # Imported here alone: no other process has a use for the package's code.
                 import_module(self.package).assemble(partial)
+            elif source is None:
+                message = f"The package has no file {self.filename}: install it anew."
+                raise FileNotFoundError(message)
             else:
-                _link_or_copy(source, partial)
+                try:
+                    os.link(source, partial)
+                except OSError:  # on another disk
+                    shutil.copyfile(source, partial)
             partial.replace(target)
-
-
-def _link_or_copy(source: Path | None, target: Path) -> None:
-    """A hard link costs nothing; where the disks differ it takes a copy."""
-    if source is None:
-        raise FileNotFoundError(f"The package has no file {target.name}: install it anew.")
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
