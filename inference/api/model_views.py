@@ -1,7 +1,5 @@
 """The routes of models: validate, call one thing, respond."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from django.db.models import Q, QuerySet
@@ -36,16 +34,6 @@ from inference.registry.downloads import requests as downloads
 from monitoring.api import query_parameters
 from monitoring.api.errors import Conflict
 from presets.models import Preset
-
-
-@contextmanager
-def _conflicts() -> Iterator[None]:
-    """A name that is taken, as HTTP says it."""
-    try:
-        yield
-    except registration.ModelExistsError as error:
-        message = f"There is a model {error} already: delete it first, or take another name."
-        raise Conflict(message) from error
 
 
 class RegisteredModelViewSet(
@@ -96,8 +84,7 @@ class RegisteredModelViewSet(
         worker's variable by `api_key_env_var`.
         """
         fields = ModelRegistrationSerializer().run_validation(request.data)
-        with _conflicts():
-            model = registration.register(**fields)
+        model = registration.register(**fields)
         return Response(RegisteredModelSerializer(model).data, status=201)
 
     @extend_schema(responses=PresetListSerializer)
@@ -119,10 +106,9 @@ class RegisteredModelViewSet(
         fields = PresetRegistrationSerializer().run_validation(request.data)
         preset = _read_preset(fields["preset_name"])
         name = fields.get("name", preset.name)
-        with _conflicts():
-            model = preset_registration.register(
-                preset, name, fields.get("quantization"), fields.get("api_key")
-            )
+        model = preset_registration.register(
+            preset, name, fields.get("quantization"), fields.get("api_key")
+        )
         if model.status == RegisteredModel.Status.REGISTERED and fields["auto_download"]:
             downloads.start(model)
         return Response(RegisteredModelSerializer(model).data, status=201)
@@ -188,16 +174,6 @@ class RegisteredModelViewSet(
         model = self._read(ModelNameSerializer().run_validation(request.data)["model"])
         if what == RegisteredModel.Request.LOAD and downloads.start_if_missing(model):
             return Response(RegisteredModelSerializer(model).data, status=202)
-        self._check_loadable(model)
-        requests.ask(model, what)
-
-        def read() -> tuple[object, bool]:
-            asked = self._read(model.name)
-            return RegisteredModelSerializer(asked).data, asked.requested != what
-
-        return long_poll(self, requests.wait_key(model), seconds, read, status=202)
-
-    def _check_loadable(self, model: RegisteredModel) -> None:
         if model.provider == RegisteredModel.Provider.EMBEDDING:
             message = (
                 f"{model.name} is an embedding model: it is loaded when it is first asked, and "
@@ -209,6 +185,13 @@ class RegisteredModelViewSet(
             raise ValidationError({"model": [message]})
         if model.crashed_too_often:
             raise ValidationError({"model": [model.crash_message]})
+        requests.ask(model, what)
+
+        def read() -> tuple[object, bool]:
+            asked = self._read(model.name)
+            return RegisteredModelSerializer(asked).data, asked.requested != what
+
+        return long_poll(self, requests.wait_key(model), seconds, read, status=202)
 
     def _read(self, name: str) -> RegisteredModel:
         model = RegisteredModel.objects.read(name)

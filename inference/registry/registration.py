@@ -16,12 +16,16 @@ from inference.models import RegisteredModel
 from inference.providers.api_keys import DEFAULT_ENV_VARS
 from inference.providers.registry import provider_class
 from inference.registry.configs import SERIALIZERS
+from monitoring.api.errors import Conflict
 
 Provider = RegisteredModel.Provider
 
 
-class ModelExistsError(Exception):
+class ModelExistsError(Conflict):
     """The name is taken."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is a model {name} already: delete it first, or take another name.")
 
 
 def register(name: str, provider: str, config: dict[str, Any]) -> RegisteredModel:
