@@ -1,7 +1,7 @@
 """Whether the process lives, can do its work, and what ails it: answered within a second."""
 
 import time
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from django.conf import settings
 from django.http import HttpRequest, JsonResponse
@@ -19,11 +19,13 @@ _LIMIT_SECONDS = 0.7
 _ESSENTIAL = ("database", "redis", "broker")
 _started_at = time.monotonic()
 
+Overall = Literal["healthy", "degraded", "unhealthy"]
+
 
 class Component(TypedDict):
     """`response_time_ms`: how long its check took; `queues`: live workers of each."""
 
-    status: str
+    status: Status
     message: str
     response_time_ms: float
     queues: NotRequired[dict[str, int]]
@@ -41,7 +43,7 @@ class GPUSummary(TypedDict):
 class Health(TypedDict):
     """The body of GET /monitor/health; `resources` is None when they cannot be read."""
 
-    status: str
+    status: Overall
     version: str
     uptime_seconds: float
     timestamp: str
@@ -122,7 +124,7 @@ def _component(name: str, check: CachedCheck[Finding]) -> Component:
     return component
 
 
-def _overall(components: dict[str, Component]) -> str:
+def _overall(components: dict[str, Component]) -> Overall:
     if any(components[name]["status"] == Status.DOWN for name in _ESSENTIAL):
         return "unhealthy"
     is_well = all(component["status"] == Status.UP for component in components.values())
