@@ -1,6 +1,6 @@
 """Requests to load or unload a model: a row says what is to be done, a message wakes a worker.
 
-A GPU worker serves them between two sessions, see `loaded_models.serve_requests`.
+A GPU worker serves them between two sessions, see `loaded_engines.serve_requests`.
 """
 
 import logging
