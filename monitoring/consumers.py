@@ -1,17 +1,16 @@
 """The WebSocket /ws/monitor: events as they come, and those a client has missed."""
 
 import asyncio
-import logging
+import contextlib
 import uuid
 from typing import Any
 
 import redis
-from channels.consumer import get_handler_name
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 from django.db import Error as DatabaseError
 
-from monitoring.events import commands
+from monitoring.events.commands import CommandType, parse
 from monitoring.events.events import EventType
 from monitoring.events.feed import Feed
 from monitoring.events.messages import (
@@ -22,15 +21,12 @@ from monitoring.events.messages import (
     reply_text,
 )
 from monitoring.events.rate_limit import TokenBucket
-from monitoring.events.reader import Reader
-
-logger = logging.getLogger(__name__)
 
 MAX_MESSAGES_PER_SECOND = 50
 
 
 class MonitorConsumer(AsyncWebsocketConsumer):
-    """One socket: answers to its client, and beside them what its reader takes from the feed.
+    """One socket: replies to its client, and beside them the events that its cursor takes.
 
     `scope["principal"]` says whose events it may see.
     """
@@ -44,72 +40,69 @@ class MonitorConsumer(AsyncWebsocketConsumer):
         self._sender: asyncio.Task[None] | None = None
         self._bucket = TokenBucket(MAX_MESSAGES_PER_SECOND)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self._owner: str = scope["principal"].owner
-        self._reader: Reader = self._feed.join(self._owner, self._wake)
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._feed.leave(self._reader)
-            if self._sender:
-                self._sender.cancel()
-
-    async def dispatch(self, message: Any) -> None:
-        """Without Channels' look at the database connections, which takes a thread each time."""
-        await getattr(self, get_handler_name(message))(message)
-
     async def connect(self) -> None:
         await self.accept()
+        scope: Any = self.scope  # typed without what a middleware adds
+        self._owner: str = scope["principal"].owner
+        self._cursor = self._feed.join(self._owner, self._start_sender)
         await self._feed.wait_until_live(settings.REDIS_TIMEOUT_SECONDS)
-        await self.send(connected_text(uuid.uuid4().hex, self._feed.last_seq))
+        await self._send_text(connected_text(uuid.uuid4().hex, self._feed.last_seq))
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        """Do what the client asks for, or say what is wrong with it."""
         try:
-            await self._check_rate()
-            await self._obey(commands.parse(text_data))
+            reply = await self._reply(text_data)
         except SocketError as error:
-            await self.send(error_text(error, self._feed.last_seq))
+            reply = error_text(error, self._feed.last_seq)
+        if reply is not None:
+            await self._send_text(reply)
 
-    async def _check_rate(self) -> None:
+    async def disconnect(self, code: int) -> None:
+        if self._sender:
+            self._sender.cancel()
+        self._feed.leave(self._cursor)
+
+    async def _reply(self, text: str | None) -> str | None:
+        """Raises SocketError."""
         if not self._bucket.take():
-            # Whoever does not stop is slowed down: nothing is read from it meanwhile.
+            # A client that does not stop is slowed down: nothing is read from it meanwhile.
             await asyncio.sleep(1 / MAX_MESSAGES_PER_SECOND)
             message = f"Send at most {MAX_MESSAGES_PER_SECOND} messages a second; this one is lost."
             raise SocketError("rate_limited", message)
+        command = parse(text)
+        match command.type:
+            case CommandType.SUBSCRIBE:
+                self._cursor.subscribe(command.events, command.since)
+            case CommandType.UNSUBSCRIBE:
+                self._cursor.unsubscribe(command.events)
+            case CommandType.FILTER_TASK:
+                self._cursor.task_id = command.task_id
+            case CommandType.PING:
+                return reply_text("pong", self._feed.last_seq, {})
+            case CommandType.GET_QUEUE_STATS:
+                try:
+                    stats = await self._feed.stats(EventType.QUEUE_STATS, self._owner)
+                except (redis.RedisError, DatabaseError) as exc:
+                    message = "The queues cannot be read now: ask again in a few seconds."
+                    raise SocketError("unavailable", message) from exc
+                return event_text(stats, self._feed.last_seq)
+        return None
 
-    async def _obey(self, command: commands.Command) -> None:
-        match command:
-            case commands.Subscribe(types, since):
-                self._feed.subscribe(self._reader, types, since)
-            case commands.Unsubscribe(types):
-                self._feed.unsubscribe(self._reader, types)
-            case commands.FilterTask(task_id):
-                self._reader.task_id = task_id
-            case commands.GetQueueStats():
-                await self.send(await self._queue_stats())
-            case commands.Ping():
-                await self.send(reply_text("pong", self._feed.last_seq, {}))
-
-    async def _queue_stats(self) -> str:
-        try:
-            reading = await self._feed.stats(EventType.QUEUE_STATS, self._owner)
-        except (redis.RedisError, DatabaseError) as exc:
-            message = "The queues cannot be read now: ask again in a few seconds."
-            raise SocketError("unavailable", message) from exc
-        return event_text(reading, self._feed.last_seq)
-
-    def _wake(self) -> None:
-        """There is something to take; the sender takes all there is, and ends."""
+    def _start_sender(self) -> None:
         if self._sender is None:
-            self._sender = asyncio.create_task(self._send_news())
+            self._sender = asyncio.create_task(self._send_events())
 
-    async def _send_news(self) -> None:
+    async def _send_events(self) -> None:
+        """Send all that there is for this socket, and end."""
         try:
-            while texts := await self._reader.take():
+            while texts := await self._cursor.take():
                 for text in texts:
-                    await self.send(text)
+                    await self._send_text(text)
                 await asyncio.sleep(0)  # the other sockets' turn
-        except (OSError, RuntimeError) as exc:  # the server's word for a socket that it has closed
-            logger.debug("A client has left while it was sent to: %s", exc)
         finally:
             self._sender = None
+
+    async def _send_text(self, text: str) -> None:
+        # The server's errors for a client that has left: its `disconnect` comes next.
+        with contextlib.suppress(OSError, RuntimeError):
+            await self.send(text)

@@ -19,7 +19,7 @@ from monitoring.api.owner import owner_of
 from monitoring.api.schema import schema_of
 from monitoring.events import log
 from monitoring.events.messages import EventPage, event_message
-from monitoring.hardware import gpu as gpu_readings
+from monitoring.hardware import gpu as gpu_stats
 from monitoring.hardware.gpu import GPUStats
 from monitoring.health import report as health_report
 from monitoring.health.report import Health
@@ -72,7 +72,7 @@ def health(request: Request) -> Response:
 def gpu(request: Request) -> Response:
     """The GPUs of all nodes, who works on them and which models they hold."""
     query_parameters.refuse_unknown(request, ())
-    return Response(gpu_readings.stats())
+    return Response(gpu_stats.stats())
 
 
 @extend_schema(parameters=_LOG_PARAMETERS, responses={200: schema_of(LogPageBody)})

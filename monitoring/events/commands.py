@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from monitoring.events.events import EventType
@@ -15,50 +15,59 @@ _MAX_QUOTED = 100
 _TASK_ID = re.compile("task_[0-9a-f]{32}")
 
 
-@dataclass(frozen=True, slots=True)
-class Subscribe:
-    """`types` of events from now on, or those after the number `since` too."""
-
-    types: frozenset[str]
-    since: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Unsubscribe:
-    types: frozenset[str]
+class CommandType(StrEnum):
+    SUBSCRIBE = "subscribe"
+    UNSUBSCRIBE = "unsubscribe"
+    FILTER_TASK = "filter_task"
+    GET_QUEUE_STATS = "get_queue_stats"
+    PING = "ping"
 
 
-@dataclass(frozen=True, slots=True)
-class FilterTask:
-    """None: the events of all tasks."""
-
-    task_id: str | None
+_FIELDS: dict[CommandType, set[str]] = {
+    CommandType.SUBSCRIBE: {"events", "since"},
+    CommandType.UNSUBSCRIBE: {"events"},
+    CommandType.FILTER_TASK: {"task_id"},
+    CommandType.GET_QUEUE_STATS: set(),
+    CommandType.PING: set(),
+}
 
 
 @dataclass(frozen=True, slots=True)
-class GetQueueStats:
-    pass
+class Command:
+    """`events` are types of events; `since` None: from now on; `task_id` None: of all tasks."""
 
-
-@dataclass(frozen=True, slots=True)
-class Ping:
-    pass
-
-
-Command = Subscribe | Unsubscribe | FilterTask | GetQueueStats | Ping
+    type: CommandType
+    events: frozenset[str] = frozenset()
+    since: int | None = None
+    task_id: str | None = None
 
 
 def parse(text: str | None) -> Command:
     """The command in a text frame; None stands for a binary one. Raises SocketError."""
     message = _json_object(text)
     name = message.pop("type", None)
-    if not isinstance(name, str) or name not in _COMMANDS:
-        known = ", ".join(_COMMANDS)
+    if not isinstance(name, str) or name not in set(CommandType):
+        known = ", ".join(CommandType)
         raise _invalid(f"Unknown type {_quoted(name)}: use one of {known}.")
-    fields, make = _COMMANDS[name]
-    if unknown := [field for field in message if field not in fields]:
+    command = CommandType(name)
+    if unknown := [field for field in message if field not in _FIELDS[command]]:
         raise _invalid(f"{name} has no field {_quoted(unknown[0])}: check its spelling.")
-    return make(message)
+    if command is CommandType.FILTER_TASK:
+        task_id = message.get("task_id", "")
+        if task_id is not None and not (isinstance(task_id, str) and _TASK_ID.fullmatch(task_id)):
+            text = "task_id must be task_ and 32 hexadecimal digits, or null for all tasks."
+            raise _invalid(text)
+        return Command(command, task_id=task_id)
+    if "events" not in _FIELDS[command]:
+        return Command(command)
+    since = message.get("since")
+    is_number = isinstance(since, int) and not isinstance(since, bool)
+    if since is not None and not (is_number and 0 <= since <= _MAX_SEQ):
+        raise _invalid("since must be the whole number that was the `seq` of an event.")
+    names = message.get("events")
+    if not isinstance(names, list) or not names:
+        raise _invalid('events must be a list of names, such as ["task.*", "gpu_stats"].')
+    return Command(command, frozenset().union(*map(_matching, names)), since)
 
 
 def _json_object(text: str | None) -> dict[str, Any]:
@@ -77,50 +86,16 @@ def _json_object(text: str | None) -> dict[str, Any]:
     return message
 
 
-def _subscribe(message: dict[str, Any]) -> Subscribe:
-    since = message.get("since")
-    is_number = isinstance(since, int) and not isinstance(since, bool)
-    if since is not None and not (is_number and 0 <= since <= _MAX_SEQ):
-        raise _invalid("since must be the whole number that was the `seq` of an event.")
-    return Subscribe(_types(message), since)
-
-
-def _unsubscribe(message: dict[str, Any]) -> Unsubscribe:
-    return Unsubscribe(_types(message))
-
-
-def _filter_task(message: dict[str, Any]) -> FilterTask:
-    task_id = message.get("task_id", "")
-    if task_id is not None and not (isinstance(task_id, str) and _TASK_ID.fullmatch(task_id)):
-        raise _invalid("task_id must be task_ and 32 hexadecimal digits, or null for all tasks.")
-    return FilterTask(task_id)
-
-
-_COMMANDS: dict[str, tuple[set[str], Callable[[dict[str, Any]], Command]]] = {
-    "subscribe": ({"events", "since"}, _subscribe),
-    "unsubscribe": ({"events"}, _unsubscribe),
-    "filter_task": ({"task_id"}, _filter_task),
-    "get_queue_stats": (set(), lambda _: GetQueueStats()),
-    "ping": (set(), lambda _: Ping()),
-}
-
-
-def _types(message: dict[str, Any]) -> frozenset[str]:
-    names = message.get("events")
-    if not isinstance(names, list) or not names:
-        raise _invalid('events must be a list of names, such as ["task.*", "gpu_stats"].')
-    return frozenset().union(*map(_matching, names))
-
-
 def _matching(name: Any) -> set[str]:
     """The events that a name stands for: `*`, `task.*` or one itself."""
-    types = {str(event_type) for event_type in EventType}
     if not isinstance(name, str):
         raise _invalid(f"{_quoted(name)} is no name of an event: use a text.")
-    if name == "*" or name.endswith(".*"):
-        types = {each for each in types if each.startswith(name[:-1])}
-    else:
-        types &= {name}
+    is_pattern = name == "*" or name.endswith(".*")
+    types = {
+        str(each)
+        for each in EventType
+        if each == name or (is_pattern and each.startswith(name[:-1]))
+    }
     if not types:
         known = ", ".join(EventType)
         raise _invalid(f"Unknown event {_quoted(name)}: use * or task.* or some of {known}.")

@@ -1,7 +1,7 @@
-"""Everything that is told to whoever watches: the names, the payloads, and one `publish`.
+"""The events that clients can subscribe to: the names, the payloads, and one `publish`.
 
-Events are logged and numbered (`event_log`), then sent to the web processes as messages of a
-Channels group, see `feed`. Readings are only sent: the next one of its kind supersedes each.
+Events are logged and numbered (`log`), then sent to the web processes as messages of a Channels
+group, see `feed`. Transient events are only sent: each is superseded by the next one of its type.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class EventType(StrEnum):
     LOG = "log"
 
 
-READINGS = frozenset(
+TRANSIENT = frozenset(
     {
         EventType.TASK_PROGRESS,
         EventType.MODEL_DOWNLOAD_PROGRESS,
@@ -121,10 +121,10 @@ EventData = (
 def publish(event_type: EventType, data: EventData | Mapping[str, Any], owner: str | None) -> None:
     """Tell everyone who may see what belongs to `owner`; None: everyone. Never blocks, or fails.
 
-    While Redis is away the last 10,000 events of a process are kept back; readings are dropped.
+    While Redis is away the last 10,000 logged events of a process are kept back.
     """
     event = LoggedEvent(event_type, now(), cast(dict[str, Any], data), owner)
-    publisher.put(event, is_logged=event_type not in READINGS)
+    publisher.put(event, is_logged=event_type not in TRANSIENT)
 
 
 def now() -> str:

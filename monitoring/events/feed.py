@@ -1,4 +1,4 @@
-"""What all processes tell, brought to the sockets of this one.
+"""What all processes publish, brought to the sockets of this one.
 
 One channel of the Channels group and one reader of the log serve all sockets. The group is fast and
 may lose messages; the log is complete: it is read where a number is missing, and every second.
@@ -7,8 +7,8 @@ may lose messages; the log is complete: it is read where a number is missing, an
 import asyncio
 import contextlib
 import logging
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -18,167 +18,163 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 
 from monitoring.events import events, log
-from monitoring.events.events import EventType
+from monitoring.events.events import TRANSIENT, EventType
 from monitoring.events.log import Excerpt, LoggedEvent
+from monitoring.events.messages import resync_text
 from monitoring.events.publisher import GROUP
-from monitoring.events.reader import Reader
-from monitoring.events.ring import RESYNC, Item, Ring, event_item, items_after, reading_item
-from monitoring.redis.client import RedisClient, async_client
+from monitoring.events.recent import EncodedEvent, RecentEvents, encode
+from monitoring.redis.client import RedisClient, async_client, cancel
 
 logger = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 1.0
+# Transient events that wait for a slow socket; the oldest are dropped.
+MAX_PENDING = 500
+
+_POLL_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 _STATS_SECONDS = 2.0
 _CLEAN_UP_SECONDS = 1.0
-_ASK_AGAIN_SECONDS = 0.1
-_NUM_READ = 500
+_PAGE = 64
+_LOG_PAGE = 500
 # Sockets that read the log at once; a thousand come back together when a web process restarts.
 _MAX_LOG_READERS = 8
 # So many of the latest events are in memory from the start, for those that come back.
 _NUM_READ_AHEAD = 1000
-# Reads GPU_STATS, or QUEUE_STATS of an owner.
-ReadStats = Callable[[EventType, str | None], Mapping[str, Any]]
+# The type of what says that events up to its number are lost.
+_RESYNC = "resync"
 
 _REDIS_ERRORS = (redis.RedisError, OSError)  # a time-out is an OSError
 
+# Reads GPU_STATS, or QUEUE_STATS of an owner.
+ReadStats = Callable[[EventType, str | None], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The next events of a cursor: they tell all up to the number `end_seq`."""
+
+    events: list[EncodedEvent]
+    end_seq: int
+
 
 class Feed:
-    """Lives on one event loop, and runs while it has readers."""
+    """Lives on one event loop, and runs while it has cursors."""
 
     def __init__(self, read_stats: ReadStats) -> None:
         self._read_stats = read_stats
-        self._readers: set[Reader] = set()
-        self._by_type: dict[str, set[Reader]] = defaultdict(set)
+        self._cursors: set[EventCursor] = set()
         self._running: set[asyncio.Task[None]] = set()
         self._stopping: set[asyncio.Task[None]] = set()
         self._redis: RedisClient = None
         self._reset()
 
     def _reset(self) -> None:
-        self._ring: Ring | None = None
-        # What each reader has subscribed to before, and since when.
-        self._wishes: dict[Reader, dict[str, int | None]] = defaultdict(dict)
+        self._recent: RecentEvents | None = None
         self._has_begun = asyncio.Event()
         self._is_live = asyncio.Event()
-        self._has_subscription = asyncio.Event()
+        self.has_subscription = asyncio.Event()
         self._log_readers = asyncio.Semaphore(_MAX_LOG_READERS)
 
-    # --- For the sockets ---
-
     @property
-    def ring(self) -> Ring:
-        """The latest items; only there once the feed has begun."""
-        assert self._ring is not None, "the feed has not begun"
-        return self._ring
+    def recent(self) -> RecentEvents:
+        """The latest events; only there once Redis has answered."""
+        assert self._recent is not None, "the feed has not begun"
+        return self._recent
 
     @property
     def last_seq(self) -> int | None:
         """The number of the last event; None before Redis has answered."""
-        return self._ring.last_seq if self._ring else None
+        return self._recent.last_seq if self._recent else None
 
     async def wait_until_live(self, timeout_seconds: float) -> None:
-        """Until it brings all that is told from then on, or the time is over."""
+        """Until it brings all that is published from then on, or the time is over."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._is_live.wait(), timeout_seconds)
 
-    def join(self, owner: str, wake: Callable[[], None]) -> Reader:
-        """A new reader; `wake` is called when there is something for it to take."""
+    def join(self, owner: str, wake: Callable[[], None]) -> "EventCursor":
+        """A new cursor; `wake` is called when there is something for it to take."""
         if not self._running:
-            self._start()
-        reader = Reader(self, owner, wake)
-        self._readers.add(reader)
-        return reader
+            self._reset()
+            self._redis = async_client()
+            self._running = {
+                asyncio.create_task(_repeat(self._catch_up, _POLL_SECONDS)),
+                asyncio.create_task(_repeat(self._follow_group, _RETRY_SECONDS)),
+                asyncio.create_task(_repeat(self._push_stats, _STATS_SECONDS)),
+            }
+        cursor = EventCursor(self, owner, wake)
+        self._cursors.add(cursor)
+        return cursor
 
-    def leave(self, reader: Reader) -> None:
+    def leave(self, cursor: "EventCursor") -> None:
         """The last one stops the feed."""
-        self._readers.discard(reader)
-        self._wishes.pop(reader, None)
-        for readers in self._by_type.values():
-            readers.discard(reader)
-        if not self._readers and self._running:
-            self._stop()
-
-    def subscribe(self, reader: Reader, types: Iterable[str], since: int | None) -> None:
-        """As `Reader.subscribe`, as soon as Redis has answered."""
-        if self._ring is None:
-            self._wishes[reader].update(dict.fromkeys(types, since))
-            return
-        reader.subscribe(types, since)
-        for each in types:
-            self._by_type[each].add(reader)
-        self._has_subscription.set()
-
-    def unsubscribe(self, reader: Reader, types: Iterable[str]) -> None:
-        """As `Reader.unsubscribe`."""
-        reader.unsubscribe(types)
-        for each in types:
-            self._by_type[each].discard(reader)
-            self._wishes.get(reader, {}).pop(each, None)
+        self._cursors.discard(cursor)
+        if not self._cursors and self._running:
+            stopping = asyncio.create_task(_stop(self._running, self._redis))
+            self._stopping.add(stopping)
+            stopping.add_done_callback(self._stopping.discard)
+            self._running = set()
 
     async def stats(self, event_type: EventType, owner: str | None) -> LoggedEvent:
         """GPU_STATS for everyone, or QUEUE_STATS for one owner, as a transient event."""
         read = database_sync_to_async(self._read_stats, thread_sensitive=False)
         return LoggedEvent(event_type, events.now(), dict(await read(event_type, owner)), owner)
 
-    async def read_log(self, after: int) -> Excerpt:
-        """The first events after a number; waits until Redis answers, with all that is known."""
+    async def page_after(self, seq: int) -> Page:
+        """The first events after a number, from memory, or from the log once Redis answers."""
+        recent = self.recent.after(seq, _PAGE)
+        if recent is not None:
+            return Page(recent, seq + len(recent))
         while True:
             with contextlib.suppress(*_REDIS_ERRORS):
                 async with self._log_readers:
-                    excerpt = await self._read(after)
-                if excerpt.last_seq >= self.ring.last_seq:
-                    return excerpt
+                    excerpt = await self._read(seq)
+                if excerpt.last_seq >= self.recent.last_seq:
+                    return _page(seq, excerpt)
             await asyncio.sleep(_RETRY_SECONDS)
 
-    # --- Following ---
-
-    def _start(self) -> None:
-        self._reset()
-        self._redis = async_client()
-        self._running = {
-            asyncio.create_task(_repeat(self._catch_up, _LOOK_SECONDS)),
-            asyncio.create_task(_repeat(self._follow_group, _RETRY_SECONDS)),
-            asyncio.create_task(_repeat(self._push_stats, _STATS_SECONDS)),
-        }
-
-    def _stop(self) -> None:
-        stopping = asyncio.create_task(_stop(self._running, self._redis))
-        self._stopping.add(stopping)
-        stopping.add_done_callback(self._stopping.discard)
-        self._running = set()
+    async def refresh(self) -> int:
+        """Bring what the log has by now, once Redis answers; the number of the last event."""
+        while True:
+            with contextlib.suppress(*_REDIS_ERRORS):
+                async with self._log_readers:
+                    await self._catch_up()
+                return self.recent.last_seq
+            await asyncio.sleep(_RETRY_SECONDS)
 
     async def _catch_up(self) -> None:
-        """Bring what the log has and the ring has not. Raises _REDIS_ERRORS."""
-        if self._ring is None:
+        """Bring what the log has and the memory has not. Raises _REDIS_ERRORS."""
+        if self._recent is None:
             await self._begin()
         has_more = True
         while has_more:
-            excerpt = await self._read(self.ring.last_seq)
+            excerpt = await self._read(self.recent.last_seq)
             has_more = excerpt.has_more
-            for item in items_after(self.ring.last_seq, excerpt):
-                self._push(item)
-            if excerpt.last_seq < self.ring.last_seq:
+            for event in map(encode, excerpt.events):
+                if event.seq > self.recent.last_seq:
+                    self._push(event)
+            if excerpt.has_gap:
+                # Each cursor finds in the log from where on its events are lost.
+                if excerpt.end_seq > self.recent.last_seq:
+                    self._recent = RecentEvents(excerpt.end_seq)
+                for cursor in self._cursors:
+                    cursor.wake()
+            if excerpt.last_seq < self.recent.last_seq:
                 # Redis came back without what it had: have the numbers go on after ours.
                 await asyncio.to_thread(log.last_seq)
 
     async def _begin(self) -> None:
         last_seq = await asyncio.to_thread(log.last_seq)
         excerpt = await self._read(last_seq - _NUM_READ_AHEAD, _NUM_READ_AHEAD)
-        if self._ring is not None:  # an earlier run, as it was stopped, came to this as well
+        if self._recent is not None:  # an earlier run, as it was stopped, came to this as well
             return
-        events = excerpt.events
-        ring = Ring(events[0].seq - 1 if events and events[0].seq else last_seq)
-        for item in items_after(ring.last_seq, excerpt):
-            ring.add(item)
-        self._ring = ring
-        for reader, wishes in self._wishes.items():
-            for each, since in wishes.items():
-                self.subscribe(reader, {each}, since)
-        self._wishes.clear()
+        self._recent = RecentEvents(last_seq)
+        for event in map(encode, excerpt.events):
+            self._recent.add(event)
+        for cursor in self._cursors:
+            cursor.begin()
         self._has_begun.set()
 
-    async def _read(self, after: int, limit: int = _NUM_READ) -> Excerpt:
+    async def _read(self, after: int, limit: int = _LOG_PAGE) -> Excerpt:
         async with asyncio.timeout(settings.REDIS_TIMEOUT_SECONDS):
             return await log.read_async(self._redis, after, limit)
 
@@ -189,7 +185,7 @@ class Feed:
         channel = await layer.new_channel()
         try:
             await layer.group_add(GROUP, channel)
-            await self._catch_up()  # what was told before we listened
+            await self._catch_up()  # what was published before we listened
             self._is_live.set()
             while True:
                 message = await layer.receive(channel)
@@ -200,38 +196,156 @@ class Feed:
                 async with asyncio.timeout(_CLEAN_UP_SECONDS):
                     await layer.group_discard(GROUP, channel)
 
-    async def _take(self, events: list[LoggedEvent]) -> None:
-        """Events and readings of one process, in its order."""
-        for event in _news(events, self.ring.last_seq):
+    async def _take(self, published: list[LoggedEvent]) -> None:
+        """Events of one process, in its order."""
+        last_seq = self.recent.last_seq
+        is_known = [event.seq is not None and event.seq <= last_seq for event in published]
+        # Transient events that came before one that is known by now are superseded.
+        num_old = max((index + 1 for index, known in enumerate(is_known) if known), default=0)
+        for event in published[num_old:]:
             if event.seq is None:
-                self._push(reading_item(event, self.ring.last_seq))
+                self._push(encode(event, self.recent.last_seq))
                 continue
-            if event.seq > self.ring.last_seq + 1:
+            if event.seq > self.recent.last_seq + 1:
                 await self._catch_up()
-            if event.seq == self.ring.last_seq + 1:
-                self._push(event_item(event))
+            if event.seq == self.recent.last_seq + 1:
+                self._push(encode(event))
 
-    def _push(self, item: Item) -> None:
-        position = self.ring.add(item)
-        for reader in self._readers if item.type == RESYNC else self._by_type[item.type]:
-            reader.offer(position, item)
+    def _push(self, event: EncodedEvent) -> None:
+        if event.type not in TRANSIENT:
+            self.recent.add(event)
+        for cursor in self._cursors:
+            cursor.hand(event)
 
     async def _push_stats(self) -> None:
-        """Take the readings that somebody has subscribed to."""
-        self._has_subscription.clear()
-        while not (wanted := self._wanted_stats()):
-            await self._has_subscription.wait()
-            self._has_subscription.clear()
+        """Push the statistics that somebody has subscribed to."""
+        await self._has_begun.wait()
+        while not (wanted := {each for cursor in self._cursors for each in cursor.wanted_stats()}):
+            self.has_subscription.clear()
+            await self.has_subscription.wait()
         for event_type, owner in wanted:
-            reading = await self.stats(event_type, owner)
-            self._push(reading_item(reading, self.ring.last_seq))
+            self._push(encode(await self.stats(event_type, owner), self.recent.last_seq))
 
-    def _wanted_stats(self) -> list[tuple[EventType, str | None]]:
-        owners = {reader.owner for reader in self._by_type[EventType.QUEUE_STATS]}
-        wanted: list[tuple[EventType, str | None]] = [(EventType.QUEUE_STATS, o) for o in owners]
-        if self._by_type[EventType.GPU_STATS]:
-            wanted.append((EventType.GPU_STATS, None))
-        return wanted
+
+class EventCursor:
+    """What one socket wants, and how far it has got: it was sent all up to the number `_seq`.
+
+    Logged events are not queued for it but read on from the feed, so a slow client only lags.
+    """
+
+    def __init__(self, feed: Feed, owner: str, wake: Callable[[], None]) -> None:
+        self.owner = owner
+        self.task_id: str | None = None
+        self.wake = wake
+        self._feed = feed
+        # Transient types, and for each logged one the number after which the client wants it.
+        self._transient: frozenset[str] = frozenset()
+        self._floors: dict[str, int] = {}
+        # Subscriptions that wait for the feed to begin.
+        self._early: list[tuple[frozenset[str], int | None]] = []
+        self._seq = feed.last_seq or 0
+        self._pending: list[EncodedEvent] = []
+
+    def begin(self) -> None:
+        """Called by the feed when Redis has answered."""
+        self._seq = self._feed.recent.last_seq
+        early, self._early = self._early, []
+        for types, since in early:
+            self.subscribe(types, since)
+
+    def subscribe(self, types: frozenset[str], since: int | None) -> None:
+        """Get these from now on, or all that came after the number `since`."""
+        last_seq = self._feed.last_seq
+        if last_seq is None:
+            self._early.append((types, since))
+            return
+        self._transient |= types & TRANSIENT
+        logged = types - TRANSIENT
+        if since is None:
+            self._floors = dict.fromkeys(logged, last_seq) | self._floors
+        elif logged:
+            # What was sent of the other types is not sent again.
+            self._floors = {each: max(floor, self._seq) for each, floor in self._floors.items()}
+            self._floors |= dict.fromkeys(logged, since)
+            self._seq = min(self._seq, since)
+            self.wake()
+        self._feed.has_subscription.set()
+
+    def unsubscribe(self, types: frozenset[str]) -> None:
+        """Get these no more."""
+        self._early = [(early - types, since) for early, since in self._early]
+        self._transient -= types
+        for each in types:
+            self._floors.pop(each, None)
+
+    def wanted_stats(self) -> set[tuple[EventType, str | None]]:
+        """The statistics that are subscribed to, and whose."""
+        whose = {EventType.GPU_STATS: None, EventType.QUEUE_STATS: self.owner}
+        return {(each, owner) for each, owner in whose.items() if each in self._transient}
+
+    def hand(self, event: EncodedEvent) -> None:
+        """Called by the feed with each new event."""
+        if self._wants(event):
+            if event.type in TRANSIENT:
+                self._pending.append(event)
+                del self._pending[:-MAX_PENDING]
+            self.wake()
+        elif self._seq == event.seq - 1 and event.type not in TRANSIENT:
+            self._seq = event.seq
+
+    async def take(self) -> list[str]:
+        """What to send next, as texts; none when there is nothing more by now."""
+        texts: list[str] = []
+        while not texts and self._has_more():
+            if self._is_ahead():
+                last_seq = await self._feed.refresh()
+                if self._is_ahead():  # of an event that there is not
+                    self._floors = {each: min(at, last_seq) for each, at in self._floors.items()}
+                    texts.append(resync_text(last_seq))
+            after = self._seq
+            page = await self._feed.page_after(after)
+            if after != self._seq:  # another subscription came in between
+                continue
+            # Stable: a transient event comes after the logged one of its number.
+            found = sorted([*page.events, *self._pending], key=lambda event: event.seq)
+            self._pending = [event for event in self._pending if event.seq > page.end_seq]
+            due = [event for event in found if event.seq <= page.end_seq]
+            texts += [event.text for event in due if self._wants(event)]
+            self._seq = page.end_seq
+        return texts
+
+    def _has_more(self) -> bool:
+        is_lagging = bool(self._floors) and self._seq < self._feed.recent.last_seq
+        return bool(self._pending) or is_lagging or self._is_ahead()
+
+    def _is_ahead(self) -> bool:
+        return max(self._floors.values(), default=0) > self._feed.recent.last_seq
+
+    def _wants(self, event: EncodedEvent) -> bool:
+        if event.type == _RESYNC:
+            return any(floor < event.seq for floor in self._floors.values())
+        return (
+            (event.type in self._transient or event.seq > self._floors.get(event.type, event.seq))
+            and event.owner in (None, self.owner)
+            and (self.task_id is None or event.task_id in (None, self.task_id))
+        )
+
+
+def _page(seq: int, excerpt: Excerpt) -> Page:
+    """What comes after a number: events in order, a resync in the place of those that are lost."""
+    page: list[EncodedEvent] = []
+    for event in map(encode, excerpt.events):
+        if seq and event.seq > seq + 1:
+            page.append(_resync(event.seq - 1))
+        page.append(event)
+        seq = event.seq
+    if seq and seq < excerpt.end_seq:
+        page.append(_resync(excerpt.end_seq))
+    return Page(page, excerpt.end_seq)
+
+
+def _resync(since: int) -> EncodedEvent:
+    return EncodedEvent(_RESYNC, since, resync_text(since))
 
 
 async def _repeat(step: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
@@ -244,24 +358,11 @@ async def _repeat(step: Callable[[], Awaitable[None]], pause_seconds: float) -> 
         except Exception as exc:
             if not is_failing:
                 is_known = isinstance(exc, (*_REDIS_ERRORS, DatabaseError))
-                logger.warning("Sockets hear nothing new: %s", exc, exc_info=not is_known)
+                logger.warning("Sockets get no new events: %s", exc, exc_info=not is_known)
             is_failing = True
         await asyncio.sleep(pause_seconds)
 
 
 async def _stop(tasks: set[asyncio.Task[None]], redis_client: RedisClient) -> None:
-    """Redis' client can swallow a cancel that comes while it connects: ask until all obey."""
-    while any(not task.done() for task in tasks):
-        for task in tasks:
-            task.cancel()
-        # The loop itself may be about to end, and cancel this too.
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait(tasks, timeout=_ASK_AGAIN_SECONDS)
+    await cancel(*tasks)
     await redis_client.aclose()
-
-
-def _news(events: list[LoggedEvent], last_seq: int) -> list[LoggedEvent]:
-    """Those that are not known by now; readings told before a known event are superseded."""
-    is_known = [event.seq is not None and event.seq <= last_seq for event in events]
-    num_old = max((index + 1 for index, known in enumerate(is_known) if known), default=0)
-    return events[num_old:]

@@ -54,7 +54,7 @@ return first
 class LoggedEvent:
     """An event with its number; `owner` may see it, or everyone where that is None.
 
-    `seq` is None for what is not logged: a reading, superseded by the next one of its kind.
+    `seq` is None for a transient event, which is superseded by the next one of its type.
     """
 
     type: str

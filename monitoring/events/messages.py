@@ -9,10 +9,10 @@ from monitoring.events.log import LoggedEvent
 
 
 class EventMessage(TypedDict):
-    """An event or reading on the wire; a reading has the number of the last event before it."""
+    """An event on the wire; a transient one has the number of the last logged event before it."""
 
     type: str
-    seq: int | None
+    seq: int
     timestamp: str
     data: dict[str, Any]
 
@@ -38,15 +38,15 @@ class SocketError(Exception):
         self.details = details
 
 
-def event_message(event: LoggedEvent, last_seq: int | None = None) -> EventMessage:
-    """A reading, which has no number, gets that of the last event."""
-    seq = last_seq if event.seq is None else event.seq
-    return EventMessage(type=event.type, seq=seq, timestamp=event.timestamp, data=event.data)
+def event_message(event: LoggedEvent) -> EventMessage:
+    """An event of the log."""
+    assert event.seq is not None, "only transient events have no number"
+    return EventMessage(type=event.type, seq=event.seq, timestamp=event.timestamp, data=event.data)
 
 
-def event_text(event: LoggedEvent, last_seq: int | None = None) -> str:
-    """As `event_message`, in JSON."""
-    message = event_message(event, last_seq)
+def event_text(event: LoggedEvent, seq: int | None) -> str:
+    """An event as JSON, with its number, or that of the last logged event before it."""
+    message = {"type": event.type, "seq": seq, "timestamp": event.timestamp, "data": event.data}
     return json.dumps(message, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -56,6 +56,7 @@ def reply_text(reply_type: str, seq: int | None, data: Mapping[str, Any]) -> str
 
 
 def error_text(error: SocketError, seq: int | None) -> str:
+    """An error, with the number of the last event."""
     data = {"error": error.code, "message": error.message, "details": error.details}
     return reply_text("error", seq, data)
 
@@ -67,10 +68,11 @@ def resync_text(since: int) -> str:
 
 
 def connected_text(connection_id: str, seq: int | None) -> str:
+    """The greeting of a new socket."""
     message = {
         "type": "connected",
         "connection_id": connection_id,
-        "available_events": [str(event_type) for event_type in events.EventType],
+        "available_events": list(events.EventType),
         "seq": seq,
         "timestamp": events.now(),
     }

@@ -141,6 +141,6 @@ def _summary(stats: GPUStats | None) -> GPUSummary:
     return GPUSummary(
         available=bool(gpus),
         num_gpus=len(gpus),
-        total_mb=total([reading["total_mb"] for reading in gpus]),
-        used_mb=total([reading["used_mb"] for reading in gpus]),
+        total_mb=total([each["total_mb"] for each in gpus]),
+        used_mb=total([each["used_mb"] for each in gpus]),
     )

@@ -95,12 +95,12 @@ def gpus() -> Iterator[Metric]:
     busy = GaugeMetricFamily(
         f"{PREFIX}gpu_utilization_ratio", "Part of the time that it computes.", labels=labels
     )
-    for reading in gpu.stats()["gpus"]:
-        place = [reading["node"], str(reading["index"])]
-        if reading["used_mb"] is not None:
-            used.add_metric(place, reading["used_mb"] * _BYTES_PER_MB)
-        if reading["total_mb"] is not None:
-            total.add_metric(place, reading["total_mb"] * _BYTES_PER_MB)
-        if reading["utilization_percent"] is not None:
-            busy.add_metric(place, reading["utilization_percent"] / 100)
+    for each in gpu.stats()["gpus"]:
+        place = [each["node"], str(each["index"])]
+        if each["used_mb"] is not None:
+            used.add_metric(place, each["used_mb"] * _BYTES_PER_MB)
+        if each["total_mb"] is not None:
+            total.add_metric(place, each["total_mb"] * _BYTES_PER_MB)
+        if each["utilization_percent"] is not None:
+            busy.add_metric(place, each["utilization_percent"] / 100)
     yield from (used, total, busy)

@@ -1,5 +1,7 @@
 """One Redis client a process. Everything kept in Redis may vanish: the database is the truth."""
 
+import asyncio
+import contextlib
 from typing import Any
 
 import redis
@@ -9,6 +11,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from monitoring.redis.per_process import PerProcess
+
+_CANCEL_AGAIN_SECONDS = 0.1
 
 # redis-py's own annotations answer `bytes | str | Awaitable | None` to everything.
 RedisClient = Any
@@ -41,3 +45,13 @@ def async_client() -> RedisClient:
         socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
         health_check_interval=30,
     )
+
+
+async def cancel(*tasks: asyncio.Task[None] | None) -> None:
+    """End tasks that use an async client: it may swallow a cancel that comes while it connects."""
+    while left := [task for task in tasks if task and not task.done()]:
+        for task in left:
+            task.cancel()
+        # The loop itself may be about to end, and cancel this too.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait(left, timeout=_CANCEL_AGAIN_SECONDS)

@@ -15,7 +15,7 @@ from django.conf import settings
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from monitoring.redis.client import RedisClient, async_client
+from monitoring.redis.client import RedisClient, async_client, cancel
 from monitoring.streams import ends
 from monitoring.streams.delta_stream import Delta, parse, stream_key
 
@@ -28,7 +28,6 @@ MAX_WAITING = 1000
 _BLOCK_SECONDS = 5.0
 _ANSWER_SECONDS = 5.0
 _RECONNECT_SECONDS = 1.0
-_CANCEL_AGAIN_SECONDS = 0.1
 # After each read, so that what comes in the meantime shares the next one: each names all streams.
 _PAUSE_SECONDS = 0.002
 _PAUSE_PER_STREAM_SECONDS = 0.000_02
@@ -107,11 +106,7 @@ class Follower:
 
     async def close(self) -> None:
         """Stop reading; nobody may wait any more."""
-        for task in (self._reading, self._interrupting):
-            while task and not task.done():
-                # The client library may swallow a cancel that comes while it connects.
-                task.cancel()
-                await asyncio.wait({task}, timeout=_CANCEL_AGAIN_SECONDS)
+        await cancel(self._reading, self._interrupting)
         if self._redis is not None:
             await self._redis.aclose()
 

@@ -135,14 +135,14 @@ def test_unsubscribed_event_is_heard_no_more(socket_client: Client) -> None:
     assert socket_client.hear()["data"]["tokens_generated"] == 7
 
 
-def test_reading_has_the_number_of_the_last_event(socket_client: Client) -> None:
+def test_transient_event_has_the_number_of_the_last_logged_one(socket_client: Client) -> None:
     socket_client.subscribe("task.*")
     socket_client.pong()
     tell(1)
     progress(5)
-    event, reading = socket_client.hear(), socket_client.hear()
-    assert reading["type"] == "task.progress"
-    assert reading["seq"] == event["seq"] == socket_client.connected["seq"] + 1
+    event, transient = socket_client.hear(), socket_client.hear()
+    assert transient["type"] == "task.progress"
+    assert transient["seq"] == event["seq"] == socket_client.connected["seq"] + 1
 
 
 def test_filter_leaves_the_events_of_one_task_and_those_of_none(socket_client: Client) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from channels.layers import get_channel_layer
 
-from monitoring.events import feed, log, publisher, ring
+from monitoring.events import events, feed, log, publisher, recent
 from monitoring.events.events import EventType
-from monitoring.events.feed import Feed, ReadStats
+from monitoring.events.feed import EventCursor, Feed, ReadStats
 from monitoring.events.log import LoggedEvent
-from monitoring.events.reader import Reader
 from monitoring.redis.client import client as redis_client
 from tests.conftest import Valkey
 from tests.live_server import TASK_ID, progress, tell, tell_all, told
@@ -24,7 +23,7 @@ LIMIT_SECONDS = 20.0
 
 
 class Listener:
-    """What a socket does with its reader: it takes when woken, unless it is made to rest."""
+    """What a socket does with its cursor: it takes when woken, unless it is made to rest."""
 
     def __init__(self, feed_: Feed, owner: str = "local") -> None:
         self.heard: list[dict[str, Any]] = []
@@ -33,10 +32,10 @@ class Listener:
         self._may_take = asyncio.Event()
         self._may_take.set()
         self._taking: asyncio.Task[None] | None = None
-        self.reader: Reader = feed_.join(owner, self._wake)
+        self.cursor: EventCursor = feed_.join(owner, self._wake)
 
     def subscribe(self, since: int | None = None) -> None:
-        self._feed.subscribe(self.reader, TASKS, since)
+        self.cursor.subscribe(TASKS, since)
 
     def rest(self) -> None:
         """Be slow: take nothing for now."""
@@ -46,7 +45,7 @@ class Listener:
         self._may_take.set()
 
     def leave(self) -> None:
-        self._feed.leave(self.reader)
+        self._feed.leave(self.cursor)
         if self._taking:
             self._taking.cancel()
 
@@ -67,7 +66,7 @@ class Listener:
 
     async def _take(self) -> None:
         await self._may_take.wait()
-        while texts := await self.reader.take():
+        while texts := await self.cursor.take():
             self.heard += map(json.loads, texts)
             await self._may_take.wait()
         self._taking = None
@@ -109,10 +108,10 @@ def test_each_event_is_heard_once_through_breaks_lags_and_losses(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Replay and live fit together: clients leave and come back, rest, and messages get lost."""
-    monkeypatch.setattr(ring, "MAX_ITEMS", 10)
-    monkeypatch.setattr(feed, "_NUM_READ", 7)
+    monkeypatch.setattr(recent, "MAX_EVENTS", 10)
+    monkeypatch.setattr(feed, "_LOG_PAGE", 7)
     monkeypatch.setattr(feed, "_NUM_READ_AHEAD", 5)
-    monkeypatch.setattr(feed, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(feed, "_POLL_SECONDS", 0.01)
     chance = random.Random(seed)  # noqa: S311 - no secrets
     lose_messages(monkeypatch, chance)
 
@@ -194,21 +193,21 @@ async def send(events: list[LoggedEvent]) -> None:
     await publisher._send_to_group(events)
 
 
-def test_reading_that_an_event_has_overtaken_is_dropped(valkey: Valkey) -> None:
+def test_transient_event_that_a_later_one_has_overtaken_is_dropped(valkey: Valkey) -> None:
     async def scenario(live: Feed) -> None:
         listener = Listener(live)
         listener.subscribe()
         first, second = numbered(1), numbered(2)
         await send([second])  # so the first is read from the log
         await until(lambda: told(listener.heard) == [1, 2])
-        await send([reading("old"), first, reading("new")])
+        await send([transient("old"), first, transient("new")])
         await until(lambda: len(listener.heard) == 3)
         assert listener.heard[2]["data"]["partial_text"] == "new"
 
     run(scenario)
 
 
-def reading(text: str) -> LoggedEvent:
+def transient(text: str) -> LoggedEvent:
     return LoggedEvent("task.progress", "now", {"task_id": TASK_ID, "partial_text": text}, "local")
 
 
@@ -227,10 +226,10 @@ def test_broken_message_does_not_end_the_feed(valkey: Valkey) -> None:
 # --- Lagging ---
 
 
-def test_slow_reader_hears_from_the_log_what_is_no_longer_in_memory(
+def test_slow_socket_hears_from_the_log_what_is_no_longer_in_memory(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ring, "MAX_ITEMS", 10)
+    monkeypatch.setattr(recent, "MAX_EVENTS", 10)
 
     async def scenario(live: Feed) -> None:
         slow, quick = Listener(live), Listener(live)
@@ -249,10 +248,10 @@ def test_slow_reader_hears_from_the_log_what_is_no_longer_in_memory(
     run(scenario)
 
 
-def test_reader_too_slow_for_the_log_is_told_where_it_goes_on(
+def test_socket_too_slow_for_the_log_is_told_where_it_goes_on(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ring, "MAX_ITEMS", 10)
+    monkeypatch.setattr(recent, "MAX_EVENTS", 10)
 
     async def scenario(live: Feed) -> None:
         slow, quick = Listener(live), Listener(live)
@@ -271,15 +270,15 @@ def test_reader_too_slow_for_the_log_is_told_where_it_goes_on(
     run(scenario)
 
 
-def test_slow_reader_of_readings_goes_on_with_the_oldest_in_memory(
+def test_slow_socket_skips_the_oldest_transient_events(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ring, "MAX_ITEMS", 10)
+    monkeypatch.setattr(feed, "MAX_PENDING", 10)
 
     async def scenario(live: Feed) -> None:
         slow, quick = Listener(live), Listener(live)
-        live.subscribe(slow.reader, {"task.progress"}, None)
-        live.subscribe(quick.reader, {"task.progress"}, None)
+        slow.cursor.subscribe(frozenset({"task.progress"}), None)
+        quick.cursor.subscribe(frozenset({"task.progress"}), None)
         slow.rest()
         for number in range(50):
             progress(number)
@@ -292,25 +291,27 @@ def test_slow_reader_of_readings_goes_on_with_the_oldest_in_memory(
 
 
 def test_memory_is_bounded_by_text_as_well(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ring, "MAX_CHARACTERS", 10_000)
+    monkeypatch.setattr(recent, "MAX_CHARACTERS", 10_000)
 
     async def scenario(live: Feed) -> None:
         await now_told(range(200))
-        await until(lambda: live.ring.end == 200)
-        assert 20 < live.ring.end - live.ring.first < 100
-        assert sum(len(live.ring[i].text) for i in range(live.ring.first, 200)) <= 10_000
+        await until(lambda: live.last_seq == log.last_seq())
+        kept = live.recent.after(live.recent.start_seq, 200)
+        assert kept is not None
+        assert 20 < len(kept) < 100
+        assert sum(len(event.text) for event in kept) <= 10_000
 
     run(scenario)
 
 
-def test_only_readers_that_want_an_event_are_woken(valkey: Valkey) -> None:
+def test_only_sockets_that_want_an_event_are_woken(valkey: Valkey) -> None:
     async def scenario(live: Feed) -> None:
         idle, filtered, stranger = Listener(live), Listener(live), Listener(live, "stranger")
         wants = Listener(live)
-        live.subscribe(idle.reader, {"model.loaded", "log"}, None)
+        idle.cursor.subscribe(frozenset({"model.loaded", "log"}), None)
         for listener in (filtered, stranger, wants):
             listener.subscribe()
-        filtered.reader.task_id = f"task_{'f' * 32}"
+        filtered.cursor.task_id = f"task_{'f' * 32}"
         await now_told(range(20))
         await until(lambda: len(wants.heard) == 20)
         assert (idle.num_wakes, filtered.num_wakes, stranger.num_wakes) == (0, 0, 0)
@@ -321,13 +322,13 @@ def test_only_readers_that_want_an_event_are_woken(valkey: Valkey) -> None:
 # --- Life of the feed ---
 
 
-def test_feed_stops_with_its_last_reader_and_starts_anew(valkey: Valkey) -> None:
+def test_feed_stops_with_its_last_cursor_and_starts_anew(valkey: Valkey) -> None:
     async def main() -> None:
         live = Feed(no_stats)
         for number in range(3):
-            reader = live.join("local", lambda: None)
+            cursor = live.join("local", lambda: None)
             await live.wait_until_live(LIMIT_SECONDS)
-            live.leave(reader)
+            live.leave(cursor)
             await now_told(range(number, number + 1))  # while nobody listens
             await until(lambda: not live._stopping)
         assert redis_client().pubsub_channels("*") == []
@@ -344,7 +345,7 @@ def test_latest_events_are_in_memory_from_the_start(valkey: Valkey) -> None:
     tell_all(range(50))
 
     async def scenario(live: Feed) -> None:
-        assert live.ring.end - live.ring.first == 50
+        assert live.recent.last_seq - live.recent.start_seq == 50
         assert live.last_seq == log.last_seq()
 
     run(scenario)
@@ -362,16 +363,18 @@ def test_feed_begins_when_redis_comes(valkey: Valkey) -> None:
         assert live.last_seq is None
         replayed.subscribe(since)
         current.subscribe()
-        live.subscribe(replayed.reader, {"model.loaded"}, None)
-        live.unsubscribe(replayed.reader, {"model.loaded"})
+        replayed.cursor.subscribe(frozenset({"model.loaded"}), None)
+        replayed.cursor.unsubscribe(frozenset({"model.loaded"}))
         gone.subscribe(since)
         gone.leave()
         await asyncio.to_thread(valkey.start)
         await live.wait_until_live(LIMIT_SECONDS)
+        loaded = events.ModelLoaded(model="m", worker="w", load_ms=1)
+        events.publish(EventType.MODEL_LOADED, loaded, None)
         await now_told(range(3, 5))
         await until(lambda: told(replayed.heard) == [2, 3, 4])
+        assert {each["type"] for each in replayed.heard} == {"task.queued"}
         await until(lambda: told(current.heard) == [3, 4])
-        assert replayed.reader.types == TASKS
         assert gone.heard == []
         replayed.leave()
         current.leave()
@@ -389,7 +392,7 @@ def test_redis_killed_under_open_sockets_costs_no_event_and_one_line(
         await until(lambda: told(listener.heard) == [0, 1, 2])
         valkey.stop()
         await now_told(range(3, 6))
-        await until(lambda: "Sockets hear nothing new" in caplog.text)
+        await until(lambda: "Sockets get no new events" in caplog.text)
         late.subscribe(listener.heard[0]["seq"])  # from memory
         await until(lambda: told(late.heard) == [1, 2])
         await asyncio.to_thread(valkey.start)
@@ -399,7 +402,7 @@ def test_redis_killed_under_open_sockets_costs_no_event_and_one_line(
         assert not listener.resyncs()
 
     run(scenario)
-    assert caplog.text.count("Sockets hear nothing new") == 1
+    assert caplog.text.count("Sockets get no new events") == 1
 
 
 @pytest.mark.parametrize("is_empty", [True, False])
@@ -433,7 +436,7 @@ def test_statistics_are_read_only_while_somebody_wants_them(
     def read(event_type: EventType, owner: str | None) -> dict[str, Any]:
         reads.append(owner)
         if len(reads) == 2:
-            raise RuntimeError("one reading fails")
+            raise RuntimeError("the statistics cannot be read once")
         return {"number": len(reads)}
 
     async def scenario(live: Feed) -> None:
@@ -442,15 +445,15 @@ def test_statistics_are_read_only_while_somebody_wants_them(
         await now_told(range(3))
         await until(lambda: len(listener.heard) == 3)
         assert reads == []
-        live.subscribe(listener.reader, {"queue_stats"}, None)
-        live.subscribe(stranger.reader, {"queue_stats"}, None)
+        listener.cursor.subscribe(frozenset({"queue_stats"}), None)
+        stranger.cursor.subscribe(frozenset({"queue_stats"}), None)
         await until(lambda: len(listener.heard) > 5 and len(stranger.heard) > 2)
         assert set(reads) == {"local", "stranger"}
         numbers = [each["data"]["number"] for each in listener.heard[3:]]
         assert not set(numbers) & {each["data"]["number"] for each in stranger.heard}
-        live.leave(stranger.reader)
-        live.unsubscribe(listener.reader, {"queue_stats"})
-        await until(lambda: live._has_subscription._waiters)
+        live.leave(stranger.cursor)
+        listener.cursor.unsubscribe(frozenset({"queue_stats"}))
+        await until(lambda: live.has_subscription._waiters)
 
     run(scenario, read)
 

@@ -7,7 +7,7 @@ import { Backoff } from "./backoff.js";
  */
 
 // The next of its kind supersedes each of these: they carry the number of the last logged event.
-const READINGS = new Set([
+const TRANSIENT = new Set([
   "task.progress",
   "model.download_progress",
   "gpu_stats",
@@ -20,7 +20,7 @@ const LOST_AFTER_MS = 20_000;
 
 /** @param {FeedEvent} event whether it has a number of its own, and is told again after a break */
 export function isLogged(event) {
-  return event.type.includes(".") && !READINGS.has(event.type);
+  return event.type.includes(".") && !TRANSIENT.has(event.type);
 }
 
 export class Feed {
