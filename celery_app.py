@@ -1,7 +1,8 @@
 """The Celery application: queues, Redis priorities, delivery options and beat.
 
 celery -A celery_app worker -Q gpu --concurrency=1 --pool=prefork
-celery -A celery_app worker -Q api,default --pool=threads
+celery -A celery_app worker -Q api --pool=threads
+celery -A celery_app worker -Q default --pool=threads
 celery -A celery_app worker -Q embeddings --concurrency=1 --pool=prefork
 celery -A celery_app beat
 celery -A celery_app flower

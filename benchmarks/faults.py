@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.running_service import (
     API_WORKER,
+    DEFAULT_WORKER,
     GPU_WORKER,
     ROOT,
     VALKEY,
@@ -51,6 +52,11 @@ def kill_gpu_worker(service: RunningService) -> None:
 def kill_api_worker(service: RunningService) -> None:
     """The worker with all its threads."""
     kill(service.pid(API_WORKER))
+
+
+def kill_default_worker(service: RunningService) -> None:
+    """The worker of webhooks, downloads and sweeps."""
+    kill(service.pid(DEFAULT_WORKER))
 
 
 def empty_valkey(service: RunningService) -> None:

@@ -30,7 +30,7 @@ STOP_LIMIT_SECONDS = 20.0
 
 # Part of the command line of each process that serve starts.
 WEB, GPU_WORKER, API_WORKER = "sopllm.asgi", "gpu@%h", "api@%h"
-EMBEDDINGS_WORKER = "embeddings@%h"
+DEFAULT_WORKER, EMBEDDINGS_WORKER = "default@%h", "embeddings@%h"
 BEAT, FLOWER, VALKEY = " beat ", " flower ", "valkey-server"
 # Set even where empty, so that neither the environment nor `.env` gets a say.
 _OWN_VARIABLES = {

@@ -42,7 +42,8 @@ NUM_MESSAGES = 600
 POLL_SECONDS = 0.005
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
 NAMES = {"valkey": "valkey", "uvicorn": "web", "gpu@": "gpu worker", "api@": "api worker"}
-NAMES |= {"embeddings@": "embeddings worker", " beat ": "beat", " flower ": "flower"}
+NAMES |= {"default@": "default worker", "embeddings@": "embeddings worker"}
+NAMES |= {" beat ": "beat", " flower ": "flower"}
 
 
 class TaskClient:

@@ -53,7 +53,7 @@ def deliver_webhooks() -> None:
 @shared_task(name=dispatch.DOWNLOAD.name)
 def download() -> None:
     """Bring the file of a model that is due."""
-    # The hub's library is for the api worker alone, when it has something to bring.
+    # The hub's library is for the default worker alone, when it has something to bring.
     from inference.registry.downloads import worker
 
     worker.download_due()

@@ -49,7 +49,7 @@ def valkey() -> ProcessSpec:
 def application(listener: socket.socket) -> list[ProcessSpec]:
     """Web, workers and beat: the processes that need Redis and a migrated database."""
     webs = [web(number, listener) for number in range(1, settings.WEB_PROCESSES + 1)]
-    return [*webs, gpu_worker(), api_worker(), embeddings_worker(), beat()]
+    return [*webs, gpu_worker(), api_worker(), default_worker(), embeddings_worker(), beat()]
 
 
 def web(number: int, listener: socket.socket) -> ProcessSpec:
@@ -75,10 +75,14 @@ def gpu_worker() -> ProcessSpec:
 
 
 def api_worker() -> ProcessSpec:
-    """Cloud models and housekeeping: tasks that wait for the network or the database."""
-    return worker(
-        "api", "api,default", "--pool=threads", f"--concurrency={settings.API_CONCURRENCY}"
-    )
+    """Cloud models: tasks that wait for the network."""
+    return worker("api", "api", "--pool=threads", f"--concurrency={settings.API_CONCURRENCY}")
+
+
+def default_worker() -> ProcessSpec:
+    """Webhooks, downloads and the sweep, apart from users' tasks, which could hold them up."""
+    concurrency = f"--concurrency={settings.DEFAULT_CONCURRENCY}"
+    return worker("default", "default", "--pool=threads", concurrency)
 
 
 def embeddings_worker() -> ProcessSpec:

@@ -36,4 +36,4 @@ def deliver_soon(num_deliveries: int) -> None:
 
 def max_at_once() -> int:
     """Deliveries that a process has under way: slow receivers must not take all of its threads."""
-    return max(1, settings.API_CONCURRENCY // 4)
+    return int(settings.DEFAULT_CONCURRENCY // 2)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
-from benchmarks.running_service import API_WORKER, RunningService, wait_for
+from benchmarks.running_service import DEFAULT_WORKER, RunningService, wait_for
 from tests.conftest import packaged_file
 from tests.hub_server import HubServer
 from tests.live_server import Client
@@ -39,7 +39,7 @@ def test_download_goes_on_after_its_worker_was_killed(
         client.subscribe("model.download_progress")
         download(service, "killed")
         wait_for(lambda: partial.exists() and partial.stat().st_size > size / 3)
-        os.kill(service.pid(API_WORKER), signal.SIGKILL)
+        os.kill(service.pid(DEFAULT_WORKER), signal.SIGKILL)
         model = wait_for(lambda: arrived(service, "killed"), 60)
         told = list(progress(client))
     assert (model["status"], model["size_bytes"], model["download"]) == ("available", size, None)

@@ -13,6 +13,7 @@ import redis
 from benchmarks import faults
 from benchmarks.running_service import (
     API_WORKER,
+    DEFAULT_WORKER,
     EMBEDDINGS_WORKER,
     GPU_WORKER,
     MINILM,
@@ -69,7 +70,7 @@ def test_similar_texts_are_near_each_other(embeddings: RunningService) -> None:
 
 def test_only_the_embeddings_child_maps_pytorch(embeddings: RunningService) -> None:
     assert "libtorch" in mapped_files(embeddings.embeddings_child())
-    for mark in (WEB, API_WORKER, GPU_WORKER, EMBEDDINGS_WORKER):
+    for mark in (WEB, API_WORKER, DEFAULT_WORKER, GPU_WORKER, EMBEDDINGS_WORKER):
         for pid in embeddings.pids(mark):
             assert "libtorch" not in mapped_files(pid)
 

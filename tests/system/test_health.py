@@ -9,6 +9,7 @@ import pytest
 from benchmarks import faults
 from benchmarks.running_service import (
     API_WORKER,
+    DEFAULT_WORKER,
     GPU_WORKER,
     VALKEY,
     RunningService,
@@ -60,7 +61,9 @@ def down(body: dict[str, Any]) -> set[str]:
     return {name for name, part in body["components"].items() if part["status"] == "down"}
 
 
-@pytest.mark.parametrize(("mark", "queue"), [(GPU_WORKER, "gpu"), (API_WORKER, "api")])
+@pytest.mark.parametrize(
+    ("mark", "queue"), [(GPU_WORKER, "gpu"), (API_WORKER, "api"), (DEFAULT_WORKER, "default")]
+)
 def test_killed_worker_degrades_the_service(service: RunningService, mark: str, queue: str) -> None:
     worker = service.pid(mark)
     with faults.stopped(service.serve.pid):  # it would start another one at once

@@ -7,6 +7,7 @@ import httpx
 from benchmarks.running_service import (
     API_WORKER,
     BEAT,
+    DEFAULT_WORKER,
     FLOWER,
     GPU_WORKER,
     WEB,
@@ -23,7 +24,11 @@ def flower(service: RunningService, path: str) -> httpx.Response:
 def test_only_the_pool_child_maps_llama_cpp(service: RunningService) -> None:
     service.ended(service.submit("Say hello.", max_tokens=2))
     assert "libllama" in mapped_files(service.gpu_child())
-    others = [pid for mark in (WEB, API_WORKER, BEAT, FLOWER) for pid in service.pids(mark)]
+    others = [
+        pid
+        for mark in (WEB, API_WORKER, DEFAULT_WORKER, BEAT, FLOWER)
+        for pid in service.pids(mark)
+    ]
     for pid in (service.pid(GPU_WORKER), *others):
         assert "libllama" not in mapped_files(pid)
         assert "libtorch" not in mapped_files(pid)

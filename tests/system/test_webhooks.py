@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import faults
-from benchmarks.running_service import SMOLLM2, RunningService, wait_for
+from benchmarks.running_service import API_WORKER, SMOLLM2, RunningService, wait_for
 from tests.webhook_receiver import Receiver, Reply, receiving
 
 
@@ -60,13 +60,22 @@ def test_cancelled_task_tells_so(service: RunningService, receiver: Receiver) ->
     assert delivered(service, task_id)["event"] == "task.cancelled"
 
 
+def test_webhooks_do_not_wait_for_the_api_worker(
+    service: RunningService, receiver: Receiver
+) -> None:
+    with faults.stopped(service.pid(API_WORKER)):
+        task_id = submit(service, receiver)
+        service.http.post(f"/tasks/{task_id}/cancel").raise_for_status()
+        assert delivered(service, task_id)["event"] == "task.cancelled"
+
+
 def test_worker_and_valkey_killed_between_failures(
     service: RunningService, receiver: Receiver
 ) -> None:
     receiver.replies = [Reply(503)] * 5
     task_id = submit(service, receiver)
     wait_for(lambda: len(receiver.calls) >= 2)
-    faults.kill_api_worker(service)
+    faults.kill_default_worker(service)
     wait_for(lambda: len(receiver.calls) >= 3, 60)
     faults.empty_valkey(service)
     delivery = delivered(service, task_id, 60)
@@ -87,7 +96,7 @@ def test_worker_killed_while_it_delivers(service: RunningService, receiver: Rece
     receiver.replies = [Reply(act=hold_up)]
     task_id = submit(service, receiver)
     assert arrived.wait(20)
-    faults.kill_api_worker(service)
+    faults.kill_default_worker(service)
     delivery = delivered(service, task_id, 60)
     assert (delivery["num_attempts"], len(delivery["log"])) == (2, 1)
     assert len(receiver.calls) == 2

@@ -1,4 +1,4 @@
-"""Downloading what is due, in the api worker alone."""
+"""Downloading what is due, in the default worker alone."""
 
 import errno
 import hashlib

@@ -62,7 +62,7 @@ class Command(BaseCommand):
         self.make_admin()
         self.load_presets()
         call_command("register_packaged_models", verbosity=0)
-        self.row("Starting", "web, gpu, api and embeddings workers, beat, flower")
+        self.row("Starting", "web; gpu, api, default and embeddings workers; beat, flower")
         supervisor.start(*processes.application(listener))
         is_up = supervisor.wait_until(is_ready, READY_TIMEOUT_SECONDS)
         supervisor.start(processes.flower())

@@ -114,7 +114,7 @@ def test_model_is_available_with_what_its_header_says(
     assert not partial().exists()
 
 
-def test_start_wakes_an_api_worker(model: RegisteredModel) -> None:
+def test_start_wakes_a_default_worker(model: RegisteredModel) -> None:
     downloads.start(model)
     [queue] = client().keys("default*")
     assert client().llen(queue) == 1

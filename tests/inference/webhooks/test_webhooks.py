@@ -218,7 +218,9 @@ def test_end_that_is_rolled_back_leaves_no_webhook(new_task: NewTask, receiver: 
     assert not WebhookDelivery.objects.exists()
 
 
-def test_end_rings_an_api_worker_before_its_tasks(end_task: EndTask, valkey: Valkey) -> None:
+def test_end_wakes_a_default_worker_at_the_first_priority(
+    end_task: EndTask, valkey: Valkey
+) -> None:
     end_task()
     assert dispatch.messages_by_priority(["default"]) == {"default": {"0": 1}}
     message = json.loads(client().lrange("default", 0, -1)[0])
@@ -745,9 +747,9 @@ def test_new_ones_go_before_those_that_have_failed(end_task: EndTask, receiver: 
     assert [call.path for call in receiver.calls] == ["/first", "/second", "/first"]
 
 
-def test_deliveries_take_a_quarter_of_the_threads(settings: Settings) -> None:
-    for num_threads, expected in ((32, 8), (4, 1), (1, 1)):
-        settings.API_CONCURRENCY = num_threads
+def test_deliveries_take_half_of_the_threads(settings: Settings) -> None:
+    for num_threads, expected in ((16, 8), (5, 2), (2, 1)):
+        settings.DEFAULT_CONCURRENCY = num_threads
         assert deliveries.max_at_once() == expected
 
 
