@@ -3,7 +3,7 @@
 import logging
 import re
 from datetime import date, timedelta
-from typing import TypedDict
+from typing import Annotated, TypedDict
 
 import redis
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -16,7 +16,6 @@ from rest_framework.utils.urls import replace_query_param
 from monitoring.api import query_parameters
 from monitoring.api.errors import RedisUnavailable
 from monitoring.api.owner import owner_of
-from monitoring.api.schema import schema_of
 from monitoring.events import log
 from monitoring.events.messages import EventPage, event_message
 from monitoring.hardware import gpu as gpu_stats
@@ -24,7 +23,7 @@ from monitoring.hardware.gpu import GPUStats
 from monitoring.health import report as health_report
 from monitoring.health.report import Health
 from monitoring.logs import service_log
-from monitoring.logs.service_log import KeptEntry
+from monitoring.logs.service_log import LogEntry
 from monitoring.metrics import stats as statistics
 from monitoring.metrics.stats import Stats
 from monitoring.models import KEPT_DAYS
@@ -49,16 +48,16 @@ _MAX_SEQ = 10**18 - 1
 _ENTRY_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 
 
-class LogPageBody(TypedDict):
+class LogPage(TypedDict):
     """Newest first; `results` is the same list as `logs`."""
 
-    logs: list[KeptEntry]
-    results: list[KeptEntry]
-    next: str | None
-    previous: str | None
+    logs: list[LogEntry]
+    results: list[LogEntry]
+    next: Annotated[str, "uri"] | None
+    previous: Annotated[str, "uri"] | None
 
 
-@extend_schema(responses=dict.fromkeys((200, 503), schema_of(Health)))
+@extend_schema(responses=dict.fromkeys((200, 503), Health))
 @api_view(["GET"])
 def health(request: Request) -> Response:
     """How each component is: 200 healthy or degraded, 503 unhealthy."""
@@ -67,7 +66,7 @@ def health(request: Request) -> Response:
     return Response(report, status=503 if report["status"] == "unhealthy" else 200)
 
 
-@extend_schema(responses={200: schema_of(GPUStats)})
+@extend_schema(responses={200: GPUStats})
 @api_view(["GET"])
 def gpu(request: Request) -> Response:
     """The GPUs of all nodes, who works on them and which models they hold."""
@@ -75,7 +74,7 @@ def gpu(request: Request) -> Response:
     return Response(gpu_stats.stats())
 
 
-@extend_schema(parameters=_LOG_PARAMETERS, responses={200: schema_of(LogPageBody)})
+@extend_schema(parameters=_LOG_PARAMETERS, responses={200: LogPage})
 @api_view(["GET"])
 def logs(request: Request) -> Response:
     """What all processes have logged, the newest first: the last 10,000 records of 7 days."""
@@ -89,16 +88,15 @@ def logs(request: Request) -> Response:
     limit = query_parameters.limit(request)
     min_level = logging.getLevelNamesMapping()[level]
     try:
-        page = service_log.read(limit, min_level, params.get("task_id"), before)
+        entries, older = service_log.read(limit, min_level, params.get("task_id"), before)
     except redis.RedisError as exc:
         raise RedisUnavailable from exc
-    older = page.before and replace_query_param(request.build_absolute_uri(), "before", page.before)
-    return Response(
-        LogPageBody(logs=page.entries, results=page.entries, next=older or None, previous=None)
-    )
+    here = request.build_absolute_uri()
+    following = None if older is None else replace_query_param(here, "before", older)
+    return Response(LogPage(logs=entries, results=entries, next=following, previous=None))
 
 
-@extend_schema(parameters=_EVENT_PARAMETERS, responses={200: schema_of(EventPage)})
+@extend_schema(parameters=_EVENT_PARAMETERS, responses={200: EventPage})
 @api_view(["GET"])
 def events(request: Request) -> Response:
     """What happened after an event, in order; ask again after the `seq` of the answer.
@@ -126,7 +124,7 @@ def events(request: Request) -> Response:
     return Response(page)
 
 
-@extend_schema(parameters=_STATS_PARAMETERS, responses={200: schema_of(Stats)})
+@extend_schema(parameters=_STATS_PARAMETERS, responses={200: Stats})
 @api_view(["GET"])
 def stats(request: Request) -> Response:
     """The tasks that ended on a day, or in the last days up to now: today's by default."""

@@ -1,10 +1,65 @@
 """How the OpenAPI description differs from what drf-spectacular reads off the routes."""
 
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
+
+from drf_spectacular.extensions import OpenApiSerializerExtension
+from drf_spectacular.openapi import AutoSchema
+from drf_spectacular.plumbing import (
+    build_array_type,
+    build_object_type,
+    get_doc,
+    resolve_type_hint,
+)
+from drf_spectacular.utils import Direction
 
 Endpoint = tuple[str, str, str, Any]
+Schema = dict[str, Any]
+
+_resolve: Any = resolve_type_hint  # which has no annotations itself
 
 
 def without_trailing_slashes(endpoints: list[Endpoint]) -> list[Endpoint]:
     """Each route answers with and without one; the description names the shorter."""
     return [(path.rstrip("/"), regex, method, view) for path, regex, method, view in endpoints]
+
+
+class TypedDictExtension(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
+    """A body that is a TypedDict, and those within it, are components of the same names."""
+
+    @classmethod
+    def _matches(cls, target: Any) -> bool:
+        return is_typeddict(target)
+
+    def get_name(self, auto_schema: AutoSchema, direction: Direction) -> str:
+        name: str = self.target.__name__
+        return name
+
+    def map_serializer(self, auto_schema: AutoSchema, direction: Direction) -> Schema:
+        """The formats of strings are their annotations, as in `Annotated[str, "date-time"]`."""
+
+        def schema(hint: Any) -> Schema:
+            origin, args = get_origin(hint), get_args(hint)
+            if is_typeddict(hint):
+                found = auto_schema.resolve_serializer(hint, direction).ref
+            elif origin is NotRequired:
+                found = schema(args[0])
+            elif origin is Annotated:
+                found = {**_resolve(args[0]), "format": args[1]}
+            elif origin is list:
+                found = build_array_type(schema(args[0]))
+            elif origin is dict and args[1] is not Any:
+                found = {"type": "object", "additionalProperties": schema(args[1])}
+            elif NoneType in args:
+                [some] = [schema(arg) for arg in args if arg is not NoneType]
+                found = {**({"allOf": [some]} if "$ref" in some else some), "nullable": True}
+            else:
+                found = _resolve(hint)
+            return found
+
+        hints = get_type_hints(self.target, include_extras=True)
+        return build_object_type(
+            properties={name: schema(hint) for name, hint in hints.items()},
+            required=sorted(self.target.__required_keys__),
+            description=get_doc(self.target),
+        )

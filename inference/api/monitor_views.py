@@ -17,11 +17,10 @@ from inference.models import loaded_models
 from inference.providers import circuit_breaker
 from monitoring.api import query_parameters
 from monitoring.api.owner import owner_of
-from monitoring.api.schema import schema_of
 from monitoring.metrics import prometheus
 
 
-@extend_schema(responses={200: schema_of(QueueStats)})
+@extend_schema(responses={200: QueueStats})
 @api_view(["GET"])
 def queue(request: Request) -> Response:
     """What waits and what runs, by queue; of the running tasks, your own are named."""

@@ -55,7 +55,7 @@ class ProcessingTask(TypedDict):
     queue: str
     attempt: int
     worker: str
-    started_at: str
+    started_at: events.Timestamp
     priority: float
 
 

@@ -7,10 +7,13 @@ group, see `feed`. Transient events are only sent: each is superseded by the nex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, TypedDict, cast
+from typing import Annotated, Any, TypedDict, cast
 
 from monitoring.events import publisher
 from monitoring.events.log import LoggedEvent
+
+# ISO 8601 in UTC.
+Timestamp = Annotated[str, "date-time"]
 
 
 class EventType(StrEnum):
@@ -127,11 +130,11 @@ def publish(event_type: EventType, data: EventData | Mapping[str, Any], owner: s
     publisher.put(event, is_logged=event_type not in TRANSIENT)
 
 
-def now() -> str:
+def now() -> Timestamp:
     """The time of an event, ISO 8601 in UTC."""
     return iso(datetime.now(UTC))
 
 
-def iso(moment: datetime) -> str:
+def iso(moment: datetime) -> Timestamp:
     """A time as the API writes it: ISO 8601 in UTC, with milliseconds."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict, cast
 
 from monitoring.events import events
+from monitoring.events.events import EventType, Timestamp
 from monitoring.events.log import LoggedEvent
 
 
 class EventMessage(TypedDict):
     """An event on the wire; a transient one has the number of the last logged event before it."""
 
-    type: str
+    type: EventType
     seq: int
-    timestamp: str
+    timestamp: Timestamp
     data: dict[str, Any]
 
 
@@ -22,8 +23,8 @@ class EventPage(TypedDict):
 
     events: list[EventMessage]
     results: list[EventMessage]
-    next: str | None
-    previous: str | None
+    next: Annotated[str, "uri"] | None
+    previous: Annotated[str, "uri"] | None
     seq: int
     has_gap: bool
 
@@ -41,7 +42,12 @@ class SocketError(Exception):
 def event_message(event: LoggedEvent) -> EventMessage:
     """An event of the log."""
     assert event.seq is not None, "only transient events have no number"
-    return EventMessage(type=event.type, seq=event.seq, timestamp=event.timestamp, data=event.data)
+    return EventMessage(
+        type=cast(EventType, event.type),
+        seq=event.seq,
+        timestamp=event.timestamp,
+        data=event.data,
+    )
 
 
 def event_text(event: LoggedEvent, seq: int | None) -> str:
@@ -72,7 +78,7 @@ def connected_text(connection_id: str, seq: int | None) -> str:
     message = {
         "type": "connected",
         "connection_id": connection_id,
-        "available_events": list(events.EventType),
+        "available_events": list(EventType),
         "seq": seq,
         "timestamp": events.now(),
     }

@@ -6,7 +6,7 @@ from typing import Literal, NotRequired, TypedDict
 from django.conf import settings
 from django.http import HttpRequest, JsonResponse
 
-from monitoring.events.events import now
+from monitoring.events.events import Timestamp, now
 from monitoring.hardware import gpu
 from monitoring.hardware.gpu import GPUStats
 from monitoring.health import probes, resources
@@ -46,7 +46,7 @@ class Health(TypedDict):
     status: Overall
     version: str
     uptime_seconds: float
-    timestamp: str
+    timestamp: Timestamp
     components: dict[str, Component]
     resources: Resources | None
     gpu: GPUSummary

@@ -10,7 +10,6 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypedDict, cast
 
@@ -36,7 +35,6 @@ _NOT_KEPT = ("redis", "channels", "channels_redis", "uvicorn.access")
 _NOT_PUBLISHED = (
     "monitoring.events",
     "monitoring.redis.outbox",
-    "monitoring.consumers",
     "asyncio",
 )
 
@@ -48,12 +46,12 @@ _sending_thread: int | None = None
 class LogLine(TypedDict):
     """One line of a task's log; `timestamp` is ISO 8601 in UTC."""
 
-    timestamp: str
+    timestamp: events.Timestamp
     level: str
     message: str
 
 
-class LogEntry(LogLine):
+class ServiceLogLine(LogLine):
     """One record of any process; `process` says of which kind, as "gpu worker"."""
 
     logger: str
@@ -61,18 +59,10 @@ class LogEntry(LogLine):
     process: str
 
 
-class KeptEntry(LogEntry):
+class LogEntry(ServiceLogLine):
     """With the identifier by which pages go on."""
 
     id: str
-
-
-@dataclass(frozen=True, slots=True)
-class LogPage:
-    """Entries, the newest first; `before` asks for the next page, None when there is none."""
-
-    entries: list[KeptEntry]
-    before: str | None
 
 
 class LogHandler(logging.Handler):
@@ -111,10 +101,13 @@ def task_log(task_id: str) -> list[LogLine]:
 
 def read(
     limit: int, min_level: int = logging.INFO, task_id: str | None = None, before: str | None = None
-) -> LogPage:
-    """The newest entries at and above a level, of one task or of all. Raises redis.RedisError."""
+) -> tuple[list[LogEntry], str | None]:
+    """The newest entries at and above a level, of one task or of all. Raises redis.RedisError.
+
+    Beside them the `before` that asks for the next page; None when there is none.
+    """
     is_search = min_level > logging.INFO or task_id is not None
-    page: list[KeptEntry] = []
+    page: list[LogEntry] = []
     levels = logging.getLevelNamesMapping()
     for entry in _newest_first(before, step=_SEARCH_STEP if is_search else limit + 1):
         if levels.get(entry["level"], logging.INFO) < min_level:
@@ -122,9 +115,9 @@ def read(
         if task_id is not None and entry["task_id"] != task_id:
             continue
         if len(page) == limit:
-            return LogPage(page, before=page[-1]["id"])
+            return page, page[-1]["id"]
         page.append(entry)
-    return LogPage(page, before=None)
+    return page, None
 
 
 def delete(task_ids: list[str]) -> None:
@@ -146,7 +139,7 @@ def _send(batch: Batch[logging.LogRecord]) -> None:
 
 def _keep_and_publish(records: list[logging.LogRecord]) -> None:
     pipe = client().pipeline(transaction=False)
-    published: list[LogEntry] = []
+    published: list[ServiceLogLine] = []
     has_trimmed = False
     for record in records:
         entry = _entry(record)
@@ -171,21 +164,21 @@ def _keep_and_publish(records: list[logging.LogRecord]) -> None:
 _SINK = Sink(name="Log lines", send=_send, gather_seconds=0.05, max_batch=500)
 
 
-def _newest_first(before: str | None, step: int) -> Iterator[KeptEntry]:
+def _newest_first(before: str | None, step: int) -> Iterator[LogEntry]:
     end = f"({before}" if before else "+"
     while True:
         found = client().xrevrange(_LOG, max=end, min=_oldest_id(), count=step)
         for entry_id, fields in found:
             more = {"id": entry_id, "task_id": fields["task_id"] or None}
-            yield cast(KeptEntry, fields | more)
+            yield cast(LogEntry, fields | more)
         if len(found) < step:
             return
         end = f"({found[-1][0]}"
 
 
-def _entry(record: logging.LogRecord) -> LogEntry:
+def _entry(record: logging.LogRecord) -> ServiceLogLine:
     task_id = getattr(record, "task_id", None)
-    return LogEntry(
+    return ServiceLogLine(
         timestamp=events.iso(datetime.fromtimestamp(record.created, UTC)),
         level=record.levelname,
         message=_message(record),

@@ -6,10 +6,11 @@ Percentiles are taken over all tasks of the time asked for, by nearest rank: nev
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from django.db import connection
 
+from monitoring.events.events import Timestamp
 from monitoring.models import EndedTask
 from monitoring.redis.cache import cached
 
@@ -93,14 +94,14 @@ class Summary(TypedDict):
 class Day(Summary):
     """One day, in UTC."""
 
-    date: str
+    date: Annotated[str, "date"]
 
 
 class Stats(Summary):
     """Some whole days, in UTC: from `start` until before `end`; also by model, and day by day."""
 
-    start: str
-    end: str
+    start: Timestamp
+    end: Timestamp
     models: dict[str, Summary]
     days: list[Day]
 
@@ -173,5 +174,5 @@ def _midnight(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
 
 
-def _iso(moment: datetime) -> str:
+def _iso(moment: datetime) -> Timestamp:
     return moment.isoformat().replace("+00:00", "Z")

@@ -6,6 +6,7 @@ import pytest
 from rest_framework.test import APIClient
 
 from monitoring.events import log
+from monitoring.events.events import EventType
 from monitoring.redis.client import client as redis_client
 from tests.conftest import Valkey
 from tests.live_server import TASK_ID, progress, tell, tell_all, told
@@ -107,3 +108,13 @@ def test_route_is_documented(api: APIClient) -> None:
     schema = api.get("/openapi.json").json()
     operation = schema["paths"]["/api/v1/monitor/events"]["get"]
     assert {each["name"] for each in operation["parameters"]} == {"after", "limit"}
+    body = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/EventPage"}
+    components = schema["components"]["schemas"]
+    events = components["EventPage"]["properties"]["events"]
+    assert events == {"type": "array", "items": {"$ref": "#/components/schemas/EventMessage"}}
+    message = components["EventMessage"]["properties"]
+    assert message["type"] == {"$ref": "#/components/schemas/TypeEnum"}
+    assert components["TypeEnum"]["enum"] == list(EventType)
+    assert message["timestamp"] == {"type": "string", "format": "date-time"}
+    assert message["seq"] == {"type": "integer"}

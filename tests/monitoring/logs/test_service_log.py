@@ -50,7 +50,7 @@ def flush() -> None:
 
 def messages(**query: Any) -> list[str]:
     flush()
-    return [entry["message"] for entry in service_log.read(1000, **query).entries]
+    return [entry["message"] for entry in service_log.read(1000, **query)[0]]
 
 
 # The log of a task.
@@ -98,7 +98,7 @@ def test_entry_says_who_logged_what_and_when(sending: None) -> None:
     logger.info("Task %s: began", "a", extra={"task_id": "a"})
     logging.getLogger("anything.else").error("Disk %s", "full")
     flush()
-    disk, task = service_log.read(10).entries
+    disk, task = service_log.read(10)[0]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", disk["timestamp"])
     assert {**disk, "timestamp": "", "id": ""} == {
         "id": "",
@@ -217,7 +217,7 @@ def test_records_that_wait_are_bounded(sending: None, monkeypatch: pytest.Monkey
     for index in range(500):
         logger.info("line %d", index)
     assert outbox.flush(20)
-    assert [entry["message"] for entry in service_log.read(1000).entries][-1] == "line 400"
+    assert [entry["message"] for entry in service_log.read(1000)[0]][-1] == "line 400"
 
 
 def test_log_of_the_service_is_bounded_in_number(sending: None) -> None:
@@ -236,7 +236,7 @@ def test_log_of_the_service_is_bounded_in_time(sending: None) -> None:
     for days, message in ((8, "too old"), (6, "old")):
         moment = round(now_ms - days * 86_400_000)
         client().xadd("logs", fields | {"message": message}, id=f"{moment}-0")
-    assert [entry["message"] for entry in service_log.read(10).entries] == ["old"]
+    assert [entry["message"] for entry in service_log.read(10)[0]] == ["old"]
     logger.info("new")
     assert messages() == ["new", "old"]
 
