@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -163,6 +163,41 @@ _ANTHROPIC_FIELDS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer to the letter: its body in parts, and what becomes of the connection after them.
+
+    `end`: "close" as it should be, "cut", or "hang" in silence; "ping" for comments without end.
+    """
+
+    parts: Sequence[bytes]
+    status: int = 200
+    content_type: str = "text/event-stream"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    end: str = "close"
+
+    @classmethod
+    def of_events(cls, *events: Any, end: str = "done") -> "Reply":
+        """JSON of OpenAI's shape, each in an event; "done" is its last word and "close"."""
+        parts = [_data(event) for event in events]
+        if end == "done":
+            return cls([*parts, b"data: [DONE]\n\n"])
+        return cls(parts, end=end)
+
+    @classmethod
+    def of_json(cls, value: Any, status: int = 200, **headers: str) -> "Reply":
+        """One document."""
+        body = json.dumps(value).encode()
+        return cls([body], status, "application/json", headers)
+
+
+def delta(content: Any = None, finish_reason: Any = None, **fields: Any) -> dict[str, Any]:
+    """An event of OpenAI's: what is added, and why it ends."""
+    said = fields if content is None else fields | {"content": content}
+    choice = {"index": 0, "delta": said, "finish_reason": finish_reason}
+    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [choice]}
+
+
 @dataclass(slots=True)
 class Call:
     """A request as it came; `closed_at` (monotonic) when the client went away before the end."""
@@ -197,7 +232,7 @@ class CloudServer:
         self.fault_rate = fault_rate
         self.is_strict = is_strict
         self.retry_after: str | None = None
-        self.faults: deque[Fault | None] = deque()
+        self.faults: deque[Fault | Reply | None] = deque()
         self.calls: list[Call] = []
         self._random = random.Random(seed)  # noqa: S311 (the same faults each time)
         self._loop = asyncio.new_event_loop()
@@ -261,14 +296,17 @@ class CloudServer:
         try:
             if self.delay_ms:
                 await asyncio.sleep(self.delay_ms / 1000)
-            response = await self._answer(request, call, api, fault)
+            if isinstance(fault, Reply):
+                response = await _send(request, fault)
+            else:
+                response = await self._answer(request, call, api, fault)
         except (asyncio.CancelledError, ConnectionError):
             call.closed_at = time.monotonic()
             raise
         call.is_answered = True
         return response
 
-    def _next_fault(self) -> Fault | None:
+    def _next_fault(self) -> Fault | Reply | None:
         if self.faults:
             return self.faults.popleft()
         if self._random.random() < self.fault_rate:
@@ -320,6 +358,25 @@ class CloudServer:
                 await asyncio.sleep(self.token_delay_ms / 1000)
         await response.write_eof()
         return response
+
+
+async def _send(request: web.Request, reply: Reply) -> web.StreamResponse:
+    headers = {"Content-Type": reply.content_type, **reply.headers}
+    response = web.StreamResponse(status=reply.status, headers=headers)
+    await response.prepare(request)
+    for part in reply.parts:
+        await response.write(part)
+        await asyncio.sleep(0)
+    if reply.end == "cut":
+        await asyncio.sleep(0.02)  # what is written arrives before the end
+        return _hang_up(request, response)
+    while reply.end == "ping":
+        await response.write(b": PROCESSING\n\n")
+        await asyncio.sleep(0.05)
+    if reply.end == "hang":
+        await asyncio.sleep(3600)
+    await response.write_eof()
+    return response
 
 
 def _hang_up(
@@ -623,7 +680,7 @@ def _openai_object(kind: str, body: dict[str, Any]) -> dict[str, Any]:
     return identity | {"model": body["model"], "system_fingerprint": "fp_1"}
 
 
-def _data(value: dict[str, Any]) -> bytes:
+def _data(value: Any) -> bytes:
     return b"data: " + json.dumps(value).encode() + b"\n\n"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
-from django.db import Error as DatabaseError
+from django.db import InterfaceError, OperationalError
 
 from inference import events, structured_output
 from inference.engine.sequence import FinishReason
@@ -27,32 +27,39 @@ logger = logging.getLogger(__name__)
 Outcome = TaskAttempt.Outcome
 
 _PROGRESS_SECONDS = 0.1
+_UNSTORABLE = InferenceError(
+    "The answer has something that the database does not take; the worker's log has the reason, "
+    "under the task's id.",
+    ErrorCode.INTERNAL_ERROR,
+)
 
 
 def execute(lease: Lease) -> None:
     """Answer a claimed task with the text its provider generates, and store its end.
 
-    A lost lease ends it without a trace.
+    A lost lease ends it without a trace. Whatever happens, the lease is not renewed after that.
     """
     attempt = Attempt(lease)
     end = attempt.complete
     try:
-        model, request = attempt.prepare()
-        with closing(provider_for(model).generate(request, attempt.progress)) as deltas:
-            for delta in deltas:
-                if isinstance(delta, StartOver):
-                    attempt.start_over(delta.failure)
-                else:
-                    attempt.take(delta)
-                if attempt.must_stop:
-                    end = attempt.stop
-                    break
-                attempt.deltas.flush_if_due()
-                attempt.publish_progress_if_due()
-    except Exception as error:  # noqa: BLE001 (stored as the task's failure)
-        attempt.fail(error)
-    else:
+        try:
+            model, request = attempt.prepare()
+            with closing(provider_for(model).generate(request, attempt.progress)) as deltas:
+                for delta in deltas:
+                    if isinstance(delta, StartOver):
+                        attempt.start_over(delta.failure)
+                    else:
+                        attempt.take(delta)
+                    if attempt.must_stop:
+                        end = attempt.stop
+                        break
+                    attempt.deltas.flush_if_due()
+                    attempt.publish_progress_if_due()
+        except Exception as error:  # noqa: BLE001 (stored as the task's failure)
+            end = partial(attempt.fail, error)
         end()
+    finally:
+        lease_renewer.release(attempt.lease)
 
 
 class Attempt:
@@ -203,9 +210,10 @@ class Attempt:
         """End without storing it: the lease runs out, and the sweep gives the task away."""
         try:
             self.deltas.flush()
-        finally:
-            lease_renewer.release(self.lease)
-            counters.count(self._itl)
+        except Exception:
+            logger.exception("Task %s: its last deltas were not sent", self.task_id)
+        lease_renewer.release(self.lease)
+        counters.count(self._itl)
 
     def _end(
         self,
@@ -228,9 +236,17 @@ class Attempt:
         )
         try:
             is_stored = store(timings)
-        except DatabaseError as exc:
+        except (OperationalError, InterfaceError) as exc:
             # Others may share this worker: they go on, and the sweep has the task run again.
             logger.warning("Task %s: its end was not stored: %s", self.task_id, exc)
+            return
+        except Exception:
+            # Another attempt would end in the same way.
+            logger.exception("Task %s: its end cannot be stored", self.task_id)
+            if failure is _UNSTORABLE:
+                return
+            fail = partial(finish.fail, self.lease, _UNSTORABLE, None)
+            self._end(fail, Outcome.FAILED, None, _UNSTORABLE)
             return
         if is_stored:
             self._end_trace(outcome, result, failure)

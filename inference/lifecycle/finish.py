@@ -1,6 +1,5 @@
 """The ends of a task's life: its result, its failure, its cancel, and its deletion."""
 
-import json
 import logging
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -10,6 +9,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models.functions import Now
 
+from conversations.models import Message
 from inference import dispatch, events
 from inference.errors import InferenceError
 from inference.lifecycle import sql
@@ -24,6 +24,7 @@ from inference.models import (
 )
 from inference.task_log import log
 from inference.webhooks import deliveries
+from monitoring.api import storable_json
 from monitoring.logs import service_log
 from monitoring.streams import delta_stream
 
@@ -80,7 +81,7 @@ def _finish(
         **asdict(timings),
     }
     with transaction.atomic():
-        stored = None if result is None else json.dumps(result)
+        stored = None if result is None else storable_json.encode(result).decode()
         values = {"task_id": task.pk, "attempt": lease.attempt, **end, "result": stored}
         won = sql.execute(sql.FINISH, **values)
         if not won:
@@ -89,11 +90,15 @@ def _finish(
         add_attempt(task, TaskAttempt.Outcome(status), failure)
         store_end(task, {"result": result, **end})
         is_turn = status == Status.COMPLETED and task.request.get("save_to_conversation")
-        if is_turn and task.conversation and result:
-            # The user's side of the turn: the prompt, or the last message of an explicit history.
+        # No provider takes a message without text, such as one that only calls a tool, back.
+        if is_turn and task.conversation and result and result["text"].strip():
+            # The user's side of the turn: the prompt, or the last one of an explicit history.
             messages = task.request.get("messages")
-            question = messages[-1]["content"] if messages else task.request["prompt"]
-            task.conversation.append_turn(str(question), result["text"])
+            questions = [m["content"] for m in messages or () if m["role"] == Message.Role.USER]
+            if not messages:
+                questions = [task.request["prompt"]]
+            if questions:
+                task.conversation.append_turn(str(questions[-1]), result["text"])
     log(task.pk, logging.INFO, "Attempt %d %s", lease.attempt, status)
     announce_end(task)
     return True

@@ -28,12 +28,8 @@ logger = logging.getLogger(__name__)
 
 MAX_OPEN_SECONDS = 300
 
-# Neither the faults of one request, nor the rate limit, which is over at a time of its own.
-_COUNTED = {
-    ErrorCode.AUTHENTICATION_FAILED,
-    ErrorCode.PROVIDER_TIMEOUT,
-    ErrorCode.PROVIDER_UNAVAILABLE,
-}
+# Neither faults of a request or its key, nor the rate limit, which is over at a time of its own.
+_COUNTED = {ErrorCode.PROVIDER_TIMEOUT, ErrorCode.PROVIDER_UNAVAILABLE}
 # Since the last failure; much longer than a circuit is ever open.
 _KEPT_SECONDS = 3600
 _WARN_AGAIN_SECONDS = 60.0

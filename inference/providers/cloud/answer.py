@@ -1,31 +1,76 @@
 """What has come of an answer so far, and what of it the task keeps beside the text."""
 
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from inference.engine.sequence import FinishReason
+from inference.models import Usage
 from inference.providers.base import Progress
-from inference.providers.cloud import tokens
-from inference.providers.cloud.stream import Delta
+from inference.providers.cloud import tokens, wire
+from inference.providers.cloud.wire import TooLargeError, ToolCallPart
 
-# A reason of LiteLLM's for an answer that the provider's filter has cut.
-_FILTERED = "content_filter"
+# Text, reasoning, arguments and logprobs together; no model answers so much.
+MAX_CHARS = 32 * 2**20
+_MAX_REASON_CHARS = 100
+
+_STOP = {
+    *("stop", "end_turn", "stop_sequence", "eos", "eos_token", "complete", "completed"),
+    *("tool_calls", "tool_call", "tool_use", "function_call", "pause_turn", "finish_reason_stop"),
+}
+_LENGTH = {
+    *("length", "max_tokens", "model_length", "max_output_tokens", "max_completion_tokens"),
+    *("context_length", "model_context_window_exceeded", "context_window_exceeded"),
+}
+_FILTERED = {
+    *("content_filter", "content_filtered", "sensitive", "refusal", "safety", "recitation"),
+    *("blocklist", "prohibited_content", "spii", "guardrail_intervened", "guardrails"),
+}
+_FAILED = {
+    *("error", "abort", "aborted", "cancelled", "canceled", "timeout", "network_error"),
+    *("insufficient_system_resource", "engine_error", "server_error", "malformed_function_call"),
+}
+
+
+@dataclass(slots=True)
+class _ToolCall:
+    id: str
+    index: int | None
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing can come after its arguments."""
+        try:
+            json.loads("".join(self.arguments))
+        except (ValueError, RecursionError):
+            return False
+        return True
 
 
 class CloudAnswer:
-    """Gathers the pieces of one call into the progress of the generation, from nothing on."""
+    """Gathers the events of one call into the progress of the generation, from nothing on."""
 
     def __init__(self, progress: Progress, *, is_in_tool: bool) -> None:
         """`is_in_tool`: the text is what the model calls its only tool with."""
+        # When something of the answer came for the last time (monotonic), and what ended it early.
+        self.heard_at = time.monotonic()
+        self.fault: Exception | None = None
         self._progress = progress
         self._is_in_tool = is_in_tool
         self._text: list[str] = []
+        self._half = ""
         self._reasoning: list[str] = []
-        self._tool_calls: dict[int, dict[str, Any]] = {}
+        self._tool_calls: list[_ToolCall] = []
         self._logprobs: list[Any] = []
-        self._finish_reason: str | None = None
-        self._usage: Any = None
+        self._num_chars = 0
+        self._reason = ""
+        self._usage: Usage | None = None
         progress.prompt_tokens = progress.completion_tokens = progress.cached_tokens = 0
-        for name in ("reasoning", "tool_calls", "logprobs", "usage_is_estimated"):
+        for name in ("reasoning", "tool_calls", "logprobs", "usage_is_estimated", "warning"):
             progress.extra.pop(name, None)
 
     @property
@@ -34,53 +79,114 @@ class CloudAnswer:
 
     @property
     def reasoning(self) -> str:
-        return "".join(self._reasoning)
+        return wire.whole("".join(self._reasoning))
 
     @property
-    def is_complete(self) -> bool:
-        """Whether the provider has said why the answer ends."""
-        return self._finish_reason is not None
+    def reason(self) -> str:
+        """Why it ends, in the provider's words; "" until it has said so."""
+        return self._reason
 
     @property
     def is_filtered(self) -> bool:
-        return self._finish_reason == _FILTERED
+        return self._reason.lower() in _FILTERED
+
+    @property
+    def is_failed(self) -> bool:
+        """Whether the provider has given up."""
+        return self._reason.lower() in _FAILED
 
     @property
     def has_usage(self) -> bool:
         """Whether the provider has told the tokens."""
         return self._usage is not None
 
-    def add(self, deltas: list[Delta]) -> str:
-        """The text that they add."""
-        text = "".join(map(self._add, deltas))
+    def add(self, events: Iterable[Any]) -> str:
+        """The text that they add, up to the first `fault` among them.
+
+        Anything but an object adds nothing.
+        """
+        text = self._half
+        try:
+            for event in events:
+                text += self._read(event) if isinstance(event, dict) else ""
+        except Exception as error:  # noqa: BLE001 (of a shape that nobody expects)
+            self.fault = error
+        text, self._half = wire.split_half(text)
+        if self._reason:
+            text, self._half = text + self._half, ""
         if text:
+            text = wire.whole(text)
             self._text.append(text)
         return text
 
-    def _add(self, delta: Delta) -> str:
-        self._finish_reason = delta.finish_reason or self._finish_reason
-        self._logprobs.extend(delta.logprobs)
-        if delta.reasoning:
-            self._reasoning.append(delta.reasoning)
-        if delta.usage is not None:
-            self._usage = delta.usage
-        if delta.text or delta.reasoning or delta.tool_calls:
-            self._progress.completion_tokens += 1  # about; the usage comes last
+    def _read(self, event: dict[str, Any]) -> str:
+        """The text of an event of OpenAI's shape, or of a completion in one piece."""
+        choices = event.get("choices")
+        choices = choices if isinstance(choices, list) else []
+        choice = next((each for each in choices if isinstance(each, dict)), {})
+        if fault := wire.error_in(event) or wire.error_in(choice):
+            raise fault
+        message = choice.get("delta") or choice.get("message") or choice
+        message = message if isinstance(message, dict) else {"content": message}
+        told = message.get("content")
+        text, reasoning = wire.content(message.get("text") if told is None else told)
+        text = text or "".join(wire.content(message.get("refusal")))
+        for name in ("reasoning_content", "reasoning"):
+            reasoning = reasoning or "".join(wire.content(message.get(name)))
+        if reasoning:
+            self._reasoning.append(reasoning)
+        parts = wire.tool_calls(message)
         if self._is_in_tool:
-            return delta.text + "".join(call.function.arguments or "" for call in delta.tool_calls)
-        for call in delta.tool_calls:
-            self._add_tool_call(call)
-        return delta.text
+            text += "".join(part.arguments for part in parts)
+        else:
+            for part in parts:
+                self._add_tool_call(part)
+        logprobs = choice.get("logprobs")
+        logprobs = logprobs.get("content") if isinstance(logprobs, dict) else None
+        logprobs = logprobs if isinstance(logprobs, list) else []
+        logprobs = [wire.well_formed(each) for each in logprobs if isinstance(each, dict)]
+        self._logprobs += logprobs
+        reason = choice.get("finish_reason")
+        if reason and reason != "null":
+            reason = reason if isinstance(reason, str) else json.dumps(reason)
+            self._reason = wire.whole(reason[:_MAX_REASON_CHARS])
+        self._usage = wire.usage(event.get("usage")) or self._usage
+        if text or reasoning or parts or reason:
+            self.heard_at = time.monotonic()
+        if text or reasoning or parts:
+            self._progress.completion_tokens += 1  # about; the usage comes last
+            arguments = sum(len(part.arguments) + len(part.name) for part in parts)
+            self._num_chars += len(text) + len(reasoning) + arguments
+        if logprobs:
+            self._num_chars += len(str(logprobs))
+        if self._num_chars > MAX_CHARS:
+            raise TooLargeError(f"It is longer than {MAX_CHARS} characters.")
+        return text
 
-    def _add_tool_call(self, piece: Any) -> None:
-        """Its name comes first, its arguments piece by piece."""
-        call = self._tool_calls.setdefault(
-            piece.index, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
-        )
-        call["id"] = piece.id or call["id"]
-        if piece.function is not None:
-            call["function"]["name"] += piece.function.name or ""
-            call["function"]["arguments"] += piece.function.arguments or ""
+    def _add_tool_call(self, part: ToolCallPart) -> None:
+        """Parts belong together by id, then by index, then by order; a new call has a name."""
+        calls = self._tool_calls
+        of_index = [c for c in calls if part.index is not None and c.index == part.index]
+        call = next((c for c in calls if part.id and c.id == part.id), None)
+        if call is None:
+            before = of_index[-1:] if part.index is not None else calls[-1:]
+            is_new = not before or bool(
+                part.name
+                and (
+                    (part.id and before[0].id)
+                    or (part.index is None and not part.id)
+                    or before[0].is_whole
+                )
+            )
+            if is_new:
+                call = _ToolCall(part.id, part.index)
+                calls.append(call)
+            else:
+                call = before[0]
+        call.id = call.id or part.id
+        if part.name != call.name and not any(call.arguments):
+            call.name += part.name
+        call.arguments.append(part.arguments)
 
     def note(self) -> None:
         """Say in the progress what there is, also when it is not all."""
@@ -88,24 +194,38 @@ class CloudAnswer:
         if self._reasoning:
             extra["reasoning"] = self.reasoning
         if self._tool_calls:
-            extra["tool_calls"] = [call for _, call in sorted(self._tool_calls.items())]
+            extra["tool_calls"] = [
+                {
+                    "id": call.id or f"call_{number}",
+                    "type": "function",
+                    "function": {
+                        "name": call.name,
+                        "arguments": wire.whole("".join(call.arguments)),
+                    },
+                }
+                for number, call in enumerate(self._tool_calls)
+            ]
         if self._logprobs:
-            extra["logprobs"] = [logprob.model_dump() for logprob in self._logprobs]
-        if self._finish_reason is not None:
-            is_cut = self._finish_reason == FinishReason.LENGTH
+            extra["logprobs"] = self._logprobs
+        if self._reason:
+            reason = self._reason.lower()
+            is_cut = reason in _LENGTH
             self._progress.finish_reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
+            if reason not in _STOP | _LENGTH | _FILTERED | _FAILED:
+                extra["provider_finish_reason"] = self._reason
+            if self._reasoning and not self._text and not self._tool_calls:
+                extra["warning"] = (
+                    "The model has reasoned and said nothing: raise max_tokens, or have it reason "
+                    "less."
+                )
         if self._usage is not None:
-            self._note_usage()
+            self._progress.prompt_tokens = self._usage["prompt_tokens"]
+            self._progress.cached_tokens = self._usage["cached_tokens"]
+            if self._reason:  # before that, it is what was known at the beginning
+                self._progress.completion_tokens = self._usage["completion_tokens"]
 
     def estimate_usage(self, prompt_tokens: int) -> None:
         """Count what the provider does not tell, with a tokenizer that is not its own."""
         self._progress.prompt_tokens = prompt_tokens
         self._progress.completion_tokens = tokens.count(self.reasoning + self.text)
         self._progress.extra["usage_is_estimated"] = True
-
-    def _note_usage(self) -> None:
-        details = getattr(self._usage, "prompt_tokens_details", None)
-        self._progress.prompt_tokens = self._usage.prompt_tokens or 0
-        if self.is_complete:  # before that, it is what was known at the beginning
-            self._progress.completion_tokens = self._usage.completion_tokens or 0
-        self._progress.cached_tokens = getattr(details, "cached_tokens", None) or 0

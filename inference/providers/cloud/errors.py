@@ -2,16 +2,18 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from urllib.parse import quote
 
 import httpx
 
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from inference.providers.api_keys import KeySource, key_source
-from inference.providers.cloud.library import library
+from inference.providers.cloud.library import RedirectError, library
+from inference.providers.cloud.wire import TooLargeError, whole
 from inference.retries import retry_after_seconds
 from monitoring.logs.redaction import redact
 
@@ -19,6 +21,9 @@ _MAX_QUOTED = 300
 # Some patterns take time by the square of the length.
 _MAX_SEARCHED = 4000
 _HIDDEN = "***"
+# Of a key; what is shorter tells nothing.
+_MIN_PART_CHARS = 8
+_MAX_CAUSES = 10
 
 _MESSAGE = re.compile(r'"message":\s*"((?:[^"\\]|\\.)*)(?:"|\\?$)')
 # What LiteLLM puts around it, as in "litellm.RateLimitError: OpenAIException - ".
@@ -117,13 +122,22 @@ _NO_SUCH_MODEL = _Verdict(
 _INVALID = _Verdict(
     ErrorCode.INVALID_REQUEST, "The provider of {name} refuses the request: correct it."
 )
+_TOO_LARGE = _Verdict(
+    ErrorCode.PROVIDER_ERROR,
+    "The answer of {name} has no end: ask for a shorter one, or name fallback_models.",
+)
+_REDIRECTED = _Verdict(
+    ErrorCode.PROVIDER_ERROR,
+    "The provider of {name} sends requests on to another host, which gets neither key nor prompt: "
+    "register {name} anew with the base_url of that host, if it is to be trusted.",
+)
 _UNKNOWN = _Verdict(
     ErrorCode.PROVIDER_ERROR,
     "The provider of {name} failed in a way that is not known: name fallback_models.",
     embedding_advice="The provider of {name} failed in a way that is not known: take another one.",
 )
 
-# After the classes, and whatever the status is.
+# What the status leaves open: of a request that was refused, or of an error without a status.
 _BY_WORDS = (
     (_NO_PROVIDER, _NO_SUCH_PROVIDER),
     (_NO_MONEY, _NO_QUOTA),
@@ -148,14 +162,27 @@ def failure_of(error: Exception, model: RegisteredModel, key: str | None) -> Inf
     """What LiteLLM has raised while `model` was asked with `key`, which the message never has."""
     while isinstance(original := getattr(error, "original_exception", None), Exception):
         error = original
-    text = _text_of(error)
+    body = getattr(error, "body", None)
+    code = body.get("code") or body.get("type") if isinstance(body, Mapping) else None
+    text = str(getattr(error, "message", None) or error)[:_MAX_SEARCHED]
+    text = f"{text} ({code})" if code else text
     verdict = _verdict(error, text)
+    match key_source(model):
+        case KeySource.REGISTRATION:
+            remedy = "register the model anew with a valid api_key"
+        case KeySource.ENVIRONMENT:
+            remedy = f"check {model.config['api_key_env_var']} in the worker's environment"
+        case None:
+            remedy = "register the model anew with api_key or api_key_env_var"
     names = {"name": model.name, "model_name": model.config["model_name"]}
-    message = verdict.advice_for(model).format(**names, remedy=_remedy(model))
+    message = verdict.advice_for(model).format(**names, remedy=remedy)
     # A provider that refuses a key tends to quote it.
     if verdict is not _REFUSED_KEY and (words := _words(text, key)):
         message = f"{message} It says: {words}"
-    retry_after = _retry_after(error) if verdict.is_passing else None
+    retry_after = None
+    if verdict.is_passing:
+        told = (retry_after_seconds(headers) for headers in _headers(error))
+        retry_after = next((seconds for seconds in told if seconds is not None), None)
     return InferenceError(
         message, verdict.code, retryable=verdict.is_passing, retry_after=retry_after
     )
@@ -166,9 +193,10 @@ def silence(model: RegisteredModel, seconds: float) -> InferenceError:
     return _own_failure(_TIMED_OUT, model, f"Nothing came for {seconds:g} s.")
 
 
-def incomplete(model: RegisteredModel) -> InferenceError:
-    """The stream has ended without an end of the answer."""
-    return _own_failure(_UNAVAILABLE, model, "Its answer broke off.")
+def incomplete(model: RegisteredModel, reason: str) -> InferenceError:
+    """The stream has ended without an end of the answer, or for the provider's own `reason`."""
+    what = f"It ended its answer with {reason}." if reason else "Its answer broke off."
+    return _own_failure(_UNAVAILABLE, model, what)
 
 
 def filtered(model: RegisteredModel) -> InferenceError:
@@ -182,14 +210,23 @@ def _own_failure(verdict: _Verdict, model: RegisteredModel, what: str) -> Infere
 
 
 def _verdict(error: Exception, text: str) -> _Verdict:
-    for class_, verdict in _by_class():
-        if isinstance(error, class_):
-            return verdict
-    for pattern, verdict in _BY_WORDS:
-        if pattern.search(text):
-            return verdict
+    """By the status that came over the network, then by LiteLLM's class, then by the words."""
     status = getattr(error, "status_code", None)
+    for cause in _causes(error):
+        if isinstance(cause, RedirectError):
+            return _REDIRECTED
+        if isinstance(cause, httpx.HTTPStatusError):
+            status = cause.response.status_code
     if not isinstance(status, int):  # an error in the middle of a stream, a broken connection
+        status = None
+    if status is None or status < 500:
+        for class_, verdict in _by_class():
+            if isinstance(error, class_):
+                return verdict
+        for pattern, verdict in _BY_WORDS:
+            if pattern.search(text):
+                return verdict
+    if status is None:
         return _RATE_LIMITED if _LIMITED.search(text) else _UNAVAILABLE
     return _BY_STATUS.get(status) or (_UNAVAILABLE if status >= 500 else _UNKNOWN)
 
@@ -207,60 +244,63 @@ def _by_class() -> list[tuple[type[Exception], _Verdict]]:
         (APITimeoutError, _TIMED_OUT),
         (httpx.TimeoutException, _TIMED_OUT),
         (TimeoutError, _TIMED_OUT),
+        (TooLargeError, _TOO_LARGE),
     ]
 
 
-def _remedy(model: RegisteredModel) -> str:
-    match key_source(model):
-        case KeySource.REGISTRATION:
-            return "register the model anew with a valid api_key"
-        case KeySource.ENVIRONMENT:
-            return f"check {model.config['api_key_env_var']} in the worker's environment"
-    return "register the model anew with api_key or api_key_env_var"
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that it was raised for."""
+    for _ in range(_MAX_CAUSES):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
 
 
-def _text_of(error: Exception) -> str:
-    """All that it says, the code too, which OpenAI keeps apart."""
-    body = getattr(error, "body", None)
-    code = body.get("code") or body.get("type") if isinstance(body, Mapping) else None
-    text = str(getattr(error, "message", None) or error)
-    return f"{text} ({code})" if code else text
+def _headers(error: Exception) -> Iterator[Mapping[str, str]]:
+    """Of the answer, wherever LiteLLM or what is below it has them."""
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        for holder, name in (
+            (response, "headers"),
+            (cause, "litellm_response_headers"),
+            (cause, "headers"),
+        ):
+            if isinstance(headers := getattr(holder, name, None), Mapping):
+                yield headers
 
 
 def _words(text: str, key: str | None) -> str:
     """What the provider itself says, in one short line without secrets."""
-    if key:
-        text = text.replace(key, _HIDDEN)
-    if len(text) > _MAX_SEARCHED:
-        # Not within a word: half a secret would not be known as one.
-        cut = text[:_MAX_SEARCHED]
-        text = cut.rpartition(" ")[0] or cut
     if found := _MESSAGE.search(text):
-        text = _unquoted(found[1])
+        try:
+            text = str(json.loads(f'"{found[1]}"'))
+        except ValueError:  # cut, or quoted twice
+            text = found[1].replace("\\", "")
     text = _SUFFIXES.sub("", _PREFIXES.sub("", text)).strip()
     if found := _BYTES.fullmatch(text):
         text = found[2]
-    text = _TAGS.sub(" ", text)
-    text = redact(" ".join(text.split())).rstrip(" :")
+    text = whole(" ".join(_TAGS.sub(" ", text).split()))
+    text = redact(_without_key(text, key)).rstrip(" :")
     return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…"
 
 
-def _unquoted(text: str) -> str:
-    """What a JSON string says; as it stands where it is cut, or quoted twice."""
-    try:
-        return str(json.loads(f'"{text}"'))
-    except ValueError:
-        return text.replace("\\", "")
-
-
-def _retry_after(error: Exception) -> float | None:
-    """Seconds; None where the provider has not said it."""
-    response = getattr(error, "response", None)
-    for headers in (
-        getattr(response, "headers", None),
-        getattr(error, "litellm_response_headers", None),
-        getattr(error, "headers", None),
-    ):
-        if isinstance(headers, Mapping) and (seconds := retry_after_seconds(headers)) is not None:
-            return seconds
-    return None
+def _without_key(text: str, key: str | None) -> str:
+    """The text without any part of the key that tells something, also as it is in a URL."""
+    if not key:
+        return text
+    for secret in {key, quote(key, safe="")}:
+        length = min(_MIN_PART_CHARS, len(secret))
+        parts = {secret[i : i + length].lower() for i in range(len(secret) - length + 1)}
+        lowered = text.lower()
+        if len(lowered) != len(text):  # a letter whose small form is longer
+            lowered = text
+        shown: list[str] = []
+        end = 0
+        for start in range(len(text) - length + 1):
+            if lowered[start : start + length] in parts:
+                if start > end or not shown:
+                    shown += [text[end:start], _HIDDEN]
+                end = start + length
+        text = "".join([*shown, text[end:]])
+    return text

@@ -24,13 +24,15 @@ from inference.providers.circuit_breaker import CircuitBreaker
 from inference.providers.cloud import call, errors, retries, tokens
 from inference.providers.cloud.answer import CloudAnswer
 from inference.providers.cloud.library import library
-from inference.providers.cloud.stream import Delta, LiteLLMStream
+from inference.providers.cloud.stream import LiteLLMStream
 from inference.providers.registry import provider_class
 
 logger = logging.getLogger(__name__)
 
 # How often the caller is asked whether to go on while nothing comes.
 _TICK_SECONDS = 0.1
+# How long the usage may take to come after the end of the answer.
+_LAST_WORDS_SECONDS = 2.0
 # Whom a provider sends away for longer may ask another one, or is told so.
 _MAX_RETRY_AFTER_SECONDS = 60.0
 
@@ -40,8 +42,8 @@ _JSON_TOOL = "answer"
 class CloudProvider(Provider):
     """Streams from the provider, and asks again after a failure that may pass.
 
-    `config` of the model: `timeout`, the seconds of silence allowed before and within an answer,
-    and `max_retries`.
+    `config` of the model: `timeout`, the seconds allowed before and within an answer in which
+    nothing of it comes, and `max_retries`.
     """
 
     queue = Queue.API
@@ -52,7 +54,11 @@ class CloudProvider(Provider):
     def generate(self, request: GenerationRequest, progress: Progress) -> Deltas:
         """Retries count from the first call; a refusal by the breaker is a failure too."""
         key = api_key_of(self.model)
-        arguments = self._arguments(request, progress, key)
+        messages, num_dropped = tokens.fit(self.model, request)
+        if num_dropped:
+            progress.extra["truncated_messages"] = num_dropped
+        arguments = call.arguments(self.model, request, prefix=self.prefix, key=key)
+        arguments |= {"messages": messages} | self._special_arguments(request)
         breaker = CircuitBreaker(self.model)
         for num_retries in count():
             answer = CloudAnswer(progress, is_in_tool=self._answers_in_tool(request))
@@ -65,55 +71,60 @@ class CloudProvider(Provider):
                 failure = error
             else:
                 return
-            pause = self._pause_before_retry(failure, num_retries, request)
+            pause = retries.pause(self.model, failure, num_retries)
+            after = failure.retry_after
+            is_down = failure.code == ErrorCode.PROVIDER_UNAVAILABLE
+            # Somebody else may answer while this one is down.
+            if after is not None and (
+                after > _MAX_RETRY_AFTER_SECONDS or (is_down and request.has_fallback)
+            ):
+                pause = None
             if pause is None:
                 raise failure
             if answer.text:
                 yield StartOver(failure)
-            yield from _wait(pause)
+            until = time.monotonic() + pause
+            while (rest := until - time.monotonic()) > 0:
+                yield ""
+                time.sleep(min(rest, _TICK_SECONDS))
 
     def _ask(self, arguments: dict[str, Any], answer: CloudAnswer, key: str | None) -> Texts:
-        """One call."""
+        """One call: yield what comes, and "" while nothing does.
+
+        Once the provider has said why the answer ends, nothing can go wrong with it any more.
+        """
+        timeout = call.timeout_of(self.model)
+        failure: InferenceError | None = None
         stream = LiteLLMStream(arguments)
+        answer.heard_at = time.monotonic()
         try:
-            yield from self._follow(stream, answer, key)
-            if answer.is_filtered:
-                raise errors.filtered(self.model)
-            if not answer.is_complete:
-                raise errors.incomplete(self.model)
+            while failure is None:
+                try:
+                    events = stream.take(_TICK_SECONDS)
+                except Exception as error:  # noqa: BLE001 (of which library's, nobody knows)
+                    failure = errors.failure_of(error, self.model, key)
+                    break
+                if events is None:
+                    break
+                text = answer.add(events)
+                silent_for = time.monotonic() - answer.heard_at
+                if answer.fault is not None:
+                    failure = errors.failure_of(answer.fault, self.model, key)
+                elif answer.reason and silent_for > min(_LAST_WORDS_SECONDS, timeout):
+                    break
+                elif silent_for > timeout:
+                    failure = errors.silence(self.model, timeout)
+                yield text
         finally:
             stream.close()
             answer.note()
+        if answer.is_filtered:
+            raise errors.filtered(self.model)
+        if answer.is_failed or not answer.reason:
+            # Not chained: what LiteLLM says may quote the key.
+            raise failure or errors.incomplete(self.model, answer.reason)
         if not answer.has_usage:
             answer.estimate_usage(tokens.count_messages(arguments["messages"]))
-
-    def _follow(self, stream: LiteLLMStream, answer: CloudAnswer, key: str | None) -> Texts:
-        """Yield what comes, and "" while nothing does."""
-        timeout = call.timeout_of(self.model)
-        heard_at = time.monotonic()
-        while (deltas := self._take(stream, key)) is not None:
-            if deltas:
-                heard_at = time.monotonic()
-            elif time.monotonic() - heard_at > timeout:
-                raise errors.silence(self.model, timeout)
-            yield answer.add(deltas)
-
-    def _take(self, stream: LiteLLMStream, key: str | None) -> list[Delta] | None:
-        try:
-            return stream.take(_TICK_SECONDS)
-        except Exception as error:  # noqa: BLE001 (of which library's, nobody knows)
-            failure = errors.failure_of(error, self.model, key)
-        # Not chained: what LiteLLM says may quote the key.
-        raise failure
-
-    def _arguments(
-        self, request: GenerationRequest, progress: Progress, key: str | None
-    ) -> dict[str, Any]:
-        messages, num_dropped = tokens.fit(self.model, request)
-        if num_dropped:
-            progress.extra["truncated_messages"] = num_dropped
-        arguments = call.arguments(self.model, request, prefix=self.prefix, key=key)
-        return arguments | {"messages": messages} | self._special_arguments(request)
 
     def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
         """What differs between providers: extra_params, and sampling that OpenAI does not have.
@@ -126,16 +137,6 @@ class CloudProvider(Provider):
 
     def _answers_in_tool(self, request: GenerationRequest) -> bool:
         return False
-
-    def _pause_before_retry(
-        self, failure: InferenceError, num_retries: int, request: GenerationRequest
-    ) -> float | None:
-        """Seconds; None to give up, also where somebody else may answer while this one is down."""
-        if failure.retry_after is not None:
-            is_down = failure.code == ErrorCode.PROVIDER_UNAVAILABLE
-            if failure.retry_after > _MAX_RETRY_AFTER_SECONDS or (is_down and request.has_fallback):
-                return None
-        return retries.pause(self.model, failure, num_retries)
 
 
 class OpenAIProvider(CloudProvider):
@@ -160,9 +161,17 @@ class AnthropicProvider(CloudProvider):
     def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
         """A JSON object is what a tool is called with."""
         special = super()._special_arguments(request)
-        if self._answers_in_tool(request):
-            special |= _json_tool(special)
-        return special
+        if not self._answers_in_tool(request):
+            return special
+        if special.get("tools"):
+            message = "A json_object cannot come with tools here: ask for a json_schema."
+            raise InferenceError(message, ErrorCode.INVALID_REQUEST)
+        function = {"name": _JSON_TOOL, "parameters": {"type": "object", "properties": {}}}
+        return special | {
+            "response_format": None,
+            "tools": [{"type": "function", "function": function}],
+            "tool_choice": {"type": "function", "function": {"name": _JSON_TOOL}},
+        }
 
     def _answers_in_tool(self, request: GenerationRequest) -> bool:
         """Anthropic knows JSON of a schema, but no mode for any object."""
@@ -212,24 +221,3 @@ def _load_if_needed() -> None:
         logger.warning("LiteLLM is loaded with the first task, no database now: %s", exc)
     finally:
         connection.close()
-
-
-def _json_tool(arguments: dict[str, Any]) -> dict[str, Any]:
-    """One tool that takes any object, which the model has to call."""
-    if arguments.get("tools"):
-        message = "A json_object cannot come with tools here: ask for a json_schema."
-        raise InferenceError(message, ErrorCode.INVALID_REQUEST)
-    function = {"name": _JSON_TOOL, "parameters": {"type": "object", "properties": {}}}
-    return {
-        "response_format": None,
-        "tools": [{"type": "function", "function": function}],
-        "tool_choice": {"type": "function", "function": {"name": _JSON_TOOL}},
-    }
-
-
-def _wait(seconds: float) -> Texts:
-    """Lets the caller look in between whether to go on."""
-    until = time.monotonic() + seconds
-    while (rest := until - time.monotonic()) > 0:
-        yield ""
-        time.sleep(min(rest, _TICK_SECONDS))

@@ -1,41 +1,30 @@
 """Answers that come through LiteLLM: received on one event loop, taken by the threads in want."""
 
 import asyncio
+import json
 import logging
-import os
 import queue
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import uvloop
 
 from inference.providers.cloud.library import library
+from inference.providers.cloud.wire import ProviderError, TooLargeError
+from monitoring.redis.per_process import PerProcess
 
 logger = logging.getLogger(__name__)
 
 # LiteLLM prepares each call in a thread; some providers fetch a token there.
 _NUM_THREADS = 16
-
-_lock = threading.Lock()
-_loop: asyncio.AbstractEventLoop | None = None
-_loop_pid = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What one piece of an answer adds; tool calls, usage and such as LiteLLM shapes them."""
-
-    text: str = ""
-    reasoning: str = ""
-    tool_calls: tuple[Any, ...] = ()
-    logprobs: tuple[Any, ...] = ()
-    finish_reason: str | None = None
-    usage: Any = None
+# Of one event, and of an answer in one piece.
+_MAX_BYTES = 32 * 2**20
+_MALFORMED = "It sent what is no JSON."
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +33,31 @@ class _End:
 
 
 class LiteLLMStream:
-    """One call, from `litellm.acompletion(**arguments)` to its last chunk."""
+    """One call, from `litellm.acompletion(**arguments)` to its last event."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         """Asks at once; the first one of a process waits until LiteLLM is loaded."""
         library()
-        self._arrived: queue.SimpleQueue[Delta | _End] = queue.SimpleQueue()
+        self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._end: _End | None = None
-        self._call = asyncio.run_coroutine_threadsafe(self._receive(arguments), _running_loop())
+        self._call = asyncio.run_coroutine_threadsafe(self._receive(arguments), running_loop())
 
-    def take(self, seconds: float) -> list[Delta] | None:
-        """What has come since the last time, as soon as there is something; None after the end.
+    def take(self, seconds: float) -> list[Any] | None:
+        """The events since the last time, as soon as there is one; None after the end.
 
-        An empty list when nothing came for so many seconds. Raises what LiteLLM has raised.
+        JSON of OpenAI's shape, if the provider keeps to it. An empty list when nothing came for so
+        many seconds. Raises what LiteLLM has raised, or ProviderError.
         """
-        deltas: list[Delta] = []
+        events: list[Any] = []
         with suppress(queue.Empty):
             while self._end is None:
-                arrived = self._arrived.get(timeout=0 if deltas else seconds)
+                arrived = self._arrived.get(timeout=0 if events else seconds)
                 if isinstance(arrived, _End):
                     self._end = arrived
                 else:
-                    deltas.append(arrived)
-        if deltas or self._end is None:
-            return deltas
+                    events.append(arrived)
+        if events or self._end is None:
+            return events
         if self._end.failure is not None:
             raise self._end.failure
         return None
@@ -80,8 +70,8 @@ class LiteLLMStream:
         stream = None
         try:
             stream = await library().acompletion(**arguments)
-            async for delta in _deltas(stream):
-                self._arrived.put(delta)
+            async for event in _events(stream):
+                self._arrived.put(event)
             self._arrived.put(_End())
         except Exception as exc:  # noqa: BLE001 (told to the thread that waits)
             self._arrived.put(_End(exc))
@@ -90,65 +80,157 @@ class LiteLLMStream:
                 await stream.aclose()
 
 
-async def _deltas(stream: Any) -> AsyncIterator[Delta]:
-    """The pieces of an answer, with its end and its usage where the provider tells them.
-
-    LiteLLM's own wrapper makes up both, a reason to end and a usage, when they are missing; and it
-    takes longer than all the rest. So streams of OpenAI's shape are read without it.
-    """
-    received: Any = stream.completion_stream
-    if isinstance(received, _streams_of_openais_shape()):
-        async for chunk in received:
-            if not isinstance(chunk, dict):  # a line of the protocol that has no content
-                yield _delta(chunk)
-        return
-    async for chunk in stream:
-        yield replace(_delta(chunk), finish_reason=None, usage=None)
-    usages = [usage for chunk in stream.chunks if (usage := getattr(chunk, "usage", None))]
-    yield Delta(finish_reason=stream.received_finish_reason, usage=usages[-1] if usages else None)
-
-
-@cache
-def _streams_of_openais_shape() -> Any:
-    # Loaded with LiteLLM.
-    from litellm.llms.anthropic.chat.handler import ModelResponseIterator
-    from litellm.llms.openai.chat.gpt_transformation import OpenAIChatCompletionStreamingHandler
-    from openai import AsyncStream
-
-    return (AsyncStream, ModelResponseIterator, OpenAIChatCompletionStreamingHandler)
-
-
-def _delta(chunk: Any) -> Delta:
-    usage = getattr(chunk, "usage", None)
-    choice = chunk.choices[0] if chunk.choices else None
-    if choice is None or choice.delta is None:
-        return Delta(finish_reason=choice and choice.finish_reason, usage=usage)
-    told = choice.delta
-    reasoning = getattr(told, "reasoning_content", None) or getattr(told, "reasoning", None)
-    logprobs = getattr(choice, "logprobs", None)
-    return Delta(
-        text=told.content or getattr(told, "refusal", None) or "",
-        reasoning=reasoning if isinstance(reasoning, str) else "",
-        tool_calls=tuple(told.tool_calls or ()),
-        logprobs=tuple(getattr(logprobs, "content", None) or ()),
-        finish_reason=choice.finish_reason,
-        usage=usage,
-    )
-
-
-def _running_loop() -> asyncio.AbstractEventLoop:
-    """The loop of this process, in a thread of its own; a forked child gets another one."""
-    global _loop, _loop_pid
-    with _lock:
-        if _loop is None or _loop_pid != os.getpid():
-            _loop, _loop_pid = uvloop.new_event_loop(), os.getpid()
-            _loop.set_default_executor(ThreadPoolExecutor(_NUM_THREADS, "litellm"))
-            _loop.set_exception_handler(_tell_of_lost_exception)
-            threading.Thread(target=_loop.run_forever, name="litellm-loop", daemon=True).start()
-        return _loop
+@PerProcess
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The loop that all calls of this process run on, in a thread of its own."""
+    loop = uvloop.new_event_loop()
+    loop.set_default_executor(ThreadPoolExecutor(_NUM_THREADS, "litellm"))
+    loop.set_exception_handler(_tell_of_lost_exception)
+    threading.Thread(target=loop.run_forever, name="litellm-loop", daemon=True).start()
+    return loop
 
 
 def _tell_of_lost_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Without its text, which may quote a request."""
     exception = context.get("exception")
     logger.warning("LiteLLM left something behind: %s", type(exception).__name__)
+
+
+async def _events(stream: Any) -> AsyncIterator[Any]:
+    """The events of an answer, with its end and its usage where the provider tells them.
+
+    LiteLLM's own wrapper makes up both, a reason to end and a usage, when they are missing; takes
+    an answer in one piece, or an error in its place, for none; and is slower than all the rest. So
+    the protocols of OpenAI and Anthropic are read without it.
+    """
+    received: Any = stream.completion_stream
+    openai, openai_by_lines, anthropic = _kinds_of_streams()
+    if isinstance(received, openai):
+        async for event in _server_sent_events(_lines(received.response)):
+            yield event
+    elif isinstance(received, openai_by_lines):
+        async for event in _server_sent_events(_lines(received.http_response)):
+            yield event
+    elif isinstance(received, anthropic):
+        async for event in _server_sent_events(received.streaming_response):
+            for part in _parts_of_message(event):
+                yield _as_openai(received, part)
+    else:
+        async for chunk in stream:
+            told = chunk.model_dump()
+            for choice in told.get("choices") or ():
+                choice["finish_reason"] = None
+            yield told | {"usage": None}
+        usages = [usage for chunk in stream.chunks if (usage := getattr(chunk, "usage", None))]
+        yield {
+            "choices": [{"delta": {}, "finish_reason": stream.received_finish_reason}],
+            "usage": usages[-1].model_dump() if usages else None,
+        }
+
+
+@cache
+def _kinds_of_streams() -> tuple[Any, Any, Any]:
+    # Loaded with LiteLLM.
+    from litellm.llms.anthropic.chat.handler import ModelResponseIterator
+    from litellm.llms.openai.chat.gpt_transformation import OpenAIChatCompletionStreamingHandler
+    from openai import AsyncStream
+
+    return AsyncStream, OpenAIChatCompletionStreamingHandler, ModelResponseIterator
+
+
+async def _lines(response: Any) -> AsyncIterator[str]:
+    """As the protocol has them; httpx takes U+2028 within a text for the end of a line as well."""
+    rest = bytearray()
+    async for received in response.aiter_bytes():
+        rest += received
+        if b"\n" in received:
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                yield line.removesuffix(b"\r").decode(errors="replace")
+        if len(rest) > _MAX_BYTES:
+            raise TooLargeError(f"It sent a line of more than {_MAX_BYTES} bytes.")
+    yield rest.decode(errors="replace")
+
+
+async def _server_sent_events(lines: AsyncIterator[str]) -> AsyncIterator[Any]:
+    """The JSON of each event; what comes without the protocol around it is one event."""
+    name, data, plain, num_plain = "", "", [], 0
+    async for line in lines:
+        field, _, value = line.partition(":")
+        if field == "event":
+            name = value.strip()
+        elif field == "data":
+            is_first, data = not data, f"{data}\n{value}" if data else value
+            if data.strip() == "[DONE]":
+                return
+            if is_first and (event := _json(data)) is not None:
+                yield _named(name, event)
+                data = ""
+        elif not line.strip():
+            if data.strip():
+                if (event := _json(data)) is None:
+                    raise ProviderError(_MALFORMED)
+                yield _named(name, event)
+            name = data = ""
+        elif field not in {"", "id", "retry"}:
+            plain.append(line)
+        num_plain += len(line) if plain or data else 0
+        if num_plain > _MAX_BYTES:
+            raise TooLargeError(f"It sent more than {_MAX_BYTES} bytes in one piece.")
+    if plain and (event := _json("\n".join(plain))) is not None:
+        yield event
+
+
+def _json(text: str) -> Any:
+    """None for what is no JSON; null is an event that says nothing."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return {} if value is None else value
+
+
+def _named(name: str, event: Any) -> Any:
+    """An event called `error` is one, whatever its shape."""
+    is_bare = name == "error" and not (isinstance(event, dict) and "error" in event)
+    return {"error": event} if is_bare else event
+
+
+def _parts_of_message(event: Any) -> Iterator[Any]:
+    """A message of Anthropic's in one piece as the events of a stream; others as they are."""
+    if not (isinstance(event, dict) and event.get("type") == "message"):
+        yield event
+        return
+    yield {"type": "message_start", "message": event}
+    for index, block in enumerate(event["content"]):
+        deltas = {
+            "text": ("text", {"type": "text_delta", "text": block.get("text")}),
+            "thinking": ("thinking", {"type": "thinking_delta", "thinking": block.get("thinking")}),
+            "tool_use": (
+                "input",
+                {"type": "input_json_delta", "partial_json": json.dumps(block.get("input"))},
+            ),
+        }
+        if block["type"] in deltas:
+            member, delta = deltas[block["type"]]
+            start = block | {member: {} if member == "input" else ""}
+            yield {"type": "content_block_start", "index": index, "content_block": start}
+            yield {"type": "content_block_delta", "index": index, "delta": delta}
+            yield {"type": "content_block_stop", "index": index}
+    stop = {"stop_reason": event.get("stop_reason"), "stop_sequence": event.get("stop_sequence")}
+    yield {"type": "message_delta", "delta": stop, "usage": event.get("usage") or {}}
+
+
+def _as_openai(received: Any, event: Any) -> Any:
+    """An event of Anthropic's in OpenAI's shape; an error, or what has no shape, as it is."""
+    if not isinstance(event, dict) or event.get("error"):
+        return event
+    try:
+        told = received.chunk_parser(event).model_dump()
+    except Exception:  # noqa: BLE001 (of a shape that LiteLLM does not expect)
+        told = event
+    stop = event.get("delta")
+    if event.get("type") == "message_delta" and isinstance(stop, dict):
+        # LiteLLM would say "stop" for a reason that it does not know.
+        told = told | {"choices": [{"delta": {}, "finish_reason": stop.get("stop_reason")}]}
+    return told

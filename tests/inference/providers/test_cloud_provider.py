@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,28 +15,22 @@ from inference.errors import ErrorCode, InferenceError
 from inference.execution.attempt import execute
 from inference.models import GenerationTask, RegisteredModel
 from inference.providers.base import Deltas, GenerationRequest, Progress, StartOver
-from inference.providers.cloud import retries, stream
+from inference.providers.cloud import stream
 from inference.providers.registry import provider_for
 from monitoring.redis.client import client
 from monitoring.streams.delta_stream import stream_key
 from tests.cloud_server import KEY, CloudServer, Fault
 from tests.conftest import wait_until
 from tests.inference.lifecycle.test_lifecycle import claimed, fresh, outcomes
+from tests.inference.providers.conftest import NAMES, Register
 
 # Committed rows, which the lease keeper's thread reads too.
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("valkey")]
 
 NewTask = Callable[..., GenerationTask]
-Register = Callable[..., RegisteredModel]
 
 Kind = RegisteredModel.Provider
-KINDS = (Kind.OPENAI, Kind.ANTHROPIC, Kind.OPENAI_COMPATIBLE, Kind.LITELLM)
-NAMES = {
-    Kind.OPENAI: "gpt-4o-mini",
-    Kind.ANTHROPIC: "claude-3-5-haiku-latest",
-    Kind.OPENAI_COMPATIBLE: "llama-3",
-    Kind.LITELLM: "deepseek/deepseek-chat",
-}
+KINDS = tuple(NAMES)
 PERSON: dict[str, Any] = {
     "type": "object",
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
@@ -44,44 +38,6 @@ PERSON: dict[str, Any] = {
     "additionalProperties": False,
 }
 TOOL = {"type": "function", "function": {"name": "find_person", "parameters": PERSON}}
-
-
-@pytest.fixture(scope="module")
-def running_server() -> Iterator[CloudServer]:
-    with CloudServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running_server: CloudServer) -> CloudServer:
-    running_server.faults.clear()
-    running_server.calls.clear()
-    running_server.retry_after = None
-    running_server.is_strict = True
-    running_server.key = KEY
-    return running_server
-
-
-@pytest.fixture
-def register(server: CloudServer, monkeypatch: pytest.MonkeyPatch) -> Register:
-    """Makes models of the stand-in; retries come almost at once."""
-    monkeypatch.setenv("STAND_IN_API_KEY", KEY)
-    monkeypatch.setattr(retries, "_FIRST_PAUSE_SECONDS", 0.01)
-
-    def make(kind: str = Kind.OPENAI, **config: Any) -> RegisteredModel:
-        window = config.pop("context_window", None)
-        defaults = {
-            "model_name": NAMES[Kind(kind)],
-            "base_url": server.url if kind == Kind.ANTHROPIC else server.openai_url,
-            "api_key_env_var": "STAND_IN_API_KEY",
-            "timeout": 20,
-            "max_retries": 2,
-        }
-        return RegisteredModel.objects.create(
-            name="cloud", provider=kind, config=defaults | config, context_window=window
-        )
-
-    return make
 
 
 def request(prompt: str = "one two three four five six", **fields: Any) -> GenerationRequest:
@@ -490,7 +446,7 @@ def test_calls_that_are_given_up_leave_nothing_behind(
         while not progress.completion_tokens:
             next(chunks)
         chunks.close()
-    loop = stream._running_loop()
+    loop = stream.running_loop()
 
     async def receiving() -> int:
         return sum("_receive" in repr(task.get_coro()) for task in asyncio.all_tasks())

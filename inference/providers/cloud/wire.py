@@ -1,0 +1,213 @@
+"""The boundary to providers: what they send becomes well-formed here, and is trusted behind it.
+
+Whole Unicode without NUL, finite and bounded numbers, known shapes.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from inference.models import Usage
+
+_MAX_COUNT = 10**9
+# As OpenAI writes that a token is out of the question.
+_MAX_LOGPROB = 9999.0
+_MAX_DEPTH = 8
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+# By the codes and types that come without a number; the more exact ones first.
+_STATUS_BY_NAME = {
+    "invalid_api_key": 401,
+    "authentication_error": 401,
+    "unauthenticated": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "permission_denied": 403,
+    "model_not_found": 404,
+    "not_found_error": 404,
+    "not_found": 404,
+    "request_too_large": 413,
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "insufficient_quota": 429,
+    "resource_exhausted": 429,
+    "overloaded_error": 529,
+    "api_error": 500,
+    "server_error": 500,
+    "internal": 500,
+    "unavailable": 503,
+    "timeout_error": 504,
+    "deadline_exceeded": 504,
+    "invalid_request_error": 400,
+    "invalid_argument": 400,
+}
+
+
+class ProviderError(Exception):
+    """An error that came in the place of an answer; `status_code` None where it told none."""
+
+    def __init__(self, message: str, status_code: int | None = None) -> None:
+        super().__init__(message)
+        self.status_code = status_code
+
+
+class TooLargeError(ProviderError):
+    """An answer without an end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallPart:
+    """What an event says of a tool call; `arguments` is JSON text, or a part of it."""
+
+    id: str
+    index: int | None
+    name: str
+    arguments: str
+
+
+def whole(text: str) -> str:
+    """The text in valid Unicode: pairs of surrogates joined, lone halves and NUL replaced."""
+    text = text.replace("\0", _REPLACEMENT)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def split_half(text: str) -> tuple[str, str]:
+    """What is certain of a text that goes on, and the first half of a pair at its end, or ""."""
+    is_half = "\ud800" <= text[-1:] <= "\udbff"
+    return (text[:-1], text[-1]) if is_half else (text, "")
+
+
+def content(value: Any, depth: int = 0) -> tuple[str, str]:
+    """Text and reasoning of what should be a text: a list of blocks, a number. Not yet whole."""
+    match value:
+        case str():
+            return value, ""
+        case list() | dict() if depth == _MAX_DEPTH:
+            pass
+        case list():
+            told = [content(each, depth + 1) for each in value]
+            return "".join(text for text, _ in told), "".join(thought for _, thought in told)
+        case {"thinking": told} | {"reasoning": told}:
+            return "", "".join(content(told, depth + 1))
+        case {"text": told}:
+            return content(told, depth + 1)
+        case int() | float():
+            return json.dumps(value), ""
+    return "", ""
+
+
+def tool_calls(message: dict[str, Any]) -> list[ToolCallPart]:
+    """What a delta or a message says of tool calls, also of the one in the old `function_call`."""
+    told = message.get("tool_calls") or message.get("function_call") or ()
+    parts = []
+    for call in told if isinstance(told, list | tuple) else [told]:
+        if not isinstance(call, dict):
+            continue
+        function = call.get("function")
+        function = function if isinstance(function, dict) else call
+        name, arguments = function.get("name"), function.get("arguments")
+        if not isinstance(arguments, str):
+            arguments = "" if arguments is None else json.dumps(arguments)
+        parts.append(
+            ToolCallPart(
+                id=whole(str(call.get("id") or "")),
+                index=_count(call.get("index")),
+                name=whole(name) if isinstance(name, str) else "",
+                arguments=arguments,
+            )
+        )
+    return parts
+
+
+def usage(value: Any) -> Usage | None:
+    """None for one that says nothing, or what cannot be."""
+    if not isinstance(value, dict):
+        return None
+    prompt_tokens = _count(value.get("prompt_tokens"))
+    completion_tokens = _count(value.get("completion_tokens"))
+    if prompt_tokens is None or completion_tokens is None:
+        return None
+    # Some leave the tokens of reasoning to the sum.
+    total_tokens = _count(value.get("total_tokens")) or 0
+    completion_tokens = max(completion_tokens, total_tokens - prompt_tokens)
+    details = value.get("prompt_tokens_details")
+    cached_tokens = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
+    return Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        cached_tokens=min(cached_tokens or 0, prompt_tokens),
+    )
+
+
+def prompt_tokens(value: Any) -> int:
+    """Of the usage of an answer that has no tokens of its own."""
+    return _count(value.get("prompt_tokens")) or 0 if isinstance(value, dict) else 0
+
+
+def error_in(event: dict[str, Any]) -> ProviderError | None:
+    """The error that an event tells; None for one that tells none."""
+    error = event.get("error")
+    if not error and "error" in (event.get("object"), event.get("type")):
+        error = event
+    if not error:
+        return None
+    told = error if isinstance(error, dict) else {"message": error}
+    names = [told.get(name) for name in ("code", "status_code", "status", "type")]
+    statuses = [_status(name) for name in (*names, event.get("code"), event.get("status"))]
+    status = next((number for number in statuses if number is not None), None)
+    words = [told.get("message"), *(name for name in names if isinstance(name, str))]
+    return ProviderError(" ".join(map(str, filter(None, words))), status)
+
+
+def in_order(data: Any) -> list[Any]:
+    """The embeddings of an answer as their texts were sent: by index where they have one.
+
+    Raises ValueError when the indexes are not those of a list.
+    """
+    found = [(each["index"], each["embedding"]) for each in data]
+    if any(index is not None for index, _ in found):
+        found.sort(key=lambda each: int(each[0]))
+        if [index for index, _ in found] != list(range(len(found))):
+            raise ValueError("The indexes of the embeddings are not those of a list.")
+    return [embedding for _, embedding in found]
+
+
+def well_formed(value: Any, depth: int = 0) -> Any:
+    """JSON that every database keeps; what is nested too deep is left out."""
+    kept: Any = None
+    match value:
+        case bool():
+            kept = value
+        case str():
+            kept = whole(value)
+        case int():
+            kept = max(-_MAX_COUNT, min(_MAX_COUNT, value))
+        case float() if not math.isnan(value):
+            kept = max(-_MAX_LOGPROB, min(_MAX_LOGPROB, value))
+        case list() if depth < _MAX_DEPTH:
+            kept = [well_formed(each, depth + 1) for each in value]
+        case dict() if depth < _MAX_DEPTH:
+            kept = {whole(str(name)): well_formed(each, depth + 1) for name, each in value.items()}
+    return kept
+
+
+def _count(value: Any) -> int | None:
+    """None for what is no number of things."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if 0 <= value <= _MAX_COUNT else None
+
+
+def _status(value: Any) -> int | None:
+    """An HTTP status of failures: as a number, in digits, or by its name."""
+    if isinstance(value, str):
+        is_number = value.isdecimal() and len(value) == 3
+        value = int(value) if is_number else _STATUS_BY_NAME.get(value.lower())
+    is_status = isinstance(value, int) and 400 <= value < 600
+    return value if is_status else None

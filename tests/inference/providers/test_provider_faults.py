@@ -1,0 +1,586 @@
+"""What providers send that they should not: how the task ends, and what of the answer is kept."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from django.db import connection
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rest_framework.test import APIClient
+
+from conversations.models import Conversation
+from inference.api.submission import build_task
+from inference.api.task_serializers import submission_validator
+from inference.engine.sequence import FinishReason
+from inference.errors import ErrorCode, InferenceError
+from inference.execution.attempt import execute
+from inference.lifecycle import submit
+from inference.models import GenerationTask, RegisteredModel, TaskAttempt
+from inference.providers.base import Progress
+from inference.providers.cloud import answer as cloud_answer
+from inference.providers.registry import provider_for
+from tests.cloud_server import KEY, CloudServer, Reply, delta
+from tests.inference.lifecycle.test_lifecycle import claimed, fresh
+from tests.inference.providers.conftest import Register
+from tests.inference.providers.test_cloud_provider import KINDS, answer, failure, request
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("valkey")]
+
+NewTask = Callable[..., GenerationTask]
+Kind = RegisteredModel.Provider
+OF_OPENAIS_SHAPE = [Kind.OPENAI, Kind.OPENAI_COMPATIBLE, Kind.LITELLM]
+STOP = delta(finish_reason="stop")
+USAGE: dict[str, Any] = {
+    "choices": [],
+    "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+}
+
+
+def told(register: Register, server: CloudServer, *events: Any, **config: Any) -> Progress:
+    """The progress behind an answer of these events, whose text is in `extra["text"]`."""
+    server.faults.append(Reply.of_events(*events))
+    text, progress = answer(register(**config))
+    progress.extra["text"] = text
+    return progress
+
+
+@pytest.mark.parametrize("kind", OF_OPENAIS_SHAPE)
+@pytest.mark.parametrize(
+    ("contents", "text"),
+    [
+        (["\ud83d", "\ude00"], "😀"),
+        (["a\ud83d", "", "\ude00b\ud83d", "\ude00"], "a😀b😀"),
+        (["\ud83d"], "\N{REPLACEMENT CHARACTER}"),
+        (["\ude00", "a"], "\N{REPLACEMENT CHARACTER}a"),
+        (["\ud83d", "b"], "\N{REPLACEMENT CHARACTER}b"),
+        (["a\0b"], "a\N{REPLACEMENT CHARACTER}b"),
+        (["one\u2028two\u0085three"], "one\u2028two\u0085three"),
+        ([[{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]], "one two"),
+        ([["one ", {"type": "image_url", "image_url": {}}, {"text": "two"}]], "one two"),
+        ([7, 0, {"text": "!"}, True, None], "70!true"),
+    ],
+)
+def test_text_is_whole(
+    register: Register, server: CloudServer, kind: str, contents: list[Any], text: str
+) -> None:
+    server.faults.append(Reply.of_events(*map(delta, contents), STOP))
+    deltas = list(provider_for(register(kind)).generate(request(), Progress()))
+    assert "".join(map(str, deltas)) == text
+    for each in deltas:
+        str(each).encode()
+
+
+def test_unescaped_line_separator_is_text(register: Register, server: CloudServer) -> None:
+    event = json.dumps(delta("one\u2028two\x85three"), ensure_ascii=False).encode()
+    end = b"data: " + json.dumps(STOP).encode() + b"\r\n\r\n"
+    server.faults.append(Reply([b"data: " + event + b"\r\n\r\n", end]))
+    assert answer(register())[0] == "one\u2028two\x85three"
+
+
+@pytest.mark.parametrize("kind", OF_OPENAIS_SHAPE)
+def test_blocks_of_thinking_are_reasoning(
+    register: Register, server: CloudServer, kind: str
+) -> None:
+    thinking = [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}]
+    progress = told(register, server, delta(thinking), delta("yes"), STOP, kind=kind)
+    assert (progress.extra["reasoning"], progress.extra["text"]) == ("Hm", "yes")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "stray", [7, None, [], ["x"], "x", True, {}, {"choices": 7}, {"choices": [7]}]
+)
+def test_stray_event_is_passed_over(
+    register: Register, server: CloudServer, kind: str, stray: Any
+) -> None:
+    if kind == Kind.ANTHROPIC:
+        events = [stray, {"type": "content_block_start"}, *ANTHROPICS_EVENTS]
+    else:
+        events = [stray, delta("yes"), stray, STOP, stray]
+    assert told(register, server, *events, kind=kind).extra["text"] == "yes"
+
+
+ANTHROPICS_EVENTS: list[dict[str, Any]] = [
+    {"type": "message_start", "message": {"usage": {"input_tokens": 3, "output_tokens": 1}}},
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "yes"}},
+    {"type": "content_block_stop", "index": 0},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 2}},
+]
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        *({"prompt_tokens": -1}, {"prompt_tokens": 1e400}, {"prompt_tokens": "3"}),
+        *({"prompt_tokens": None}, {"prompt_tokens": 10**30}, {"completion_tokens": -1}),
+        *({"completion_tokens": float("nan")}, {"completion_tokens": []}),
+        {"completion_tokens": True},
+        *({}, [], 7, "x"),
+    ],
+)
+def test_usage_that_cannot_be_is_estimated(
+    register: Register, server: CloudServer, usage: Any
+) -> None:
+    if isinstance(usage, dict) and usage:
+        usage = USAGE["usage"] | usage
+    progress = told(register, server, delta("yes"), STOP, {"choices": [], "usage": usage})
+    assert progress.extra["usage_is_estimated"] is True
+    assert 0 < progress.usage()["total_tokens"] < 100
+
+
+def test_details_of_usage_are_optional(register: Register, server: CloudServer) -> None:
+    for details in (None, 7, {}, {"cached_tokens": -1}, {"cached_tokens": "x"}):
+        usage = USAGE["usage"] | {"prompt_tokens_details": details}
+        server.faults.append(Reply.of_events(delta("yes"), STOP, {"choices": [], "usage": usage}))
+        RegisteredModel.objects.filter(name="cloud").delete()
+        assert answer(register())[1].usage()["cached_tokens"] == 0
+
+
+def test_logprobs_are_finite(register: Register, server: CloudServer) -> None:
+    token = {"token": "\ud83d", "logprob": float("-inf"), "bytes": [1], "top_logprobs": []}
+    event = delta("yes")
+    event["choices"][0]["logprobs"] = {"content": [token, 7, token | {"logprob": float("nan")}]}
+    logprobs = told(register, server, event, STOP).extra["logprobs"]
+    assert [each["logprob"] for each in logprobs] == [-9999.0, None]
+    assert logprobs[0]["token"] == "\N{REPLACEMENT CHARACTER}"
+
+
+def call(name: Any = "", arguments: Any = "", **fields: Any) -> dict[str, Any]:
+    return fields | {"function": {"name": name, "arguments": arguments}}
+
+
+A = {"name": "a", "arguments": '{"x": 1}'}
+B = {"name": "b", "arguments": '{"y": 2}'}
+
+
+@pytest.mark.parametrize(
+    ("calls", "functions"),
+    [
+        ([[call(**A, id="1", index=0), call(**B, id="2", index=0)]], [A, B]),
+        ([[call(**A, id="1"), call(**B, id="2")]], [A, B]),
+        ([[call(**A, index=0)], [call(**B, index=0)]], [A, B]),
+        ([[call(**A)], [call(**B)]], [A, B]),
+        ([[call(**A)], [call(**A)]], [A, A]),
+        ([[call(**B, id="2", index=1)], [call(**A, id="1", index=0)]], [B, A]),
+        (
+            [
+                [call("a", '{"x"', id="1", index=0)],
+                [call("b", '{"y"', id="2", index=0)],
+                [call("", ": 1}", id="1", index=0), call("", ": 2}", id="2", index=0)],
+            ],
+            [A, B],
+        ),
+        (
+            [
+                [call("a", '{"x"', id="1", index=0), call("b", '{"y"', id="2", index=1)],
+                [call("", ": 2}", index=1), call("", ": 1}", index=0)],
+            ],
+            [A, B],
+        ),
+        ([[call("a", '{"x"', id="1")], [call("", ": 1}")]], [A]),
+        ([[call("a", '{"x"', id="1", index=0)], [call("", ": 1}", id="9", index=0)]], [A]),
+        ([[call("a", '{"x"', index=0)], [call("a", ": 1}", index=0)]], [A]),
+        ([[call("a", {"x": 1}, index=0)]], [A]),
+        ([[call("a", None, index="0")]], [{"name": "a", "arguments": ""}]),
+        ([[call("a", "\ud83d"), 7, None, call("", "\ude00")]], [{"name": "a", "arguments": "😀"}]),
+        ([[call("a\0", '"\ud83d"')]], [{"name": "a\ufffd", "arguments": '"\ufffd"'}]),
+        ([call(**A, id=7)], [A]),
+        ([[call(7, '{"x": 1}', id="1", index=0), call("a", id="1")]], [A | {"name": ""}]),
+    ],
+)
+def test_tool_calls_are_told_apart(
+    register: Register, server: CloudServer, calls: list[Any], functions: list[Any]
+) -> None:
+    events = [delta(tool_calls=each) for each in calls]
+    progress = told(register, server, *events, delta(finish_reason="tool_calls"))
+    found = progress.extra["tool_calls"]
+    assert [each["function"] for each in found] == functions
+    assert all(isinstance(each["id"], str) and each["id"] for each in found)
+    assert len({each["id"] for each in found}) == len(found)
+
+
+def test_old_function_call_is_a_tool_call(register: Register, server: CloudServer) -> None:
+    events = [delta(function_call={"name": "a", "arguments": '{"x"'})]
+    events += [delta(function_call={"arguments": ": 1}"}), delta(finish_reason="function_call")]
+    [found] = told(register, server, *events).extra["tool_calls"]
+    assert found["function"] == A
+
+
+@pytest.mark.parametrize(
+    ("reason", "kept"),
+    [
+        *((each, FinishReason.STOP) for each in ("stop", "end_turn", "STOP", "tool_calls")),
+        *((each, FinishReason.LENGTH) for each in ("length", "max_tokens", "model_length")),
+    ],
+)
+def test_reasons_to_end_are_known(
+    register: Register, server: CloudServer, reason: str, kept: FinishReason
+) -> None:
+    progress = told(register, server, delta("yes", finish_reason=reason))
+    assert (progress.finish_reason, "provider_finish_reason" in progress.extra) == (kept, False)
+
+
+@pytest.mark.parametrize("reason", ["bored", "\ud83d", 7, {"a": 1}, "x" * 10_000])
+def test_unknown_reason_is_kept(register: Register, server: CloudServer, reason: Any) -> None:
+    progress = told(register, server, delta("yes", finish_reason=reason))
+    assert progress.finish_reason == FinishReason.STOP
+    assert 0 < len(progress.extra["provider_finish_reason"].encode()) <= 100
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        *((each, ErrorCode.CONTENT_FILTERED) for each in ("content_filter", "sensitive", "SAFETY")),
+        ("insufficient_system_resource", ErrorCode.PROVIDER_UNAVAILABLE),
+        *((each, ErrorCode.PROVIDER_UNAVAILABLE) for each in ("network_error", "error", "abort")),
+    ],
+)
+def test_reason_may_be_a_failure(
+    register: Register, server: CloudServer, reason: str, code: ErrorCode
+) -> None:
+    server.faults.append(Reply.of_events(delta("half"), delta(finish_reason=reason)))
+    error = failure(register(max_retries=0))
+    assert (error.code, error.retryable) == (code, code != ErrorCode.CONTENT_FILTERED)
+
+
+@pytest.mark.parametrize("reason", ["refusal", "model_context_window_exceeded", "bored"])
+def test_anthropics_reasons_are_its_own(
+    register: Register, server: CloudServer, reason: str
+) -> None:
+    stop = ANTHROPICS_EVENTS[-1] | {"delta": {"stop_reason": reason}}
+    server.faults.append(Reply.of_events(*ANTHROPICS_EVENTS[:-1], stop))
+    if reason == "refusal":
+        assert failure(register(Kind.ANTHROPIC)).code == ErrorCode.CONTENT_FILTERED
+        return
+    _, progress = answer(register(Kind.ANTHROPIC))
+    is_cut = progress.finish_reason == FinishReason.LENGTH
+    assert is_cut == ("provider_finish_reason" not in progress.extra)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("end", ["cut", "hang", "ping", "close"])
+def test_answer_that_has_ended_is_kept(
+    register: Register, server: CloudServer, kind: str, end: str
+) -> None:
+    events = ANTHROPICS_EVENTS if kind == Kind.ANTHROPIC else [delta("yes"), STOP]
+    server.faults.append(Reply.of_events(*events, end=end))
+    text, progress = answer(register(kind, timeout=0.3, max_retries=0))
+    assert (text, progress.finish_reason) == ("yes", FinishReason.STOP)
+    assert len(server.calls) == 1
+
+
+def test_usage_may_come_after_the_end(register: Register, server: CloudServer) -> None:
+    assert told(register, server, delta("yes"), STOP, USAGE).prompt_tokens == 5
+
+
+WHOLE = {
+    "object": "chat.completion",
+    "choices": [{"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
+    "usage": USAGE["usage"],
+}
+
+
+@pytest.mark.parametrize("kind", OF_OPENAIS_SHAPE)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_whole_completion_is_an_answer(
+    register: Register, server: CloudServer, kind: str, indent: int | None
+) -> None:
+    body = json.dumps(WHOLE, indent=indent).encode()
+    server.faults.append(Reply([body], content_type="application/json"))
+    text, progress = answer(register(kind))
+    assert (text, progress.usage()["total_tokens"]) == ("yes", 7)
+
+
+def test_whole_message_of_anthropic_is_an_answer(register: Register, server: CloudServer) -> None:
+    tool = {"type": "tool_use", "id": "t", "name": "a", "input": {"x": 1}}
+    content = [{"type": "thinking", "thinking": "Hm"}, {"type": "text", "text": "yes"}, tool]
+    usage = {"input_tokens": 3, "output_tokens": 2}
+    message = {"type": "message", "role": "assistant", "content": content, "usage": usage}
+    server.faults.append(Reply.of_json(message | {"stop_reason": "tool_use", "model": "x"}))
+    text, progress = answer(register(Kind.ANTHROPIC))
+    assert (text, progress.extra["reasoning"]) == ("yes", "Hm")
+    assert progress.extra["tool_calls"][0]["function"] == A
+    assert progress.usage()["total_tokens"] == 5
+
+
+CODES = {
+    400: (ErrorCode.INVALID_REQUEST, False),
+    401: (ErrorCode.AUTHENTICATION_FAILED, False),
+    404: (ErrorCode.PROVIDER_ERROR, False),
+    429: (ErrorCode.RATE_LIMITED, True),
+    500: (ErrorCode.PROVIDER_UNAVAILABLE, True),
+    503: (ErrorCode.PROVIDER_UNAVAILABLE, True),
+    "429": (ErrorCode.RATE_LIMITED, True),
+    "invalid_api_key": (ErrorCode.AUTHENTICATION_FAILED, False),
+    "rate_limit_exceeded": (ErrorCode.RATE_LIMITED, True),
+    "insufficient_quota": (ErrorCode.RATE_LIMITED, False),
+    "overloaded_error": (ErrorCode.PROVIDER_UNAVAILABLE, True),
+    "context_length_exceeded": (ErrorCode.CONTEXT_LENGTH_EXCEEDED, False),
+    7: (ErrorCode.PROVIDER_UNAVAILABLE, True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("is_streamed", [True, False])
+def test_error_in_a_200_has_its_own_status(
+    register: Register, server: CloudServer, kind: str, code: int | str, is_streamed: bool
+) -> None:
+    event = {"error": {"message": "No.", "code": code}}
+    server.faults.append(Reply.of_events(event) if is_streamed else Reply.of_json(event))
+    error = failure(register(kind, max_retries=0))
+    assert (error.code, error.retryable) == CODES[code]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"error": "The model is overloaded."},
+        {"error": {"type": "overloaded_error"}},
+        {"error": ["x"]},
+        {"object": "error", "message": "No.", "code": 503},
+        {"type": "error", "status": 503},
+        {"choices": [{"error": {"code": 502, "message": "No."}, "finish_reason": "error"}]},
+        {"error": {"message": "\ud83d", "code": float("inf")}},
+    ],
+)
+def test_error_of_any_shape_is_one(register: Register, server: CloudServer, event: Any) -> None:
+    server.faults.append(Reply.of_events(event))
+    error = failure(register(max_retries=0))
+    assert error.code == ErrorCode.PROVIDER_UNAVAILABLE
+    error.message.encode()
+
+
+def test_event_called_error_is_one(register: Register, server: CloudServer) -> None:
+    server.faults.append(Reply([b'event: error\ndata: {"code": 429, "message": "No."}\n\n']))
+    assert failure(register(max_retries=0)).code == ErrorCode.RATE_LIMITED
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", [500, 503])
+def test_status_goes_before_words(
+    register: Register, server: CloudServer, kind: str, status: int
+) -> None:
+    words = "The content filter is down: content_policy_violation, insufficient_quota"
+    server.faults.append(Reply.of_json({"error": {"message": words}}, status))
+    assert answer(register(kind, max_retries=1))[0] == "one two three four five six"
+
+
+def test_faults_of_requests_do_not_open_the_circuit(
+    register: Register, server: CloudServer
+) -> None:
+    model = register(max_retries=0)
+    for code in [400, 401, 404, 429] * 3:
+        server.faults.append(Reply.of_events({"error": {"code": code}}))
+        failure(model)
+    assert answer(model)[0] == "one two three four five six"
+
+
+@pytest.mark.parametrize("end", ["ping", "hang"])
+def test_comments_are_no_sign_of_life(register: Register, server: CloudServer, end: str) -> None:
+    server.faults.append(Reply.of_events(delta(""), end=end))
+    error = failure(register(timeout=0.3, max_retries=0))
+    assert error.code == ErrorCode.PROVIDER_TIMEOUT
+
+
+def test_answer_has_a_bound(
+    register: Register, server: CloudServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloud_answer, "MAX_CHARS", 100)
+    server.faults.append(Reply.of_events(*[delta("word ")] * 50, STOP))
+    error = failure(register())
+    assert (error.code, error.retryable) == (ErrorCode.PROVIDER_ERROR, False)
+
+
+@pytest.mark.parametrize("part", [KEY, KEY[:12], KEY[2:10], KEY.upper()])
+def test_no_part_of_a_key_is_shown(register: Register, server: CloudServer, part: str) -> None:
+    for text in (f"bad {part}.", f"https://x/?a={quote(part)}&b", f"x{part}x"):
+        RegisteredModel.objects.filter(name="cloud").delete()
+        server.faults.append(Reply.of_json({"error": {"message": text}}, 400))
+        assert part.lower() not in failure(register()).message.lower()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_redirect_elsewhere_gets_nothing(
+    register: Register, server: CloudServer, kind: str, status: int
+) -> None:
+    with CloudServer(key=None) as elsewhere:
+        path = "/v1/messages" if kind == Kind.ANTHROPIC else "/v1/chat/completions"
+        headers = {"Location": elsewhere.url + path}
+        server.faults.append(Reply([b""], status, headers=headers))
+        error = failure(register(kind, max_retries=0))
+        assert (error.code, error.retryable) == (ErrorCode.PROVIDER_ERROR, False)
+        assert "another host" in error.message
+        assert elsewhere.calls == []
+
+
+def test_redirect_within_the_host_is_followed(register: Register, server: CloudServer) -> None:
+    headers = {"Location": f"{server.openai_url}/chat/completions"}
+    server.faults.append(Reply([b""], 307, headers=headers))
+    assert answer(register())[0] == "one two three four five six"
+
+
+def run(task: GenerationTask) -> GenerationTask:
+    """Executed, and so that it can be read."""
+    execute(claimed(task))
+    task = fresh(task)
+    assert APIClient().get(f"/api/v1/tasks/{task.pk}").status_code == 200
+    return task
+
+
+def test_emoji_in_two_events_is_stored(
+    register: Register, server: CloudServer, new_task: NewTask
+) -> None:
+    register()
+    server.faults.append(Reply.of_events(delta("\ud83d"), delta("\ude00"), STOP))
+    task = run(new_task(model="cloud"))
+    assert task.result is not None
+    assert (task.status, task.result["text"]) == ("completed", "😀")
+
+
+@pytest.mark.parametrize(
+    "extra", [{"a": "\ud83d"}, {"a": float("nan")}, {"a": object()}, {"a": float("-inf")}]
+)
+def test_end_that_cannot_be_stored_is_a_failure(
+    register: Register,
+    server: CloudServer,
+    new_task: NewTask,
+    monkeypatch: pytest.MonkeyPatch,
+    extra: dict[str, Any],
+) -> None:
+    register()
+    monkeypatch.setattr(Progress, "usage", lambda _: extra)
+    task = run(new_task(model="cloud"))
+    assert (task.status, task.error_code) == ("failed", "internal_error")
+    assert TaskAttempt.objects.filter(task=task).count() == 1
+
+
+def test_failure_that_cannot_be_stored_is_another_one(
+    register: Register, new_task: NewTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register()
+
+    def fail(*_: object) -> None:
+        raise InferenceError("half \ud83d", ErrorCode.PROVIDER_ERROR)
+
+    monkeypatch.setattr("inference.execution.attempt.provider_for", fail)
+    task = run(new_task(model="cloud"))
+    assert (task.status, task.error_code) == ("failed", "internal_error")
+
+
+def test_reasoning_alone_is_told_and_not_saved(
+    register: Register, server: CloudServer, new_task: NewTask
+) -> None:
+    register()
+    conversation = Conversation.objects.create(owner="local")
+    events = [delta(reasoning_content="Hm"), delta("", finish_reason="length")]
+    server.faults.append(Reply.of_events(*events))
+    task = run(new_task(model="cloud", conversation_id=conversation.pk))
+    assert task.result is not None
+    assert (task.status, task.result["extra"]["reasoning"]) == ("completed", "Hm")
+    assert "max_tokens" in task.result["extra"]["warning"]
+    assert conversation.messages.count() == 0
+
+
+def test_tool_call_alone_is_not_saved(
+    register: Register, server: CloudServer, new_task: NewTask
+) -> None:
+    register()
+    conversation = Conversation.objects.create(owner="local")
+    events = [delta(tool_calls=[call(**A)]), delta(finish_reason="tool_calls")]
+    server.faults.append(Reply.of_events(*events))
+    task = run(new_task(model="cloud", conversation_id=conversation.pk))
+    assert task.result is not None
+    assert task.result["extra"]["tool_calls"][0]["function"] == A
+    assert "warning" not in task.result["extra"]
+    assert conversation.messages.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("roles", "saved"),
+    [
+        (["user", "assistant"], "0"),
+        (["user", "assistant", "user", "assistant"], "2"),
+        (["user", "system"], "0"),
+        (["assistant"], None),
+        (["assistant", "user"], "1"),
+    ],
+)
+def test_only_a_users_message_is_saved_as_one(
+    register: Register, server: CloudServer, roles: list[str], saved: str | None
+) -> None:
+    register()
+    conversation = Conversation.objects.create(owner="local")
+    messages = [{"role": role, "content": str(n)} for n, role in enumerate(roles)]
+    server.faults.append(Reply.of_events(delta("yes"), STOP))
+    body = {"model": "cloud", "messages": messages, "conversation_id": conversation.pk}
+    task = build_task("local", submission_validator().run_validation(body), None)
+    assert run(submit.submit([task])[0]).status == "completed"
+    turn = [] if saved is None else [("user", saved), ("assistant", "yes")]
+    assert list(conversation.messages.values_list("role", "content").order_by("id")) == turn
+
+
+_NAMES = [
+    *("choices", "delta", "message", "content", "finish_reason", "usage", "error", "code", "type"),
+    *("tool_calls", "function", "name", "arguments", "id", "index", "logprobs", "text", "refusal"),
+    *("prompt_tokens", "completion_tokens", "reasoning_content", "content_block", "stop_reason"),
+]
+# JSON as Python reads it, also where the standard has no such number.
+_values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(st.characters(), max_size=5),
+        st.sampled_from(["\ud83d", "\ude00", "\0", "stop", "error", "message_delta"]),
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_NAMES), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+_deltas = st.builds(
+    delta,
+    _values,
+    _values | st.sampled_from(["stop", None, "length", "network_error"]),
+    tool_calls=_values | st.lists(st.fixed_dictionaries({"function": _values, "id": _values})),
+    reasoning_content=_values,
+)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    events=st.lists(_values | _deltas | st.sampled_from(ANTHROPICS_EVENTS), max_size=6),
+    cut=st.none() | st.integers(0, 400),
+    end=st.sampled_from(["close", "cut"]),
+    kind=st.sampled_from(KINDS),
+)
+def test_attempt_always_ends(
+    register: Register,
+    server: CloudServer,
+    new_task: NewTask,
+    events: list[Any],
+    cut: int | None,
+    end: str,
+    kind: str,
+) -> None:
+    RegisteredModel.objects.filter(name="cloud").delete()
+    register(kind, max_retries=0, timeout=2)
+    body = b"".join(Reply.of_events(*events).parts)[:cut]
+    server.faults.append(Reply([body[:50], body[50:]], end=end))
+    task = run(new_task(model="cloud"))
+    assert task.status in ("completed", "failed")
+    assert (task.error_code is None) == (task.status == "completed")
+    assert task.error_code is None or ErrorCode(task.error_code)
+    assert task.error_code != ErrorCode.INTERNAL_ERROR
+    assert connection.in_atomic_block is False
