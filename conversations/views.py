@@ -23,26 +23,25 @@ from conversations.serializers import (
 from monitoring.api import query_parameters
 from monitoring.api.errors import Conflict
 from monitoring.api.owner import owner_of
+from monitoring.api.query_parameters import StrictViewSet
 
 _INCLUDE_MESSAGES = OpenApiParameter("include_messages", bool)
-_PARAMETERS = {
-    "list": ("limit", "offset"),
-    "retrieve": ("include_messages",),
-    "messages": ("limit", "before"),
-}
 
 
-class ConversationViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[Conversation]):
+class ConversationViewSet(
+    StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[Conversation]
+):
     """Dialogues with memory: tasks read one as context, and add their turn to it."""
 
     queryset = Conversation.objects.none()
     serializer_class = ConversationSerializer
     pagination_class = ConversationPagination
     lookup_value_regex = "conv_[0-9a-f]{32}"
-
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        super().initial(request, *args, **kwargs)
-        query_parameters.refuse_unknown(request, _PARAMETERS.get(self.action, ()))
+    known_parameters = {
+        "list": ("limit", "offset"),
+        "retrieve": ("include_messages",),
+        "messages": ("limit", "before"),
+    }
 
     def get_queryset(self) -> QuerySet[Conversation]:
         own = Conversation.objects.owned_by(owner_of(self.request))

@@ -1,9 +1,6 @@
 """The routes of embeddings: validate, have a worker do it, wait without a thread."""
 
-from typing import Any
-
 from drf_spectacular.utils import extend_schema
-from rest_framework import viewsets
 from rest_framework.decorators import action
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
@@ -19,15 +16,11 @@ from inference.api.embedding_serializers import (
 from inference.embeddings.messages import EmbeddingRequest, Shape
 from inference.models import RegisteredModel
 from inference.registry.downloads import requests as downloads
-from monitoring.api import query_parameters
+from monitoring.api.query_parameters import StrictViewSet
 
 
-class EmbeddingViewSet(viewsets.ViewSet):
+class EmbeddingViewSet(StrictViewSet):
     """Vectors of texts, and how near texts are to each other."""
-
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        super().initial(request, *args, **kwargs)
-        query_parameters.refuse_unknown(request, ())
 
     @extend_schema(request=EmbeddingRequestSerializer, responses=EmbeddingsSerializer)
     def create(self, request: Request) -> EmbeddingResponse:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from django.db.models import Q, QuerySet
 from django.http import HttpResponseBase
+from django_filters.rest_framework import DjangoFilterBackend
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, status, viewsets
 from rest_framework.decorators import action
@@ -13,6 +13,7 @@ from rest_framework.response import Response
 
 from inference import dispatch
 from inference.api.deferred_response import WAIT_PARAMETER, long_poll, requested_seconds
+from inference.api.filters import ModelFilters
 from inference.api.model_serializers import (
     CompatibilityRequestSerializer,
     CompatibilitySerializer,
@@ -33,37 +34,35 @@ from inference.registry import compatibility, preset_registration, registration
 from inference.registry.downloads import requests as downloads
 from monitoring.api import query_parameters
 from monitoring.api.errors import Conflict
+from monitoring.api.query_parameters import StrictViewSet
 from presets.models import Preset
 
 
 class RegisteredModelViewSet(
-    mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[RegisteredModel]
+    StrictViewSet,
+    mixins.ListModelMixin,
+    mixins.RetrieveModelMixin,
+    viewsets.GenericViewSet[RegisteredModel],
 ):
     """Models that tasks can name."""
 
     queryset = RegisteredModel.objects.select_related("download").order_by("name")
     serializer_class = RegisteredModelSerializer
     pagination_class = ModelPagination
+    filter_backends = [DjangoFilterBackend]
+    filterset_class = ModelFilters
     lookup_field = "name"
     lookup_value_regex = "[A-Za-z0-9._:-]{1,100}"
+    known_parameters = {
+        "list": (*ModelFilters.base_filters, "limit", "offset"),
+        "load": ("wait",),
+        "unload": ("wait",),
+        "destroy": ("delete_file",),
+    }
 
     def get_object(self) -> RegisteredModel:
         return self._read(self.kwargs["name"])
 
-    def get_queryset(self) -> QuerySet[RegisteredModel]:
-        models = super().get_queryset()
-        if provider := self.request.query_params.get("provider"):
-            if provider not in RegisteredModel.Provider.values:
-                choices = ", ".join(RegisteredModel.Provider.values)
-                raise ValidationError({"provider": [f"Choose one of {choices}."]})
-            models = models.filter(provider=provider)
-        loaded = query_parameters.boolean(self.request, "loaded")
-        if loaded is not None:
-            is_loaded = Q(status=RegisteredModel.Status.LOADED)
-            models = models.filter(is_loaded if loaded else ~is_loaded)
-        return models
-
-    @extend_schema(parameters=[OpenApiParameter("provider", str), OpenApiParameter("loaded", bool)])
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """All registered models."""
         page = self.paginate_queryset(self.filter_queryset(self.get_queryset())) or []
@@ -91,7 +90,6 @@ class RegisteredModelViewSet(
     @action(detail=False, methods=["get"], pagination_class=None, filter_backends=[])
     def presets(self, request: Request) -> Response:
         """The catalogue of models that are one call away."""
-        query_parameters.refuse_unknown(request, ())
         context = {"registered": set(RegisteredModel.objects.values_list("name", flat=True))}
         by_kind: dict[str, list[Any]] = {kind: [] for kind in Preset.Kind.values}
         for preset in Preset.objects.order_by("name"):

@@ -1,7 +1,9 @@
 """Pages of tasks by cursor, of models by offset; a limit that is no number is refused."""
 
 from collections.abc import Iterable
+from typing import Any
 
+from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 
@@ -18,6 +20,17 @@ class TaskPagination(CursorPagination):
 
     def get_page_size(self, request: Request) -> int:
         return query_parameters.limit(request)
+
+    def decode_cursor(self, request: Request) -> Any:
+        """Raises ValidationError for what no page has given as a cursor."""
+        try:
+            cursor = super().decode_cursor(request)
+            if cursor is not None and cursor.position is not None:
+                query_parameters.moment(cursor.position)
+        except (NotFound, ValueError) as error:
+            message = "Take the cursor from the `next` of a page, or leave it out."
+            raise ValidationError({"cursor": [message]}) from error
+        return cursor
 
 
 class ModelPagination(AliasedPagination):

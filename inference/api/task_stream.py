@@ -22,7 +22,6 @@ from rest_framework.request import Request
 from inference.api.deferred_response import DeferredResponse, InThread
 from inference.api.sse_cursor import SSECursor, SSEWriter
 from inference.models import GenerationTask
-from monitoring.api import query_parameters
 from monitoring.streams.delta_stream import Delta
 from monitoring.streams.follower import Follower
 
@@ -67,7 +66,6 @@ def last_event_id(request: Request) -> str:
 
     The header goes first: an EventSource that reconnects sends it, to the same address as before.
     """
-    query_parameters.refuse_unknown(request, ("last_event_id",))
     return request.headers.get("Last-Event-ID") or request.query_params.get("last_event_id", "")
 
 

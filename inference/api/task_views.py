@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC
 from typing import Any
 
 from django.db.models import QuerySet
 from django.http import HttpResponseBase
-from django.utils.dateparse import parse_datetime
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from django_filters.rest_framework import DjangoFilterBackend
+from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.exceptions import NotFound, ValidationError
@@ -18,6 +17,7 @@ from rest_framework.serializers import BaseSerializer
 
 from inference.api import submission, task_stream
 from inference.api.deferred_response import WAIT_PARAMETER, long_poll, requested_seconds
+from inference.api.filters import TaskFilters
 from inference.api.pagination import TaskPagination, queue_positions
 from inference.api.report import report
 from inference.api.sse_cursor import FINAL_ID
@@ -33,20 +33,7 @@ from inference.models import GenerationTask
 from inference.task_body import TaskSerializer, task_body
 from monitoring.api.errors import Conflict, QueueFull
 from monitoring.api.owner import owner_of
-
-_FILTERS = [
-    OpenApiParameter("status", str, enum=GenerationTask.Status.values),
-    OpenApiParameter("model", str),
-    OpenApiParameter("conversation_id", str),
-    OpenApiParameter("created_after", str, description="ISO 8601"),
-    OpenApiParameter("created_before", str, description="ISO 8601"),
-]
-_EXACT_FILTERS = {
-    "status": "status",
-    "model": "requested_model",
-    "conversation_id": "conversation_id",
-}
-_TIME_FILTERS = {"created_after": "created_at__gt", "created_before": "created_at__lt"}
+from monitoring.api.query_parameters import StrictViewSet
 
 
 @contextmanager
@@ -63,13 +50,20 @@ def _refusals() -> Iterator[None]:
         raise Conflict("The conversation has been deleted: begin another one.") from error
 
 
-class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]):
+class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]):
     """Generation tasks: submit, read, wait, cancel, delete."""
 
     queryset = GenerationTask.objects.none()
     serializer_class = TaskSerializer
     pagination_class = TaskPagination
+    filter_backends = [DjangoFilterBackend]
+    filterset_class = TaskFilters
     lookup_value_regex = "task_[0-9a-f]{32}"
+    known_parameters = {
+        "list": (*TaskFilters.base_filters, "limit", "cursor"),
+        "retrieve": ("wait",),
+        "stream": ("last_event_id",),
+    }
 
     def get_queryset(self) -> QuerySet[GenerationTask]:
         return GenerationTask.objects.owned_by(owner_of(self.request))
@@ -99,7 +93,7 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
     @extend_schema(
         request=TaskSubmissionSerializer(many=True), responses={201: TaskSerializer(many=True)}
     )
-    @action(detail=False, methods=["post"], pagination_class=None)
+    @action(detail=False, methods=["post"], pagination_class=None, filter_backends=[])
     def batch(self, request: Request) -> Response:
         """Submit up to 1,000 tasks, all or none. An error names the index of the task."""
         if not isinstance(request.data, list) or not 1 <= len(request.data) <= MAX_BATCH:
@@ -113,10 +107,9 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
         context = {"queue_positions": queue_positions(accepted)}
         return Response(TaskSerializer(accepted, many=True, context=context).data, status=201)
 
-    @extend_schema(parameters=_FILTERS)
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Own tasks, newest first."""
-        page = self.paginate_queryset(self._filtered()) or []
+        page = self.paginate_queryset(self.filter_queryset(self.get_queryset())) or []
         context = {"queue_positions": queue_positions(list(page))}
         return self.get_paginated_response(TaskSerializer(page, many=True, context=context).data)
 
@@ -182,27 +175,3 @@ class TaskViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]
             return submission.build_task(owner_of(self.request), fields, key)
         except ValidationError as error:
             raise ValidationError({str(index): error.detail}) from error
-
-    def _filtered(self) -> QuerySet[GenerationTask]:
-        params = self.request.query_params
-        known = {*_EXACT_FILTERS, *_TIME_FILTERS, "limit", "cursor", "format"}
-        for name in params:
-            if name not in known:
-                raise ValidationError({name: ["Unknown filter: check its spelling."]})
-            if "\0" in params[name]:
-                raise ValidationError({name: ["It must not contain NUL characters."]})
-        if params.get("status", "pending") not in GenerationTask.Status.values:
-            choices = ", ".join(GenerationTask.Status.values)
-            raise ValidationError({"status": [f"Choose one of {choices}."]})
-        exact = {_EXACT_FILTERS[name]: params[name] for name in _EXACT_FILTERS if name in params}
-        times = {_TIME_FILTERS[name]: self._time(name) for name in _TIME_FILTERS if name in params}
-        return self.get_queryset().filter(**exact, **times)
-
-    def _time(self, name: str) -> Any:
-        try:
-            moment = parse_datetime(self.request.query_params[name])
-            if moment and moment.tzinfo:
-                return moment.astimezone(UTC)
-        except (ValueError, OverflowError):  # no date, or before the year 1 in UTC
-            pass
-        raise ValidationError({name: ["Give ISO 8601 with a zone: 2026-01-31T12:00:00Z."]})

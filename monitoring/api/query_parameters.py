@@ -1,7 +1,11 @@
 """Query parameters as the routes take them: what is unknown or unfit is refused."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from typing import Any, ClassVar
 
+from django.utils.dateparse import parse_datetime
+from rest_framework import viewsets
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 
@@ -16,6 +20,28 @@ def refuse_unknown(request: Request, known: Collection[str]) -> None:
     for name in request.query_params:
         if name not in {*known, "format"}:
             raise ValidationError({name: ["Unknown parameter: check its spelling."]})
+
+
+class StrictViewSet(viewsets.ViewSet):
+    """Refuses query parameters that the action does not have."""
+
+    # By action; all others have none.
+    known_parameters: ClassVar[Mapping[str, Collection[str]]] = {}
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        refuse_unknown(request, self.known_parameters.get(self.action, ()))
+
+
+def moment(text: str) -> datetime:
+    """A time in ISO 8601 with a zone. Raises ValueError."""
+    try:
+        found = parse_datetime(text)
+        if found and found.tzinfo:
+            return found.astimezone(UTC)
+    except (ValueError, OverflowError):  # no date, or before the year 1 in UTC
+        pass
+    raise ValueError("Give ISO 8601 with a zone: 2026-01-31T12:00:00Z.")
 
 
 def whole_number(request: Request, name: str, default: int, minimum: int, maximum: int) -> int:

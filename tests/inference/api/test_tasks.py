@@ -1,5 +1,6 @@
 """Tasks over HTTP: submit, list, read, cancel, delete, report, batch."""
 
+import base64
 import json
 import re
 from collections.abc import Callable
@@ -566,15 +567,25 @@ def test_filters_narrow_the_list(api: APIClient, new_task: NewTask) -> None:
         ("limit=x", "limit"),
         ("limit=-1", "limit"),
         ("limit=%C2%B2", "limit"),
-        ("modell=echo", "modell"),
+        ("model=%00", "model"),
+        ("conversation_id=%00", "conversation_id"),
     ],
 )
 def test_bad_filter_is_refused_by_its_name(api: APIClient, query: str, field: str) -> None:
     assert_error(api.get(f"{TASKS}?{query}"), 400, "validation_error", field)
 
 
-def test_bad_cursor_is_an_error_of_the_client(api: APIClient) -> None:
-    assert_error(api.get(f"{TASKS}?cursor=garbage"), 404, "not_found")
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        *("garbage", "ü", "%00", "p=garbage", "p=2026-13-31 12:00:00+00:00", "p=", "o=x", "r=x"),
+        *("p=0001-01-01 00:00:00+14:00", "p=2026-01-31", "p=2026-01-31T12:00:00"),
+    ],
+)
+def test_bad_cursor_is_refused(api: APIClient, cursor: str) -> None:
+    if "=" in cursor:
+        cursor = base64.b64encode(cursor.encode()).decode()
+    assert_error(api.get(TASKS, {"cursor": cursor}), 400, "validation_error", "cursor")
 
 
 # One task
