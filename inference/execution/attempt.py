@@ -15,7 +15,7 @@ from inference.lifecycle import claim, finish, lease_renewer
 from inference.lifecycle.claim import Lease
 from inference.lifecycle.finish import Timings
 from inference.lifecycle.traces import AttemptTrace
-from inference.models import RegisteredModel, TaskAttempt, TaskResult
+from inference.models import GenerationTask, RegisteredModel, TaskAttempt, TaskResult
 from inference.providers.base import GenerationRequest, Progress, StartOver
 from inference.providers.registry import provider_class, provider_for
 from monitoring.metrics import counters
@@ -249,7 +249,8 @@ class Attempt:
             self._end(fail, Outcome.FAILED, None, _UNSTORABLE)
             return
         if is_stored:
-            self._end_trace(outcome, result, failure)
+            was_cancelled = self.lease.task.status == GenerationTask.Status.CANCELLED
+            self._end_trace(Outcome.CANCELLED if was_cancelled else outcome, result, failure)
 
     def _end_trace(
         self, outcome: Outcome, result: TaskResult | None, failure: InferenceError | None = None

@@ -11,6 +11,7 @@ from django.db.models.functions import Now
 
 from conversations.models import Message
 from inference import dispatch, events
+from inference.engine.sequence import FinishReason
 from inference.errors import InferenceError
 from inference.lifecycle import sql
 from inference.lifecycle.claim import Lease, add_attempt
@@ -45,7 +46,10 @@ class Timings:
 
 
 def complete(lease: Lease, result: TaskResult, timings: Timings) -> bool:
-    """Store the answer, and the conversation's turn with it. False when the lease was lost."""
+    """Store the answer, and the conversation's turn with it; of a cancelled task, its text alone.
+
+    False when the lease was lost.
+    """
     return _finish(lease, Status.COMPLETED, result, timings)
 
 
@@ -54,7 +58,7 @@ def fail(
 ) -> bool:
     """Hand the task on to its next fallback; without one, store the failure and the text there is.
 
-    False when the lease was lost.
+    A cancelled task ends as cancelled. False when the lease was lost.
     """
     if may_fall_back(lease.task, failure) and fall_back(lease, failure):
         return True
@@ -83,22 +87,25 @@ def _finish(
     with transaction.atomic():
         stored = None if result is None else storable_json.encode(result).decode()
         values = {"task_id": task.pk, "attempt": lease.attempt, **end, "result": stored}
-        won = sql.execute(sql.FINISH, **values)
-        if not won:
-            logger.warning("Task %s: attempt %d lost its lease", task.pk, lease.attempt)
-            return False
-        add_attempt(task, TaskAttempt.Outcome(status), failure)
-        store_end(task, {"result": result, **end})
-        is_turn = status == Status.COMPLETED and task.request.get("save_to_conversation")
-        # No provider takes a message without text, such as one that only calls a tool, back.
-        if is_turn and task.conversation and result and result["text"].strip():
-            # The user's side of the turn: the prompt, or the last one of an explicit history.
-            messages = task.request.get("messages")
-            questions = [m["content"] for m in messages or () if m["role"] == Message.Role.USER]
-            if not messages:
-                questions = [task.request["prompt"]]
-            if questions:
-                task.conversation.append_turn(str(questions[-1]), result["text"])
+        if won := sql.execute(sql.FINISH, **values):
+            add_attempt(task, TaskAttempt.Outcome(status), failure)
+            store_end(task, {"result": result, **end})
+            is_turn = status == Status.COMPLETED and task.request.get("save_to_conversation")
+            # No provider takes a message without text, such as one that only calls a tool, back.
+            if is_turn and task.conversation and result and result["text"].strip():
+                # The user's side of the turn: the prompt, or the last one of an explicit history.
+                messages = task.request.get("messages")
+                questions = [m["content"] for m in messages or () if m["role"] == Message.Role.USER]
+                if not messages:
+                    questions = [task.request["prompt"]]
+                if questions:
+                    task.conversation.append_turn(str(questions[-1]), result["text"])
+    if not won and status != Status.CANCELLED:  # unless the lease is lost, a cancel came first
+        cancelled = result and result | {"finish_reason": FinishReason.CANCELLED, "parsed": None}
+        return _finish(lease, Status.CANCELLED, cancelled, timings)
+    if not won:
+        logger.warning("Task %s: attempt %d lost its lease", task.pk, lease.attempt)
+        return False
     log(task.pk, logging.INFO, "Attempt %d %s", lease.attempt, status)
     announce_end(task)
     return True

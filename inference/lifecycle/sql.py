@@ -55,6 +55,7 @@ SET status = %(status)s, result = %(result)s, error = %(error)s, error_code = %(
     model_load_ms = %(model_load_ms)s, ttft_ms = %(ttft_ms)s, inference_ms = %(inference_ms)s,
     finished_at = {now}, updated_at = {now}, expires_at = {expiry}, lease_until = NULL
 WHERE id = %(task_id)s AND attempt = %(attempt)s AND status = 'processing'
+    AND (%(status)s = 'cancelled' OR NOT cancel_requested)
 """
 
 ADD_ATTEMPT = """

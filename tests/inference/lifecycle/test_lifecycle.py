@@ -247,6 +247,25 @@ def test_cancelled_task_keeps_its_text(new_task: NewTask) -> None:
     assert outcomes(task) == ["cancelled"]
 
 
+@pytest.mark.parametrize("how", ["complete", "fail"])
+def test_end_that_comes_after_a_cancel_is_cancelled(new_task: NewTask, how: str) -> None:
+    conversation = Conversation.objects.create(owner="local")
+    task = new_task(conversation_id=conversation.pk)
+    lease = claimed(task)
+    assert finish.cancel(task)
+    if how == "complete":
+        assert finish.complete(lease, answer("all of it"), TIMINGS)
+    else:
+        failure = InferenceError("It broke.", ErrorCode.PROVIDER_ERROR)
+        assert finish.fail(lease, failure, answer("all of it", "error"), TIMINGS)
+    row = fresh(task)
+    assert (row.status, row.error, row.error_code) == ("cancelled", None, None)
+    assert row.result == answer("all of it", "cancelled")
+    assert outcomes(task) == ["cancelled"]
+    assert not conversation.messages.exists()
+    assert not finish.cancel(task)
+
+
 def test_end_is_told_to_the_readers(new_task: NewTask) -> None:
     task = new_task()
     lease = claimed(task)
@@ -588,6 +607,8 @@ class TaskLife(RuleBasedStateMachine):
         else:
             won = finish.finish_cancelled(lease, result, TIMINGS)
         assert won == holds
+        if won and row.cancel_requested:
+            assert fresh(row).status == "cancelled"
 
     @precondition(lambda self: self.tasks)
     @rule(data=st.data())
