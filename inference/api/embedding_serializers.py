@@ -1,5 +1,6 @@
 """What the routes of embeddings take and give: one serializer a shape."""
 
+import unicodedata
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,9 @@ from monitoring.api.strict_serializer import StrictSerializer
 MAX_TEXTS = 2048
 # Far beyond every model's window.
 MAX_TEXT_CHARS = 100_000
+# Control and format characters, blanks, and letters and symbols that are blank too.
+_INVISIBLE_CATEGORIES = {"Cc", "Cf", "Zl", "Zp", "Zs"}
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
 
 
 @extend_schema_field(
@@ -113,8 +117,8 @@ def _problem(text: Any) -> str | None:
     """What is wrong with a text, and how to mend it."""
     if not isinstance(text, str):
         return "Give a text, as a JSON string."
-    if not text:
-        return "It is empty, and so has no meaning to compare: leave it out."
+    if all(c in _FILLERS or unicodedata.category(c) in _INVISIBLE_CATEGORIES for c in text):
+        return "It is empty, or blank, and so has no meaning to compare: leave it out."
     if len(text) > MAX_TEXT_CHARS:
         return f"It is longer than {MAX_TEXT_CHARS} characters: split it."
     try:
