@@ -27,7 +27,11 @@ class RefusedAddressError(Exception):
 
 
 class UnresolvedHostError(OSError):
-    """The name has no address, or none that was found in time."""
+    """The name has no address."""
+
+
+class SlowNameServerError(UnresolvedHostError):
+    """Whether it has one was not found out in time."""
 
 
 def is_public(address: Address) -> bool:
@@ -94,7 +98,7 @@ def resolve(host: str, seconds: float) -> list[Address]:
     try:
         answer = answers.get(timeout=max(seconds, 0))
     except queue.Empty:
-        raise UnresolvedHostError(f"{host} was not resolved in time") from None
+        raise SlowNameServerError(f"{host} was not resolved in time") from None
     if isinstance(answer, OSError):
         raise answer
     return answer

@@ -1,6 +1,7 @@
 """The URLs that webhooks may be sent to: how they are written, and which hosts are exempt."""
 
 import re
+import threading
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,11 @@ import idna
 from django.conf import settings
 
 from inference.webhooks import addresses
-from inference.webhooks.addresses import RefusedAddressError, UnresolvedHostError
+from inference.webhooks.addresses import (
+    RefusedAddressError,
+    SlowNameServerError,
+    UnresolvedHostError,
+)
 
 MAX_URL_LENGTH = 2048
 
@@ -20,11 +25,38 @@ _PORTS = {"https": 443, "http": 80}
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _ASCII = ascii_letters + digits + punctuation
 
-_LOOKUP_SECONDS = 2.0
+# For one name; and how long requests of this process wait for name servers in all, at once and of
+# each second.
+_LOOK_UP_SECONDS = 0.5
+_MAX_WAIT_SECONDS = 2.0
+_WAIT_SHARE = 0.1
 _VERDICT_SECONDS = 60.0
 _MAX_VERDICTS = 1000
 # By host: until when it holds, and why the host is refused.
 _verdicts: dict[str, tuple[float, str | None]] = {}
+
+
+class _Waits:
+    """The time that requests have spent waiting for name servers, as a bucket that leaks."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._counted_at = time.monotonic()
+        self._lock = threading.Lock()
+
+    def add(self, seconds: float) -> bool:
+        """Count a wait, or give time back that was not needed. False when it does not fit in."""
+        with self._lock:
+            now = time.monotonic()
+            leaked = (now - self._counted_at) * _WAIT_SHARE
+            self._seconds, self._counted_at = max(0.0, self._seconds - leaked), now
+            if seconds > 0 and self._seconds + seconds > _MAX_WAIT_SECONDS:
+                return False
+            self._seconds += seconds
+            return True
+
+
+_waits = _Waits()
 
 
 class RefusedUrlError(Exception):
@@ -55,7 +87,11 @@ class WebhookUrl:
 
 
 def check(url: str) -> None:
-    """Raises RefusedUrlError for a URL that no webhook could be sent to; may look up its host."""
+    """Raises RefusedUrlError for a URL that no webhook could be sent to.
+
+    Its host is looked up where that takes no longer than a request may wait; in any case it is
+    looked up, and its addresses are checked, when the webhook is sent.
+    """
     if not settings.WEBHOOK_SECRETS:
         raise RefusedUrlError(
             "Webhooks cannot be signed here: set WEBHOOK_SECRETS, or leave webhook_url out."
@@ -142,17 +178,24 @@ def _host(host: str) -> str:
 
 def _refusal(host: str) -> str | None:
     """Why the host is refused; of a name, as it was within the last minute."""
-    now = time.monotonic()
+    started = time.monotonic()
     until, refusal = _verdicts.get(host, (0.0, None))
-    if now < until:
+    if started < until:
         return refusal
+    is_name = addresses.literal(host) is None
+    if is_name and not _waits.add(_LOOK_UP_SECONDS):
+        return None
+    refusal = None
     try:
-        addresses.checked(host, _LOOKUP_SECONDS)
-        refusal = None
+        addresses.checked(host, _LOOK_UP_SECONDS)
     except RefusedAddressError as error:
         refusal = str(error)
+    except SlowNameServerError:
+        pass
     except UnresolvedHostError:
         refusal = f"{host} does not resolve: check its spelling, or try again in a minute."
+    if is_name:
+        _waits.add(time.monotonic() - started - _LOOK_UP_SECONDS)
     if len(_verdicts) >= _MAX_VERDICTS:
         _verdicts.clear()
     _verdicts[host] = (time.monotonic() + _VERDICT_SECONDS, refusal)

@@ -40,6 +40,7 @@ NOT_PUBLIC = [
 @pytest.fixture(autouse=True)
 def _no_verdicts() -> Iterator[None]:
     urls._verdicts.clear()
+    urls._waits = urls._Waits()
     yield
     urls._verdicts.clear()
 
@@ -164,6 +165,27 @@ def test_international_name_is_looked_up_in_ascii(names: dict[str, list[str]]) -
     names["xn--bcher-kva.example"] = [PUBLIC]
     check("https://Bücher.example/hook")
     assert parse("https://Bücher.example/hook").host == "xn--bcher-kva.example"
+
+
+def test_silent_name_server_holds_up_no_request_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    over, asked = threading.Event(), []
+
+    def silent(host: str, *args: object, **kwargs: object) -> list[Any]:
+        asked.append(host)
+        over.wait(20)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    monkeypatch.setattr(urls, "_WAIT_SHARE", 0.0)
+    for number in range(100):
+        check(f"https://name-{number // 2}.example/hook")
+    # Each was asked for once, and the rest is looked up when it is sent to.
+    assert 2 <= len(asked) <= 4
+    assert asked == [f"name-{number}.example" for number in range(len(asked))]
+    assert "not public" in refusal("https://10.0.0.1/hook")
+    over.set()
 
 
 def test_slow_look_up_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
