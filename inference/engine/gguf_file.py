@@ -6,7 +6,7 @@ vocabulary entry by entry (2.3 s for a model of 135 M) and trusts the lengths it
 
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inference.engine.errors import InvalidGGUFError
@@ -17,6 +17,15 @@ _STRING, _ARRAY = 8, 9
 # By GGUF value type: uint8 int8 uint16 int16 uint32 int32 float32 bool, uint64 int64 float64.
 _FORMATS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _MAX_ARRAY = 1024
+# Far more than any model has; a file with more would keep its reader busy, or fill its memory.
+_MAX_VALUES = 4096
+_MAX_TENSORS = 65_536
+_MAX_PARTS = 1024
+_MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
+_MAX_HEADER_BYTES = 128 * 1024 * 1024
+_MAX_NAME_BYTES = 65_535
+_MAX_TEXT_BYTES = 128 * 1024
+_MAX_NUMBER = 2**53
 
 Scalar = int | float | bool | str
 Value = Scalar | list[Scalar]
@@ -24,7 +33,10 @@ Value = Scalar | list[Scalar]
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """The file's keys and values; of arrays longer than 1,024 entries only the length."""
+    """The file's keys and values, without texts of more than 128 KiB.
+
+    Of arrays longer than 1,024 entries only the length.
+    """
 
     values: dict[str, Value]
     lengths: dict[str, int]
@@ -38,7 +50,7 @@ class Metadata:
         return value if isinstance(value, str) else ""
 
     def number(self, key: str, default: int = 0) -> int:
-        """A number; of one given layer by layer, the greatest."""
+        """A number from 0 to 2^53, else the default; of one given layer by layer, the greatest."""
         value = self.values.get(key, default)
         if isinstance(value, list):
             return max(map(_to_int, value), default=default)
@@ -73,12 +85,40 @@ class GGUFFile:
     size_bytes: int
 
 
-def read_file(path: Path) -> GGUFFile:
-    """Read one GGUF file (of a split model: this part).
+def read_model(path: Path) -> GGUFFile:
+    """Read a model, whose other files, if it is split, lie beside its first one.
 
-    Raises InvalidGGUFError for a file that is no GGUF, cut short, or of another version, and
-    OSError for one that cannot be opened.
+    Raises InvalidGGUFError for a file that is no GGUF, cut short, damaged or of another version, or
+    where a part is missing; and OSError for one that cannot be opened.
     """
+    first = _read_file(path)
+    num_parts = first.metadata.number("split.count")
+    if num_parts <= 1:
+        return first
+    ending = f"-of-{num_parts:05}.gguf"
+    stem = path.name.removesuffix(f"-00001{ending}")
+    if stem == path.name or num_parts > _MAX_PARTS:
+        raise InvalidGGUFError(
+            f"{path.name} is one of {num_parts} parts of a model: give the first one, whose name "
+            f"ends with -00001{ending}, with the others beside it."
+        )
+    parts = [first]
+    for number in range(2, num_parts + 1):
+        part_path = path.with_name(f"{stem}-{number:05}{ending}")
+        if not part_path.is_file():
+            raise InvalidGGUFError(
+                f"{part_path.name} is missing: put all {num_parts} parts of the model beside "
+                f"{path.name}."
+            )
+        parts.append(_read_file(part_path))
+    return replace(
+        first,
+        tensors=[tensor for part in parts for tensor in part.tensors],
+        size_bytes=sum(part.size_bytes for part in parts),
+    )
+
+
+def _read_file(path: Path) -> GGUFFile:
     with path.open("rb") as file:
         size = path.stat().st_size
         if size < 24:
@@ -95,9 +135,13 @@ def read_file(path: Path) -> GGUFFile:
                     " order are supported: convert the model anew."
                 )
             num_tensors, num_values = cursor.take_int("Q"), cursor.take_int("Q")
+            if num_tensors > _MAX_TENSORS or num_values > _MAX_VALUES:
+                raise cursor.damage(f"it has {num_tensors} tensors and {num_values} values")
             metadata = _read_metadata(cursor, num_values)
             tensors, end = _read_tensors(cursor, num_tensors)
-            alignment = metadata.number("general.alignment") or 32
+            alignment = metadata.number("general.alignment", 32)
+            if alignment.bit_count() != 1:
+                raise cursor.damage(f"its alignment is {alignment}")
             start = -(-cursor.pos // alignment) * alignment
     if start + end > size:
         raise InvalidGGUFError(
@@ -123,10 +167,27 @@ class _Cursor:
     def take_int(self, code: str) -> int:
         return int(self.take(code))
 
-    def take_string(self) -> str:
+    def take_many(self, code: str, count: int) -> list[Scalar]:
+        values = struct.Struct(f"<{count}{code}")
+        self.skip(values.size)
+        return list(values.unpack_from(self._data, self.pos - values.size))
+
+    def take_name(self) -> str:
+        name = self.take_text(_MAX_NAME_BYTES)
+        if name is None:
+            raise self.damage("a name is too long")
+        return name
+
+    def take_text(self, max_bytes: int = _MAX_TEXT_BYTES) -> str | None:
+        """None for a longer one."""
         length = self.take_int("Q")
         self.skip(length)
+        if length > max_bytes:
+            return None
         return self._data[self.pos - length : self.pos].decode(errors="replace")
+
+    def damage(self, what: str) -> InvalidGGUFError:
+        return InvalidGGUFError(f"{self.name} is damaged: {what}. Download it again.")
 
     def skip(self, num_bytes: int) -> None:
         if num_bytes > len(self._data) - self.pos:
@@ -134,10 +195,12 @@ class _Cursor:
                 f"{self.name} is cut short or damaged: its metadata goes past the end of the file."
             )
         self.pos += num_bytes
+        if self.pos > _MAX_HEADER_BYTES:
+            raise self.damage(f"its header has more than {_MAX_HEADER_BYTES} bytes")
 
     def skip_strings(self, count: int) -> None:
         """A vocabulary has hundreds of thousands of strings: this loop takes most of the time."""
-        data, pos, end = self._data, self.pos, len(self._data) - 8
+        data, pos, end = self._data, self.pos, min(len(self._data), _MAX_HEADER_BYTES) - 8
         unpack = struct.Struct("<Q").unpack_from
         for _ in range(count):
             if pos > end:
@@ -151,29 +214,24 @@ def _read_metadata(cursor: _Cursor, count: int) -> Metadata:
     values: dict[str, Value] = {}
     lengths: dict[str, int] = {}
     for _ in range(count):
-        key = cursor.take_string()
-        kind = cursor.take_int("I")
-        if kind != _ARRAY:
-            values[key] = _read_scalar(cursor, kind)
-            continue
-        kind, lengths[key] = cursor.take_int("I"), cursor.take_int("Q")
-        if kind == _STRING:
-            cursor.skip_strings(lengths[key])
-        elif lengths[key] > _MAX_ARRAY:
-            cursor.skip(lengths[key] * struct.calcsize(_format(cursor, kind)))
+        key, kind, count = cursor.take_name(), cursor.take_int("I"), None
+        if kind == _ARRAY:
+            kind, count = cursor.take_int("I"), cursor.take_int("Q")
+            lengths[key] = count
+        if kind != _STRING and kind not in _FORMATS:
+            raise cursor.damage(f"there is no value type {kind}")
+        if kind == _STRING and count is None:
+            if (text := cursor.take_text()) is not None:
+                values[key] = text
+        elif kind == _STRING:
+            cursor.skip_strings(count or 0)
+        elif count is None:
+            values[key] = cursor.take(_FORMATS[kind])
+        elif count > _MAX_ARRAY:
+            cursor.skip(count * struct.calcsize(_FORMATS[kind]))
         else:
-            values[key] = [_read_scalar(cursor, kind) for _ in range(lengths[key])]
+            values[key] = cursor.take_many(_FORMATS[kind], count)
     return Metadata(values, lengths)
-
-
-def _read_scalar(cursor: _Cursor, kind: int) -> Scalar:
-    return cursor.take_string() if kind == _STRING else cursor.take(_format(cursor, kind))
-
-
-def _format(cursor: _Cursor, kind: int) -> str:
-    if kind not in _FORMATS:
-        raise InvalidGGUFError(f"{cursor.name} is damaged: there is no value type {kind}.")
-    return _FORMATS[kind]
 
 
 def _read_tensors(cursor: _Cursor, count: int) -> tuple[list[Tensor], int]:
@@ -185,10 +243,14 @@ def _read_tensors(cursor: _Cursor, count: int) -> tuple[list[Tensor], int]:
     tensors: list[Tensor] = []
     end = 0
     for _ in range(count):
-        name = cursor.take_string()
+        name, num_dimensions = cursor.take_name(), cursor.take_int("I")
+        if num_dimensions > _MAX_DIMENSIONS:
+            raise cursor.damage(f"a tensor has {num_dimensions} dimensions")
         num_elements = 1
-        for _ in range(cursor.take_int("I")):
+        for _ in range(num_dimensions):
             num_elements *= cursor.take_int("Q")
+        if num_elements > _MAX_NUMBER:
+            raise cursor.damage(f"a tensor has {num_elements} elements")
         kind, offset = cursor.take_int("I"), cursor.take_int("Q")
         if kind not in known_types:
             tensors.append(Tensor(name, "", num_elements, 0))
@@ -202,4 +264,6 @@ def _read_tensors(cursor: _Cursor, count: int) -> tuple[list[Tensor], int]:
 
 
 def _to_int(value: Value, default: int = 0) -> int:
-    return int(value) if isinstance(value, int | float) else default
+    """Numbers that no model has, infinite ones among them, are none."""
+    is_number = isinstance(value, int | float) and 0 <= value <= _MAX_NUMBER
+    return int(value) if is_number else default

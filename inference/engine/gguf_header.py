@@ -1,14 +1,17 @@
 """What a GGUF file says about its model: what it is called, and what it needs of memory."""
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from inference.engine.errors import InvalidGGUFError
-from inference.engine.gguf_file import GGUFFile, Metadata, read_file
+from inference.engine.gguf_file import GGUFFile, Metadata, read_model
 
 # Keys and values are kept at 16 bits each, the state of recurrent layers at 32.
 _KV_BYTES, _STATE_BYTES = 2, 4
+_ARCHITECTURE = re.compile(r"[a-z][a-z0-9_-]{2,63}")
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp
 # Tensors by which a layer is known to carry a state from token to token.
 _RECURRENT_TENSORS = ("ssm_", "shortconv", "time_mix")
@@ -89,13 +92,20 @@ class GGUFHeader:
 
 
 def read_header(path: Path) -> GGUFHeader:
-    """Read what one GGUF file says about its model (of a split model: this part).
+    """Read what a GGUF file says about its model, together with the parts of a split one.
 
-    Raises InvalidGGUFError for a file that is no GGUF, cut short, or of another version, and
-    OSError for one that cannot be opened.
+    Raises InvalidGGUFError as `read_model` does, and for a model that llama.cpp cannot run; and
+    OSError for a file that cannot be opened.
     """
-    file = read_file(path)
+    file = read_model(path)
     metadata, tensors = file.metadata, file.tensors
+    if not _is_known(metadata.architecture):
+        raise InvalidGGUFError(
+            f"{path.name} has the architecture {metadata.architecture[:100]!r}, which llama.cpp "
+            "does not know: take another model, or a newer llama-cpp-python."
+        )
+    if not any(tensor.num_elements for tensor in tensors):
+        raise InvalidGGUFError(f"{path.name} has no weights: take a file that has.")
     num_heads = metadata.of_model("attention.head_count")
     key_length = _head_length(metadata, "key")
     num_experts_used = metadata.of_model("expert_used_count")
@@ -128,6 +138,25 @@ def read_header(path: Path) -> GGUFHeader:
         output_bytes=sum(t.num_bytes for t in tensors if not t.name.startswith(not_output)),
         ties_embeddings=all(tensor.name != "output.weight" for tensor in tensors),
     )
+
+
+def _is_known(architecture: str) -> bool:
+    """Whether llama.cpp has it, whose library holds the names as C strings.
+
+    Those that are the end of another one, such as qwen2 of rwkv6qwen2, the linker leaves out; the
+    gguf library has them. It lacks the newest.
+    """
+    from gguf.constants import MODEL_ARCH_NAMES  # with numpy and more: see gguf_file
+
+    if architecture in MODEL_ARCH_NAMES.values():
+        return True
+    if not _ARCHITECTURE.fullmatch(architecture):
+        return False
+    spec = find_spec("llama_cpp")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for library in Path(folder).glob("lib/libllama.so"):
+            return f"\0{architecture}\0".encode() in library.read_bytes()
+    return True  # nobody can tell here
 
 
 def _layers(file: GGUFFile) -> tuple[Layer, ...]:

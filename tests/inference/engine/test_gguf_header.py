@@ -52,6 +52,10 @@ def number(key: str, value: int) -> bytes:
     return string(key) + struct.pack("<II", 4, value)
 
 
+def uint16(key: str, value: int) -> bytes:
+    return string(key) + struct.pack("<IH", 2, value)
+
+
 def numbers(key: str, values: list[int]) -> bytes:
     return string(key) + struct.pack(f"<IIQ{len(values)}I", 9, 4, len(values), *values)
 
@@ -59,6 +63,10 @@ def numbers(key: str, values: list[int]) -> bytes:
 def tensor(shape: list[int], kind: int, offset: int = 0, name: str = "weight") -> bytes:
     dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
     return string(name) + dimensions + struct.pack("<IQ", kind, offset)
+
+
+LLAMA = text_value("general.architecture", "llama")
+UNKNOWN = text_value("general.architecture", "unknwon")
 
 
 def header_of(
@@ -72,7 +80,7 @@ def header_of(
     for name, value in keys.items():
         key = f"{architecture}.{name}"
         values.append(numbers(key, value) if isinstance(value, list) else number(key, value))
-    tensors = [tensor([2], 0, name=name) for name in tensor_names or []]
+    tensors = [tensor([2], 0, name=name) for name in tensor_names or ["weight"]]
     path = tmp_path / "model.gguf"
     path.write_bytes(gguf(values, tensors) + bytes(64))
     return read_header(path)
@@ -80,16 +88,16 @@ def header_of(
 
 def test_kv_heads_can_be_given_layer_by_layer(tmp_path: Path) -> None:
     keys = SHAPE | {"attention.head_count_kv": [0, 1, 2, 0], "attention.sliding_window": 512}
-    header = header_of(tmp_path, "x", keys)
+    header = header_of(tmp_path, "llama", keys)
     assert [layer.kv_bytes_per_token for layer in header.layers] == [0, 64, 128, 0]
     assert header.kv_bytes_per_token == 3 * (16 + 16) * 2
     assert header.sliding_window == 512
-    assert (header.chat_template, header.quantization) == (None, "")
+    assert (header.chat_template, header.quantization) == (None, "F32")
 
 
 def test_length_of_keys_and_values_can_be_given(tmp_path: Path) -> None:
     keys = SHAPE | {"attention.key_length": 24, "attention.value_length": 8}
-    assert header_of(tmp_path, "x", keys).kv_bytes_per_token == 4 * 4 * (24 + 8) * 2
+    assert header_of(tmp_path, "llama", keys).kv_bytes_per_token == 4 * 4 * (24 + 8) * 2
 
 
 def test_latent_attention_keeps_no_values(tmp_path: Path) -> None:
@@ -104,7 +112,7 @@ def test_latent_attention_keeps_no_values(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["attention.shared_kv_layers", "nextn_predict_layers"])
 def test_last_layers_may_keep_nothing(tmp_path: Path, key: str) -> None:
-    header = header_of(tmp_path, "x", SHAPE | {key: 3})
+    header = header_of(tmp_path, "llama", SHAPE | {key: 3})
     assert [layer.kv_bytes_per_token for layer in header.layers] == [256, 0, 0, 0]
 
 
@@ -138,7 +146,7 @@ def test_recurrent_layers_keep_a_state_for_each_sequence(tmp_path: Path) -> None
     keys: Keys = {"ssm.conv_kernel": 4, "ssm.inner_size": 100, "ssm.state_size": 10}
     names = ["blk.0.ssm_in.weight", "blk.1.attn_k.weight", "blk.2.ssm_in.weight"]
     names += ["blk.2.attn_k.weight"]
-    first, second, third, fourth = header_of(tmp_path, "hybrid", SHAPE | keys, names).layers
+    first, second, third, fourth = header_of(tmp_path, "jamba", SHAPE | keys, names).layers
     state = (3 * 100 + 100 * 10) * 4
     assert (first.kv_bytes_per_token, first.state_bytes) == (0, state)
     assert (second.kv_bytes_per_token, second.state_bytes) == (256, 0)
@@ -157,7 +165,7 @@ def test_recurrent_layers_keep_a_state_for_each_sequence(tmp_path: Path) -> None
 def test_state_of_other_recurrent_families(
     tmp_path: Path, keys: Keys, name: str, num_floats: int
 ) -> None:
-    header = header_of(tmp_path, "x", SHAPE | keys, [f"blk.0.{name}"])
+    header = header_of(tmp_path, "llama", SHAPE | keys, [f"blk.0.{name}"])
     assert header.layers[0].state_bytes == 4 * num_floats
 
 
@@ -168,21 +176,22 @@ def test_weights_are_told_apart_by_where_they_are_used(tmp_path: Path) -> None:
         "blk.1.ffn_up.weight",
         "output_norm.weight",
     ]
-    header = header_of(tmp_path, "x", SHAPE, names)
+    header = header_of(tmp_path, "llama", SHAPE, names)
     assert [layer.weights_bytes for layer in header.layers] == [0, 16, 0, 0]
     assert (header.embedding_bytes, header.output_bytes, header.weights_bytes) == (8, 8, 32)
     assert header.ties_embeddings
-    assert not header_of(tmp_path, "x", SHAPE, [*names, "output.weight"]).ties_embeddings
+    assert not header_of(tmp_path, "llama", SHAPE, [*names, "output.weight"]).ties_embeddings
 
 
 def test_more_layers_than_llama_cpp_takes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidGGUFError, match="2000000000 layers"):
-        header_of(tmp_path, "x", SHAPE | {"block_count": 2_000_000_000})
+        header_of(tmp_path, "llama", SHAPE | {"block_count": 2_000_000_000})
 
 
 def test_quantization_falls_back_to_the_type_of_most_bytes(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    path.write_bytes(gguf([], [tensor([32, 4], 8), tensor([2], 0, 160)]) + bytes(400))
+    tensors = [tensor([32, 4], 8), tensor([2], 0, 160)]
+    path.write_bytes(gguf([LLAMA], tensors) + bytes(400))
     header = read_header(path)
     assert (header.quantization, header.num_parameters) == ("Q8_0", 130)
     assert header.weights_bytes == 4 * 34 + 8
@@ -199,7 +208,16 @@ def test_quantization_falls_back_to_the_type_of_most_bytes(tmp_path: Path) -> No
         (gguf([string("key") + struct.pack("<I", 8) + b"\xff" * 8]), "past the end"),
         (gguf([string("key") + struct.pack("<IIQ", 9, 8, 2**60)]), "past the end"),
         (gguf([string("key") + struct.pack("<IIQ", 9, 4, 2**60)]), "past the end"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60), "past the end"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 1), "damaged: it has 1152921504606846976 tensors"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1, 4097), "damaged: it has 1 tensors and 4097 values"),
+        (gguf([text_value(70_000 * "k", "")]), "a name is too long"),
+        (gguf([LLAMA, number("general.alignment", 0)]) + bytes(99), "alignment is 0"),
+        (gguf([LLAMA], [tensor(80_000 * [1], 0)]), "a tensor has 80000 dimensions"),
+        (gguf([LLAMA], [tensor([2**50, 2**50], 0)]), "a tensor has 12676506002282294"),
+        (gguf([LLAMA]) + bytes(99), "has no weights"),
+        (gguf([LLAMA], [tensor([0], 0)]) + bytes(99), "has no weights"),
+        (gguf([], [tensor([1], 0)]) + bytes(99), "architecture '', which llama.cpp"),
+        (gguf([UNKNOWN], [tensor([1], 0)]) + bytes(99), "architecture 'unknwon', which llama.cpp"),
         (gguf([], [tensor([1024, 1024], 0)]) + bytes(1000), "cut short: it has"),
     ],
 )
@@ -208,6 +226,49 @@ def test_bad_files_are_refused_in_words(tmp_path: Path, data: bytes, message: st
     path.write_bytes(data)
     with pytest.raises(InvalidGGUFError, match=message):
         read_header(path)
+
+
+def test_numbers_that_no_model_has_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    endless = string("llama.block_count") + struct.pack("<If", 6, float("inf"))
+    negative = string("llama.context_length") + struct.pack("<Ii", 5, -1)
+    large = string("llama.embedding_length") + struct.pack("<IQ", 10, 2**63)
+    path.write_bytes(gguf([LLAMA, endless, negative, large], [tensor([2], 0)]) + bytes(64))
+    header = read_header(path)
+    assert (header.layers, header.context_length, header.embedding_length) == ((), 0, 0)
+
+
+def test_chat_template_of_megabytes_is_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    values = [LLAMA, text_value("tokenizer.chat_template", 200_000 * "x")]
+    path.write_bytes(gguf(values, [tensor([2], 0)]) + bytes(64))
+    assert read_header(path).chat_template is None
+
+
+def test_newest_architectures_are_known(tmp_path: Path) -> None:
+    for architecture in ("qwen2", "llama4", "gpt-oss", "bert", "qwen4exp"):
+        assert header_of(tmp_path, architecture, SHAPE).architecture == architecture
+
+
+def part(number: int, tensors: list[bytes]) -> bytes:
+    values = [uint16("split.no", number - 1), uint16("split.count", 2)]
+    return gguf([LLAMA, *values] if number == 1 else values, tensors) + bytes(64)
+
+
+def test_split_model_is_all_of_its_parts(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2))
+    first.write_bytes(part(1, [tensor([2], 0, name="blk.0.a")]))
+    with pytest.raises(InvalidGGUFError, match=r"m-00002-of-00002\.gguf is missing: put all 2"):
+        read_header(first)
+    second.write_bytes(part(2, [tensor([4], 0, name="blk.1.a")]))
+    header = read_header(first)
+    assert (header.num_parameters, header.weights_bytes) == (6, 24)
+    assert header.size_bytes == first.stat().st_size + second.stat().st_size
+    with pytest.raises(InvalidGGUFError, match="give the first one"):
+        read_header(second)
+    second.write_bytes(part(2, [tensor([4000], 0, name="blk.1.a")]))
+    with pytest.raises(InvalidGGUFError, match=r"m-00002-of-00002\.gguf is cut short"):
+        read_header(first)
 
 
 @pytest.mark.parametrize("kept", [30, 1_000, 1_500_000, 50_000_000])
