@@ -9,13 +9,14 @@ from django.http import HttpRequest
 from presets import catalogue
 from presets.models import Preset
 
-_OBJECTS = {"files", "vram_requirements", "provider_config"}
+_OBJECTS = {"files", "sha256", "vram_requirements", "provider_config"}
 _HELP = {
     "provider_config": "What its registration takes as config, as JSON.",
     "source": "hub: a file of huggingface_repo. package: an installed Python package has it.",
     "in_parts": "The package holds the file in parts, and has a function that puts it together.",
     "filename": "Of a package, or of the hub where no quantization is asked for.",
     "files": 'By quantization: {"Q4_K_M": "model-Q4_K_M.gguf"}.',
+    "sha256": "Of each file, by quantization: what arrives is checked by it.",
     "size_b": "Billions of parameters.",
     "vram_requirements": 'Megabytes by quantization, with one window: {"Q4_K_M": 5200}.',
     "api_key_env_var": "The variable of the worker's environment that has the key.",
@@ -62,7 +63,7 @@ class PresetAdmin(admin.ModelAdmin[Preset]):
             {
                 "fields": (
                     *("source", "huggingface_repo", "revision", "package", "in_parts"),
-                    *("filename", "files", "size_b", "vram_requirements"),
+                    *("filename", "files", "sha256", "size_b", "vram_requirements"),
                 )
             },
         ),

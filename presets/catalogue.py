@@ -1,5 +1,6 @@
 """The YAML files of the catalogue: read, checked, and loaded into rows."""
 
+import re
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,33 @@ _FILES = {
     "cloud_models.yaml": Preset.Kind.CLOUD,
     "embedding_models.yaml": Preset.Kind.EMBEDDING,
 }
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]+([eE][-+]?[0-9]+)?)?")
 # All of a row but which one it is.
 _FIELDS = [f.attname for f in Preset._meta.concrete_fields if f.attname not in ("id", "name")]
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML would read as something else than it looks like."""
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> Any:
+        """010, 0x10, 1_000 and 1:30 are numbers of YAML 1.1, but hardly those that were meant."""
+        if not _DECIMAL.fullmatch(node.value):
+            what = f"{node.value} is no decimal number: write one, or put a text in quotes"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=node.start_mark)
+        return yaml.safe_load(node.value)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """YAML itself takes the last of several equal keys."""
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                what = f"{key.value} is there twice: leave one out"
+                raise yaml.MarkedYAMLError(problem=what, problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+for kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{kind}", _Loader.construct_decimal)
 
 
 @dataclass(slots=True)
@@ -91,7 +117,7 @@ def examine(kind: str, entry: Any) -> tuple[Preset | None, list[str]]:
 def _read_file(path: Path, kind: str, taken: Set[str]) -> tuple[dict[str, Preset], list[str]]:
     """Its presets by name, and its problems; `taken` are names of the folder's other files."""
     try:
-        entries = yaml.safe_load(path.read_text())
+        entries = yaml.load(path.read_text(), _Loader)  # noqa: S506 (it is a SafeLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())  # in a line
         return {}, [f"{path.name}: it cannot be read: {reason}"]

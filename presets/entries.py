@@ -23,6 +23,15 @@ _CLOUD_PROVIDERS = ("openai", "anthropic", "openai_compatible", "litellm")
 class _EntrySerializer(StrictSerializer):
     """What all kinds have in common. `provider_config` is checked as a registration's config."""
 
+    def to_internal_value(self, data: Any) -> Any:
+        """A text is not made of what YAML has read as a number: 1.10 would become 1.1."""
+        for name, value in data.items() if isinstance(data, dict) else ():
+            if isinstance(value, int | float) and isinstance(
+                self.fields.get(name), serializers.CharField
+            ):
+                raise serializers.ValidationError({name: [f"{value} is no text: put it in quotes"]})
+        return super().to_internal_value(data)
+
     name = serializers.RegexField(
         NAME, error_messages={"invalid": "use letters, digits and . _ : -, 100 at most"}
     )
@@ -60,6 +69,12 @@ class _FileSerializer(_EntrySerializer):
     package = serializers.RegexField(r"^[A-Za-z_]\w*$", required=False)
     filename = _FilenameField(required=False)
     files = serializers.DictField(required=False, child=_FilenameField())
+    sha256 = serializers.DictField(
+        required=False,
+        child=serializers.RegexField(
+            "^[0-9a-f]{64}$", error_messages={"invalid": "write 64 hexadecimal digits"}
+        ),
+    )
     size_b = serializers.FloatField(required=False, min_value=0.001, max_value=10_000)
     vram_requirements = serializers.DictField(
         required=False, child=serializers.IntegerField(min_value=1)
@@ -79,6 +94,8 @@ class _FileSerializer(_EntrySerializer):
         if needs_file and attrs.get("filename") not in attrs.get("files", {}).values():
             message = "name one of the files as the one that is taken by default"
             raise serializers.ValidationError({"filename": [message]})
+        if attrs.get("sha256", {}).keys() - attrs.get("files", {}).keys():
+            raise serializers.ValidationError({"sha256": ["name quantizations of `files` only"]})
         return attrs
 
 

@@ -1,5 +1,6 @@
 """The catalogue of models that are one call away from being registered."""
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from django.conf import settings
 from django.db import models
 
 from presets.packaged import PackagedFile
+
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class Preset(models.Model):
@@ -40,6 +43,7 @@ class Preset(models.Model):
     filename = models.CharField(max_length=255, blank=True)
     # By quantization; `filename` is what is taken unless one is named.
     files = models.JSONField(default=dict, blank=True)
+    sha256 = models.JSONField(default=dict, blank=True)  # of `files`, by quantization too
     size_b = models.FloatField(null=True, blank=True)
     vram_requirements = models.JSONField(default=dict, blank=True)
     dimensions = models.PositiveIntegerField(null=True, blank=True)
@@ -64,6 +68,12 @@ class Preset(models.Model):
         elif self.api_key_env_var:
             config["api_key_env_var"] = self.api_key_env_var
         return config
+
+    @property
+    def unpinned(self) -> bool:
+        """Whether the hub may send another file one day: no commit is named, nor all hashes."""
+        is_pinned = _COMMIT.fullmatch(self.revision) or self.files.keys() <= self.sha256.keys()
+        return self.source == self.Source.HUB and not is_pinned
 
     def is_here(self) -> bool:
         """Whether its weights are installed, or one of its files is in MODELS_DIR."""

@@ -15,13 +15,23 @@ class PresetSerializer(serializers.ModelSerializer[Preset]):
 
     registered = serializers.SerializerMethodField()
     downloaded = serializers.SerializerMethodField()
+    unpinned = serializers.BooleanField(
+        help_text="Whether the hub may send another file one day: no commit is named, nor a hash."
+    )
 
     class Meta:
         model = Preset
         fields = (
             *("name", "provider", "description", "license", "source", "huggingface_repo"),
-            *("revision", "package", "filename", "files", "size_b", "vram_requirements"),
-            *("dimensions", "api_key_env_var", "provider_config", "registered", "downloaded"),
+            *("revision", "unpinned", "package", "filename", "files", "sha256", "size_b"),
+            *(
+                "vram_requirements",
+                "dimensions",
+                "api_key_env_var",
+                "provider_config",
+                "registered",
+                "downloaded",
+            ),
         )
         read_only_fields = fields
 

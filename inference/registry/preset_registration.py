@@ -73,6 +73,8 @@ def _register_missing(preset: Preset, name: str, config: dict[str, Any]) -> Regi
     origin = {"huggingface_repo": preset.huggingface_repo, "filename": filename}
     if preset.revision:
         origin["revision"] = preset.revision
+    if sha256 := preset.sha256.get(preset.quantization_of(filename)):
+        origin["sha256"] = sha256
     extra: dict[str, Any] = {"dimensions": preset.dimensions}
     if preset.kind != Preset.Kind.EMBEDDING:
         extra = {

@@ -92,6 +92,8 @@ BAD: list[tuple[str, Any, str]] = [
         "cloudy: provider_config.model_name: say what",
     ),
     ("embedding", {"name": "e", "provider": "embedding"}, "e: dimensions: This field is required"),
+    ("local", HUB_ENTRY | {"sha256": {"F16": 64 * "0"}}, "tiny: sha256: name quantizations of `fi"),
+    ("local", HUB_ENTRY | {"sha256": {"Q8_0": "0"}}, "tiny: sha256.Q8_0: write 64 hexadecimal d"),
     ("local", HUB_ENTRY | {"name": "presets"}, "presets: name: presets is a route"),
     ("local", HUB_ENTRY | {"vram_requirements": {"Q4_KM": 9}}, "tiny: vram_requirements: Q4_KM is"),
     (
@@ -140,6 +142,38 @@ def test_problem_names_file_entry_and_field(
     assert {"tiny", "cloudy"} & found.presets.keys() == {
         {"local": "tiny", "cloud": "cloudy"}[other] for other in others
     }
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("name: 1.10", "1.1 is no text: put it in quotes"),
+        ("name: 7", "7 is no text: put it in quotes"),
+        ("name: no", "False is no text: put it in quotes"),
+        ("name: 0x10", "0x10 is no decimal number"),
+        ("name: 1:30", "1:30 is no decimal number"),
+        ("name: a\n  provider_config: {max_retries: 010}", "010 is no decimal number"),
+        ("name: a\n  provider_config: {max_retries: 1_0}", "1_0 is no decimal number"),
+        ("name: a\n  provider_config: {timeout: .inf}", ".inf is no decimal number"),
+        ("name: a\n  provider_config: {timeout: 1:30.5}", "1:30.5 is no decimal number"),
+        ("name: a\n  name: b", "name is there twice: leave one out"),
+        ("name: a\n  provider_config: {timeout: 1, timeout: 2}", "timeout is there twice"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_it_looks_is_refused(
+    folder: Path, line: str, problem: str
+) -> None:
+    (folder / "cloud_models.yaml").write_text(f"- provider: openai\n  {line}\n")
+    [told] = catalogue.read().problems
+    assert problem in told
+
+
+def test_decimal_numbers_are_read_as_they_are(folder: Path) -> None:
+    config = "{model_name: m, timeout: 1.5, max_retries: 0, context_window: 4096}"
+    text = f"- name: a\n  provider: openai\n  provider_config: {config}\n"
+    (folder / "cloud_models.yaml").write_text(text)
+    found = catalogue.read().presets["a"].provider_config
+    assert (found["timeout"], found["max_retries"], found["context_window"]) == (1.5, 0, 4096)
 
 
 def test_all_problems_are_told_at_once(folder: Path) -> None:
@@ -236,6 +270,23 @@ def test_edited_preset_is_not_overwritten_until_it_is_put_back(
     assert (preset.api_key_env_var, preset.is_edited) == ("OPENAI_API_KEY", False)
 
 
+@pytest.mark.parametrize(
+    ("fields", "unpinned"),
+    [
+        ({}, True),
+        ({"revision": "main"}, True),
+        ({"revision": 40 * "a"}, False),
+        ({"sha256": {"Q8_0": 64 * "0"}}, True),
+        ({"sha256": {"Q8_0": 64 * "0", "Q4_K_M": 64 * "1"}}, False),
+    ],
+)
+def test_preset_is_pinned_by_a_commit_or_by_hashes(
+    folder: Path, fields: dict[str, Any], unpinned: bool
+) -> None:
+    write(folder, "local", HUB_ENTRY | fields)
+    assert catalogue.read().presets["tiny"].unpinned is unpinned
+
+
 # The routes
 
 
@@ -260,6 +311,7 @@ def test_presets_are_listed_by_kind(
     local = {preset["name"]: preset for preset in body["local_models"]}
     tiny = local["tiny"]
     assert (tiny["registered"], tiny["files"]["Q4_K_M"]) == (False, "tiny-Q4_K_M.gguf")
+    assert (tiny["unpinned"], local["smollm2-135m-instruct"]["unpinned"]) == (True, False)
     assert (tiny["downloaded"], local["smollm2-135m-instruct"]["downloaded"]) == (False, True)
 
 
@@ -287,6 +339,7 @@ def test_preset_of_the_hub_is_downloaded_unless_that_waits(api: APIClient) -> No
     body = register(api, "tiny", quantization="Q4_K_M").json()
     assert (body["status"], body["context_window"]) == ("downloading", 512)
     assert body["config"]["filename"] == "tiny-Q4_K_M.gguf"
+    assert "sha256" not in body["config"]
     assert ModelDownload.objects.filter(model__name="tiny").exists()
     assert body["extra"] == {"parameters": 100_000_000, "quantization": "Q4_K_M"}
     body = register(api, "tiny", name="later", auto_download=False).json()

@@ -81,8 +81,14 @@ def look_up(config: dict[str, Any]) -> RemoteFile:
     if found.commit_hash:
         url = hf_hub_url(repo, filename, revision=found.commit_hash, endpoint=settings.HF_ENDPOINT)
     sha256 = found.etag if _SHA256.fullmatch(found.etag or "") else None
+    known = config.get("sha256")
+    if known and sha256 and sha256 != known:
+        raise DownloadError(
+            f"{repo} has another {filename} by now than the preset says: look at what it is, then "
+            "give its sha256 to the preset, and register the model anew."
+        )
     headers = {**build_hf_headers(), "accept-encoding": "identity"}
-    return RemoteFile(url, found.size, sha256, headers)
+    return RemoteFile(url, found.size, known or sha256, headers)
 
 
 def _refusal(config: dict[str, Any], error: HfHubHTTPError) -> DownloadError:

@@ -1,6 +1,7 @@
 """Files from the hub: brought in parts, checked, cancelled, and what is said when that fails."""
 
 import errno
+import hashlib
 import logging
 import random
 import shutil
@@ -238,6 +239,7 @@ def test_file_that_is_no_gguf_is_an_error(model: RegisteredModel, hub: HubServer
         ({"filename": "none.gguf"}, "org/tiny-GGUF has no file none.gguf"),
         ({"revision": "none"}, "org/tiny-GGUF has no revision none"),
         ({"huggingface_repo": "a/b/c"}, "a/b/c names no repository"),
+        ({"sha256": 64 * "0"}, f"org/tiny-GGUF has another {FILE} by now than the preset says"),
     ],
 )
 def test_what_is_not_there_is_an_error_that_names_it(
@@ -248,8 +250,10 @@ def test_what_is_not_there_is_an_error_that_names_it(
     assert said in model.status_message
 
 
-def test_commit_may_be_named(hub: HubServer) -> None:
-    assert run(to_come("tiny", revision=COMMIT)).status == Status.AVAILABLE
+def test_commit_and_hash_may_be_named(hub: HubServer) -> None:
+    sha256 = hashlib.sha256(hub.files[f"{REPO}/{FILE}"]).hexdigest()
+    model = run(to_come("tiny", revision=COMMIT, sha256=sha256))
+    assert model.status == Status.AVAILABLE
 
 
 def test_gated_file_needs_the_token_which_only_the_hub_gets(
