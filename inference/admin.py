@@ -102,7 +102,7 @@ class GenerationTaskAdmin(ReadOnlyAdmin, admin.ModelAdmin[GenerationTask]):
     def run_again(self, request: HttpRequest, tasks: QuerySet[GenerationTask]) -> None:
         ended = [task for task in tasks if task.has_ended]
         try:
-            submit.submit(submission.in_order([submission.again(task) for task in ended]))
+            submit.submit([submission.again(task) for task in ended])
         except submit.QueueFullError:
             messages.error(request, "Too many tasks are pending: try again in a few seconds.")
             return

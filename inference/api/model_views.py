@@ -151,7 +151,7 @@ class RegisteredModelViewSet(
         """Forget a model. Its file stays, unless `?delete_file=true`."""
         model = self.get_object()
         delete_file = query_parameters.boolean(request, "delete_file")
-        if GenerationTask.objects.unfinished().filter(model_name=model.name).exists():
+        if GenerationTask.objects.may_need(model.name):
             raise Conflict(f"Tasks still use {model.name}: wait for them, or cancel them.")
         if delete_file and (other := registration.shares_file(model)):
             raise Conflict(f"The model {other} uses the same file: delete that model first.")

@@ -1,6 +1,8 @@
 """Pages of tasks by cursor, of models by offset; a limit that is no number is refused."""
 
+from collections import defaultdict
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from rest_framework.exceptions import NotFound, ValidationError
@@ -38,14 +40,21 @@ class ModelPagination(AliasedPagination):
 
 
 def queue_positions(tasks: Iterable[GenerationTask]) -> dict[str, int]:
-    """Positions of the pending ones among `tasks`, with one query a queue."""
+    """Positions of the pending ones among `tasks`.
+
+    Of each priority: a count of what goes before the first of them, and the ids up to the last.
+    """
+    times_by_priority: defaultdict[tuple[str, float], list[datetime]] = defaultdict(list)
+    for task in tasks:
+        if task.status == GenerationTask.Status.PENDING:
+            times_by_priority[task.queue, task.priority].append(task.created_at)
     positions: dict[str, int] = {}
-    sought = {task.pk: task.queue for task in tasks if not task.has_ended}
-    for queue in set(sought.values()):
-        pending = GenerationTask.objects.pending().filter(queue=queue).most_urgent_first()
-        positions |= {
-            pk: index
-            for index, pk in enumerate(pending.values_list("pk", flat=True))
-            if pk in sought
-        }
+    for (queue, priority), times in times_by_priority.items():
+        pending = GenerationTask.objects.pending().filter(queue=queue)
+        equal = pending.filter(priority=priority)
+        num_ahead = pending.filter(priority__gt=priority).count()
+        num_ahead += equal.filter(created_at__lt=min(times)).count()
+        between = equal.filter(created_at__range=(min(times), max(times))).most_urgent_first()
+        ids = between.values_list("pk", flat=True)
+        positions |= {pk: num_ahead + index for index, pk in enumerate(ids)}
     return positions

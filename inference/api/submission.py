@@ -94,14 +94,6 @@ def _new_task(request: dict[str, Any], *, requested_model: str, **fields: Any) -
     )
 
 
-def in_order(tasks: list[GenerationTask]) -> list[GenerationTask]:
-    """Tasks of one batch, made a microsecond apart: equal priorities run in the list's order."""
-    start = timezone.now()
-    for index, task in enumerate(tasks):
-        task.created_at = start + timedelta(microseconds=index)
-    return tasks
-
-
 def _usable_model(name: str) -> RegisteredModel:
     model = RegisteredModel.objects.read(name)
     if model is None:

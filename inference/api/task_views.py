@@ -81,14 +81,11 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
     @extend_schema(request=TaskSubmissionSerializer, responses={201: TaskSerializer})
     def create(self, request: Request) -> Response:
         """Submit a task. Repeating an idempotency key gives the first task again, with 200."""
-        fields = submission_validator().run_validation(request.data)
-        key = self._idempotency_key(fields)
         with _refusals():
-            if first := key and self._first_with_key(key, fields):
-                return Response(task_body(first))
-            task = submission.build_task(owner_of(request), fields, key)
+            task = self._first_or_new(request.data, request.headers.get("Idempotency-Key"))
+            is_new = task._state.adding
             [accepted] = submit.submit([task])
-        return Response(task_body(accepted), status=201 if accepted is task else 200)
+        return Response(task_body(accepted), status=201 if is_new and accepted is task else 200)
 
     @extend_schema(
         request=TaskSubmissionSerializer(many=True), responses={201: TaskSerializer(many=True)}
@@ -101,9 +98,14 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
         if "Idempotency-Key" in request.headers:
             message = "A batch takes no such header: give each task an idempotency_key."
             raise ValidationError({"idempotency_key": [message]})
-        tasks = [self._build_indexed(index, data) for index, data in enumerate(request.data)]
+        tasks = []
         with _refusals():
-            accepted = submit.submit(submission.in_order(tasks))
+            for index, data in enumerate(request.data):
+                try:
+                    tasks.append(self._first_or_new(data))
+                except ValidationError as error:
+                    raise ValidationError({str(index): error.detail}) from error
+            accepted = submit.submit(tasks)
         context = {"queue_positions": queue_positions(accepted)}
         return Response(TaskSerializer(accepted, many=True, context=context).data, status=201)
 
@@ -156,22 +158,17 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
             raise Conflict("The task has not ended: cancel it first, then delete it.")
         return Response(status=status.HTTP_204_NO_CONTENT)
 
-    def _idempotency_key(self, fields: dict[str, Any]) -> str | None:
-        key = self.request.headers.get("Idempotency-Key") or fields.get("idempotency_key")
+    def _first_or_new(self, data: Any, key: str | None = None) -> GenerationTask:
+        """The task that was submitted with the idempotency key before, else a new one, unsaved.
+
+        A repeat is answered though its model is gone or the queue is full.
+        """
+        fields = submission_validator().run_validation(data)
+        key = key or fields.get("idempotency_key")
         if key and len(key) > MAX_KEY_LENGTH:
             message = f"Use at most {MAX_KEY_LENGTH} characters."
             raise ValidationError({"idempotency_key": [message]})
-        return key
-
-    def _first_with_key(self, key: str, fields: dict[str, Any]) -> GenerationTask | None:
-        """Looked for first: a repeat is answered though its model is gone or the queue is full."""
-        request_hash = submission.fingerprint(fields)
-        return submit.first_with_key(owner_of(self.request), key, request_hash)
-
-    def _build_indexed(self, index: int, data: Any) -> GenerationTask:
-        try:
-            fields = submission_validator().run_validation(data)
-            key = fields.get("idempotency_key")
-            return submission.build_task(owner_of(self.request), fields, key)
-        except ValidationError as error:
-            raise ValidationError({str(index): error.detail}) from error
+        owner = owner_of(self.request)
+        if key and (first := submit.first_with_key(owner, key, submission.fingerprint(fields))):
+            return first
+        return submission.build_task(owner, fields, key)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
@@ -27,25 +28,30 @@ class ConversationGoneError(Exception):
 
 
 def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
-    """Save new tasks, all or none, and enqueue them after the commit.
+    """Save those that are new, all or none, and enqueue them after the commit.
 
-    A task whose idempotency key was used before is answered by the first one. Raises
-    IdempotencyConflictError when that first one was another request, QueueFullError, and
-    ConversationGoneError.
+    They are made a microsecond apart, so that equal priorities run in the order given. One whose
+    idempotency key was used before is answered by the first task of that key. Raises
+    IdempotencyConflictError when that was another request, QueueFullError, ConversationGoneError.
     """
-    if _num_pending() + len(tasks) > settings.MAX_PENDING_TASKS:
+    fresh = [task for task in tasks if task._state.adding]
+    if not fresh:
+        return list(tasks)
+    if _num_pending() + len(fresh) > settings.MAX_PENDING_TASKS:
         raise QueueFullError
+    for index, task in enumerate(fresh):
+        task.created_at = fresh[0].created_at + timedelta(microseconds=index)
+    accepted = list(tasks)
     try:
-        _insert_all(tasks)
-        accepted = fresh = list(tasks)
+        _insert_all(fresh)
     except IntegrityError:
         ids = {task.conversation_id for task in tasks if task.conversation_id}
         if Conversation.objects.filter(pk__in=ids).count() < len(ids):
             raise ConversationGoneError from None
         with transaction.atomic():
-            accepted = [_first_or_saved(task) for task in tasks]
-        new = {task.pk for task in tasks}
-        fresh = [task for task in accepted if task.pk in new]
+            saved = {task.pk: _first_or_saved(task) for task in fresh}
+        accepted = [saved.get(task.pk, task) for task in tasks]
+        fresh = [task for task in fresh if saved[task.pk] is task]
     events.queued(fresh)
     dispatch.enqueue_soon(dispatch.generate(fresh))
     return accepted

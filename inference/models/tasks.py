@@ -89,6 +89,16 @@ class GenerationTaskQuerySet(ClaimableQuerySet["GenerationTask"]):
     def unfinished(self) -> Self:
         return self.filter(status__in=GenerationTask.UNFINISHED)
 
+    def may_need(self, model_name: str) -> bool:
+        """Whether an unfinished one runs on the model, or names it as a fallback still to come."""
+        unfinished = self.unfinished()
+        # The text of the JSON, which every database can search.
+        fallback = unfinished.filter(request__models__icontains=f'"{model_name}"')
+        return unfinished.filter(model_name=model_name).exists() or any(
+            model_name in (choice["model"] for choice in task.models_left())
+            for task in fallback.only("model_name", "request").iterator(100)
+        )
+
     def due(self) -> Self:
         """Pending, due, before its deadline, and first in line of its conversation."""
         return (
@@ -246,10 +256,13 @@ class GenerationTask(Claimable):
 
     def next_model(self) -> ModelChoice | None:
         """Who is asked when the model whose turn it is fails."""
+        return next(iter(self.models_left()), None)
+
+    def models_left(self) -> list[ModelChoice]:
+        """The fallbacks that have not had their turn."""
         choices: list[ModelChoice] = self.request.get("models", [])
         names = [choice["model"] for choice in choices]
-        following = choices[names.index(self.model_name) + 1 :] if choices else []
-        return next(iter(following), None)
+        return choices[names.index(self.model_name) + 1 :] if choices else []
 
     def queue_position(self) -> int | None:
         """How many pending tasks of the same queue go first; None unless pending."""

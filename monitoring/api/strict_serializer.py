@@ -4,14 +4,29 @@ from typing import Any
 
 from rest_framework import serializers
 
+# Of a list or object in a field, unless the field itself takes fewer.
+_MAX_MEMBERS = 10_000
+_MAX_NAMED = 10
+_MAX_NAME_CHARS = 100
+
 
 class StrictSerializer(serializers.Serializer[Any]):
-    """Refuses fields it does not know: a typo must never be ignored."""
+    """Refuses fields it does not know, since a typo must never be ignored, and too many members.
+
+    Both before it validates members one by one, which takes far longer than to parse them.
+    """
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, dict):
-            unknown = [name for name in data if name not in self.fields]
+            unknown = [str(name)[:_MAX_NAME_CHARS] for name in data if name not in self.fields]
             if unknown:
                 message = "Unknown field: check its spelling, or leave it out."
-                raise serializers.ValidationError({str(name): [message] for name in unknown})
+                details = {name: [message] for name in unknown[:_MAX_NAMED]}
+                if (num_more := len(unknown) - _MAX_NAMED) > 0:
+                    details["non_field_errors"] = [f"{num_more} more fields are unknown."]
+                raise serializers.ValidationError(details)
+            for name, value in data.items():
+                if isinstance(value, dict | list) and len(value) > _MAX_MEMBERS:
+                    message = f"{len(value)} members are too many: send up to {_MAX_MEMBERS}."
+                    raise serializers.ValidationError({name: [message]})
         return super().to_internal_value(data)

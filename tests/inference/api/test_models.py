@@ -9,7 +9,9 @@ from django.conf import settings
 from rest_framework.test import APIClient
 
 from inference import dispatch
-from inference.lifecycle import finish
+from inference.errors import ErrorCode, InferenceError
+from inference.lifecycle import claim, finish
+from inference.lifecycle.finish import Timings
 from inference.models import Queue, RegisteredModel
 from tests.inference.api.test_tasks import NewTask, assert_error
 
@@ -254,6 +256,25 @@ def test_model_in_use_cannot_be_deleted(
     finish.cancel(task)
     assert api.delete(f"{MODELS}/echo/").status_code == 204
     assert_error(api.get(f"{MODELS}/echo"), 404, "not_found")
+
+
+def test_fallback_of_a_waiting_task_cannot_be_deleted(
+    api: APIClient, new_task: NewTask, echo: RegisteredModel
+) -> None:
+    for name in ("second", "third", "ECHO"):
+        RegisteredModel.objects.create(name=name, provider="echo")
+    task = new_task(model="second", fallback_models=["third"])
+    assert_error(api.delete(f"{MODELS}/third"), 409, "conflict")
+    assert api.delete(f"{MODELS}/ECHO").status_code == 204
+    # Its turn has come, and it has failed: the first one is not asked again.
+    failure = InferenceError("It broke.", ErrorCode.PROVIDER_ERROR)
+    lease = claim.claim(task.pk)
+    assert lease is not None
+    assert finish.fail(lease, failure, None, Timings())
+    assert_error(api.delete(f"{MODELS}/third"), 409, "conflict")
+    assert api.delete(f"{MODELS}/second").status_code == 204
+    finish.cancel(task)
+    assert api.delete(f"{MODELS}/third").status_code == 204
 
 
 @pytest.mark.parametrize(("query", "stays"), [("", True), ("?delete_file=true", False)])

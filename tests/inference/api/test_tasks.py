@@ -8,7 +8,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
@@ -467,6 +469,24 @@ def test_conversation_of_someone_else_does_not_exist(api: APIClient) -> None:
     assert_error(response, 400, "validation_error", "conversation_id")
 
 
+def test_unknown_fields_beyond_ten_are_counted(api: APIClient) -> None:
+    body = {f"field {index}": 1 for index in range(20_000)}
+    details = submit(api, **body).json()["details"]
+    assert list(details) == [*(f"field {index}" for index in range(10)), "non_field_errors"]
+    assert details["non_field_errors"] == ["19990 more fields are unknown."]
+    response = submit(api, **{10_000 * "x": 1})
+    assert response.status_code == 400
+    assert len(response.content) < 1000
+
+
+@pytest.mark.parametrize("field", ["messages", "stop_sequences", "fallback_models", "metadata"])
+def test_too_many_members_are_refused_before_they_are_looked_at(api: APIClient, field: str) -> None:
+    members: Any = {str(index): 1 for index in range(10_001)}
+    response = submit(api, **{field: members if field == "metadata" else 10_001 * [None]})
+    assert_error(response, 400, "validation_error", field)
+    assert response.json()["details"][field] == ["10001 members are too many: send up to 10000."]
+
+
 # Idempotency
 
 
@@ -618,6 +638,17 @@ def test_queue_position_counts_the_tasks_that_go_first(api: APIClient, new_task:
     assert positions == [3, 2, 4, 0]
     listed = {t["task_id"]: t["queue_position"] for t in api.get(TASKS).json()["results"]}
     assert [listed[task.pk] for task in tasks] == positions
+
+
+def test_page_reads_no_more_tasks_than_it_shows(api: APIClient, new_task: NewTask) -> None:
+    for priority in 5 * [1, 2, 3]:
+        new_task(priority=priority)
+    with CaptureQueriesContext(connection) as queries:
+        assert api.get(f"{TASKS}?limit=2").json()["results"][0]["queue_position"] == 4
+    with connection.cursor() as cursor:
+        for query in queries.captured_queries:
+            cursor.execute(query["sql"])
+            assert len(cursor.fetchall()) <= 3, query["sql"]
 
 
 def test_pending_task_is_cancelled_at_once(api: APIClient, new_task: NewTask) -> None:
@@ -772,6 +803,9 @@ def test_repeat_of_a_key_is_answered_though_its_model_is_gone(
     repeat = api.post(TASKS, body, format="json")
     assert repeat.status_code == 200
     assert repeat.json()["task_id"] == first["task_id"]
+    assert [task["task_id"] for task in send_batch(api, [body, body]).json()] == 2 * [
+        first["task_id"]
+    ]
 
 
 def test_batch_refuses_the_idempotency_header(api: APIClient, echo: RegisteredModel) -> None:
