@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import sqlite3
 from typing import Any
 from urllib.parse import urlparse
 
@@ -15,6 +16,7 @@ _REDIS_SCHEMES = {"redis", "rediss", "unix"}
 _DATABASE_SCHEMES = {"sqlite", "postgres", "postgresql"}
 _LANGFUSE_KEYS = ("LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY")
 _MIN_KEY_CHARS = 32
+_MIN_SQLITE = (3, 35)
 
 
 @register
@@ -44,6 +46,17 @@ def check_addresses(**_: Any) -> list[CheckMessage]:
         hint = "Use postgres://user:password@host:5432/name or sqlite:///path; or leave it out."
         problems.append(Error("DATABASE_URL is not supported.", hint=hint, id="sopllm.E003"))
     return problems
+
+
+@register
+def check_sqlite(**_: Any) -> list[CheckMessage]:
+    """Claims read what they change, by RETURNING."""
+    is_used = settings.DATABASES["default"]["ENGINE"] == "sopllm.sqlite"
+    if not is_used or sqlite3.sqlite_version_info >= _MIN_SQLITE:
+        return []
+    message = f"Python's SQLite is {sqlite3.sqlite_version}, and 3.35 is needed."
+    hint = "Use a newer Python build, or PostgreSQL by DATABASE_URL."
+    return [Error(message, hint=hint, id="sopllm.E009")]
 
 
 @register

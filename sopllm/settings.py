@@ -33,7 +33,7 @@ WEB_THREADS = env_int("WEB_THREADS", 4, 1, 256)
 LOG_LEVEL = env_choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
 
 VAR_DIR = env_path("VAR_DIR", BASE_DIR / "var")
-VAR_DIR.mkdir(parents=True, exist_ok=True)
+VAR_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
 MODELS_DIR = env_path("MODELS_DIR", VAR_DIR / "models")
 MODELS_DIR.mkdir(parents=True, exist_ok=True)
 # Folders of presets beside the catalogue's own.

@@ -1,6 +1,7 @@
 """Readers of the environment, system checks, and the files that settings make."""
 
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -121,6 +122,12 @@ def test_unknown_database_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ids() == {"sopllm.E003"}
 
 
+def test_sqlite_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    is_used = django_settings.DATABASES["default"]["ENGINE"] == "sopllm.sqlite"
+    assert ids() == ({"sopllm.E009"} if is_used else set())
+
+
 def load_settings(
     shown: str = "settings.SECRET_KEY", **env: str
 ) -> subprocess.CompletedProcess[str]:
@@ -133,6 +140,11 @@ def load_settings(
         text=True,
         check=False,
     )
+
+
+def test_new_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
+    load_settings(VAR_DIR=str(tmp_path / "var"))
+    assert stat.S_IMODE((tmp_path / "var").stat().st_mode) == 0o700
 
 
 def test_secret_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:

@@ -40,6 +40,15 @@ def test_first_run_shows_an_answer_and_the_addresses(service: RunningService) ->
     assert f"http://127.0.0.1:{service.flower_port}/" in output
 
 
+def test_what_it_writes_is_for_its_user_alone(service: RunningService) -> None:
+    written = ["db.sqlite3*", "valkey/*", "valkey/*/*", "log/*", "beat-schedule*", "serve.lock"]
+    for pattern in written:
+        paths = list(service.var_dir.glob(pattern))
+        assert paths
+        for path in paths:
+            assert path.stat().st_mode & 0o077 == 0, path
+
+
 def test_busy_port_is_one_clear_line(service: RunningService, another: RunningService) -> None:
     (line,) = serve_in_vain(another, SERVER_PORT=str(service.port))
     assert str(service.port) in line

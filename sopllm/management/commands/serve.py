@@ -44,6 +44,10 @@ class Command(BaseCommand):
         parser.add_argument("--no-demo", action="store_true", help="submit no first prompt")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        # The database, Valkey's file and the logs have what other users must not read.
+        os.umask(0o077)
+        with contextlib.suppress(PermissionError):  # the folder is another user's
+            settings.VAR_DIR.chmod(0o700)
         with only_one_serve():
             listener = listen(settings.SERVER_HOST, settings.SERVER_PORT, "SERVER_PORT")
             listen("127.0.0.1", settings.FLOWER_PORT, "FLOWER_PORT").close()
