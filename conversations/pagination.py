@@ -1,5 +1,6 @@
 """Pages of conversations by offset, and of messages from the end of a dialogue backwards."""
 
+from datetime import datetime
 from typing import Any
 
 from django.db.models import QuerySet
@@ -8,6 +9,7 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.utils.urls import replace_query_param
+from rest_framework.views import APIView
 
 from conversations.models import Message
 from conversations.serializers import MessageSerializer
@@ -21,7 +23,39 @@ MESSAGE_PARAMETERS = [
 
 
 class ConversationPagination(AliasedPagination):
+    """Newest first. Its links have the time of the newest, so that later ones shift no page."""
+
     alias = "conversations"
+    _until: datetime | None = None
+
+    def paginate_queryset(
+        self, queryset: Any, request: Request, view: APIView | None = None
+    ) -> list[Any] | None:
+        if text := request.query_params.get("until"):
+            try:
+                self._until = query_parameters.moment(text)
+            except ValueError as error:
+                raise ValidationError({"until": [str(error)]}) from error
+            queryset = queryset.filter(created_at__lte=self._until)
+        page = super().paginate_queryset(queryset, request, view)
+        if page and self.offset == 0:
+            self._until = page[0].created_at
+        return page
+
+    def get_next_link(self) -> str | None:
+        link = super().get_next_link()
+        if link is None or self._until is None:
+            return link
+        return replace_query_param(link, "until", self._until.isoformat())
+
+    def get_schema_operation_parameters(self, view: Any) -> list[dict[str, Any]]:
+        until = {
+            "name": "until",
+            "in": "query",
+            "description": "Leave out those that were made later; as `next` has it.",
+            "schema": {"type": "string", "format": "date-time"},
+        }
+        return [*super().get_schema_operation_parameters(view), until]
 
 
 def last_messages(request: Request, messages: QuerySet[Message]) -> Response:

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from conversations.models import Conversation, Message
+from monitoring.api import query_parameters
 from monitoring.api.metadata import MetadataField
 from monitoring.api.strict_serializer import StrictSerializer
 
@@ -76,9 +78,14 @@ class ConversationSerializer(serializers.ModelSerializer[Conversation]):
 
 
 class ConversationWithMessagesSerializer(ConversationSerializer):
-    """With `?include_messages=true`: all messages, oldest first."""
+    """With `?include_messages=true`: the last 1,000 messages, oldest first."""
 
-    messages = MessageSerializer(many=True)
+    messages = serializers.SerializerMethodField()
 
     class Meta(ConversationSerializer.Meta):
         fields = (*ConversationSerializer.Meta.fields, "messages")
+
+    @extend_schema_field(MessageSerializer(many=True))
+    def get_messages(self, conversation: Conversation) -> Any:
+        last = conversation.messages.order_by("-id")[: query_parameters.MAX_LIMIT]
+        return MessageSerializer(last[::-1], many=True).data

@@ -38,7 +38,7 @@ class ConversationViewSet(
     pagination_class = ConversationPagination
     lookup_value_regex = "conv_[0-9a-f]{32}"
     known_parameters = {
-        "list": ("limit", "offset"),
+        "list": ("limit", "offset", "until"),
         "retrieve": ("include_messages",),
         "messages": ("limit", "before"),
     }
@@ -72,7 +72,7 @@ class ConversationViewSet(
 
     @extend_schema(parameters=[_INCLUDE_MESSAGES], responses=ConversationWithMessagesSerializer)
     def retrieve(self, request: Request, pk: str) -> Response:
-        """One conversation; all of its messages with `?include_messages=true`."""
+        """One conversation; with `?include_messages=true` its last 1,000 messages."""
         has_messages = query_parameters.boolean(request, "include_messages")
         shape = ConversationWithMessagesSerializer if has_messages else ConversationSerializer
         return Response(shape(self.get_object()).data)

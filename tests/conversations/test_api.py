@@ -99,9 +99,33 @@ def test_list_is_newest_first_by_pages(api: APIClient, stranger: Conversation) -
     assert last["next"] is None
 
 
+def test_new_conversations_shift_no_page(api: APIClient) -> None:
+    ids = [begin(api)["conversation_id"] for _ in range(7)]
+    seen = []
+    url = f"{CONVERSATIONS}?limit=2"
+    while url:
+        page = api.get(url).json()
+        assert page["total"] == 7
+        seen += [conversation["conversation_id"] for conversation in page["results"]]
+        url = page["next"]
+        if url:
+            begin(api)
+            if len(seen) == 4:  # back and forth
+                back = api.get(page["previous"]).json()
+                assert [c["conversation_id"] for c in back["results"]] == ids[:4:-1]
+                assert back["next"]
+    assert seen == ids[::-1]
+
+
 @pytest.mark.parametrize(
     ("query", "blamed"),
-    [({"limit": 0}, "limit"), ({"offset": "x"}, "offset"), ({"sort": "a"}, "sort")],
+    [
+        ({"limit": 0}, "limit"),
+        ({"offset": "x"}, "offset"),
+        ({"sort": "a"}, "sort"),
+        ({"until": "yesterday"}, "until"),
+        ({"until": "2026-01-31T12:00:00"}, "until"),
+    ],
 )
 def test_bad_query_is_refused(api: APIClient, query: dict[str, Any], blamed: str) -> None:
     assert_error(api.get(CONVERSATIONS, query), 400, "validation_error", blamed)
@@ -113,6 +137,13 @@ def test_messages_come_with_the_conversation_when_asked_for(api: APIClient) -> N
     url = f"{CONVERSATIONS}/{conversation_id}"
     assert contents(api.get(url, {"include_messages": "true"}).json()) == ["one", "two", "three"]
     assert "messages" not in api.get(url).json()
+    conversation = Conversation.objects.get()
+    Message.objects.bulk_create(
+        Message(conversation=conversation, role="user", content=str(i)) for i in range(1000)
+    )
+    body = api.get(url, {"include_messages": "true"}).json()
+    assert contents(body) == [str(i) for i in range(1000)]
+    assert body["message_count"] == 1003
     assert_error(api.get(url, {"include_messages": "1"}), 400, "validation_error")
     assert_error(api.get(url, {"messages": "true"}), 400, "validation_error", "messages")
 
