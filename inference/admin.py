@@ -10,7 +10,7 @@ from inference.api import submission
 from inference.lifecycle import finish, submit
 from inference.loading import requests
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt, WebhookDelivery
-from inference.registry.downloads import requests as downloads
+from inference.registry import downloads
 from inference.webhooks.deliveries import deliver_soon
 
 # By what a status means; each can be read on a light and on a dark page.

@@ -4,7 +4,7 @@ from celery import Task, shared_task
 from django.conf import settings
 
 from inference import dispatch
-from inference.embeddings import stopping  # noqa: F401 (before the pool child is made)
+from inference.embeddings import request_queue  # noqa: F401 (before the pool child is made)
 from inference.execution import gpu_lock, gpu_session
 from inference.execution.attempt import execute
 from inference.lifecycle import claim, finish

@@ -12,12 +12,12 @@ from celery import signals
 from django.db import close_old_connections, connections
 
 from inference import dispatch
-from inference.embeddings import stopping
+from inference.embeddings import request_queue
 from inference.execution import gpu_session
 from inference.loading import gpu_reporter
 from inference.models import Queue
 from inference.providers.cloud import provider
-from inference.registry.downloads import requests as downloads
+from inference.registry import downloads
 from inference.tasks import sweep
 from monitoring import tracing
 from monitoring.events import publisher
@@ -67,7 +67,7 @@ def on_worker_ready(sender: Any, **_: Any) -> None:
 def on_worker_stop(**_: Any) -> None:
     """What runs may end; nothing else joins it, and downloads are put back."""
     gpu_session.drain()
-    stopping.begin()
+    request_queue.drain()
     downloads.stop()
 
 

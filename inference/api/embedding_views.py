@@ -15,7 +15,7 @@ from inference.api.embedding_serializers import (
 )
 from inference.embeddings.messages import EmbeddingRequest, Shape
 from inference.models import RegisteredModel
-from inference.registry.downloads import requests as downloads
+from inference.registry import downloads
 from monitoring.api.query_parameters import StrictViewSet
 
 

@@ -30,8 +30,7 @@ from inference.api.preset_serializers import (
 from inference.loading import requests
 from inference.models import GenerationTask, RegisteredModel
 from inference.providers import circuit_breaker
-from inference.registry import compatibility, preset_registration, registration
-from inference.registry.downloads import requests as downloads
+from inference.registry import compatibility, downloads, preset_registration, registration
 from monitoring.api import query_parameters
 from monitoring.api.errors import Conflict
 from monitoring.api.query_parameters import StrictViewSet

@@ -28,7 +28,7 @@ class TaskPagination(CursorPagination):
         try:
             cursor = super().decode_cursor(request)
             if cursor is not None and cursor.position is not None:
-                query_parameters.moment(cursor.position)
+                query_parameters.moment(str(cursor.position))
         except (NotFound, ValueError) as error:
             message = "Take the cursor from the `next` of a page, or leave it out."
             raise ValidationError({"cursor": [message]}) from error

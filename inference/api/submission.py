@@ -18,8 +18,8 @@ from inference.models import GenerationTask, ModelChoice, RegisteredModel, new_t
 from inference.providers import embedding
 from inference.providers.base import Provider
 from inference.providers.registry import provider_class
+from inference.registry import downloads
 from inference.registry.configs import SAMPLING_FIELDS
-from inference.registry.downloads import requests as downloads
 from inference.webhooks import urls as webhook_urls
 from monitoring import tracing
 

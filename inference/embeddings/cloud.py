@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
 import numpy as np
 from django.conf import settings
@@ -63,34 +62,25 @@ def _ask_again(model: RegisteredModel, texts: list[str]) -> CloudVectors:
 
 def _ask(model: RegisteredModel, texts: list[str]) -> CloudVectors:
     """One call."""
-    key = api_key_of(model)
+    config, key = model.config, api_key_of(model)
+    arguments = {"model": config["model_name"], "input": texts}
+    if dimensions := config.get("dimensions"):
+        arguments["dimensions"] = dimensions
+    if config["model_name"].startswith(_OPENAI):
+        arguments["encoding_format"] = "float"
+    timeout = min(call.timeout_of(model), settings.EMBEDDING_TIMEOUT_SECONDS)
     try:
-        response = library().embedding(**_arguments(model, texts, key))
+        response = library().embedding(**arguments, **call.connection(model, key, timeout))
         rows = np.array([each["embedding"] for each in response.data], dtype=np.float32)
     except Exception as error:  # noqa: BLE001 (of which library's, nobody knows)
         failure = errors.failure_of(error, model, key)
     else:
-        _check_shape(model, rows, len(texts))
-        return CloudVectors(rows, int(getattr(response.usage, "prompt_tokens", 0) or 0))
-    # Not chained: what LiteLLM says may quote the key.
-    raise failure
-
-
-def _arguments(model: RegisteredModel, texts: list[str], key: str | None) -> dict[str, Any]:
-    config = model.config
-    chosen = {"dimensions": config["dimensions"]} if "dimensions" in config else {}
-    if config["model_name"].startswith(_OPENAI):
-        chosen["encoding_format"] = "float"
-    timeout = min(call.timeout_of(model), settings.EMBEDDING_TIMEOUT_SECONDS)
-    what = {"model": config["model_name"], "input": texts}
-    return chosen | what | call.connection(model, key, timeout)
-
-
-def _check_shape(model: RegisteredModel, rows: Vectors, num_texts: int) -> None:
-    wanted = model.config.get("dimensions")
-    if rows.ndim != 2 or len(rows) != num_texts or wanted not in (None, rows.shape[1]):
+        if rows.shape == (len(texts), dimensions or rows.shape[-1]):
+            return CloudVectors(rows, int(getattr(response.usage, "prompt_tokens", 0) or 0))
         message = (
             f"The provider of {model.name} gave other vectors than asked for: check the "
             "model_name and the dimensions that it is registered with."
         )
         raise InferenceError(message, ErrorCode.PROVIDER_ERROR)
+    # Not chained: what LiteLLM says may quote the key.
+    raise failure

@@ -8,7 +8,7 @@ from inference.embeddings.encoders.base import Encoder
 from inference.embeddings.encoders.gguf import GGUFEncoder
 from inference.embeddings.encoders.sentence_transformers import SentenceTransformersEncoder
 from inference.engine.errors import ModelLoadError
-from inference.loading import embedding_weights
+from inference.loading import weights
 from inference.loading.loaded_models import LoadedModel, LoadedModels
 from inference.models import RegisteredModel
 
@@ -25,10 +25,10 @@ class LoadedEncoders(LoadedModels[LoadedEncoder]):
         while len(self._loaded) >= settings.EMBEDDING_MAX_MODELS:
             self.unload(self.evictable()[0].model.name)
         config = model.config
-        path = embedding_weights.find(config)
+        path = weights.find_embedding(config)
         encoder: Encoder
         try:
-            if embedding_weights.is_gguf(path):
+            if weights.is_gguf(path):
                 encoder = GGUFEncoder(path, config, model.context_window or settings.N_CTX)
             else:
                 encoder = SentenceTransformersEncoder(path, config)

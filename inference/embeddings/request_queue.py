@@ -2,10 +2,11 @@
 
 Requests lie in a stream with a consumer group: one that a worker has read stays there until it is
 answered, so that another worker can take it over from a dead one. Nothing here outlives its use by
-long. All functions raise redis.RedisError.
+long. All functions but the two of draining raise redis.RedisError.
 """
 
 import contextlib
+import multiprocessing
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +34,11 @@ _KEPT_SECONDS = 3600
 _MAX_UNANSWERED = 1000
 
 
+# Set in the worker's main process when it is told to stop; its child inherits it by fork, so this
+# module is loaded before.
+_draining = multiprocessing.Event()
+
+
 class TooManyRequestsError(Exception):
     """More than MAX_REQUESTS wait."""
 
@@ -44,6 +50,15 @@ class QueuedRequest:
     entry_id: str
     key: str
     request: EmbeddingRequest
+
+
+def drain() -> None:
+    """Read no more requests from now on: the worker of this process is to stop."""
+    _draining.set()
+
+
+def is_draining() -> bool:
+    return _draining.is_set()
 
 
 def new_key() -> str:

@@ -13,7 +13,7 @@ import redis
 from django.conf import settings
 from django.db import Error as DatabaseError
 
-from inference.embeddings import answers, cloud, request_queue, stopping
+from inference.embeddings import answers, cloud, request_queue
 from inference.embeddings.batcher import Batcher, Item, RunningRequest
 from inference.embeddings.encoders import base
 from inference.embeddings.encoders.base import Vectors
@@ -65,7 +65,7 @@ class _Worker:
         self._unload_unused()
         self._begin(request_queue.read_unanswered())
         busy_at = time.monotonic()
-        while not stopping.has_begun():
+        while not request_queue.is_draining():
             self._begin(self._read())
             self._tidy()
             if self._unanswered:

@@ -214,23 +214,23 @@ def _read_metadata(cursor: _Cursor, count: int) -> Metadata:
     values: dict[str, Value] = {}
     lengths: dict[str, int] = {}
     for _ in range(count):
-        key, kind, count = cursor.take_name(), cursor.take_int("I"), None
-        if kind == _ARRAY:
-            kind, count = cursor.take_int("I"), cursor.take_int("Q")
-            lengths[key] = count
+        key, kind = cursor.take_name(), cursor.take_int("I")
+        is_array = kind == _ARRAY
+        if is_array:
+            kind, lengths[key] = cursor.take_int("I"), cursor.take_int("Q")
         if kind != _STRING and kind not in _FORMATS:
             raise cursor.damage(f"there is no value type {kind}")
-        if kind == _STRING and count is None:
+        if kind == _STRING and is_array:
+            cursor.skip_strings(lengths[key])
+        elif kind == _STRING:
             if (text := cursor.take_text()) is not None:
                 values[key] = text
-        elif kind == _STRING:
-            cursor.skip_strings(count or 0)
-        elif count is None:
+        elif not is_array:
             values[key] = cursor.take(_FORMATS[kind])
-        elif count > _MAX_ARRAY:
-            cursor.skip(count * struct.calcsize(_FORMATS[kind]))
+        elif lengths[key] > _MAX_ARRAY:
+            cursor.skip(lengths[key] * struct.calcsize(_FORMATS[kind]))
         else:
-            values[key] = cursor.take_many(_FORMATS[kind], count)
+            values[key] = cursor.take_many(_FORMATS[kind], lengths[key])
     return Metadata(values, lengths)
 
 
@@ -265,5 +265,6 @@ def _read_tensors(cursor: _Cursor, count: int) -> tuple[list[Tensor], int]:
 
 def _to_int(value: Value, default: int = 0) -> int:
     """Numbers that no model has, infinite ones among them, are none."""
-    is_number = isinstance(value, int | float) and 0 <= value <= _MAX_NUMBER
-    return int(value) if is_number else default
+    if isinstance(value, int | float) and 0 <= value <= _MAX_NUMBER:
+        return int(value)
+    return default

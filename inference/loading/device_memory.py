@@ -3,11 +3,13 @@
 A GPU's as NVML tells it; without a GPU the machine's, or of a container its share.
 """
 
+import contextlib
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 
 import psutil
 import redis
@@ -15,12 +17,13 @@ from django.conf import settings
 
 from inference.engine.errors import ModelLoadError
 from inference.engine.memory_estimate import MemoryEstimate
-from inference.loading import container_memory
 from monitoring.redis import heartbeats
 
 logger = logging.getLogger(__name__)
 
 _MB = 1024 * 1024
+_MEMBERSHIPS = Path("/proc/self/cgroup")
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _GROUP = "model_memory"
 _PUBLISHED_SECONDS = 30
 _LIMIT_REMEDY = "raise MODEL_MEMORY_LIMIT_MB"
@@ -154,10 +157,46 @@ def _read_gpu() -> DeviceMemory | None:
 
 def _read_ram() -> DeviceMemory:
     machine = psutil.virtual_memory()
-    container = container_memory.read()
-    total = min(machine.total, container.total_bytes if container else machine.total)
-    free = min(machine.available, container.free_bytes if container else machine.available)
+    total, free = container_memory() or (machine.total, machine.available)
+    total, free = min(machine.total, total), min(machine.available, free)
     return DeviceMemory(Kind.RAM, total, free, _usable_ram(total, free))
+
+
+def container_memory() -> tuple[int, int] | None:
+    """Total and free bytes under the tightest limit of this process's container; None without any.
+
+    From Linux control groups 1 or 2, of all groups that the process's own lies in. In a container
+    the names are often those of the host, which its own view does not have: then the root counts.
+    """
+    try:
+        memberships = _MEMBERSHIPS.read_text().splitlines()
+    except OSError:  # no Linux
+        return None
+    limits = []
+    for membership in memberships:
+        _, controllers, name = membership.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = _CONTROL_GROUPS / "memory" if controllers else _CONTROL_GROUPS
+        group = root / name.strip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
+                if folder.is_relative_to(root):
+                    limits.append(_limit_of(folder))
+    return min(limits, key=lambda limit: limit[1], default=None)
+
+
+def _limit_of(group: Path) -> tuple[int, int]:
+    """Total and free bytes, cached files being free. Raises OSError or ValueError without any."""
+    if (group / "memory.max").is_file():
+        limit_name, usage_name, prefix = "memory.max", "memory.current", ""
+    else:
+        limit_name, usage_name, prefix = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+    total, used = (int((group / name).read_text()) for name in (limit_name, usage_name))
+    statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    files = (f"{prefix}active_file", f"{prefix}inactive_file")
+    used -= sum(int(statistics.get(key, 0)) for key in files)
+    return total, max(0, total - max(0, used))
 
 
 def _usable_ram(total: int, free: int) -> int:

@@ -16,8 +16,8 @@ from inference.engine.runner import LoadParams
 from inference.errors import InferenceError
 from inference.loading import device_memory, requests
 from inference.loading.loaded_models import LoadedModel, LoadedModels
-from inference.loading.models_dir import resolve_file
 from inference.loading.sizes import ModelSizes, model_sizes
+from inference.loading.weights import resolve_file
 from inference.models import RegisteredModel
 from monitoring.hardware import worker_identity
 

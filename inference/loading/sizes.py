@@ -35,6 +35,11 @@ class ModelSizes:
         )
 
 
+def default_context_window(header: GGUFHeader) -> int:
+    """The window that the model is trained for, up to N_CTX."""
+    return min(header.context_length or settings.N_CTX, settings.N_CTX)
+
+
 def model_sizes(config: dict[str, Any], context_window: int) -> ModelSizes:
     """The sizes of a registration or preset with this `config`."""
     wanted = config.get("num_batch_tokens") or settings.N_BATCH or _DEFAULT_BATCH_TOKENS

@@ -11,8 +11,8 @@ from inference.engine.gguf_header import GGUFHeader, Layer, read_header
 from inference.engine.memory_estimate import MemoryEstimate
 from inference.loading import device_memory
 from inference.loading.device_memory import Kind
-from inference.loading.models_dir import resolve, resolve_file
-from inference.loading.sizes import ModelSizes, model_sizes
+from inference.loading.sizes import ModelSizes, default_context_window, model_sizes
+from inference.loading.weights import resolve, resolve_file
 from inference.models import RegisteredModel
 from presets.models import Preset
 from presets.quantizations import BITS, RECOMMENDED_BITS
@@ -160,7 +160,7 @@ def _check(
     if memory is None or (memory.kind == Kind.GPU and not gpu_layers):
         memory = device_memory.read(gpu_layers)
         warnings = [*warnings, _NOT_PUBLISHED]
-    window = context_window or min(header.context_length or settings.N_CTX, settings.N_CTX)
+    window = context_window or default_context_window(header)
     used_gpu_layers = gpu_layers if memory.kind == Kind.GPU else 0
     as_is = _Load(header, model_sizes(config, window), used_gpu_layers)
     wanted = replace(as_is, header=_requantized(header, quantization)) if quantization else as_is

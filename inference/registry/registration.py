@@ -4,14 +4,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from django.conf import settings
 from django.db import IntegrityError, transaction
 from rest_framework.exceptions import ValidationError
 
 from inference import encryption
 from inference.engine.errors import InvalidGGUFError
 from inference.engine.gguf_header import read_header
-from inference.loading import embedding_weights, models_dir
+from inference.loading import weights
+from inference.loading.sizes import default_context_window
 from inference.models import RegisteredModel
 from inference.providers.api_keys import DEFAULT_ENV_VARS
 from inference.providers.registry import provider_class
@@ -107,15 +107,14 @@ def file_facts(provider: str, config: dict[str, Any]) -> dict[str, Any]:
     field = "package" if "package" in config else "model_path"
     try:
         if provider == Provider.EMBEDDING:
-            facts = embedding_weights.describe(embedding_weights.find(config))
+            facts = weights.describe_embedding(weights.find_embedding(config))
             window = config.get("max_seq_length")
             return facts | ({"context_window": window} if window else {})
-        header = read_header(models_dir.resolve_file(config["model_path"]))
+        header = read_header(weights.resolve_file(config["model_path"]))
     except (ValueError, InvalidGGUFError) as error:
         raise ValidationError({field: [str(error)]}) from error
-    trained = header.context_length or settings.N_CTX
     return {
-        "context_window": config.get("context_window") or min(trained, settings.N_CTX),
+        "context_window": config.get("context_window") or default_context_window(header),
         "size_bytes": header.size_bytes,
         "extra": {
             "architecture": header.architecture,
@@ -150,7 +149,7 @@ def delete_file(model: RegisteredModel) -> None:
 
 def _path_or_none(model: RegisteredModel) -> Path | None:
     try:
-        path = models_dir.resolve(model.config["model_path"])
+        path = weights.resolve(model.config["model_path"])
     except (KeyError, ValueError):
         return None
     return path if path.exists() else None

@@ -13,7 +13,7 @@ from inference import events
 from inference.lifecycle import lease_renewer
 from inference.lifecycle.lease_renewer import HeldRow
 from inference.models import ModelDownload, RegisteredModel
-from inference.registry.downloads.requests import stopping
+from inference.registry.downloads import stopping
 
 logger = logging.getLogger(__name__)
 

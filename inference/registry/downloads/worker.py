@@ -15,11 +15,10 @@ from rest_framework.exceptions import ValidationError
 from inference import dispatch
 from inference.models import ModelDownload, RegisteredModel
 from inference.registry import registration
-from inference.registry.downloads import hub
+from inference.registry.downloads import hub, partial_path, stopping, target_path
 from inference.registry.downloads.hub import DownloadError, RemoteFile
 from inference.registry.downloads.partial_file import FileBusyError, PartialFile, read_chunks
 from inference.registry.downloads.progress import NotWantedError, Progress
-from inference.registry.downloads.requests import partial_path, stopping, target_path
 from inference.retries import backoff_seconds
 from monitoring.api.errors import in_words
 

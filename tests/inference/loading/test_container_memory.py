@@ -4,21 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from inference.loading import container_memory
-from inference.loading.container_memory import ContainerMemory
+from inference.loading import device_memory
 
 GB = 1024**3
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(container_memory, "_ROOT", tmp_path)
+    monkeypatch.setattr(device_memory, "_CONTROL_GROUPS", tmp_path)
     return tmp_path
 
 
 def belongs_to(groups: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memberships").write_text(groups)
-    monkeypatch.setattr(container_memory, "_MEMBERSHIPS", tmp_path / "memberships")
+    monkeypatch.setattr(device_memory, "_MEMBERSHIPS", tmp_path / "memberships")
 
 
 def write(folder: Path, **files: object) -> None:
@@ -31,7 +30,7 @@ def test_version_2_counts_cached_files_as_free(root: Path, monkeypatch: pytest.M
     belongs_to("0::/\n", root, monkeypatch)
     statistics = f"anon {GB}\nactive_file {GB}\ninactive_file {2 * GB}"
     write(root, memory__max=8 * GB, memory__current=5 * GB, memory__stat=statistics)
-    assert container_memory.read() == ContainerMemory(total_bytes=8 * GB, free_bytes=6 * GB)
+    assert device_memory.container_memory() == (8 * GB, 6 * GB)
 
 
 def test_version_1_is_read_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +41,7 @@ def test_version_1_is_read_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
         memory__usage_in_bytes=3 * GB,
         memory__stat=f"total_active_file 0\ntotal_inactive_file {GB}",
     )
-    assert container_memory.read() == ContainerMemory(total_bytes=4 * GB, free_bytes=2 * GB)
+    assert device_memory.container_memory() == (4 * GB, 2 * GB)
 
 
 def test_tightest_limit_on_the_way_to_the_root_counts(
@@ -52,7 +51,7 @@ def test_tightest_limit_on_the_way_to_the_root_counts(
     write(root / "slice", memory__max=4 * GB, memory__current=3 * GB, memory__stat="active_file 0")
     inner = root / "slice" / "service"
     write(inner, memory__max=8 * GB, memory__current=GB, memory__stat="active_file 0")
-    assert container_memory.read() == ContainerMemory(total_bytes=4 * GB, free_bytes=GB)
+    assert device_memory.container_memory() == (4 * GB, GB)
 
 
 def test_group_named_as_on_the_host_is_found_at_the_root(
@@ -60,23 +59,23 @@ def test_group_named_as_on_the_host_is_found_at_the_root(
 ) -> None:
     belongs_to("0::/system.slice/docker-abc.scope\n", root, monkeypatch)
     write(root, memory__max=2 * GB, memory__current=GB, memory__stat="active_file 0")
-    assert container_memory.read() == ContainerMemory(total_bytes=2 * GB, free_bytes=GB)
+    assert device_memory.container_memory() == (2 * GB, GB)
 
 
 def test_usage_above_the_limit_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     belongs_to("0::/\n", root, monkeypatch)
     write(root, memory__max=GB, memory__current=GB + 1, memory__stat="active_file 0")
-    assert container_memory.read() == ContainerMemory(total_bytes=GB, free_bytes=0)
+    assert device_memory.container_memory() == (GB, 0)
 
 
 def test_no_limit_is_none(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     belongs_to("0::/\n", root, monkeypatch)
     write(root, memory__max="max", memory__current=GB, memory__stat="active_file 0")
-    assert container_memory.read() is None
+    assert device_memory.container_memory() is None
 
 
 def test_system_without_control_groups_has_no_limit(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(container_memory, "_MEMBERSHIPS", root / "missing")
-    assert container_memory.read() is None
+    monkeypatch.setattr(device_memory, "_MEMBERSHIPS", root / "missing")
+    assert device_memory.container_memory() is None

@@ -10,8 +10,7 @@ from pytest_django import Settings
 
 from inference.engine.errors import ModelLoadError
 from inference.engine.memory_estimate import MemoryEstimate
-from inference.loading import container_memory, device_memory
-from inference.loading.container_memory import ContainerMemory
+from inference.loading import device_memory
 from inference.loading.device_memory import DeviceMemory, Kind
 from monitoring.redis.client import client
 from tests.conftest import Valkey
@@ -29,7 +28,7 @@ def _no_reserve(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
         setattr(settings, name, 0)
     machine = SimpleNamespace(total=32 * GB, available=24 * GB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
-    monkeypatch.setattr(container_memory, "read", lambda: None)
+    monkeypatch.setattr(device_memory, "container_memory", lambda: None)
 
 
 @pytest.fixture
@@ -97,7 +96,7 @@ def test_what_may_be_used_of_ram_is_the_least_of_both_limits(
 
 @pytest.mark.usefixtures("_no_gpu")
 def test_a_container_has_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(container_memory, "read", lambda: ContainerMemory(4 * GB, 3 * GB))
+    monkeypatch.setattr(device_memory, "container_memory", lambda: (4 * GB, 3 * GB))
     assert device_memory.read(-1) == DeviceMemory(Kind.RAM, 4 * GB, 3 * GB, 3 * GB)
 
 

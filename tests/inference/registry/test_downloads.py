@@ -22,7 +22,7 @@ from rest_framework.test import APIClient
 
 from inference import events
 from inference.models import ModelDownload, RegisteredModel
-from inference.registry.downloads import requests as downloads
+from inference.registry import downloads
 from inference.registry.downloads import worker
 from inference.registry.downloads.partial_file import FileBusyError, PartialFile
 from inference.tasks import sweep

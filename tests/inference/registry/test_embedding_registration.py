@@ -10,7 +10,7 @@ from django.core.management import call_command
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from inference.loading import embedding_weights
+from inference.loading import weights
 from inference.models import RegisteredModel
 
 pytestmark = pytest.mark.django_db
@@ -40,7 +40,7 @@ def refusal(api: APIClient, **config: Any) -> dict[str, list[str]]:
 
 
 def copy_minilm(models_dir: Path, name: str = "minilm") -> Path:
-    return Path(shutil.copytree(embedding_weights.find({"package": PACKAGE}), models_dir / name))
+    return Path(shutil.copytree(weights.find_embedding({"package": PACKAGE}), models_dir / name))
 
 
 def test_package_is_registered(api: APIClient) -> None:

@@ -1,4 +1,7 @@
-"""Where the weights of an embedding model are, and what their files say, without loading them."""
+"""Where the weights of models are, and what their files say, without loading them.
+
+Nothing that a registration names may lie outside of MODELS_DIR.
+"""
 
 import json
 import re
@@ -9,46 +12,61 @@ from typing import Any
 from django.conf import settings
 
 from inference.engine.errors import InvalidGGUFError
-from inference.loading import models_dir
+from inference.engine.gguf_header import read_header
+from inference.loading.sizes import default_context_window
 
 PACKAGE_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
-_GGUF = ".gguf"
 
 
-def find(config: dict[str, Any]) -> Path:
+def resolve(model_path: str) -> Path:
+    """The path of that name, links followed. Raises ValueError unless it lies in MODELS_DIR."""
+    models_dir = Path(settings.MODELS_DIR).resolve()
+    try:
+        path = (models_dir / model_path).resolve()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
+        raise ValueError(f"{model_path} cannot be read: {error}") from error
+    if not path.is_relative_to(models_dir):
+        raise ValueError(f"{model_path} lies outside of MODELS_DIR: put the file in there.")
+    return path
+
+
+def resolve_file(model_path: str) -> Path:
+    """The file behind a `model_path`. Raises ValueError unless it lies in MODELS_DIR."""
+    path = resolve(model_path)
+    if not path.is_file():
+        raise ValueError(f"There is no file {model_path} in MODELS_DIR.")
+    return path
+
+
+def find_embedding(config: dict[str, Any]) -> Path:
     """A folder of sentence-transformers, or a GGUF file. Raises ValueError saying what is wrong."""
     if package := config.get("package"):
         return _folder_in_package(package)
     model_path = config["model_path"]
-    path = models_dir.resolve(model_path)
     if is_gguf(model_path):
-        if not path.is_file():
-            raise ValueError(f"There is no file {model_path} in MODELS_DIR.")
-    elif not path.is_dir() or path == models_dir.resolve(""):
+        return resolve_file(model_path)
+    path = resolve(model_path)
+    if not path.is_dir() or path == resolve(""):
         raise ValueError(f"There is no folder {model_path} in MODELS_DIR.")
     return path
 
 
 def is_gguf(path: str | Path) -> bool:
-    return str(path).endswith(_GGUF)
+    return str(path).endswith(".gguf")
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe_embedding(path: Path) -> dict[str, Any]:
     """Fields of the model's row. Raises ValueError for files that cannot be a model."""
-    return _gguf_fields(path) if is_gguf(path) else _folder_fields(path)
-
-
-def _gguf_fields(path: Path) -> dict[str, Any]:
-    # The header's parser is for this moment only; the web process does without it otherwise.
-    from inference.engine.gguf_header import read_header
-
+    if not is_gguf(path):
+        return _folder_fields(path)
     try:
         header = read_header(path)
     except InvalidGGUFError as error:
         raise ValueError(str(error)) from error
     return {
         "size_bytes": header.size_bytes,
-        "context_window": min(header.context_length or settings.N_CTX, settings.N_CTX),
+        "context_window": default_context_window(header),
         "extra": {
             "format": "gguf",
             "architecture": header.architecture,
