@@ -37,7 +37,7 @@ class ConversationPagination(AliasedPagination):
             except ValueError as error:
                 raise ValidationError({"until": [str(error)]}) from error
             queryset = queryset.filter(created_at__lte=self._until)
-        page = super().paginate_queryset(queryset, request, view)
+        page: list[Any] | None = super().paginate_queryset(queryset, request, view)
         if page and self.offset == 0:
             self._until = page[0].created_at
         return page

@@ -1,7 +1,5 @@
 """From a request for embeddings to a worker's answer, as the web process waits for it."""
 
-from typing import NoReturn
-
 import redis
 from django.conf import settings
 from django.http import HttpResponse
@@ -37,7 +35,12 @@ class EmbeddingResponse(LongPoll):
                 self._post()
                 return None
             if is_last:
-                self._give_up(self._entry_id)
+                request_queue.forget(self._answer_key, self._entry_id)
+                raise EmbeddingsUnavailable(
+                    "The embeddings worker did not answer within "
+                    f"{settings.EMBEDDING_TIMEOUT_SECONDS:g} s: try again, with fewer texts at a "
+                    "time; /api/v1/monitor/health tells whether it runs."
+                )
         except redis.RedisError as error:
             raise RedisUnavailable from error
         try:
@@ -63,11 +66,3 @@ class EmbeddingResponse(LongPoll):
         except TooManyRequestsError as error:
             message = "Too many requests for embeddings wait: try again in a few seconds."
             raise QueueFull(message) from error
-
-    def _give_up(self, entry_id: str) -> NoReturn:
-        request_queue.forget(self._answer_key, entry_id)
-        seconds = settings.EMBEDDING_TIMEOUT_SECONDS
-        raise EmbeddingsUnavailable(
-            f"The embeddings worker did not answer within {seconds:g} s: try again, with fewer "
-            "texts at a time; /api/v1/monitor/health tells whether it runs."
-        )

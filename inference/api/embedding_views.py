@@ -41,11 +41,7 @@ class EmbeddingViewSet(StrictViewSet):
 
 
 def _send(request: EmbeddingRequest) -> EmbeddingResponse:
-    _check_model(request.model_name)
-    return EmbeddingResponse(request)
-
-
-def _check_model(name: str) -> None:
+    name = request.model_name
     model = RegisteredModel.objects.read(name)
     if model is None:
         message = f"There is no model {name}: GET /api/v1/models?provider=embedding lists them."
@@ -58,3 +54,4 @@ def _check_model(name: str) -> None:
             "GET /api/v1/models?provider=embedding lists those that do."
         )
         raise ValidationError({"model_name": [message]})
+    return EmbeddingResponse(request)

@@ -44,27 +44,24 @@ def _collect() -> Iterator[Metric]:
     """All metrics; without Redis, what the database knows."""
     is_loaded = loaded_models()
     yield from prometheus.counted(list(is_loaded))
-    yield from _queues(queue_stats.read())
-    yield _of_models("model_loaded", "1 while in memory.", is_loaded)
-    is_open = circuit_breaker.are_open()
-    yield _of_models("circuit_open", "1 while a cloud model is left alone.", is_open)
-    yield from prometheus.gpus()
-
-
-def _queues(stats: QueueStats) -> Iterator[Metric]:
-    running = GaugeMetricFamily(
-        f"{prometheus.PREFIX}num_requests_running", "Tasks that run.", labels=["queue"]
+    running, waiting, workers = (
+        GaugeMetricFamily(prometheus.PREFIX + name, meaning, labels=["queue"])
+        for name, meaning in (
+            ("num_requests_running", "Tasks that run."),
+            ("num_requests_waiting", "Tasks that wait."),
+            ("workers", "Workers alive."),
+        )
     )
-    waiting = GaugeMetricFamily(
-        f"{prometheus.PREFIX}num_requests_waiting", "Tasks that wait.", labels=["queue"]
-    )
-    workers = GaugeMetricFamily(f"{prometheus.PREFIX}workers", "Workers alive.", labels=["queue"])
-    for queue, state in stats["queues"].items():
+    for queue, state in queue_stats.read()["queues"].items():
         running.add_metric([queue], state["processing"])
         waiting.add_metric([queue], state["pending"])
         if state["workers"] is not None:
             workers.add_metric([queue], state["workers"])
     yield from (running, waiting, workers)
+    yield _of_models("model_loaded", "1 while in memory.", is_loaded)
+    is_open = circuit_breaker.are_open()
+    yield _of_models("circuit_open", "1 while a cloud model is left alone.", is_open)
+    yield from prometheus.gpus()
 
 
 def _of_models(name: str, meaning: str, states: dict[str, bool]) -> Metric:

@@ -1,6 +1,7 @@
 """What waits and what runs, from the rows of the tasks and the lists of the broker."""
 
 from collections import Counter, defaultdict
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -19,6 +20,10 @@ _MAX_PRIORITIES = 100
 _MAX_PROCESSING_TASKS = 100
 # The others only when something waits, runs or works there.
 _ALWAYS_SHOWN = (Queue.GPU, Queue.API)
+
+_RUNNING_FIELDS = (
+    *("id", "owner", "model_name", "queue", "attempt", "worker", "started_at", "priority"),
+)
 
 # A priority, how many tasks have it, and the oldest of them.
 _Waiting = tuple[float, int, datetime]
@@ -78,8 +83,14 @@ def read_now(owner: str | None) -> QueueStats:
     Two queries, each by an index that holds the pending or the processing tasks alone.
     """
     waiting = _waiting()
-    running = _running()
-    messages, num_workers = _from_redis()
+    held = GenerationTask.objects.filter(lease_until__isnull=False)  # by the index of the leases
+    processing = held.filter(status=GenerationTask.Status.PROCESSING)
+    running = list(processing.order_by("started_at", "id").values(*_RUNNING_FIELDS))
+    messages: dict[str, dict[str, int]] = {}
+    num_workers: dict[str, int] = {}
+    with suppress(redis.RedisError):
+        messages = dispatch.messages_by_priority(Queue.values)
+        num_workers = workers.count(Queue.values)
     num_running = Counter(task["queue"] for task in running)
     queues = {
         queue.value: QueueState(
@@ -129,14 +140,6 @@ def _by_priority(waiting: list[_Waiting]) -> dict[str, int]:
     }
 
 
-def _running() -> list[dict[str, Any]]:
-    """All tasks that are being processed, longest first: as many as the workers have hands."""
-    held = GenerationTask.objects.filter(lease_until__isnull=False)  # by the index of the leases
-    processing = held.filter(status=GenerationTask.Status.PROCESSING)
-    fields = ("id", "owner", "model_name", "queue", "attempt", "worker", "started_at", "priority")
-    return list(processing.order_by("started_at", "id").values(*fields))
-
-
 def _processing_task(task: dict[str, Any]) -> ProcessingTask:
     return ProcessingTask(
         task_id=task["id"],
@@ -147,11 +150,3 @@ def _processing_task(task: dict[str, Any]) -> ProcessingTask:
         started_at=events.iso(task["started_at"]),
         priority=task["priority"],
     )
-
-
-def _from_redis() -> tuple[dict[str, dict[str, int]], dict[str, int]]:
-    """Messages by queue and Redis priority, and live workers by queue; nothing without Redis."""
-    try:
-        return dispatch.messages_by_priority(Queue.values), workers.count(Queue.values)
-    except redis.RedisError:
-        return {}, {}

@@ -47,8 +47,19 @@ class SSEWriter:
         return self._start_anew(attempt) if attempt > self.cursor.attempt else b""
 
     def add(self, deltas: Iterable[Delta]) -> bytes:
-        """What the reader lacks of deltas of the stream."""
-        return b"".join(self._add(each) for each in deltas)
+        """What the reader lacks of deltas of the stream.
+
+        Nothing for what a lost attempt has written, or comes after a hole.
+        """
+        events = b""
+        for delta in deltas:
+            if delta.attempt < self.cursor.attempt:
+                continue
+            events += self.begin(delta.attempt)
+            num_missing = delta.num_chars - self.cursor.num_chars
+            if 0 < num_missing <= len(delta.text):
+                events += self._token(delta.text[-num_missing:], delta.num_chars, delta.index)
+        return events
 
     def conclude(self, task: GenerationTask) -> bytes:
         """What an ended task's text has more than the stream had, and the task."""
@@ -59,16 +70,6 @@ class SSEWriter:
         rest = text[self.cursor.num_chars :]
         rest_token = self._token(rest, len(text), self.cursor.num_deltas) if rest else b""
         return restart + rest_token + _event(task.status, FINAL_ID, task_body(task))
-
-    def _add(self, delta: Delta) -> bytes:
-        """Nothing for what a lost attempt has written, the reader has, or comes after a hole."""
-        if delta.attempt < self.cursor.attempt:
-            return b""
-        restart = self.begin(delta.attempt)
-        num_missing = delta.num_chars - self.cursor.num_chars
-        if not 0 < num_missing <= len(delta.text):
-            return restart
-        return restart + self._token(delta.text[-num_missing:], delta.num_chars, delta.index)
 
     def _start_anew(self, attempt: int) -> bytes:
         had_text = self.cursor.num_chars > 0

@@ -55,7 +55,7 @@ def show_task(gpu_index: int, task_id: str) -> None:
 
 def _acquire(gpu_index: int) -> Lock:
     """Wait until the GPU is free, or its holder is gone."""
-    key, me = _key(gpu_index), worker_identity.current()
+    key, me = gpu.lease_key(settings.NODE_NAME, gpu_index), worker_identity.current()
     lock = Lock(client(), key, timeout=_LEASE_SECONDS, thread_local=False)
     logged_holder = None
     while not lock.acquire(blocking=False, token=me):
@@ -82,10 +82,6 @@ def _renew(lock: Lock, done: threading.Event) -> None:
             lock.extend(_LEASE_SECONDS, replace_ttl=True)
         except (LockError, redis.RedisError) as exc:
             logger.warning("%s: lease not renewed: %s", lock.name, exc)
-
-
-def _key(gpu_index: int) -> str:
-    return gpu.lease_key(settings.NODE_NAME, gpu_index)
 
 
 def _task_key(gpu_index: int) -> str:

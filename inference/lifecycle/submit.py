@@ -43,7 +43,14 @@ def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
         task.created_at = fresh[0].created_at + timedelta(microseconds=index)
     accepted = list(tasks)
     try:
-        _insert_all(fresh)
+        if len(fresh) > 1:
+            with transaction.atomic():
+                GenerationTask.objects.bulk_create(fresh)
+        else:
+            values = sql.column_values(fresh[0])  # prepared before, since writers take turns
+            with transaction.atomic():
+                sql.execute(sql.SUBMIT, **values)
+            fresh[0]._state.adding = False  # as `save` does: the row is there
     except IntegrityError:
         ids = {task.conversation_id for task in tasks if task.conversation_id}
         if Conversation.objects.filter(pk__in=ids).count() < len(ids):
@@ -64,18 +71,6 @@ def _num_pending() -> int:
     if now - _pending_seen[0] > 1:
         _pending_seen = (now, GenerationTask.objects.pending().count())
     return _pending_seen[1]
-
-
-def _insert_all(tasks: Sequence[GenerationTask]) -> None:
-    """One transaction; what can be prepared is prepared before it, since writers take turns."""
-    if len(tasks) > 1:
-        with transaction.atomic():
-            GenerationTask.objects.bulk_create(tasks)
-        return
-    values = sql.column_values(tasks[0])
-    with transaction.atomic():
-        sql.execute(sql.SUBMIT, **values)
-    tasks[0]._state.adding = False  # as `save` does: the row is there
 
 
 def _first_or_saved(task: GenerationTask) -> GenerationTask:

@@ -24,18 +24,13 @@ _HELD = (Status.LOADING, Status.LOADED)
 def ask(model: RegisteredModel, request: "Request") -> None:
     """Have a worker load or unload the model, unless it is so already; reads the row anew."""
     rows = RegisteredModel.objects.filter(pk=model.pk)
-    if not _is_done(model, request):
+    is_so = model.loaded if request == Request.LOAD else model.status not in _HELD
+    if model.requested or not is_so:
         rows.exclude(requested=request).update(requested=request, requested_at=Now())
         dispatch.enqueue([dispatch.SERVE_MODEL_REQUESTS])
     elif request == Request.LOAD and model.keep_alive is not None:
         rows.exclude(unload_at=None).update(unload_at=Now() + model.keep_alive)
     model.refresh_from_db()
-
-
-def _is_done(model: RegisteredModel, request: "Request") -> bool:
-    if model.requested:
-        return False
-    return model.loaded if request == Request.LOAD else model.status not in _HELD
 
 
 def are_pending() -> bool:
@@ -67,7 +62,7 @@ def sweep() -> None:
 
 
 def _release_from_lost_workers() -> None:
-    """A process that died holds no model any more."""
+    """A process that died holds no model any more; a load that it was at is not repeated."""
     held = RegisteredModel.objects.exclude(loaded_by="")
     embedding = Q(provider=RegisteredModel.Provider.EMBEDDING)
     for queue, models in (
@@ -76,19 +71,15 @@ def _release_from_lost_workers() -> None:
     ):
         gone = workers.gone({model.loaded_by for model in models}, queue)
         for model in models:
-            if model.loaded_by in gone:
-                _release(model)
-
-
-def _release(model: RegisteredModel) -> None:
-    """From the process that the row names; a load that it was at is not repeated."""
-    row = RegisteredModel.objects.filter(pk=model.pk, loaded_by=model.loaded_by)
-    if model.status == Status.LOADING and model.requested == Request.LOAD:
-        why = "The worker was lost while it loaded this model: look at its log, then try again."
-        row.update(status=Status.ERROR, loaded_by="", unload_at=None, status_message=why)
-        end(model, Request.LOAD)
-    else:
-        freed = row.update(status=Status.AVAILABLE, loaded_by="", unload_at=None)
-        if freed and model.loaded:
-            events.unloaded(model, model.loaded_by)
-        end(model, Request.UNLOAD)
+            if model.loaded_by not in gone:
+                continue
+            row = RegisteredModel.objects.filter(pk=model.pk, loaded_by=model.loaded_by)
+            if model.status == Status.LOADING and model.requested == Request.LOAD:
+                why = "The worker was lost while it loaded this model: look at its log, try again."
+                row.update(status=Status.ERROR, loaded_by="", unload_at=None, status_message=why)
+                end(model, Request.LOAD)
+                continue
+            freed = row.update(status=Status.AVAILABLE, loaded_by="", unload_at=None)
+            if freed and model.loaded:
+                events.unloaded(model, model.loaded_by)
+            end(model, Request.UNLOAD)

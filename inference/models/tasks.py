@@ -101,11 +101,17 @@ class GenerationTaskQuerySet(ClaimableQuerySet["GenerationTask"]):
 
     def due(self) -> Self:
         """Pending, due, before its deadline, and first in line of its conversation."""
+        outer = models.OuterRef
+        earlier = GenerationTask.objects.unfinished().filter(
+            Q(created_at__lt=outer("created_at"))
+            | Q(created_at=outer("created_at"), id__lt=outer("id")),
+            conversation=outer("conversation"),
+        )
         return (
             self.pending()
             .filter(Q(due_at=None) | Q(due_at__lte=Now()))
             .filter(Q(deadline_at=None) | Q(deadline_at__gt=Now()))
-            .exclude(models.Exists(_earlier_in_conversation()))
+            .exclude(models.Exists(earlier))
         )
 
     def held_by(self, worker: str) -> dict[str, tuple[int, bool]]:
@@ -298,16 +304,6 @@ _AHEAD_OF = f"""
         + ({_PENDING} AND queue = %s AND priority = %s AND created_at < %s)
         + ({_PENDING} AND queue = %s AND priority = %s AND created_at = %s AND id < %s)
 """
-
-
-def _earlier_in_conversation() -> models.QuerySet[GenerationTask]:
-    """Unfinished tasks that the outer task's conversation must see answered first."""
-    outer = models.OuterRef
-    return GenerationTask.objects.unfinished().filter(
-        Q(created_at__lt=outer("created_at"))
-        | Q(created_at=outer("created_at"), id__lt=outer("id")),
-        conversation=outer("conversation"),
-    )
 
 
 class TaskAttempt(models.Model):

@@ -92,26 +92,21 @@ def check_preset(
         path = weights.installed_path()
     else:
         path = resolve(preset.files.get(quantization, preset.filename))
+    window = preset.provider_config.get("context_window")
     if path and path.is_file():
         header, warnings = read_header(path), []
     else:
-        header, warnings = _header_of_preset(preset, preset.size_b, quantization), [_GUESSED]
-    window = context_window or preset.provider_config.get("context_window")
+        name = quantization or preset.quantization_of(preset.filename) or "Q4_K_M"
+        header, warnings = usual_header(int(preset.size_b * 1e9), name), [_GUESSED]
+        if known_mb := preset.vram_requirements.get(name):
+            # With weights that make up what the preset says it requires.
+            sizes = model_sizes(preset.provider_config, window or settings.N_CTX)
+            alone = replace(sizes, max_num_seqs=1).estimate(header, gpu_layers=0)
+            missing_bytes = known_mb * 1024 * 1024 - alone.total_bytes
+            header = _with_weights(header, max(1, header.weights_bytes + missing_bytes))
+    window = context_window or window
     choices = preset.files or RECOMMENDED_BITS
     return _check(header, preset.provider_config, quantization, window, warnings, choices)
-
-
-def _header_of_preset(preset: Preset, size_b: float, quantization: str | None) -> GGUFHeader:
-    """The usual one of its size, with weights that make up what the preset says it requires."""
-    name = quantization or preset.quantization_of(preset.filename) or "Q4_K_M"
-    header = usual_header(int(size_b * 1e9), name)
-    if name not in preset.vram_requirements:
-        return header
-    window = preset.provider_config.get("context_window", settings.N_CTX)
-    sizes = replace(model_sizes(preset.provider_config, window), max_num_seqs=1)
-    known_bytes = preset.vram_requirements[name] * 1024 * 1024
-    missing_bytes = known_bytes - sizes.estimate(header, gpu_layers=0).total_bytes
-    return _with_weights(header, max(1, header.weights_bytes + missing_bytes))
 
 
 def usual_header(num_parameters: int, quantization: str = "Q4_K_M") -> GGUFHeader:

@@ -36,21 +36,14 @@ class SlowNameServerError(UnresolvedHostError):
 
 def is_public(address: Address) -> bool:
     """Whether the address is one of the internet, and of nobody's own network."""
-    carried = _carried(address)
-    if carried is not None:
-        return is_public(carried)
-    if isinstance(address, IPv6Address) and address not in _GLOBAL_UNICAST:
-        return False
+    if isinstance(address, IPv6Address):
+        # Packets to these reach an IPv4 address in the end.
+        carried = IPv4Address(address.packed[-4:]) if address in _NAT64 else address.ipv4_mapped
+        if carried is not None:
+            return is_public(carried)
+        if address not in _GLOBAL_UNICAST:
+            return False
     return address.is_global and not any(address in block for block in _NOT_PUBLIC)
-
-
-def _carried(address: Address) -> IPv4Address | None:
-    """The IPv4 address that packets to this IPv6 address reach in the end."""
-    if isinstance(address, IPv4Address):
-        return None
-    if address in _NAT64:
-        return IPv4Address(address.packed[-4:])
-    return address.ipv4_mapped
 
 
 def literal(host: str) -> Address | None:

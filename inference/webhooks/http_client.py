@@ -35,32 +35,29 @@ def post(url: WebhookUrl, headers: dict[str, str], body: bytes, seconds: float) 
     Raises RefusedAddressError when the host leads where nothing may be sent, and UnansweredError.
     """
     give_up_at = time.monotonic() + seconds
+    address = httpcore.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target)
+    backend = _CheckedBackend(url, give_up_at)
+    lines = list({"host": url.authority, **headers}.items())
     try:
-        return _post(url, headers, body, give_up_at)
+        with (
+            httpcore.ConnectionPool(ssl_context=_ssl_context(), network_backend=backend) as pool,
+            pool.stream("POST", address, headers=lines, content=body) as response,
+        ):
+            # Enough for a receiver that is done with its answer: the status has said all that
+            # matters.
+            num_bytes = 0
+            with contextlib.suppress(OSError, httpcore.NetworkError, httpcore.ProtocolError):
+                for chunk in response.iter_stream():
+                    num_bytes += len(chunk)
+                    if num_bytes >= _READ_BYTES:
+                        break
+            named = {name.lower(): value for name, value in response.headers}
+            retry_after = named.get(b"retry-after")
+            return Answer(response.status, retry_after.decode("latin-1") if retry_after else None)
     except TimeoutError as exc:
         raise UnansweredError(f"There was no answer within {seconds:g} s.") from exc
     except (OSError, httpcore.NetworkError, httpcore.ProtocolError) as exc:
         raise UnansweredError(str(exc) or type(exc).__name__) from exc
-
-
-def _post(url: WebhookUrl, headers: dict[str, str], body: bytes, give_up_at: float) -> Answer:
-    address = httpcore.URL(scheme=url.scheme, host=url.host, port=url.port, target=url.target)
-    backend = _CheckedBackend(url, give_up_at)
-    lines = list({"host": url.authority, **headers}.items())
-    with (
-        httpcore.ConnectionPool(ssl_context=_ssl_context(), network_backend=backend) as pool,
-        pool.stream("POST", address, headers=lines, content=body) as response,
-    ):
-        # Enough for a receiver that is done with its answer: the status has said all that matters.
-        num_bytes = 0
-        with contextlib.suppress(OSError, httpcore.NetworkError, httpcore.ProtocolError):
-            for chunk in response.iter_stream():
-                num_bytes += len(chunk)
-                if num_bytes >= _READ_BYTES:
-                    break
-        named = {name.lower(): value for name, value in response.headers}
-        retry_after = named.get(b"retry-after")
-        return Answer(response.status, retry_after.decode("latin-1") if retry_after else None)
 
 
 @cache

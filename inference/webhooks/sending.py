@@ -69,7 +69,15 @@ def _attempt(delivery: WebhookDelivery) -> None:
         "webhook %s, attempt %d at %s: %s",
         *(delivery.pk, delivery.attempt, delivery.host, answer),
     )
-    if not _store(delivery, outcome, entry):
+    backoff = backoff_seconds(delivery.attempt, settings.WEBHOOK_RETRY_SECONDS, _MAX_WAIT_SECONDS)
+    wait = min(max(backoff, outcome.retry_after or 0), _MAX_WAIT_SECONDS)
+    if outcome.is_success:
+        is_stored = delivery.succeed(entry)
+    elif outcome.is_final or timezone.now() + timedelta(seconds=wait) > delivery.give_up_at:
+        is_stored = delivery.give_up(entry)
+    else:
+        is_stored = delivery.retry(entry, wait)
+    if not is_stored:
         message = "webhook %s, attempt %d came too late to count"
         log(delivery.task_id, logging.INFO, message, delivery.pk, delivery.attempt)
 
@@ -96,13 +104,3 @@ def _send(delivery: WebhookDelivery) -> _Outcome:
         return _Outcome(error="The worker failed unexpectedly; its log has the reason.")
     is_final = answer.status_code not in _LATER and answer.status_code < 500
     return _Outcome(answer.status_code, None, is_final, retry_after_seconds(answer.retry_after))
-
-
-def _store(delivery: WebhookDelivery, outcome: _Outcome, entry: LogEntry) -> bool:
-    if outcome.is_success:
-        return delivery.succeed(entry)
-    backoff = backoff_seconds(delivery.attempt, settings.WEBHOOK_RETRY_SECONDS, _MAX_WAIT_SECONDS)
-    wait = min(max(backoff, outcome.retry_after or 0), _MAX_WAIT_SECONDS)
-    if outcome.is_final or timezone.now() + timedelta(seconds=wait) > delivery.give_up_at:
-        return delivery.give_up(entry)
-    return delivery.retry(entry, wait)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPv6Address
 from string import ascii_letters, digits, punctuation
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import quote, urlsplit
 
 import idna
 from django.conf import settings
@@ -103,11 +103,27 @@ def check(url: str) -> None:
 
 def parse(url: str) -> WebhookUrl:
     """The parts of a URL whose form is right; raises RefusedUrlError."""
-    parts = _split(url)
-    host, port = _host(parts.hostname or ""), parts.port or _PORTS[parts.scheme]
+    if len(url) > MAX_URL_LENGTH:
+        raise RefusedUrlError(f"It is longer than {MAX_URL_LENGTH} characters: use a shorter one.")
+    if any(not each.isprintable() or each in " \\" for each in url):
+        raise RefusedUrlError("It has blanks, backslashes or control characters: leave them out.")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as exc:
+        raise RefusedUrlError(f"It is no URL: {exc}.") from exc
+    if parts.scheme not in _PORTS:
+        raise RefusedUrlError("It must begin with https://.")
+    if "@" in parts.netloc:
+        raise RefusedUrlError("It must not have a user name or a password: verify signatures.")
+    if "#" in url:
+        raise RefusedUrlError("It must not have a fragment: leave out # and what follows.")
+    if port == 0:
+        raise RefusedUrlError("Its port must be from 1 to 65535.")
+    host = _host(parts.hostname or "")
     path = parts.path + (f"?{parts.query}" if parts.query else "")
     target = quote(path if parts.path else f"/{path}", safe=_ASCII)
-    parsed = WebhookUrl(parts.scheme, host, port, target)
+    parsed = WebhookUrl(parts.scheme, host, port or _PORTS[parts.scheme], target)
     if parts.scheme == "http" and not (settings.WEBHOOK_ALLOW_HTTP or parsed.is_exempt):
         raise RefusedUrlError("Use https: anybody on the way can read what goes over http.")
     return parsed
@@ -133,27 +149,6 @@ def exemption(entry: str) -> tuple[str, int | None]:
     if parts.path or parts.query or "@" in parts.netloc or parts.port == 0:
         raise ValueError(entry)
     return _host(parts.hostname or ""), parts.port
-
-
-def _split(url: str) -> SplitResult:
-    if len(url) > MAX_URL_LENGTH:
-        raise RefusedUrlError(f"It is longer than {MAX_URL_LENGTH} characters: use a shorter one.")
-    if any(not each.isprintable() or each in " \\" for each in url):
-        raise RefusedUrlError("It has blanks, backslashes or control characters: leave them out.")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as exc:
-        raise RefusedUrlError(f"It is no URL: {exc}.") from exc
-    if parts.scheme not in _PORTS:
-        raise RefusedUrlError("It must begin with https://.")
-    if "@" in parts.netloc:
-        raise RefusedUrlError("It must not have a user name or a password: verify signatures.")
-    if "#" in url:
-        raise RefusedUrlError("It must not have a fragment: leave out # and what follows.")
-    if port == 0:
-        raise RefusedUrlError("Its port must be from 1 to 65535.")
-    return parts
 
 
 def _host(host: str) -> str:

@@ -73,7 +73,11 @@ class Progress:
             while not self._ended.wait(_EVENT_SECONDS):
                 num_rounds += 1
                 if num_rounds % _NUM_EVENTS_PER_STORE == 0:
-                    self._store()
+                    try:
+                        self._download.store_progress(self.downloaded_bytes, self.total_bytes)
+                    except DatabaseError as exc:
+                        logger.warning("Model %s: its progress is not stored: %s", self.name, exc)
+                        connection.close()  # nobody else opens a broken one anew in this thread
                 now, num_bytes = time.monotonic(), self.downloaded_bytes
                 if num_bytes != sent_bytes:
                     speed = (num_bytes - sent_bytes) / (now - sent_at)
@@ -81,10 +85,3 @@ class Progress:
                 sent_bytes, sent_at = num_bytes, now
         finally:
             connection.close()  # the thread's own
-
-    def _store(self) -> None:
-        try:
-            self._download.store_progress(self.downloaded_bytes, self.total_bytes)
-        except DatabaseError as exc:
-            logger.warning("Model %s: its progress is not stored: %s", self.name, exc)
-            connection.close()  # nobody else opens a broken one anew in this thread

@@ -9,7 +9,7 @@ import pytest
 import redis
 from pytest_django import Settings
 
-from inference.embeddings import request_queue, stopping, worker
+from inference.embeddings import request_queue, worker
 from inference.embeddings.encoders.base import Encoder, Vectors
 from inference.embeddings.encoders.sentence_transformers import SentenceTransformersEncoder
 from inference.embeddings.loaded_encoders import loaded_encoders
@@ -292,12 +292,12 @@ def test_worker_that_is_told_to_stop_leaves_what_waits_to_the_next_one(
     minilm: RegisteredModel,
 ) -> None:
     key = post("a text")
-    stopping.begin()
+    request_queue.drain()
     try:
         worker.serve()
         assert request_queue.take_answer(key) is None
     finally:
-        stopping._stopping.clear()
+        request_queue._draining.clear()
     worker.serve()
     assert body(key)["dimensions"] == 384
 
