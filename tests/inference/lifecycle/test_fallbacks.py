@@ -157,7 +157,7 @@ def test_cancelled_task_asks_no_further_model(new_task: NewTask) -> None:
     lease = claimed(task)
     finish.cancel(fresh(task))
     assert finish.fail(lease, DOWN, None, NO_TIMINGS)
-    assert where(task) == ("failed", "echo", "api")
+    assert where(task) == ("cancelled", "echo", "api")
 
 
 def test_task_waiting_for_its_fallback_can_be_cancelled(new_task: NewTask) -> None:
