@@ -33,7 +33,7 @@ _GPU_REMEDY = (
 _RAM_REMEDY = "free some, lower RAM_RESERVE_MB, or raise MAX_RAM_USAGE_PERCENT"
 
 
-class Kind(StrEnum):
+class MemoryKind(StrEnum):
     GPU = "gpu"
     RAM = "ram"
 
@@ -42,7 +42,7 @@ class Kind(StrEnum):
 class DeviceMemory:
     """One reading; `usable_bytes` may be taken: the reserve and the percentage are respected."""
 
-    kind: Kind
+    kind: MemoryKind
     total_bytes: int
     free_bytes: int
     usable_bytes: int
@@ -118,7 +118,7 @@ def published() -> DeviceMemory | None:
     except redis.RedisError as exc:
         logger.debug("No published readings of memory: %s", exc)
         return None
-    found = [DeviceMemory(**fields | {"kind": Kind(fields["kind"])}) for fields in readings]
+    found = [DeviceMemory(**fields | {"kind": MemoryKind(fields["kind"])}) for fields in readings]
     return min(found, key=lambda memory: memory.usable_bytes, default=None)
 
 
@@ -152,14 +152,14 @@ def _read_gpu() -> DeviceMemory | None:
     total, free = memory.total_bytes, memory.free_bytes
     may_be_used = int(total * settings.MAX_VRAM_USAGE_PERCENT / 100) - memory.used_bytes
     usable = min(may_be_used, free - settings.VRAM_RESERVE_MB * _MB)
-    return DeviceMemory(Kind.GPU, total, free, max(0, usable))
+    return DeviceMemory(MemoryKind.GPU, total, free, max(0, usable))
 
 
 def _read_ram() -> DeviceMemory:
     machine = psutil.virtual_memory()
     total, free = container_memory() or (machine.total, machine.available)
     total, free = min(machine.total, total), min(machine.available, free)
-    return DeviceMemory(Kind.RAM, total, free, _usable_ram(total, free))
+    return DeviceMemory(MemoryKind.RAM, total, free, _usable_ram(total, free))
 
 
 def container_memory() -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ GIVE_UP_AFTER = timedelta(hours=24)
 _MAX_LOG = 50
 
 
-class LogEntry(TypedDict):
+class DeliveryLogEntry(TypedDict):
     """One attempt: the answer's status, or why there was none. A lost worker leaves no entry."""
 
     attempt: int
@@ -126,22 +126,22 @@ class WebhookDelivery(Claimable):
         """Where it goes, as logs may say it: the rest of the URL can hold a token."""
         return urlsplit(self.url).hostname or ""
 
-    def succeed(self, entry: LogEntry) -> bool:
+    def succeed(self, entry: DeliveryLogEntry) -> bool:
         """The receiver has taken it. False when the claim was lost to another worker."""
         return self._store(
             entry, status=self.Status.DELIVERED, delivered_at=Now(), expires_at=_expiry()
         )
 
-    def give_up(self, entry: LogEntry) -> bool:
+    def give_up(self, entry: DeliveryLogEntry) -> bool:
         """It will never be taken. False when the claim was lost to another worker."""
         return self._store(entry, status=self.Status.FAILED, expires_at=_expiry())
 
-    def retry(self, entry: LogEntry, seconds: float) -> bool:
+    def retry(self, entry: DeliveryLogEntry, seconds: float) -> bool:
         """Try again after a while. False when the claim was lost to another worker."""
         due_at = Now() + timedelta(seconds=seconds)
         return self._store(entry, status=self.Status.PENDING, due_at=due_at)
 
-    def _store(self, entry: LogEntry, **change: Any) -> bool:
+    def _store(self, entry: DeliveryLogEntry, **change: Any) -> bool:
         mine = WebhookDelivery.objects.filter(
             pk=self.pk, attempt=self.attempt, status=self.Status.DELIVERING
         )

@@ -10,7 +10,7 @@ from inference.engine.errors import InvalidGGUFError
 from inference.engine.gguf_header import GGUFHeader, Layer, read_header
 from inference.engine.memory_estimate import MemoryEstimate
 from inference.loading import device_memory
-from inference.loading.device_memory import Kind
+from inference.loading.device_memory import MemoryKind
 from inference.loading.sizes import ModelSizes, default_context_window, model_sizes
 from inference.loading.weights import resolve, resolve_file
 from inference.models import RegisteredModel
@@ -152,11 +152,11 @@ def _check(
 ) -> Compatibility:
     gpu_layers = config.get("gpu_layers", settings.GPU_LAYERS)
     memory = device_memory.published()
-    if memory is None or (memory.kind == Kind.GPU and not gpu_layers):
+    if memory is None or (memory.kind == MemoryKind.GPU and not gpu_layers):
         memory = device_memory.read(gpu_layers)
         warnings = [*warnings, _NOT_PUBLISHED]
     window = context_window or default_context_window(header)
-    used_gpu_layers = gpu_layers if memory.kind == Kind.GPU else 0
+    used_gpu_layers = gpu_layers if memory.kind == MemoryKind.GPU else 0
     as_is = _Load(header, model_sizes(config, window), used_gpu_layers)
     wanted = replace(as_is, header=_requantized(header, quantization)) if quantization else as_is
     loaded = wanted

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpcore
 
+from inference.retries import retry_after_seconds
 from inference.webhooks import addresses
 from inference.webhooks.urls import WebhookUrl
 
@@ -22,14 +23,14 @@ class UnansweredError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What the receiver said: of its body, nothing."""
+class WebhookResponse:
+    """What the receiver said: of its body, nothing. `retry_after`: in how many seconds."""
 
     status_code: int
-    retry_after: str | None
+    retry_after: float | None
 
 
-def post(url: WebhookUrl, headers: dict[str, str], body: bytes, seconds: float) -> Answer:
+def post(url: WebhookUrl, headers: dict[str, str], body: bytes, seconds: float) -> WebhookResponse:
     """Send the body; `seconds` are for all of it, from the look-up of the host to the answer.
 
     Raises RefusedAddressError when the host leads where nothing may be sent, and UnansweredError.
@@ -43,17 +44,15 @@ def post(url: WebhookUrl, headers: dict[str, str], body: bytes, seconds: float) 
             httpcore.ConnectionPool(ssl_context=_ssl_context(), network_backend=backend) as pool,
             pool.stream("POST", address, headers=lines, content=body) as response,
         ):
-            # Enough for a receiver that is done with its answer: the status has said all that
-            # matters.
+            # Enough for a receiver to be done with its answer: the status has said all of it.
             num_bytes = 0
             with contextlib.suppress(OSError, httpcore.NetworkError, httpcore.ProtocolError):
                 for chunk in response.iter_stream():
                     num_bytes += len(chunk)
                     if num_bytes >= _READ_BYTES:
                         break
-            named = {name.lower(): value for name, value in response.headers}
-            retry_after = named.get(b"retry-after")
-            return Answer(response.status, retry_after.decode("latin-1") if retry_after else None)
+            named = {n.decode("latin-1").lower(): v.decode("latin-1") for n, v in response.headers}
+            return WebhookResponse(response.status, retry_after_seconds(named))
     except TimeoutError as exc:
         raise UnansweredError(f"There was no answer within {seconds:g} s.") from exc
     except (OSError, httpcore.NetworkError, httpcore.ProtocolError) as exc:

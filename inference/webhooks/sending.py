@@ -11,8 +11,8 @@ from django.utils import timezone
 
 from inference import dispatch
 from inference.models import WebhookDelivery
-from inference.models.webhook_deliveries import LogEntry
-from inference.retries import backoff_seconds, retry_after_seconds
+from inference.models.webhook_deliveries import DeliveryLogEntry
+from inference.retries import backoff_seconds
 from inference.task_log import log
 from inference.webhooks import deliveries, http_client, urls
 from inference.webhooks.addresses import RefusedAddressError
@@ -55,7 +55,7 @@ def deliver_due() -> None:
 def _attempt(delivery: WebhookDelivery) -> None:
     at, started = timezone.now(), time.monotonic()
     outcome = _send(delivery)
-    entry = LogEntry(
+    entry = DeliveryLogEntry(
         attempt=delivery.attempt,
         at=events.iso(at),
         status_code=outcome.status_code,
@@ -103,4 +103,4 @@ def _send(delivery: WebhookDelivery) -> _Outcome:
         logger.exception("Webhook %s: unexpected error", delivery.pk)
         return _Outcome(error="The worker failed unexpectedly; its log has the reason.")
     is_final = answer.status_code not in _LATER and answer.status_code < 500
-    return _Outcome(answer.status_code, None, is_final, retry_after_seconds(answer.retry_after))
+    return _Outcome(answer.status_code, None, is_final, answer.retry_after)

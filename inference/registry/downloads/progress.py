@@ -25,7 +25,7 @@ class NotWantedError(Exception):
     """The model was deleted, another worker has the download, or this process stops."""
 
 
-class Progress:
+class DownloadProgress:
     """Of a claimed download, published by a thread: a connection can be silent for long.
 
     The download sets `downloaded_bytes` and `total_bytes`, and calls `check` between chunks.

@@ -18,7 +18,7 @@ from inference.registry import registration
 from inference.registry.downloads import hub, partial_path, stopping, target_path
 from inference.registry.downloads.hub import DownloadError, RemoteFile
 from inference.registry.downloads.partial_file import FileBusyError, PartialFile, read_chunks
-from inference.registry.downloads.progress import NotWantedError, Progress
+from inference.registry.downloads.progress import DownloadProgress, NotWantedError
 from inference.retries import backoff_seconds
 from monitoring.api.errors import in_words
 
@@ -49,7 +49,7 @@ def _run(download: ModelDownload) -> None:
     logger.info("Model %s: download, attempt %d", name, download.attempt)
     facts: dict[str, Any] = {}
     error: DownloadError | FileBusyError | NotWantedError | OSError | None = None
-    with Progress(download) as progress:
+    with DownloadProgress(download) as progress:
         try:
             facts = _download(download.model, progress)
         except (DownloadError, FileBusyError, NotWantedError, OSError) as exc:
@@ -80,7 +80,7 @@ def _run(download: ModelDownload) -> None:
             _fail(download, DownloadError(message), progress)
 
 
-def _fail(download: ModelDownload, error: DownloadError, progress: Progress) -> None:
+def _fail(download: ModelDownload, error: DownloadError, progress: DownloadProgress) -> None:
     num_failures = download.num_failures + 1
     if error.retryable and num_failures < _MAX_FAILURES:
         backoff = backoff_seconds(num_failures, 2, _MAX_WAIT_SECONDS)
@@ -94,7 +94,7 @@ def _fail(download: ModelDownload, error: DownloadError, progress: Progress) -> 
         progress.send_event(RegisteredModel.Status.ERROR)
 
 
-def _download(model: RegisteredModel, progress: Progress) -> dict[str, Any]:
+def _download(model: RegisteredModel, progress: DownloadProgress) -> dict[str, Any]:
     """Have the file in place; returns fields of the model's row, as its registration finds them.
 
     Raises DownloadError, FileBusyError, NotWantedError, and OSError when it cannot be written.
@@ -117,7 +117,7 @@ def _download(model: RegisteredModel, progress: Progress) -> dict[str, Any]:
         raise DownloadError(message) from error
 
 
-def _is_same(path: Path, remote: RemoteFile, progress: Progress) -> bool:
+def _is_same(path: Path, remote: RemoteFile, progress: DownloadProgress) -> bool:
     """Whether a file that is there already is the one to download."""
     if path.stat().st_size != remote.size_bytes:
         return False
@@ -131,7 +131,7 @@ def _is_same(path: Path, remote: RemoteFile, progress: Progress) -> bool:
 
 
 def _complete(
-    model: RegisteredModel, remote: RemoteFile, partial: PartialFile, progress: Progress
+    model: RegisteredModel, remote: RemoteFile, partial: PartialFile, progress: DownloadProgress
 ) -> None:
     """Download what is missing; a part that no later attempt continues is removed."""
     needed = remote.size_bytes - partial.size_on_disk + RESERVE_BYTES
@@ -159,7 +159,7 @@ def _complete(
         ) from error
 
 
-def _fetch_and_check(remote: RemoteFile, partial: PartialFile, progress: Progress) -> None:
+def _fetch_and_check(remote: RemoteFile, partial: PartialFile, progress: DownloadProgress) -> None:
     """Go on with the part that is there; wrong content is downloaded once more, from the start."""
     # A part without a hash to check it by in the end is of no use.
     if remote.sha256:
@@ -185,7 +185,7 @@ def _fetch_and_check(remote: RemoteFile, partial: PartialFile, progress: Progres
 
 
 def _fetch(
-    client: httpx.Client, remote: RemoteFile, partial: PartialFile, progress: Progress
+    client: httpx.Client, remote: RemoteFile, partial: PartialFile, progress: DownloadProgress
 ) -> None:
     """Append what one connection sends; raises DownloadError when that is nothing."""
     start = partial.size

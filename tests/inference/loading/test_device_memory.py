@@ -11,7 +11,7 @@ from pytest_django import Settings
 from inference.engine.errors import ModelLoadError
 from inference.engine.memory_estimate import MemoryEstimate
 from inference.loading import device_memory
-from inference.loading.device_memory import DeviceMemory, Kind
+from inference.loading.device_memory import DeviceMemory, MemoryKind
 from monitoring.redis.client import client
 from tests.conftest import Valkey
 
@@ -72,7 +72,7 @@ def test_what_may_be_used_of_a_gpu_is_the_least_of_both_limits(
     settings.MAX_VRAM_USAGE_PERCENT = percent
     settings.VRAM_RESERVE_MB = reserve_mb
     usable = usable_mb * MB
-    assert device_memory.read(-1) == DeviceMemory(Kind.GPU, 16 * GB, 14 * GB, usable)
+    assert device_memory.read(-1) == DeviceMemory(MemoryKind.GPU, 16 * GB, 14 * GB, usable)
     device_memory.check_fits("m", needs(2 * usable, usable), gpu_layers=-1)
     with pytest.raises(ModelLoadError, match=f"GPU memory .* {usable_mb} MB may be used"):
         device_memory.check_fits("m", needs(2 * usable + GB, usable + 1), gpu_layers=-1)
@@ -88,7 +88,7 @@ def test_what_may_be_used_of_ram_is_the_least_of_both_limits(
     settings.MAX_RAM_USAGE_PERCENT = percent
     settings.RAM_RESERVE_MB = reserve_mb
     usable = usable_mb * MB
-    assert device_memory.read(0) == DeviceMemory(Kind.RAM, 32 * GB, 24 * GB, usable)
+    assert device_memory.read(0) == DeviceMemory(MemoryKind.RAM, 32 * GB, 24 * GB, usable)
     device_memory.check_fits("m", needs(usable), gpu_layers=0)
     with pytest.raises(ModelLoadError, match=f"of RAM .* {usable_mb} MB may be used"):
         device_memory.check_fits("m", needs(usable + 1), gpu_layers=0)
@@ -97,7 +97,7 @@ def test_what_may_be_used_of_ram_is_the_least_of_both_limits(
 @pytest.mark.usefixtures("_no_gpu")
 def test_a_container_has_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_memory, "container_memory", lambda: (4 * GB, 3 * GB))
-    assert device_memory.read(-1) == DeviceMemory(Kind.RAM, 4 * GB, 3 * GB, 3 * GB)
+    assert device_memory.read(-1) == DeviceMemory(MemoryKind.RAM, 4 * GB, 3 * GB, 3 * GB)
 
 
 @pytest.mark.usefixtures("_a_gpu")
@@ -123,7 +123,7 @@ def test_partial_offload_is_checked_on_both_sides() -> None:
 @pytest.mark.usefixtures("_a_gpu")
 def test_model_without_layers_on_the_gpu_needs_none_of_it() -> None:
     device_memory.check_fits("m", needs(24 * GB), gpu_layers=0)
-    assert device_memory.read(0).kind == Kind.RAM
+    assert device_memory.read(0).kind == MemoryKind.RAM
 
 
 def test_models_in_ram_count_even_where_their_weights_look_like_free_memory() -> None:
@@ -155,7 +155,7 @@ def test_gpu_of_the_index_is_seen() -> None:
 def test_without_a_gpu_all_layers_are_in_ram() -> None:
     assert not device_memory.has_gpu()
     assert device_memory.used_gpu_layers(-1) == 0
-    assert device_memory.read(-1).kind == Kind.RAM
+    assert device_memory.read(-1).kind == MemoryKind.RAM
 
 
 @pytest.mark.usefixtures("_a_gpu")

@@ -9,7 +9,7 @@ from rest_framework.test import APIClient
 
 from inference.engine.gguf_header import read_header
 from inference.loading import device_memory
-from inference.loading.device_memory import DeviceMemory, Kind
+from inference.loading.device_memory import DeviceMemory, MemoryKind
 from inference.models import RegisteredModel
 from inference.registry import compatibility
 from presets import catalogue
@@ -36,7 +36,9 @@ def check(api: APIClient, **fields: object) -> dict[str, Any]:
     return body
 
 
-def has_memory(monkeypatch: pytest.MonkeyPatch, usable_bytes: int, kind: Kind = Kind.RAM) -> None:
+def has_memory(
+    monkeypatch: pytest.MonkeyPatch, usable_bytes: int, kind: MemoryKind = MemoryKind.RAM
+) -> None:
     """Some worker has said so."""
     reading = DeviceMemory(kind, 64 * GB, 64 * GB, usable_bytes)
     monkeypatch.setattr(device_memory, "published", lambda: reading)
@@ -119,7 +121,7 @@ def test_fewer_sequences_are_tried_before_it_is_said_not_to_fit(
 def test_on_a_gpu_its_share_alone_is_required(
     api: APIClient, smollm2: RegisteredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    has_memory(monkeypatch, GB, Kind.GPU)
+    has_memory(monkeypatch, GB, MemoryKind.GPU)
     on_gpu = check(api, model="smol")
     assert on_gpu["required_vram_mb"] < sum(on_gpu["breakdown"].values()) - 25
     smollm2.config["gpu_layers"] = 10
@@ -130,7 +132,7 @@ def test_on_a_gpu_its_share_alone_is_required(
 def test_model_kept_off_the_gpu_is_measured_against_ram(
     api: APIClient, smollm2: RegisteredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    has_memory(monkeypatch, MB, Kind.GPU)
+    has_memory(monkeypatch, MB, MemoryKind.GPU)
     smollm2.config["gpu_layers"] = 0
     smollm2.save()
     body = check(api, model="smol")

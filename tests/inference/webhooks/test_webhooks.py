@@ -30,7 +30,7 @@ from inference.lifecycle import finish
 from inference.lifecycle.finish import Timings
 from inference.lifecycle.sweep import sweep as sweep_tasks
 from inference.models import GenerationTask, RegisteredModel, WebhookDelivery
-from inference.models.webhook_deliveries import LogEntry
+from inference.models.webhook_deliveries import DeliveryLogEntry
 from inference.tasks import deliver_webhooks, purge, sweep
 from inference.webhooks import addresses, deliveries, http_client, sending, urls
 from inference.webhooks.http_client import UnansweredError
@@ -51,7 +51,7 @@ from tests.webhook_receiver import Receiver, Reply, receiving
 
 CURRENT, OLD = (f"whsec_{letter * 43}=" for letter in "ab")
 Status = WebhookDelivery.Status
-ENTRY = LogEntry(attempt=1, at="", status_code=200, error=None, duration_ms=1.0)
+ENTRY = DeliveryLogEntry(attempt=1, at="", status_code=200, error=None, duration_ms=1.0)
 
 
 @pytest.fixture(autouse=True)
