@@ -13,7 +13,7 @@ from inference.models import GenerationTask, RegisteredModel, TaskAttempt, Webho
 from inference.registry import downloads
 from inference.webhooks.deliveries import deliver_soon
 
-# By what a status means; each can be read on a light and on a dark page.
+# Colours by the meaning of a status, legible in the light and the dark theme.
 _WAITS, _WORKS, _IS_GOOD, _IS_BAD, _IS_OVER = "#b7791f", "#3182ce", "#2f9e5b", "#e03e3e", "#808080"
 _COLOURS: dict[str, str] = {
     "pending": _WAITS,

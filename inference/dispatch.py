@@ -195,5 +195,5 @@ def _send(batch: Batch[Message]) -> None:
         raise
 
 
-# Small batches, for the events of the same tasks go out between them.
+# Small batches, so that events of the same tasks go out in between.
 _SINK = Sink(name="Messages to workers", send=_send, gather_seconds=0.0, max_batch=20)

@@ -22,7 +22,7 @@ _FILES = {
     "embedding_models.yaml": Preset.Kind.EMBEDDING,
 }
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]+([eE][-+]?[0-9]+)?)?")
-# All of a row but which one it is.
+# All columns but the key and the name.
 _FIELDS = [f.attname for f in Preset._meta.concrete_fields if f.attname not in ("id", "name")]
 
 

@@ -9,13 +9,13 @@ from monitoring.api.strict_serializer import StrictSerializer
 from presets.models import Preset
 from presets.quantizations import BITS
 
-# Also of a model, which takes it over: it is a part of addresses.
+# A model takes its preset's name; both are parts of URLs.
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")
 # No other variable of the environment may be sent to an address that a registration names.
 API_KEY_ENV_VAR = re.compile(r"^[A-Z][A-Z0-9_]*_API_KEY$")
 _FILENAME = re.compile(r"^[^/\\\0]+\.gguf$")
 _REPOSITORY = re.compile(r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")
-# Fields of their own here.
+# These are fields of the preset itself.
 _NOT_IN_CONFIG = ("model_path", "package", "api_key_env_var")
 _CLOUD_PROVIDERS = ("openai", "anthropic", "openai_compatible", "litellm")
 

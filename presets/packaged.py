@@ -48,11 +48,11 @@ class PackagedFile:
         source = self.installed_path()
         if source and target.exists() and target.stat().st_size == source.stat().st_size:
             return
-        # A folder of its own: two processes may do this at once.
+        # Two processes may do this at once: each has a folder of its own.
         with TemporaryDirectory(prefix=".", dir=settings.MODELS_DIR) as folder:
             partial = Path(folder) / self.filename
             if self.is_in_parts:
-                # Imported here alone: no other process has a use for the package's code.
+                # Imported here, since only this process needs the package's code.
                 import_module(self.package).assemble(partial)
             elif source is None:
                 message = f"The package has no file {self.filename}: install it anew."

@@ -28,7 +28,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# A body too large is read to its end, within reason: most clients read no answer before.
+# Too large a body is still read, up to this many times the limit: most clients send all of it
+# before they read an answer.
 _DRAIN_FACTOR = 8
 
 

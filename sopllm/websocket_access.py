@@ -12,7 +12,7 @@ from sopllm.access import LOCAL_OWNER, Principal
 from sopllm.exceptions import error_body
 from sopllm.handler import Message, Receive, Send
 
-# Typed as Channels' consumers are, which know the messages one by one.
+# The arguments are Any since Channels types each message on its own.
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 

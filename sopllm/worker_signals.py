@@ -99,7 +99,7 @@ def _sweep() -> None:
     try:
         sweep()
     except Exception:
-        # Beat's sweep tries again within seconds; the worker itself must start in any case.
+        # The worker must start in any case; beat sends the next sweep within seconds.
         logger.warning("The sweep failed, the next one does it", exc_info=True)
     finally:
         connections.close_all()  # no open connection is inherited by the next pool child

@@ -25,7 +25,7 @@ WAIT_PARAMETER = OpenApiParameter(
     "wait", float, description=f"Seconds to wait for the end, up to {MAX_WAIT_SECONDS:.0f}."
 )
 
-# An end that is not announced (Redis away) is noticed after this.
+# Without Redis no end is announced: poll this often.
 _LOOK_AGAIN_SECONDS = 2.0
 _PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d+)")
 

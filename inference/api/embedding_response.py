@@ -53,7 +53,7 @@ class EmbeddingResponse(LongPoll):
                     self._post()
                 return None
         except redis.RedisError:
-            return None  # it may be back in time
+            return None  # Redis may be back before the time-out
         if answer.field:
             raise ValidationError({answer.field: [answer.error]})
         if answer.error:

@@ -11,9 +11,9 @@ from rest_framework import serializers
 from monitoring.api.strict_serializer import StrictSerializer
 
 MAX_TEXTS = 2048
-# Far beyond every model's window.
+# Longer than any model's context window.
 MAX_TEXT_CHARS = 100_000
-# Control and format characters, blanks, and letters and symbols that are blank too.
+# Control and format characters, white space, and letters and symbols without ink.
 _INVISIBLE_CATEGORIES = {"Cc", "Cf", "Zl", "Zp", "Zs"}
 _FILLERS = "\u115f\u1160\u2800\u3164\uffa0"
 

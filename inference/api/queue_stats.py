@@ -18,7 +18,7 @@ from monitoring.redis.cache import cached
 _CACHED_SECONDS = 1.0
 _MAX_PRIORITIES = 100
 _MAX_PROCESSING_TASKS = 100
-# The others only when something waits, runs or works there.
+# Other queues are shown while they have tasks or workers.
 _ALWAYS_SHOWN = (Queue.GPU, Queue.API)
 
 _RUNNING_FIELDS = (

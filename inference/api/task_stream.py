@@ -34,13 +34,13 @@ PARAMETERS = [
 ]
 RESPONSES = {
     (200, CONTENT_TYPE): OpenApiTypes.STR,
-    204: None,  # the reader has it all
+    204: None,  # the client has seen the last event
 }
 
 _RETRY = b"retry: 1000\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
 _KEEP_ALIVE_SECONDS = 15.0
-# An end may be stored without being announced: after this much silence the row is looked at.
+# An end may be stored without being announced: read the row after this much silence.
 _LOOK_SECONDS = 3.0
 _EVENT_ID = re.compile(r"(\d{1,10})-(\d{1,10})-(\d{1,10})", re.ASCII)
 

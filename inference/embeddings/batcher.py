@@ -11,10 +11,10 @@ from inference.embeddings.encoders.base import Encoder, Vectors
 from inference.embeddings.request_queue import QueuedRequest
 from inference.errors import ErrorCode, InferenceError
 
-# About what a core computes fastest: larger batches fall out of its cache.
+# Larger batches do not fit into a core's cache.
 _CPU_BATCH_TOKENS = 1024
 _GPU_BATCH_TOKENS = 16_384
-# What little is left is shared out between the threads, but not in smaller parts than this.
+# The last texts are split between the threads, but into batches of at least this.
 _MIN_BATCH_TOKENS = 128
 # A batch costs as much as some dozens of tokens before the first is computed, since all weights are
 # read: about as many that pad it are cheaper than another batch.

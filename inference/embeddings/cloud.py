@@ -16,7 +16,7 @@ from inference.providers.circuit_breaker import CircuitBreaker
 from inference.providers.cloud import call, errors, retries
 from inference.providers.cloud.library import library
 
-# What every provider takes at a time.
+# Every provider takes at least this many at a time.
 _MAX_TEXTS = 96
 _OPENAI = "openai/"
 

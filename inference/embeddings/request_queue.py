@@ -28,14 +28,14 @@ _STREAM = "embeddings:requests"
 _GROUP = "workers"
 # Set while a message to a worker is on its way, and while a worker reads requests by itself.
 _NOTIFIED = "embeddings:notified"
-# A worker that is loading a model does not renew it: one message too many does no harm.
+# It expires while a worker loads a model; an extra message does no harm.
 _NOTIFIED_MS = 5000
 _KEPT_SECONDS = 3600
 _MAX_UNANSWERED = 1000
 
 
-# Set in the worker's main process when it is told to stop; its child inherits it by fork, so this
-# module is loaded before.
+# Set in the worker's main process when it shuts down; its child inherits it by fork, so this module
+# is imported before.
 _draining = multiprocessing.Event()
 
 

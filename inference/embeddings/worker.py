@@ -26,12 +26,12 @@ from monitoring.metrics import counters, task_counts
 
 logger = logging.getLogger(__name__)
 
-# Requests that follow one another need no message each.
+# The worker waits this long for another request before it needs a message again.
 _LINGER_SECONDS = 0.5
 _GATHER_SECONDS = 0.02
 _TIDY_SECONDS = 1.0
 _STOP_SECONDS = 2.0
-# More is left to other workers, and to Redis.
+# What is beyond this stays in Redis for other workers.
 _MAX_TEXTS = 8192
 _MAX_REQUESTS = 64
 _NUM_CLOUD_THREADS = 16
@@ -74,12 +74,12 @@ class _Worker:
                 self._warm_up()
             elif time.monotonic() - busy_at > _LINGER_SECONDS:
                 request_queue.stop_reading()
-                # What was posted before that, without a message.
+                # Requests that were posted just before, without a message.
                 last = request_queue.read(_MAX_REQUESTS)
                 if not last:
                     return
                 self._begin(last)
-        # A moment for what is being computed; another worker takes over the rest.
+        # Finish what is being computed; another worker takes over the rest.
         give_up_at = time.monotonic() + _STOP_SECONDS
         while self._unanswered and time.monotonic() < give_up_at:
             time.sleep(0.01)
@@ -87,7 +87,7 @@ class _Worker:
     def _read(self) -> list[QueuedRequest]:
         wait_seconds = min(_LINGER_SECONDS, settings.REDIS_TIMEOUT_SECONDS) / 2
         num_texts = self._batcher.num_texts
-        if num_texts:  # the threads have enough to do: what comes meanwhile is read together
+        if num_texts:  # the threads are busy: gather requests and read them together
             time.sleep(_GATHER_SECONDS)
         if num_texts < _MAX_TEXTS:
             return request_queue.read(_MAX_REQUESTS, wait_seconds)

@@ -36,12 +36,12 @@ logger = logging.getLogger(__name__)
 # Deltas go out, and news come in, with one round trip a step, but no more often than this: only the
 # first delta of an answer goes out at once.
 _EXCHANGE_SECONDS = 0.05
-# The database is asked for tasks that may join this often when Redis tells of none, which it may
-# have lost; at once when one was submitted, or when one has ended and left room.
+# The database is polled this often for tasks that may join, in case Redis lost the news of one;
+# at once when a task was submitted, or has ended and left room.
 _LOOK_AGAIN_SECONDS = 0.5
 _REARM_SECONDS = 1.0
 
-# Set in the worker's main process when it is told to stop; its children inherit it by fork.
+# Set in the worker's main process when it shuts down; its children inherit it by fork.
 _draining = multiprocessing.Event()
 
 

@@ -118,7 +118,7 @@ def cancel(task: GenerationTask) -> bool:
         log(task.pk, logging.INFO, "Cancelled before it started")
         announce_end(task)
         return True
-    # The row may be claimed, or put back, between the two statements: ask in either case.
+    # A claim or a sweep may come between the two statements: set the flag in either case.
     asked = row.unfinished().update(cancel_requested=True, updated_at=Now())
     if asked and task.queue == Queue.GPU:
         dispatch.tell_gpu_sessions(cancelled=True)

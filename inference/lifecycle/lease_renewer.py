@@ -106,4 +106,4 @@ def _run() -> None:
                 renewed_at = time.monotonic()
         except DatabaseError as exc:
             logger.warning("Leases not renewed, the database does not answer: %s", exc)
-            connection.close()  # nobody else opens a broken one anew in this thread
+            connection.close()  # Django reopens broken ones between requests only

@@ -144,7 +144,7 @@ def _check(
 
 
 def _read_gpu() -> DeviceMemory | None:
-    from monitoring.hardware import nvml  # few processes ask
+    from monitoring.hardware import nvml  # NVML is loaded by few processes
 
     memory = nvml.memory(settings.GPU_INDEX)
     if memory is None:

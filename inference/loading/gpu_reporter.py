@@ -25,7 +25,7 @@ def start() -> None:
 
 def report() -> None:
     """Tell it once; a failure is logged."""
-    from monitoring.hardware import nvml  # a worker without a GPU has no use for it
+    from monitoring.hardware import nvml  # NVML is loaded by GPU workers alone
 
     device_memory.publish()
     try:

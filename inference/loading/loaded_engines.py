@@ -104,7 +104,7 @@ class LoadedEngines(LoadedModels[LoadedEngine]):
         try:
             runner = LlamaRunner(params)
         except ModelLoadError as error:
-            # So says llama.cpp when the system does not give what was estimated to be there.
+            # The allocation failed although the estimate said that it would fit.
             if "allocate" in str(error):
                 raise _NoRoomError(str(error)) from error
             raise

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 Status = RegisteredModel.Status
 
-# A row tells when its model was last used, but not for each of hundreds of requests a second.
+# `last_used_at` is written at most this often, since there may be hundreds of requests a second.
 _RECORD_SECONDS = 5.0
 
 
@@ -162,7 +162,7 @@ class LoadedModels(ABC, Generic[T]):
         try:
             mine.update(**fields)
         except DatabaseError as exc:
-            # Requests go on; the row is right again when the model is used or unloaded next.
+            # The next use or unloading corrects the row.
             logger.warning("Model %s: its row was not updated: %s", model.name, exc)
 
     def _set_status(self, model: RegisteredModel, status: "Status", why: str = "") -> None:

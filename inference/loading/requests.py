@@ -39,7 +39,7 @@ def are_pending() -> bool:
 
 
 def end(model: RegisteredModel, request: "Request") -> None:
-    """The request has been served, or cannot be: who waits for it is told."""
+    """Clear the request, served or not, and announce its end."""
     mine = RegisteredModel.objects.filter(pk=model.pk, requested=request)
     if mine.update(requested=Request.NONE, requested_at=None):
         ends.announce(wait_key(model))
@@ -56,7 +56,7 @@ def sweep() -> None:
     waiting = RegisteredModel.objects.exclude(requested=Request.NONE)
     if not (waiting.exists() or RegisteredModel.objects.idle().exists()):
         return
-    # Any message of that queue has the worker look at the requests too.
+    # Whatever message wakes a GPU worker, it serves the requests first.
     if dispatch.waiting_messages(Queue.GPU) == 0:
         dispatch.enqueue([dispatch.SERVE_MODEL_REQUESTS])
 

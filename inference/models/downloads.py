@@ -31,7 +31,7 @@ class ModelDownload(Claimable):
     which ends the download.
     """
 
-    # In one process, which has other things to do, too.
+    # In one process, whose threads do other work as well.
     MAX_AT_ONCE = 2
 
     model = models.OneToOneField(

@@ -86,7 +86,7 @@ class RegisteredModel(models.Model):
     unload_at = models.DateTimeField(null=True, blank=True)
     num_crashes = models.PositiveSmallIntegerField(default=0)
     config = models.JSONField(default=dict, blank=True)
-    # The API shows neither this nor what is in it.
+    # Never shown by the API.
     encrypted_api_key = models.TextField(blank=True, editable=False)
     extra = models.JSONField(default=dict, blank=True)
     context_window = models.PositiveIntegerField(null=True, blank=True)

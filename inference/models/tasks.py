@@ -206,7 +206,7 @@ class GenerationTask(Claimable):
                 name="task_claim",
                 condition=Q(status="pending"),
             ),
-            # For those who may join the model that runs.
+            # For tasks that may join a session of their model.
             models.Index(
                 F("model_name"),
                 F("priority").desc(),

@@ -72,7 +72,7 @@ class WebhookDelivery(Claimable):
         FAILED = "task.failed"
         CANCELLED = "task.cancelled"
 
-    # New ones go before those that have failed already.
+    # First attempts go before retries.
     claim_order = ("attempt", "due_at")
     claimed_fields: ClassVar[dict[str, Any]] = {"status": Status.DELIVERING}
     waiting_fields: ClassVar[dict[str, Any]] = {"status": Status.PENDING}

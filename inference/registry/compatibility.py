@@ -76,7 +76,7 @@ def check_model(
     window = context_window or model.context_window
     verdict = _check(header, model.config, quantization, window, warnings)
     if model.loaded and not quantization and not context_window:
-        # The memory that it holds itself is available to it.
+        # A loaded model may use the memory that it holds already.
         available = verdict.available_bytes + verdict.required_bytes
         verdict = replace(verdict, available_bytes=available)
     return verdict
@@ -160,7 +160,7 @@ def _check(
     as_is = _Load(header, model_sizes(config, window), used_gpu_layers)
     wanted = replace(as_is, header=_requantized(header, quantization)) if quantization else as_is
     loaded = wanted
-    # As workers do it: half as many sequences, down to one, until it fits.
+    # Workers halve the number of sequences until the model fits.
     while loaded.sizes.max_num_seqs > 1 and not loaded.fits(memory.usable_bytes):
         loaded = replace(loaded, sizes=loaded.sizes.with_half_the_seqs())
     warnings = [*warnings, *_warnings(wanted, loaded, memory.usable_bytes)]

@@ -23,7 +23,7 @@ RESERVED_MODEL_NAMES = {
 CLOUD_MODEL_NAME = re.compile(r"^[!-.0-~]+(/[!-.0-~]+)*$")
 _URL = re.compile(r"https?://[!-~]+")
 _CONNECTION_FIELDS = {"api_key", "api_key_env_var", "base_url", "timeout", "max_retries"}
-# Fields that a model may have beside these, by where it is.
+# The fields that go with each place of an embedding model.
 _FIELDS_BY_PLACE = {
     "model_path": {"max_seq_length", "pooling"},
     "package": {"max_seq_length"},

@@ -56,7 +56,7 @@ def register(
         return registration.register(name, preset.provider, config)
     except ValidationError as error:
         details: Any = error.detail
-        # The caller has given no config.
+        # The request has no field `config`.
         raise ValidationError(details["config"]) from error
 
 

@@ -37,7 +37,7 @@ def register(name: str, provider: str, config: dict[str, Any]) -> RegisteredMode
         config = check_config(provider, config)
         fields: dict[str, Any] = {}
         if provider in RegisteredModel.CLOUD_PROVIDERS or "model_name" in config:
-            # Everyone may read the config, so the key is kept apart.
+            # The API shows the config, so the key has a column of its own.
             if api_key := config.pop("api_key", ""):
                 fields["encrypted_api_key"] = encryption.encrypt(api_key)
             key_of = provider

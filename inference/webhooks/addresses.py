@@ -67,7 +67,7 @@ def checked(host: str, seconds: float, *, exempt: bool = False) -> list[Address]
     address = literal(host)
     addresses = [address] if address else resolve(host, seconds)
     if not exempt and not all(is_public(each) for each in addresses):
-        # Which one it is would tell the caller about the network that this runs in.
+        # Naming the address would disclose our network to the caller.
         raise RefusedAddressError(
             f"{host} leads to an address that is not public: use another host, or have "
             "WEBHOOK_ALLOWED_HOSTS name this one."
@@ -86,7 +86,7 @@ def resolve(host: str, seconds: float) -> list[Address]:
         except (OSError, UnicodeError) as exc:
             answers.put(UnresolvedHostError(f"{host} does not resolve: {exc}"))
 
-    # The system's own limit cannot be set, and is longer than anybody wants to wait.
+    # The resolver's own time-out cannot be set, and is too long.
     threading.Thread(target=look_up, name="look-up", daemon=True).start()
     try:
         answer = answers.get(timeout=max(seconds, 0))

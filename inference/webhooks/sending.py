@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _LIMIT_SECONDS = 10.0
 _MAX_WAIT_SECONDS = 3600.0
 _MAX_ERROR = 200  # some quote all that the receiver has sent
-# Others in 4xx mean that the same request will not be taken later either.
+# Any other 4xx would be the answer to a retry, too.
 _LATER = {408, 425, 429}
 
 _slots = threading.BoundedSemaphore(deliveries.max_at_once())

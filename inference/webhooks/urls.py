@@ -25,8 +25,8 @@ _PORTS = {"https": 443, "http": 80}
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _ASCII = ascii_letters + digits + punctuation
 
-# For one name; and how long requests of this process wait for name servers in all, at once and of
-# each second.
+# How long a request waits for one name; how long all requests of this process may wait in a burst,
+# and as a share of the time.
 _LOOK_UP_SECONDS = 0.5
 _MAX_WAIT_SECONDS = 2.0
 _WAIT_SHARE = 0.1
@@ -163,7 +163,7 @@ def _host(host: str) -> str:
         if address.scope_id:
             raise RefusedUrlError("Its address must not have a zone.")
         return str(address)
-    # One spelling for each address: others are there to be mistaken for something else.
+    # Other spellings of an address serve to hide it.
     if address is not None and host != str(address):
         raise RefusedUrlError(f"{host} is another spelling of {address}: write it like that.")
     if address is None and not _NAME.fullmatch(host):

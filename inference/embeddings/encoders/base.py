@@ -18,10 +18,10 @@ _MAX_THREADS = 4
 class Encoder(ABC):
     """A loaded embedding model; safe for several threads."""
 
-    # The length of a vector, and the tokens that are read of a text; None where nobody knows.
+    # Length of a vector, and tokens read of a text; None if unknown.
     dimensions: int | None
     max_tokens: int | None
-    # What is put before each text, by name.
+    # Prompts that precede each text, by name.
     prompts: dict[str, str]
     default_prompt_name: str | None = None
 

@@ -18,7 +18,7 @@ class GGUFEncoder(Encoder):
 
     def __init__(self, path: Path, config: dict[str, Any], max_tokens: int) -> None:
         """Raises ValueError or RuntimeError with llama.cpp's reason."""
-        # It takes a second to import.
+        # llama_cpp takes a second to import.
         import llama_cpp
 
         pooling = config.get("pooling")
@@ -53,7 +53,7 @@ def _load(llama_cpp: Any, path: Path, max_tokens: int, pooling_type: int) -> Any
         embedding=True,
         pooling_type=pooling_type,
         n_ctx=max_tokens,
-        # A text is computed at once, as models that look both ways need it.
+        # Bidirectional models need a whole text in one batch.
         n_batch=max_tokens,
         n_ubatch=max_tokens,
         n_gpu_layers=0 if is_cpu() else _ALL_LAYERS,

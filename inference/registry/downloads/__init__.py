@@ -9,7 +9,7 @@ from inference.models import ModelDownload, RegisteredModel
 
 Status = RegisteredModel.Status
 
-# Set when the worker is told to stop: downloads of this process are put back.
+# Set when the worker shuts down: the downloads of this process become due again.
 stopping = threading.Event()
 
 

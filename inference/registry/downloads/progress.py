@@ -77,7 +77,7 @@ class DownloadProgress:
                         self._download.store_progress(self.downloaded_bytes, self.total_bytes)
                     except DatabaseError as exc:
                         logger.warning("Model %s: its progress is not stored: %s", self.name, exc)
-                        connection.close()  # nobody else opens a broken one anew in this thread
+                        connection.close()  # Django reopens broken ones between requests only
                 now, num_bytes = time.monotonic(), self.downloaded_bytes
                 if num_bytes != sent_bytes:
                     speed = (num_bytes - sent_bytes) / (now - sent_at)

@@ -24,9 +24,9 @@ from monitoring.api.errors import in_words
 
 logger = logging.getLogger(__name__)
 
-# Stays free on the disk: the database and the logs may be there, too.
+# Kept free on the disk, where the database and the logs may be as well.
 RESERVE_BYTES = 512 * 1024 * 1024
-# With their waits about eight minutes in which nothing arrives.
+# With the backoff, about eight minutes without a byte.
 _MAX_FAILURES = 12
 _MAX_WAIT_SECONDS = 60.0
 _BUSY_SECONDS = 5.0
@@ -161,7 +161,7 @@ def _complete(
 
 def _fetch_and_check(remote: RemoteFile, partial: PartialFile, progress: DownloadProgress) -> None:
     """Go on with the part that is there; wrong content is downloaded once more, from the start."""
-    # A part without a hash to check it by in the end is of no use.
+    # Without a hash, nothing would tell whether the part fits the rest.
     if remote.sha256:
         partial.read_existing(progress.check)
     if remote.sha256 is None or partial.size > remote.size_bytes:
@@ -196,11 +196,11 @@ def _fetch(
             if not response.is_success:
                 raise hub.status_error(response)
             if response.status_code != httpx.codes.PARTIAL_CONTENT and start:
-                partial.restart()  # it sends all of it, whatever it was asked for
+                partial.restart()  # the server ignores ranges
             wanted_range = f"bytes {partial.size}-"
             if not response.headers.get("content-range", wanted_range).startswith(wanted_range):
                 raise DownloadError("The hub sends another part of the file than was asked for.")
-            # As it arrives: chunks of a given size are lost with a connection that ends in one.
+            # Chunks of a fixed size would lose the last one of a broken connection.
             for chunk in response.iter_raw():
                 progress.check()
                 partial.append(chunk)
