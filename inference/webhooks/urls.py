@@ -1,7 +1,6 @@
 """The URLs that webhooks may be sent to: how they are written, and which hosts are exempt."""
 
 import re
-import threading
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -30,33 +29,12 @@ _ASCII = ascii_letters + digits + punctuation
 _LOOK_UP_SECONDS = 0.5
 _MAX_WAIT_SECONDS = 2.0
 _WAIT_SHARE = 0.1
+# Until when what was waited so far is that share of the time.
+_waited_until = 0.0
 _VERDICT_SECONDS = 60.0
 _MAX_VERDICTS = 1000
 # By host: until when it holds, and why the host is refused.
 _verdicts: dict[str, tuple[float, str | None]] = {}
-
-
-class _Waits:
-    """The time that requests have spent waiting for name servers, as a bucket that leaks."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._counted_at = time.monotonic()
-        self._lock = threading.Lock()
-
-    def add(self, seconds: float) -> bool:
-        """Count a wait, or give time back that was not needed. False when it does not fit in."""
-        with self._lock:
-            now = time.monotonic()
-            leaked = (now - self._counted_at) * _WAIT_SHARE
-            self._seconds, self._counted_at = max(0.0, self._seconds - leaked), now
-            if seconds > 0 and self._seconds + seconds > _MAX_WAIT_SECONDS:
-                return False
-            self._seconds += seconds
-            return True
-
-
-_waits = _Waits()
 
 
 class RefusedUrlError(Exception):
@@ -173,12 +151,13 @@ def _host(host: str) -> str:
 
 def _refusal(host: str) -> str | None:
     """Why the host is refused; of a name, as it was within the last minute."""
+    global _waited_until
     started = time.monotonic()
     until, refusal = _verdicts.get(host, (0.0, None))
     if started < until:
         return refusal
     is_name = addresses.literal(host) is None
-    if is_name and not _waits.add(_LOOK_UP_SECONDS):
+    if is_name and _waited_until - started >= _MAX_WAIT_SECONDS / _WAIT_SHARE:
         return None
     refusal = None
     try:
@@ -189,8 +168,8 @@ def _refusal(host: str) -> str | None:
         pass
     except UnresolvedHostError:
         refusal = f"{host} does not resolve: check its spelling, or try again in a minute."
-    if is_name:
-        _waits.add(time.monotonic() - started - _LOOK_UP_SECONDS)
+    waited = time.monotonic() - started
+    _waited_until = max(_waited_until, started) + waited / _WAIT_SHARE
     if len(_verdicts) >= _MAX_VERDICTS:
         _verdicts.clear()
     _verdicts[host] = (time.monotonic() + _VERDICT_SECONDS, refusal)

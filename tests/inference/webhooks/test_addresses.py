@@ -40,7 +40,7 @@ NOT_PUBLIC = [
 @pytest.fixture(autouse=True)
 def _no_verdicts() -> Iterator[None]:
     urls._verdicts.clear()
-    urls._waits = urls._Waits()
+    urls._waited_until = 0.0
     yield
     urls._verdicts.clear()
 
@@ -178,11 +178,10 @@ def test_silent_name_server_holds_up_no_request_for_long(
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", silent)
-    monkeypatch.setattr(urls, "_WAIT_SHARE", 0.0)
     for number in range(100):
         check(f"https://name-{number // 2}.example/hook")
     # Each was asked for once, and the rest is looked up when it is sent to.
-    assert 2 <= len(asked) <= 4
+    assert 2 <= len(asked) <= 6
     assert asked == [f"name-{number}.example" for number in range(len(asked))]
     assert "not public" in refusal("https://10.0.0.1/hook")
     over.set()
