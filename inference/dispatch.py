@@ -60,7 +60,7 @@ _BROKER_ERRORS = (kombu.exceptions.OperationalError, redis.RedisError, OSError)
 
 
 def generate(tasks: Iterable[GenerationTask]) -> list[Message]:
-    """The messages that have tasks run, one each, by their queues and priorities."""
+    """One message for each task, to its queue, with its priority."""
     return [Message(GENERATE, task.queue, task.broker_priority, task.pk) for task in tasks]
 
 

@@ -62,7 +62,7 @@ class Catalogue:
 
 
 def read() -> Catalogue:
-    """What our own folder and those of PRESETS_DIRS have."""
+    """Read our own folder and those of PRESETS_DIRS."""
     catalogue = Catalogue()
     for folder in [_OWN, *map(Path, settings.PRESETS_DIRS)]:
         presets: dict[str, Preset] = {}

@@ -1,4 +1,4 @@
-"""What an entry of the catalogue may say: one serializer a kind."""
+"""The fields of an entry of the catalogue: one serializer a kind."""
 
 import re
 from typing import Any
@@ -24,7 +24,7 @@ class _EntrySerializer(StrictSerializer):
     """What all kinds have in common. `provider_config` is checked as a registration's config."""
 
     def to_internal_value(self, data: Any) -> Any:
-        """A text is not made of what YAML has read as a number: 1.10 would become 1.1."""
+        """Refuse numbers in text fields, since YAML reads 1.10 as 1.1."""
         for name, value in data.items() if isinstance(data, dict) else ():
             if isinstance(value, int | float) and isinstance(
                 self.fields.get(name), serializers.CharField

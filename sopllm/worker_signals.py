@@ -1,4 +1,4 @@
-"""What workers and beat do when they start and stop, and when a pool child dies.
+"""Celery signals: workers and beat start and stop, a pool child dies.
 
 Celery imports this by its name once Django is set up, see `include` in celery_app.py.
 """
@@ -44,13 +44,13 @@ def on_worker_start(sender: Any, **_: Any) -> None:
 
 @signals.beat_init.connect
 def on_beat_start(**_: Any) -> None:
-    """Its log goes where those of the others go."""
+    """Beat logs to the same place as the others."""
     service_log.start("beat")
 
 
 @signals.worker_ready.connect
 def on_worker_ready(sender: Any, **_: Any) -> None:
-    """The worker serves its queues from now on; what died with its predecessor is taken back."""
+    """Announce the worker, and take back the tasks of its predecessor."""
     queues = [queue.name for queue in sender.task_consumer.queues]
     workers.announce(sender.hostname, queues)
     if Queue.GPU in queues:
@@ -65,7 +65,7 @@ def on_worker_ready(sender: Any, **_: Any) -> None:
 
 @signals.worker_shutting_down.connect
 def on_worker_stop(**_: Any) -> None:
-    """What runs may end; nothing else joins it, and downloads are put back."""
+    """Let running work end, start nothing new, and put downloads back."""
     gpu_session.drain()
     request_queue.drain()
     downloads.stop()
@@ -74,14 +74,14 @@ def on_worker_stop(**_: Any) -> None:
 @signals.worker_process_shutdown.connect
 @signals.worker_shutdown.connect
 def on_process_stop(**_: Any) -> None:
-    """What tasks have left to be told goes out: of a pool child, and of a worker's threads."""
+    """Send the events and traces that are left, of a pool child or of a worker's threads."""
     outbox.flush()
     tracing.flush()
 
 
 @signals.task_prerun.connect
 def on_task_start(**_: Any) -> None:
-    """As Django does at each request: a connection that has failed is opened anew."""
+    """Reopen failed database connections, as Django does at each request."""
     close_old_connections()
 
 

@@ -1,4 +1,4 @@
-"""Answers that are still to come: the ASGI handler sends them, and waits on the event loop.
+"""Deferred responses: the ASGI handler sends them, and waits on the event loop.
 
 Long polls, requests for embeddings and streams of events are each a `DeferredResponse`; a view that
 returns one holds no thread while it waits.
@@ -91,7 +91,7 @@ def long_poll(
     read: Callable[[], tuple[object, bool]],
     status: int = 200,
 ) -> HttpResponseBase:
-    """What `read` gives, once it is final, or the time is over; without a wait at once.
+    """Respond with what `read` gives as soon as it is final, or the time is over.
 
     `read` gives a body and whether it is final.
     """
@@ -112,7 +112,7 @@ def long_poll(
 
 
 def requested_seconds(request: Request) -> float:
-    """What the client asked for by `?wait=` or `Prefer: wait=`; 0 is no wait at all."""
+    """The seconds of `?wait=` or `Prefer: wait=`; 0 means not to wait."""
     text = request.query_params.get("wait")
     if text is None:
         preferred = _PREFER_WAIT.search(request.headers.get("Prefer", ""))

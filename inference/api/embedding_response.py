@@ -1,4 +1,4 @@
-"""From a request for embeddings to a worker's answer, as the web process waits for it."""
+"""The deferred response of a request for embeddings."""
 
 import redis
 from django.conf import settings

@@ -1,4 +1,4 @@
-"""What the monitoring shows of tasks and models: the queues, and the metrics."""
+"""The routes of the queues and the metrics."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +30,7 @@ def queue(request: Request) -> Response:
 
 class Metrics(APIView):
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
-        """Whatever is accepted: scrapers name formats that are none of ours."""
+        """Ignore Accept: scrapers name formats that we do not have."""
         return super().perform_content_negotiation(request, force=True)
 
     @extend_schema(responses={(200, "text/plain"): str})

@@ -1,4 +1,4 @@
-"""What waits and what runs, from the rows of the tasks and the lists of the broker."""
+"""Pending and running tasks by queue, from the rows and the broker's lists."""
 
 from collections import Counter, defaultdict
 from contextlib import suppress
@@ -133,7 +133,7 @@ def _oldest_wait(waiting: list[_Waiting]) -> float | None:
 
 
 def _by_priority(waiting: list[_Waiting]) -> dict[str, int]:
-    """Named as JSON writes the numbers in JavaScript: 1 and 9.5."""
+    """Keys as JavaScript writes the numbers: 1 and 9.5."""
     return {
         repr(priority).removesuffix(".0"): num_tasks
         for priority, num_tasks, _ in waiting[:_MAX_PRIORITIES]

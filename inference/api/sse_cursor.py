@@ -1,4 +1,4 @@
-"""What one reader of a task's stream has been told, and what it is told next: Server-Sent Events.
+"""Server-Sent Events for one reader of a task's stream: what it has, and what comes next.
 
 The deltas since the last `restart` are always the beginning of the text of the result, and
 all of it once the task has ended.
@@ -19,7 +19,7 @@ FINAL_ID = "end"
 
 @dataclass(frozen=True, slots=True)
 class SSECursor:
-    """What a reader has: so many characters of an attempt's text, in so many deltas."""
+    """What a reader has: the number of characters and deltas of an attempt."""
 
     attempt: int
     num_chars: int = 0
@@ -47,7 +47,7 @@ class SSEWriter:
         return self._start_anew(attempt) if attempt > self.cursor.attempt else b""
 
     def add(self, deltas: Iterable[Delta]) -> bytes:
-        """What the reader lacks of deltas of the stream.
+        """The events of those deltas that the reader lacks.
 
         Nothing for what a lost attempt has written, or comes after a hole.
         """
@@ -62,7 +62,7 @@ class SSEWriter:
         return events
 
     def conclude(self, task: GenerationTask) -> bytes:
-        """What an ended task's text has more than the stream had, and the task."""
+        """The rest of an ended task's text, and the task."""
         text = task.result["text"] if task.result else ""
         restart = b""
         if self.cursor.attempt != task.attempt or self.cursor.num_chars > len(text):

@@ -12,7 +12,7 @@ from inference.errors import ErrorCode, InferenceError
 def answer(
     request: EmbeddingRequest, rows: Vectors, num_tokens: int, truncated: list[int]
 ) -> Answer:
-    """What the client gets. Raises InferenceError for vectors that are not finite."""
+    """The answer to the client. Raises InferenceError for vectors that are not finite."""
     if not np.isfinite(rows).all():
         message = f"The model {request.model_name} gave vectors that are no numbers: take another."
         raise InferenceError(message, ErrorCode.PROVIDER_ERROR)

@@ -1,4 +1,4 @@
-"""Which texts are computed together: those of about one length, from all requests."""
+"""Batches of texts of about equal length, from all requests."""
 
 import threading
 from collections import deque
@@ -35,7 +35,7 @@ class RunningRequest:
 
     @classmethod
     def of(cls, queued: QueuedRequest, encoder: Encoder) -> "RunningRequest":
-        """Raises InferenceError for a prompt that the model does not have, or texts of nothing."""
+        """Raises InferenceError for an unknown prompt, or a text without tokens."""
         prompt = encoder.prompt(queued.request.prompt_name)
         counts = encoder.count_tokens(queued.request.texts, prompt)
         if 0 in counts:
@@ -61,7 +61,7 @@ class Item:
 
 
 class Batcher:
-    """The texts that wait, for `num_threads` that take batches of them.
+    """The waiting texts, from which `num_threads` threads take batches.
 
     Requests take turns: many texts of one do not keep those of another one waiting. A batch has
     the longest text of the request whose turn it is, and those of any request for the same model
@@ -70,7 +70,7 @@ class Batcher:
     """
 
     def __init__(self, num_threads: int, max_batch_tokens: int | None = None) -> None:
-        """`max_batch_tokens` is by default as set, or as suits the device."""
+        """`max_batch_tokens` defaults to EMBEDDING_MAX_BATCH_TOKENS, or a size for the device."""
         default = _CPU_BATCH_TOKENS if base.is_cpu() else _GPU_BATCH_TOKENS
         self._max_batch_tokens = max_batch_tokens or settings.EMBEDDING_MAX_BATCH_TOKENS or default
         self._num_threads = num_threads
@@ -81,13 +81,13 @@ class Batcher:
 
     @property
     def requests(self) -> list[RunningRequest]:
-        """Those that are not complete."""
+        """The requests that are not complete."""
         with self._change:
             return list(self._incomplete)
 
     @property
     def num_texts(self) -> int:
-        """Texts that wait."""
+        """The number of waiting texts."""
         return len(self._waiting)
 
     def add(self, request: RunningRequest) -> None:
@@ -99,7 +99,7 @@ class Batcher:
             self._change.notify(len(items))
 
     def next_batch(self) -> list[Item]:
-        """What to compute next, longest first; waits until there is something."""
+        """The next batch, longest text first; waits until there is one."""
         with self._change:
             self._change.wait_for(lambda: self._turns)
             turn = self._turns[0]
@@ -110,7 +110,7 @@ class Batcher:
             return batch
 
     def complete(self, request: RunningRequest) -> bool:
-        """Take out a request that has ended, or is not wanted; False when it is out already.
+        """Remove a request that has ended or is not wanted; False when it was removed before.
 
         A batch of it that is being computed goes on.
         """

@@ -1,4 +1,4 @@
-"""Embedding models of others, asked through LiteLLM over the network."""
+"""Embedding models of cloud providers, called through LiteLLM."""
 
 import time
 from dataclasses import dataclass

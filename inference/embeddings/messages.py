@@ -1,4 +1,4 @@
-"""What a client asks for, and what it is told, as web processes and workers hand it on."""
+"""Requests for embeddings and their answers, as web processes and workers exchange them."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -36,7 +36,7 @@ def prompt_of(prompts: Mapping[str, str], name: str | None, default_name: str | 
 
 
 class Shape(StrEnum):
-    """What is answered with: the vectors, or how near to the first of them each of the others is.
+    """What the answer has: the vectors, or the similarity of the first to each other one.
 
     PAIR is for one other, whose similarity is no list.
     """

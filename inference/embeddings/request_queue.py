@@ -1,4 +1,4 @@
-"""Requests on their way to the embeddings workers, and answers on their way back, in Redis.
+"""The queue of requests for embeddings, and their answers, in Redis.
 
 Requests lie in a stream with a consumer group: one that a worker has read stays there until it is
 answered, so that another worker can take it over from a dead one. Nothing here outlives its use by
@@ -62,7 +62,7 @@ def is_draining() -> bool:
 
 
 def new_key() -> str:
-    """What the end of a request is announced by, and where its answer lies."""
+    """A new key: announces the end of a request, and holds its answer."""
     return f"embedding:{uuid.uuid4().hex}"
 
 
@@ -116,7 +116,7 @@ def forget(key: str, entry_id: str) -> None:
 
 
 def read(max_requests: int, wait_seconds: float = 0) -> list[QueuedRequest]:
-    """The next requests for this worker; waits for so long for one, and needs no message then."""
+    """The next requests for this worker; while it waits for one, clients send no message."""
     if not wait_seconds:
         return _read(">", max_requests, None)
     client().set(_NOTIFIED, 1, px=_NOTIFIED_MS)
@@ -124,7 +124,7 @@ def read(max_requests: int, wait_seconds: float = 0) -> list[QueuedRequest]:
 
 
 def read_unanswered() -> list[QueuedRequest]:
-    """What this worker had read before, and has not answered."""
+    """The requests that this worker had read before, and has not answered."""
     return _read("0", _MAX_UNANSWERED, None)
 
 
@@ -134,7 +134,7 @@ def stop_reading() -> None:
 
 
 def take_over() -> list[QueuedRequest]:
-    """What workers had read that are gone, and have not answered; the workers are forgotten."""
+    """Take over the unanswered requests of workers that are gone; these are forgotten."""
     consumers = _with_group(lambda: client().xinfo_consumers(_STREAM, _GROUP))
     found = []
     for name in workers.gone((each["name"] for each in consumers), Queue.EMBEDDINGS):
@@ -181,7 +181,7 @@ def _read(start: str, max_requests: int, block_ms: int | None) -> list[QueuedReq
 
 
 def _with_group(ask: Callable[[], Any]) -> Any:
-    """The group's reply; it is created if need be, for it goes with the stream."""
+    """The group's reply. The group is created if it expired with the stream."""
     try:
         return ask()
     except redis.ResponseError as error:

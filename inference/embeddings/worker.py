@@ -1,4 +1,4 @@
-"""What the embeddings worker does once a message has come: answer requests until none comes."""
+"""The embeddings worker: woken by a message, it answers requests until there are no more."""
 
 import contextlib
 import logging
@@ -118,7 +118,7 @@ class _Worker:
                 self._fail([queued], _failure("The database cannot be reached: try again."))
 
     def _compute(self) -> None:
-        """What each thread does: batch after batch."""
+        """The loop of a thread: compute batch after batch."""
         while True:
             batch = self._batcher.next_batch()
             try:
@@ -169,7 +169,7 @@ class _Worker:
             self._unanswered.pop(queued.entry_id, None)
 
     def _tidy(self) -> None:
-        """Drop what nobody waits for any more, and take over what a worker has left behind."""
+        """Drop requests of clients that are gone, and take over those of workers that are gone."""
         if time.monotonic() - self._tidied_at < _TIDY_SECONDS:
             return
         self._tidied_at = time.monotonic()

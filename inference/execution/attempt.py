@@ -1,4 +1,4 @@
-"""Running one claimed task: from the row to the provider, and what came of it back to the row."""
+"""Running one claimed task: from its row to the provider, and the end back into the row."""
 
 import logging
 import time
@@ -94,7 +94,7 @@ class Attempt:
         return f"{self.task_id}#{self.lease.attempt}"
 
     def prepare(self) -> tuple[RegisteredModel, GenerationRequest]:
-        """The model that is asked, and what it is asked.
+        """The model to run, and the request to it.
 
         Raises InferenceError for a model that is gone, or that runs elsewhere by now.
         """
@@ -126,7 +126,7 @@ class Attempt:
 
     @property
     def must_stop(self) -> bool:
-        """Whether it has to end now by `stop`: the lease is lost, a cancel or the time is due."""
+        """Whether to call `stop`: the lease is lost, a cancel was asked for, or time is over."""
         lease = self.lease
         return lease.lost or lease.cancel_requested or time.monotonic() > self._give_up_at
 
@@ -160,7 +160,7 @@ class Attempt:
         lease_renewer.hold(lease)
 
     def publish_progress_if_due(self) -> None:
-        """Show the feed how far it is, up to ten times a second, if it has come further."""
+        """Publish new progress to the feed, at most ten times a second."""
         num_tokens = self.progress.completion_tokens
         now = time.monotonic()
         if num_tokens == self._num_tokens_published or now - self._published_at < _PROGRESS_SECONDS:
@@ -193,7 +193,7 @@ class Attempt:
         self._end(partial(finish.fail, self.lease, error, result), Outcome.FAILED, result, error)
 
     def stop(self) -> None:
-        """End because of what `must_stop` has found; without a trace if the lease was lost."""
+        """End for the reason of `must_stop`; store nothing if the lease was lost."""
         if self.lease.lost:
             logger.warning("Task %s: attempt %d lost its lease", self.task_id, self.lease.attempt)
             self.abandon()
@@ -207,7 +207,7 @@ class Attempt:
             self.fail(InferenceError(message, ErrorCode.TIMEOUT), FinishReason.TIMEOUT)
 
     def abandon(self) -> None:
-        """End without storing it: the lease runs out, and the sweep gives the task away."""
+        """End without storing it: the lease runs out, and the sweep makes the task due."""
         try:
             self.deltas.flush()
         except Exception:

@@ -136,7 +136,7 @@ class Session:
             watchdog.stop()
 
     def _hand_out(self, output: StepOutput) -> None:
-        """Give an attempt what the engine has for it; one that ends makes room for another."""
+        """Hand an output of the engine to its attempt; one that ends makes room for another."""
         attempt = self._attempts[output.request_id]
         attempt.progress.completion_tokens += output.num_new_tokens
         attempt.progress.cached_tokens = output.num_cached_tokens
@@ -161,7 +161,7 @@ class Session:
             gpu_lock.show_task(settings.GPU_INDEX, oldest.task_id)
 
     def _exchange(self) -> None:
-        """One round trip: deltas out; in comes whether anything was submitted or cancelled."""
+        """One round trip to Redis: send deltas, read whether tasks were submitted or cancelled."""
         now = time.monotonic()
         attempts = self._attempts.values()
         is_first_due = any(attempt.deltas.is_first_due for attempt in attempts)
@@ -204,7 +204,7 @@ class _Watchdog:
         self._fed_at = float("-inf")
 
     def feed(self) -> None:
-        """Say that the process lives; the alarm is set anew about once a second."""
+        """Re-arm the alarm, about once a second."""
         now = time.monotonic()
         if now - self._fed_at >= _REARM_SECONDS:
             self._fed_at = now

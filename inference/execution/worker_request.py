@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerRequest(Request):
-    """Knows which child had the message, where Celery's signals only tell that one died."""
+    """Knows which child ran the message; Celery's signals only say that one died."""
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """Before the tasks of the child are taken back, count its death on the model it ran."""

@@ -1,4 +1,4 @@
-"""Who runs a task: claims, and the leases that they give."""
+"""Claims of tasks, and the leases that they give."""
 
 import logging
 from dataclasses import dataclass

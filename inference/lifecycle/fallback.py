@@ -26,7 +26,7 @@ UNCLAIMED: dict[str, Any] = {
 
 
 def may_fall_back(task: GenerationTask, failure: InferenceError) -> bool:
-    """Whether another model may do what this one did not."""
+    """Whether another model may succeed."""
     if failure.code == ErrorCode.CONTEXT_LENGTH_EXCEEDED:
         return bool(task.request["context_overflow"] == "truncate")
     return not failure.is_requests_own_fault

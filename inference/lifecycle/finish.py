@@ -38,7 +38,7 @@ _PURGE_LIMIT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of an attempt went; None for what was never reached."""
+    """The times of an attempt in milliseconds; None for a step that it never reached."""
 
     model_load_ms: float | None = None
     ttft_ms: float | None = None
@@ -66,7 +66,7 @@ def fail(
 
 
 def finish_cancelled(lease: Lease, result: TaskResult, timings: Timings) -> bool:
-    """Store what a cancelled task had said so far. False when the lease was lost."""
+    """Store the text that a cancelled task has so far. False when the lease was lost."""
     return _finish(lease, Status.CANCELLED, result, timings)
 
 

@@ -1,4 +1,4 @@
-"""Keeps the leases of this process alive, and learns of cancels, in one thread for all of them."""
+"""One thread a process renews its leases, and learns of cancels."""
 
 import logging
 import threading
@@ -54,7 +54,7 @@ def hold(held: HeldRow) -> None:
 
 
 def release(held: HeldRow) -> None:
-    """Leave the lease to itself. Can be called twice."""
+    """Stop renewing the lease. May be called twice."""
     with _changed:
         _held.pop(_key(held), None)
 
@@ -67,7 +67,7 @@ def renew(rows: Iterable[HeldRow]) -> None:
 
 
 def refresh(rows: Iterable[HeldRow]) -> None:
-    """Read what became of rows since: whether a cancel was asked for, or the lease was lost."""
+    """Update the flags of rows: whether a cancel was asked for, or the lease was lost."""
     for kind, of_kind in _by_kind(rows).items():
         found = kind._default_manager.all().held_by(worker_identity.current())
         for held in of_kind:

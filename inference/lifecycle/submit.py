@@ -1,4 +1,4 @@
-"""The beginning of a task's life: saved, once for each idempotency key, while there is room."""
+"""Submitting tasks: saved once for each idempotency key, while the queue has room."""
 
 import time
 from collections.abc import Sequence

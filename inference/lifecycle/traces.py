@@ -1,4 +1,4 @@
-"""What traces are told of attempts: each is one span, under the trace of its task."""
+"""Traces of attempts: each is one span in the trace of its task."""
 
 import time
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _REQUEST_METADATA = ("response_format", "extra_params", "context_overflow", "tim
 
 
 class AttemptTrace:
-    """What the trace needs of an attempt once that has ended, and the task's row has moved on."""
+    """An attempt as its span shows it; the task's row may have changed when the attempt ends."""
 
     def __init__(self, task: GenerationTask, messages: Sequence[ChatMessage] = ()) -> None:
         """`messages`: what the model is asked, if that is known already."""

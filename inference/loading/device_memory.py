@@ -1,4 +1,4 @@
-"""What may be used of the memory that models live in, and whether one more fits.
+"""The memory that models may use, and whether one more model fits.
 
 A GPU's as NVML tells it; without a GPU the machine's, or of a container its share.
 """
@@ -99,7 +99,7 @@ def check_fits(
 
 
 def publish() -> None:
-    """Tell other processes, for 30 s, what this worker's models may use."""
+    """Publish, for 30 s, what this worker's models may use."""
     reading = json.dumps(asdict(read(settings.GPU_LAYERS)))
     name = f"{settings.NODE_NAME}:{settings.GPU_INDEX}"
     try:

@@ -1,4 +1,4 @@
-"""What the main process of a GPU worker tells about its GPU, its child being at work on it."""
+"""GPU readings, published by the main process of a GPU worker while its child computes."""
 
 import logging
 import threading
@@ -19,12 +19,12 @@ _INTERVAL_SECONDS = 2.0
 
 
 def start() -> None:
-    """Tell it every 2 s, from a daemon thread; a driver that hangs holds up nothing else."""
+    """Publish readings every 2 s from a daemon thread; a driver that hangs blocks nothing else."""
     threading.Thread(target=_run, name="gpu-reporter", daemon=True).start()
 
 
 def report() -> None:
-    """Tell it once; a failure is logged."""
+    """Publish readings once; a failure is logged."""
     from monitoring.hardware import nvml  # NVML is loaded by GPU workers alone
 
     device_memory.publish()

@@ -15,7 +15,7 @@ Status = RegisteredModel.Status
 
 class ModelDownloadQuerySet(ClaimableQuerySet["ModelDownload"]):
     def claim_next(self, worker: str) -> "ModelDownload | None":
-        """The one that has waited longest, whose model does not say any more why it waited."""
+        """Take the one that has waited longest, and clear the message of its model."""
         download = super().claim_next(worker)
         if download is not None:
             RegisteredModel.objects.filter(pk=download.pk).update(status_message="")
@@ -73,7 +73,7 @@ class ModelDownload(Claimable):
         return True
 
     def store_progress(self, downloaded_bytes: int, total_bytes: int | None) -> bool:
-        """Say how far it is. False when the model was deleted, or another worker has it."""
+        """Store the progress. False when the model was deleted, or another worker has it."""
         if downloaded_bytes > self.downloaded_bytes:
             self.num_failures = 0
         self.downloaded_bytes = downloaded_bytes

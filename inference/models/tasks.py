@@ -45,7 +45,7 @@ class ModelChoice(TypedDict):
 
 
 class TaskResult(TypedDict):
-    """What a generation gave; `model` is the one that answered."""
+    """The result of a generation; `model` is the one that answered."""
 
     text: str
     finish_reason: str
@@ -65,7 +65,7 @@ def new_task_id() -> str:
 
 
 def protect_unfinished(collector: Any, field: Any, tasks: Any, using: str) -> None:
-    """What a conversation's deletion means: unfinished tasks forbid it, ended ones forget it."""
+    """on_delete of conversations: unfinished tasks forbid it, ended ones set null."""
     if unfinished := [task for task in tasks if not task.has_ended]:
         raise models.ProtectedError("Tasks have not ended.", set(unfinished))
     models.SET_NULL(collector, field, tasks, using)
@@ -76,7 +76,7 @@ class GenerationTaskQuerySet(ClaimableQuerySet["GenerationTask"]):
         return self.filter(owner=owner)
 
     def read(self, task_id: str) -> "GenerationTask | None":
-        """The task, by the query that runs most often of all.
+        """The task of that id; the most frequent query.
 
         As plain SQL: building a SELECT of thirty columns takes the ORM four times as long as all
         the rest of reading the row.
@@ -249,19 +249,19 @@ class GenerationTask(Claimable):
 
     @property
     def total_ms(self) -> float | None:
-        """From submission to the end of the last attempt; None unless that has told its times."""
+        """From submission to the end of the last attempt; None unless that has stored its times."""
         if self.queue_wait_ms is None or self.inference_ms is None:
             return None
         return self.queue_wait_ms + (self.model_load_ms or 0) + self.inference_ms
 
     @property
     def usage(self) -> Usage:
-        """What the result says of tokens; zeros without one."""
+        """The token counts of the result; zeros without one."""
         usage: Usage = self.result["usage"] if self.result else NO_USAGE
         return usage
 
     def next_model(self) -> ModelChoice | None:
-        """Who is asked when the model whose turn it is fails."""
+        """The model to run if the present one fails."""
         return next(iter(self.models_left()), None)
 
     def models_left(self) -> list[ModelChoice]:

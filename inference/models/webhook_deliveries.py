@@ -1,4 +1,4 @@
-"""Webhooks that are to be delivered, and what became of them."""
+"""Webhooks to be delivered, and the results of their delivery."""
 
 import uuid
 from datetime import datetime, timedelta
@@ -51,7 +51,7 @@ class WebhookDeliveryQuerySet(ClaimableQuerySet["WebhookDelivery"]):
 
 
 class WebhookDelivery(Claimable):
-    """What its receiver is to be told of a task's end, written in the transaction that ended it.
+    """One webhook about the end of a task, written in the transaction that ended it.
 
     pending ──claim──▶ delivering ──▶ delivered | failed
        ▲                   │               │
@@ -118,7 +118,7 @@ class WebhookDelivery(Claimable):
 
     @property
     def next_attempt_at(self) -> datetime | None:
-        """When it is attempted, or is attempted anew if its worker is lost; None once it ended."""
+        """When the next attempt is due, or would be if the worker were lost; None after the end."""
         return self.due_at or self.lease_until
 
     @property

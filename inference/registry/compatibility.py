@@ -1,4 +1,4 @@
-"""Would a model fit into the memory there is, and if not, in which quantization would it."""
+"""Whether a model fits into memory, and in which quantization it would."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -85,7 +85,7 @@ def check_model(
 def check_preset(
     preset: Preset, quantization: str | None, context_window: int | None
 ) -> Compatibility:
-    """Check a preset, by its file where that is here, else by what it says of itself."""
+    """Check a preset, by its file if that is here, else by the preset's own figures."""
     if preset.kind != Preset.Kind.LOCAL or preset.size_b is None:
         return Compatibility(_NOTHING, required_bytes=0, available_bytes=0)
     if weights := preset.packaged_file:

@@ -1,4 +1,4 @@
-"""What a registration takes: its name, and the `config` of each kind of provider."""
+"""The fields of a registration: its name, and the `config` of each kind of provider."""
 
 import re
 from typing import Any
@@ -128,7 +128,7 @@ class LocalConfigSerializer(StrictSerializer):
 
 
 class ConnectionConfigSerializer(StrictSerializer):
-    """How a provider is reached: the part of a config that all models of others share."""
+    """How to reach a provider: the fields that all remote models share."""
 
     api_key = serializers.CharField(
         required=False,

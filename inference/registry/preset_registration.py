@@ -1,4 +1,4 @@
-"""Registering a model from a preset: one call, and its file is downloaded if it is not here."""
+"""Registering models from presets; the file is downloaded unless it is here."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def register(
 
 
 def _register_missing(preset: Preset, name: str, config: dict[str, Any]) -> RegisteredModel:
-    """A model of the hub whose file is still to come; the row has what the preset knows of it."""
+    """Register a model whose file is not downloaded yet, with the facts of its preset."""
     config = registration.check_config(preset.provider, config)
     filename = config["model_path"]
     origin = {"huggingface_repo": preset.huggingface_repo, "filename": filename}

@@ -1,4 +1,4 @@
-"""Registering models: where a file may lie, what it must be, and what a provider must be told."""
+"""Registering models: checks of their configs and files, and their rows."""
 
 import shutil
 from pathlib import Path
@@ -90,7 +90,7 @@ def check_config(provider: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_model_name(provider: Provider, model_name: str) -> None:
-    """LiteLLM finds the provider by what is before the slash; for the others it is known."""
+    """LiteLLM models name their provider before a slash; others must not."""
     if provider == Provider.LITELLM and "/" not in model_name:
         message = "Name the provider too, as in groq/llama-3.3-70b: docs.litellm.ai lists them."
         raise ValidationError({"model_name": [message]})
@@ -100,7 +100,7 @@ def _check_model_name(provider: Provider, model_name: str) -> None:
 
 
 def file_facts(provider: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a model's row that its file, or its package, tells.
+    """The fields of a model's row that come from its file or package.
 
     `config` is that of the row. Raises ValidationError naming a field of it.
     """

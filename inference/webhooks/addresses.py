@@ -35,7 +35,7 @@ class SlowNameServerError(UnresolvedHostError):
 
 
 def is_public(address: Address) -> bool:
-    """Whether the address is one of the internet, and of nobody's own network."""
+    """Whether the address is on the public internet, not in a private network."""
     if isinstance(address, IPv6Address):
         # Packets to these reach an IPv4 address in the end.
         carried = IPv4Address(address.packed[-4:]) if address in _NAT64 else address.ipv4_mapped

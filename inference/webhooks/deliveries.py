@@ -1,4 +1,4 @@
-"""What is to be delivered: rows written where a task ends, and messages to those who send."""
+"""Deliveries: their rows, written where a task ends, and the messages that wake workers."""
 
 import json
 
@@ -35,5 +35,5 @@ def deliver_soon(num_deliveries: int) -> None:
 
 
 def max_at_once() -> int:
-    """Deliveries that a process has under way: slow receivers must not take all of its threads."""
+    """Deliveries at a time in a process: slow receivers must not take all of its threads."""
     return int(settings.DEFAULT_CONCURRENCY // 2)

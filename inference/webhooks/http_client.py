@@ -1,4 +1,4 @@
-"""One POST to where a caller wants it: to checked addresses, without redirects, in limited time."""
+"""One POST to a checked address, without redirects, in limited time."""
 
 import contextlib
 import socket
@@ -24,7 +24,7 @@ class UnansweredError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WebhookResponse:
-    """What the receiver said: of its body, nothing. `retry_after`: in how many seconds."""
+    """The status of the receiver's response; `retry_after` in seconds."""
 
     status_code: int
     retry_after: float | None

@@ -1,4 +1,4 @@
-"""Delivering webhooks that are due, and what their receivers' answers mean."""
+"""Delivering webhooks that are due, and the meaning of the responses."""
 
 import logging
 import threading

@@ -1,1 +1,1 @@
-"""What turns texts into vectors, by where the weights are; for the embeddings worker alone."""
+"""Encoders turn texts into vectors, a kind for each library; for the embeddings worker alone."""

@@ -1,4 +1,4 @@
-"""What an encoder is: a model in memory that counts the tokens of texts and makes vectors."""
+"""The interface of encoders: a loaded model that counts tokens and computes vectors."""
 
 import os
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""What is to be downloaded: the rows, messages to the workers, and where the files go."""
+"""Starting downloads, and where their files go."""
 
 import threading
 from pathlib import Path
@@ -26,7 +26,7 @@ def start(model: RegisteredModel) -> bool:
 
 
 def start_if_missing(model: RegisteredModel) -> bool:
-    """Whether the file of the model is on its way, from now on if not already."""
+    """Start the download unless the file is here; whether it is being downloaded now."""
     if model.status != Status.DOWNLOADING and not is_missing(model):
         return False
     return start(model) or model.status == Status.DOWNLOADING
@@ -52,7 +52,7 @@ def why_missing(model: RegisteredModel) -> str | None:
 
 
 def forget_partial_file(model: RegisteredModel) -> None:
-    """Remove what has arrived of a model that is deleted.
+    """Remove the partial file of a deleted model.
 
     A worker that still downloads it finds its row gone, and stops. Another model of the same file
     goes on with what is there.
@@ -72,7 +72,7 @@ def target_path(model: RegisteredModel) -> Path:
 
 
 def partial_path(model: RegisteredModel) -> Path:
-    """What has arrived, next to the file; raises ValueError as above."""
+    """The partial file beside the target; raises ValueError as above."""
     path = target_path(model)
     return path.with_name(f"{path.name}.partial")
 

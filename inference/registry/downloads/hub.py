@@ -1,4 +1,4 @@
-"""What the hub says of a file, and what its refusals mean. Imported by the worker alone.
+"""Metadata of files on the hub, and the meaning of its errors. Imported by the worker alone.
 
 The hub's library knows addresses, headers and the user's token. It does not download the file: its
 `http_get` writes 10 MB at a time, so what a broken connection has sent of the last 10 MB is lost
@@ -34,7 +34,7 @@ _RETRYABLE_STATUSES = {408, 425, 429}
 
 
 class DownloadError(Exception):
-    """It failed; the message says what to do next, and holds neither token nor signed address.
+    """A failed download; the message says what to do next, without tokens or signed addresses.
 
     `retryable`: it may go better later, in `retry_after` seconds where the hub has said so.
     """
@@ -92,7 +92,7 @@ def look_up(config: dict[str, Any]) -> RemoteFile:
 
 
 def _refusal(config: dict[str, Any], error: HfHubHTTPError) -> DownloadError:
-    """The error of a look-up, from the most special to any other."""
+    """The error of a look-up, the most specific class first."""
     repo = config["huggingface_repo"]
     match error:
         case GatedRepoError():
@@ -115,7 +115,7 @@ def _refusal(config: dict[str, Any], error: HfHubHTTPError) -> DownloadError:
 
 
 def status_error(response: httpx.Response) -> DownloadError:
-    """What a status that is no success means."""
+    """The error for a status other than success."""
     status = response.status_code
     if status in (401, 403):
         return DownloadError(
@@ -133,7 +133,7 @@ def status_error(response: httpx.Response) -> DownloadError:
 
 
 def unreachable(error: httpx.RequestError) -> DownloadError:
-    """The network failed, or was silent."""
+    """The error for a network that failed or was silent."""
     return DownloadError(
         f"The hub at {redact(settings.HF_ENDPOINT)} cannot be reached: {_reason(error)}.",
         retryable=True,

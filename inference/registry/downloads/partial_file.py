@@ -61,7 +61,7 @@ class PartialFile:
 
     @property
     def size_on_disk(self) -> int:
-        """With what was there before and is not read yet."""
+        """Including bytes from before that are not read yet."""
         return os.fstat(self._file.fileno()).st_size
 
     @property
@@ -81,7 +81,7 @@ class PartialFile:
         self.size += len(chunk)
 
     def restart(self) -> None:
-        """Drop what has arrived."""
+        """Drop all bytes that have arrived."""
         self._file.truncate(0)
         self._hash = hashlib.sha256()
         self.size = 0

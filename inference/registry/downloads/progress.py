@@ -1,4 +1,4 @@
-"""How far a download is, in events and in its row, and whether it is to go on."""
+"""The progress of a download, in events and in its row, and whether to go on."""
 
 import logging
 import threading
@@ -26,7 +26,7 @@ class NotWantedError(Exception):
 
 
 class DownloadProgress:
-    """Of a claimed download, published by a thread: a connection can be silent for long.
+    """The progress of a claimed download, published by a thread while connections are silent.
 
     The download sets `downloaded_bytes` and `total_bytes`, and calls `check` between chunks.
     """
