@@ -65,8 +65,13 @@ class _Worker:
         self._unload_unused()
         self._begin(request_queue.read_unanswered())
         busy_at = time.monotonic()
+        wait_seconds = min(_LINGER_SECONDS, settings.REDIS_TIMEOUT_SECONDS) / 2
         while not request_queue.is_draining():
-            self._begin(self._read())
+            num_texts = self._batcher.num_texts
+            if num_texts:  # the threads are busy: gather requests and read them together
+                time.sleep(_GATHER_SECONDS)
+            if num_texts < _MAX_TEXTS:
+                self._begin(request_queue.read(_MAX_REQUESTS, wait_seconds))
             self._tidy()
             if self._unanswered:
                 busy_at = time.monotonic()
@@ -83,15 +88,6 @@ class _Worker:
         give_up_at = time.monotonic() + _STOP_SECONDS
         while self._unanswered and time.monotonic() < give_up_at:
             time.sleep(0.01)
-
-    def _read(self) -> list[QueuedRequest]:
-        wait_seconds = min(_LINGER_SECONDS, settings.REDIS_TIMEOUT_SECONDS) / 2
-        num_texts = self._batcher.num_texts
-        if num_texts:  # the threads are busy: gather requests and read them together
-            time.sleep(_GATHER_SECONDS)
-        if num_texts < _MAX_TEXTS:
-            return request_queue.read(_MAX_REQUESTS, wait_seconds)
-        return []
 
     def _begin(self, requests: Iterable[QueuedRequest]) -> None:
         models: dict[str, RegisteredModel | None] = {}
