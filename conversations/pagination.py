@@ -22,6 +22,11 @@ MESSAGE_PARAMETERS = [
 ]
 
 
+LIST_PARAMETERS = [
+    OpenApiParameter("until", datetime, description="Without those made later; as in `next`."),
+]
+
+
 class ConversationPagination(AliasedPagination):
     """Newest first. Its links have the time of the newest, so that later ones shift no page."""
 
@@ -47,15 +52,6 @@ class ConversationPagination(AliasedPagination):
         if link is None or self._until is None:
             return link
         return replace_query_param(link, "until", self._until.isoformat())
-
-    def get_schema_operation_parameters(self, view: Any) -> list[dict[str, Any]]:
-        until = {
-            "name": "until",
-            "in": "query",
-            "description": "Leave out those that were made later; as `next` has it.",
-            "schema": {"type": "string", "format": "date-time"},
-        }
-        return [*super().get_schema_operation_parameters(view), until]
 
 
 def last_messages(request: Request, messages: QuerySet[Message]) -> Response:

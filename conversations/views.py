@@ -12,7 +12,12 @@ from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
 from conversations.models import Conversation
-from conversations.pagination import MESSAGE_PARAMETERS, ConversationPagination, last_messages
+from conversations.pagination import (
+    LIST_PARAMETERS,
+    MESSAGE_PARAMETERS,
+    ConversationPagination,
+    last_messages,
+)
 from conversations.serializers import (
     ConversationFieldsSerializer,
     ConversationSerializer,
@@ -66,6 +71,7 @@ class ConversationViewSet(
         conversation = Conversation.objects.create(owner=owner_of(self.request), **fields)
         return Response(ConversationSerializer(conversation).data, status=201)
 
+    @extend_schema(parameters=LIST_PARAMETERS)
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Own conversations, newest first."""
         return super().list(request, *args, **kwargs)

@@ -20,10 +20,8 @@ _MAX_ARRAY = 1024
 # Far more than any model has; a file with more would keep its reader busy, or fill its memory.
 _MAX_VALUES = 4096
 _MAX_TENSORS = 65_536
-_MAX_PARTS = 1024
 _MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 _MAX_HEADER_BYTES = 128 * 1024 * 1024
-_MAX_NAME_BYTES = 65_535
 _MAX_TEXT_BYTES = 128 * 1024
 _MAX_NUMBER = 2**53
 
@@ -97,7 +95,7 @@ def read_model(path: Path) -> GGUFFile:
         return first
     ending = f"-of-{num_parts:05}.gguf"
     stem = path.name.removesuffix(f"-00001{ending}")
-    if stem == path.name or num_parts > _MAX_PARTS:
+    if stem == path.name:
         raise InvalidGGUFError(
             f"{path.name} is one of {num_parts} parts of a model: give the first one, whose name "
             f"ends with -00001{ending}, with the others beside it."
@@ -172,19 +170,12 @@ class _Cursor:
         self.skip(values.size)
         return list(values.unpack_from(self._data, self.pos - values.size))
 
-    def take_name(self) -> str:
-        name = self.take_text(_MAX_NAME_BYTES)
-        if name is None:
-            raise self.damage("a name is too long")
-        return name
-
-    def take_text(self, max_bytes: int = _MAX_TEXT_BYTES) -> str | None:
-        """None for a longer one."""
+    def take_text(self) -> str:
+        """Empty in place of one that is too long."""
         length = self.take_int("Q")
         self.skip(length)
-        if length > max_bytes:
-            return None
-        return self._data[self.pos - length : self.pos].decode(errors="replace")
+        kept = length if length <= _MAX_TEXT_BYTES else 0
+        return self._data[self.pos - kept : self.pos].decode(errors="replace")
 
     def damage(self, what: str) -> InvalidGGUFError:
         return InvalidGGUFError(f"{self.name} is damaged: {what}. Download it again.")
@@ -214,7 +205,7 @@ def _read_metadata(cursor: _Cursor, count: int) -> Metadata:
     values: dict[str, Value] = {}
     lengths: dict[str, int] = {}
     for _ in range(count):
-        key, kind = cursor.take_name(), cursor.take_int("I")
+        key, kind = cursor.take_text(), cursor.take_int("I")
         is_array = kind == _ARRAY
         if is_array:
             kind, lengths[key] = cursor.take_int("I"), cursor.take_int("Q")
@@ -223,8 +214,7 @@ def _read_metadata(cursor: _Cursor, count: int) -> Metadata:
         if kind == _STRING and is_array:
             cursor.skip_strings(lengths[key])
         elif kind == _STRING:
-            if (text := cursor.take_text()) is not None:
-                values[key] = text
+            values[key] = cursor.take_text()
         elif not is_array:
             values[key] = cursor.take(_FORMATS[kind])
         elif lengths[key] > _MAX_ARRAY:
@@ -243,7 +233,7 @@ def _read_tensors(cursor: _Cursor, count: int) -> tuple[list[Tensor], int]:
     tensors: list[Tensor] = []
     end = 0
     for _ in range(count):
-        name, num_dimensions = cursor.take_name(), cursor.take_int("I")
+        name, num_dimensions = cursor.take_text(), cursor.take_int("I")
         if num_dimensions > _MAX_DIMENSIONS:
             raise cursor.damage(f"a tensor has {num_dimensions} dimensions")
         num_elements = 1
