@@ -46,7 +46,8 @@ class MonitorConsumer(AsyncWebsocketConsumer):
         self._owner: str = scope["principal"].owner
         self._cursor = self._feed.join(self._owner, self._start_sender)
         await self._feed.wait_until_live(settings.REDIS_TIMEOUT_SECONDS)
-        await self._send_text(connected_text(uuid.uuid4().hex, self._feed.last_seq))
+        with _client_may_leave():
+            await self.send(connected_text(uuid.uuid4().hex, self._feed.last_seq))
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         """Do what the client asks for, or say what is wrong with it."""
@@ -55,7 +56,8 @@ class MonitorConsumer(AsyncWebsocketConsumer):
         except SocketError as error:
             reply = error_text(error, self._feed.last_seq)
         if reply is not None:
-            await self._send_text(reply)
+            with _client_may_leave():
+                await self.send(reply)
 
     async def disconnect(self, code: int) -> None:
         if self._sender:
@@ -95,14 +97,15 @@ class MonitorConsumer(AsyncWebsocketConsumer):
     async def _send_events(self) -> None:
         """Send all that there is for this socket, and end."""
         try:
-            while texts := await self._cursor.take():
-                for text in texts:
-                    await self._send_text(text)
-                await asyncio.sleep(0)  # the other sockets' turn
+            with _client_may_leave():
+                while texts := await self._cursor.take():
+                    for text in texts:
+                        await self.send(text)
+                    await asyncio.sleep(0)  # the other sockets' turn
         finally:
             self._sender = None
 
-    async def _send_text(self, text: str) -> None:
-        # The server's errors for a client that has left: its `disconnect` comes next.
-        with contextlib.suppress(OSError, RuntimeError):
-            await self.send(text)
+
+def _client_may_leave() -> contextlib.suppress:
+    """Suppresses the server's errors for a socket that it has closed: `disconnect` comes next."""
+    return contextlib.suppress(OSError, RuntimeError)

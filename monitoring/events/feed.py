@@ -233,6 +233,11 @@ class EventCursor:
     Logged events are not queued for it but read on from the feed, so a slow client only lags.
     """
 
+    __slots__ = (
+        *("_early", "_feed", "_floors", "_pending", "_seq", "_transient"),
+        *("owner", "task_id", "wake"),
+    )
+
     def __init__(self, feed: Feed, owner: str, wake: Callable[[], None]) -> None:
         self.owner = owner
         self.task_id: str | None = None
@@ -261,6 +266,8 @@ class EventCursor:
             return
         self._transient |= types & TRANSIENT
         logged = types - TRANSIENT
+        if not self._floors:
+            self._seq = last_seq
         if since is None:
             self._floors = dict.fromkeys(logged, last_seq) | self._floors
         elif logged:
@@ -285,13 +292,16 @@ class EventCursor:
 
     def hand(self, event: EncodedEvent) -> None:
         """Called by the feed with each new event."""
-        if self._wants(event):
-            if event.type in TRANSIENT:
+        if event.type in TRANSIENT:
+            if self._wants(event):
                 self._pending.append(event)
                 del self._pending[:-MAX_PENDING]
-            self.wake()
-        elif self._seq == event.seq - 1 and event.type not in TRANSIENT:
-            self._seq = event.seq
+                self.wake()
+        elif self._seq == event.seq - 1:  # else what comes before it is still being taken
+            if self._wants(event):
+                self.wake()
+            else:
+                self._seq = event.seq
 
     async def take(self) -> list[str]:
         """What to send next, as texts; none when there is nothing more by now."""
