@@ -192,6 +192,7 @@ SECRET_KEY = _secret_key()
 ENCRYPTION_KEYS = env_list("ENCRYPTION_KEYS", [])
 DEBUG = False
 ALLOWED_HOSTS = env_list("ALLOWED_HOSTS", ["127.0.0.1", "localhost", "[::1]"])
+CSRF_TRUSTED_ORIGINS = env_list("CSRF_TRUSTED_ORIGINS", [])
 INSTALLED_APPS = [
     "django.contrib.admin",
     "django.contrib.auth",

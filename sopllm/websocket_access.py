@@ -3,7 +3,6 @@
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.http.request import split_domain_port, validate_host
@@ -24,7 +23,7 @@ class WebSocketAccess:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if not _has_good_origin(scope):
-            message = "Pages from this origin may not connect: add its host to ALLOWED_HOSTS."
+            message = "Pages from this origin may not connect: add it to CSRF_TRUSTED_ORIGINS."
             await refuse(scope, send, 403, "permission_denied", message)
         elif (principal := _authenticated(scope)) is None:
             message = "There are no API keys in this version: set APP_ENV=local."
@@ -45,17 +44,23 @@ async def refuse(scope: Message, send: Send, status: int, code: str, message: st
 
 
 def _has_good_origin(scope: Message) -> bool:
-    """Browsers name the page's origin; what sends none is no browser."""
-    origins = [value.decode("latin1") for name, value in scope["headers"] if name == b"origin"]
-    return all(_is_allowed(origin) for origin in origins)
+    """Whether the page that connects, if it is one, comes from where it connects to.
+
+    Browsers name the page's origin, and no other client does. Scheme, host and port are compared,
+    as Django does for forms; the host must be an allowed one, since any name may lead here.
+    """
+    origins = _header_values(scope, b"origin")
+    scheme = "https" if scope["scheme"] == "wss" else "http"
+    own_origins = {
+        f"{scheme}://{host}"
+        for host in _header_values(scope, b"host")
+        if validate_host(split_domain_port(host)[0], settings.ALLOWED_HOSTS)
+    }
+    return own_origins.union(settings.CSRF_TRUSTED_ORIGINS).issuperset(origins)
 
 
-def _is_allowed(origin: str) -> bool:
-    try:
-        host, _ = split_domain_port(urlsplit(origin).netloc)
-    except ValueError:
-        return False
-    return bool(host) and validate_host(host, settings.ALLOWED_HOSTS)
+def _header_values(scope: Message, name: bytes) -> list[str]:
+    return [value.decode("latin1") for each, value in scope["headers"] if each == name]
 
 
 def _authenticated(scope: Message) -> Principal | None:

@@ -67,17 +67,36 @@ def test_other_paths_are_refused_in_json(server: LiveServer, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "http://localhost.evil.example", "null", "http://[bad"]
+    "origin",
+    [
+        "http://evil.example",
+        "http://localhost.evil.example",
+        "http://127.0.0.1",
+        "http://127.0.0.1:9999",
+        "https://127.0.0.1:{port}",
+        "http://localhost:{port}",
+        "null",
+        "http://[bad",
+    ],
 )
 def test_page_from_elsewhere_is_refused(server: LiveServer, origin: str) -> None:
-    assert_refused(server, 403, "permission_denied", origin=origin)
+    assert_refused(server, 403, "permission_denied", origin=origin.format(port=server.port))
 
 
-@pytest.mark.parametrize(
-    "origin", ["http://127.0.0.1:8000", "http://localhost", "https://[::1]:8443"]
-)
-def test_page_of_an_allowed_host_may_connect(server: LiveServer, origin: str) -> None:
-    with server.client(origin=origin) as client:
+def test_page_of_a_foreign_name_for_this_address_is_refused(server: LiveServer) -> None:
+    headers = {"Host": "evil.example"}
+    origin = "http://evil.example"
+    assert_refused(server, 403, "permission_denied", origin=origin, additional_headers=headers)
+
+
+def test_own_page_may_connect(server: LiveServer) -> None:
+    with server.client(origin=f"http://127.0.0.1:{server.port}") as client:
+        client.pong()
+
+
+@override_settings(CSRF_TRUSTED_ORIGINS=["https://llm.example"])
+def test_page_of_a_trusted_origin_may_connect(server: LiveServer) -> None:
+    with server.client(origin="https://llm.example") as client:
         client.pong()
 
 
