@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,16 @@ class Valkey:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
         self._process = None
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Takes connections, and answers none meanwhile."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def answers(self) -> bool:
         try:

@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypedDict, cast
 
@@ -66,15 +67,34 @@ class LogEntry(ServiceLogLine):
 
 
 class LogHandler(logging.Handler):
-    """Puts records into the outbox, so that a line costs its writer no round trip.
+    """Puts lines into the outbox, so that one costs its writer no round trip.
 
-    Lines are dropped while Redis is away.
+    Lines are dropped while Redis is away. None of a record's arguments wait with them: a traceback
+    would hold on to all that its functions had in memory.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        is_wanted = hasattr(record, "task_id") or _is_for_the_service(record)
-        if is_wanted and record.thread != _sending_thread:
-            outbox.put(_SINK, record)
+        is_of_service = record.levelno >= logging.INFO and not _is_of(record.name, _NOT_KEPT)
+        task_id = getattr(record, "task_id", None)
+        if (task_id is None and not is_of_service) or record.thread == _sending_thread:
+            return
+        line = ServiceLogLine(
+            timestamp=events.iso(datetime.fromtimestamp(record.created, UTC)),
+            level=record.levelname,
+            message=_text(record),
+            logger=record.name,
+            task_id=None if task_id is None else str(task_id),
+            process=_process_name,
+        )
+        outbox.put(_SINK, _Waiting(line, is_of_service))
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A line from which no secrets have been taken yet."""
+
+    line: ServiceLogLine
+    is_of_service: bool
 
 
 def start(process_name: str) -> None:
@@ -127,8 +147,8 @@ def delete(task_ids: list[str]) -> None:
             client().delete(*map(_task_key, task_ids))
 
 
-def _send(batch: Batch[logging.LogRecord]) -> None:
-    """Keep the records in one round trip, then publish them. Raises redis.RedisError."""
+def _send(batch: Batch[_Waiting]) -> None:
+    """Keep the lines in one round trip, then publish them. Raises redis.RedisError."""
     global _sending_thread
     _sending_thread = threading.get_ident()
     try:
@@ -137,31 +157,38 @@ def _send(batch: Batch[logging.LogRecord]) -> None:
         _sending_thread = None
 
 
-def _keep_and_publish(records: list[logging.LogRecord]) -> None:
+def _keep_and_publish(lines: list[_Waiting]) -> None:
     pipe = client().pipeline(transaction=False)
     published: list[ServiceLogLine] = []
     has_trimmed = False
-    for record in records:
-        entry = _entry(record)
+    for waiting in lines:
+        entry = waiting.line.copy()
+        entry["message"] = _without_secrets(entry["message"])
         if entry["task_id"] is not None:
             key = _task_key(entry["task_id"])
             fields = {name: entry[name] for name in ("timestamp", "level", "message")}
             pipe.xadd(key, fields, maxlen=MAX_LINES_PER_TASK)
             pipe.expire(key, settings.TASK_TTL_SECONDS)
-        if _is_for_the_service(record):
+        if waiting.is_of_service:
             pipe.xadd(_LOG, {**entry, "task_id": entry["task_id"] or ""}, maxlen=MAX_ENTRIES)
             if not has_trimmed:  # once a batch is often enough
                 pipe.xtrim(_LOG, minid=_oldest_id())
                 pipe.expire(_LOG, KEPT_SECONDS)
                 has_trimmed = True
-            if not _is_of(record, _NOT_PUBLISHED):
+            if not _is_of(entry["logger"], _NOT_PUBLISHED):
                 published.append(entry)
     pipe.execute()
     for entry in published:
         events.publish(EventType.LOG, entry, owner=None)
 
 
-_SINK = Sink(name="Log lines", send=_send, gather_seconds=0.05, max_batch=500)
+_SINK = Sink(
+    name="Log lines",
+    send=_send,
+    gather_seconds=0.05,
+    max_batch=500,
+    size=lambda waiting: len(waiting.line["message"]),
+)
 
 
 def _newest_first(before: str | None, step: int) -> Iterator[LogEntry]:
@@ -176,20 +203,8 @@ def _newest_first(before: str | None, step: int) -> Iterator[LogEntry]:
         end = f"({found[-1][0]}"
 
 
-def _entry(record: logging.LogRecord) -> ServiceLogLine:
-    task_id = getattr(record, "task_id", None)
-    return ServiceLogLine(
-        timestamp=events.iso(datetime.fromtimestamp(record.created, UTC)),
-        level=record.levelname,
-        message=_message(record),
-        logger=record.name,
-        task_id=None if task_id is None else str(task_id),
-        process=_process_name,
-    )
-
-
-def _message(record: logging.LogRecord) -> str:
-    """Without secrets, of a bounded length; of an exception the last line, which says what it was.
+def _text(record: logging.LogRecord) -> str:
+    """Its message, and of an exception the last line, which says what it was; of bounded length.
 
     What is cut off before secrets are looked for is far behind the end of what is kept.
     """
@@ -200,16 +215,16 @@ def _message(record: logging.LogRecord) -> str:
             text = f"{text}: {' '.join(lines[-1].split())}"
     except Exception:  # noqa: BLE001 - whatever the arguments do when they are to become text
         text = str(record.msg)
-    text = redact(text[: 4 * MAX_MESSAGE_CHARS])
+    return text[: 4 * MAX_MESSAGE_CHARS]
+
+
+def _without_secrets(text: str) -> str:
+    text = redact(text)
     return text if len(text) <= MAX_MESSAGE_CHARS else f"{text[: MAX_MESSAGE_CHARS - 1]}…"
 
 
-def _is_for_the_service(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.INFO and not _is_of(record, _NOT_KEPT)
-
-
-def _is_of(record: logging.LogRecord, loggers: tuple[str, ...]) -> bool:
-    return any(record.name == name or record.name.startswith(f"{name}.") for name in loggers)
+def _is_of(name: str, loggers: tuple[str, ...]) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in loggers)
 
 
 def _oldest_id() -> str:

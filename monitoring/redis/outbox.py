@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
+MAX_WAITING_BYTES = 32 * 1024 * 1024
 _RETRY_SECONDS = 1.0
 _FLUSH_SECONDS = 2.0
 _WARN_AGAIN_SECONDS = 10.0
@@ -44,8 +45,9 @@ class Sink(Generic[Item]):
 
     `send` is called in the outbox thread. It raises redis.RedisError or OSError when the items may
     be sent later: those that `is_kept` are then tried again each second, the others are dropped.
-    After any other error all items of the batch are dropped. At most `max_waiting` items wait, of
-    which the latest are kept; `merge` may make fewer of them without a loss.
+    After any other error all items of the batch are dropped. At most `max_waiting` items wait, and
+    MAX_WAITING_BYTES by their `size`, of which the latest are kept; `merge` may make fewer of them
+    without a loss.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Sink(Generic[Item]):
     gather_seconds: float
     max_batch: int = 200
     max_waiting: int = 10_000
+    size: Callable[[Item], int] = lambda _: 0
     is_kept: Callable[[Item], bool] = lambda _: False
     merge: Callable[[list[Item]], list[Item]] = list
 
@@ -81,6 +84,7 @@ class _Queue:
 
     sink: Sink[Any]
     waiting: deque[Any] = field(default_factory=deque)
+    num_bytes: int = 0
     batch: list[Any] = field(default_factory=list)
     num_batches: int = 0
     due_at: float = float("inf")
@@ -103,10 +107,11 @@ class Outbox:
             queue = self._queues.get(sink)
             if queue is None:
                 queue = self._queues[sink] = _Queue(sink)
-            if len(queue.waiting) >= sink.max_waiting:
-                queue.waiting.popleft()
-                queue.num_dropped += 1
             queue.waiting.append(item)
+            queue.num_bytes += sink.size(item)
+            while len(queue.waiting) > sink.max_waiting or queue.num_bytes > MAX_WAITING_BYTES:
+                queue.num_bytes -= sink.size(queue.waiting.popleft())
+                queue.num_dropped += 1
             if queue.due_at == float("inf"):
                 queue.due_at = time.monotonic() + sink.gather_seconds
                 self._changed.notify()
@@ -147,7 +152,9 @@ class Outbox:
         with self._changed:
             if not queue.batch and queue.waiting:
                 size = min(sink.max_batch, len(queue.waiting))
-                queue.batch = sink.merge([queue.waiting.popleft() for _ in range(size)])
+                items = [queue.waiting.popleft() for _ in range(size)]
+                queue.num_bytes -= sum(map(sink.size, items))
+                queue.batch = sink.merge(items)
                 queue.num_batches += 1
             if not queue.batch:
                 return False
@@ -164,6 +171,7 @@ class Outbox:
             else:
                 queue.batch = self._kept(queue, queue.batch)
                 queue.waiting = deque(self._kept(queue, queue.waiting))
+                queue.num_bytes = sum(map(sink.size, queue.waiting))
             if queue.batch:
                 queue.due_at = time.monotonic() + _RETRY_SECONDS
             elif queue.waiting:

@@ -17,7 +17,6 @@ from monitoring.events.events import EventType
 from monitoring.logs import service_log
 from monitoring.redis import outbox
 from monitoring.redis.client import client
-from monitoring.redis.outbox import Batch
 from tests.conftest import Valkey, wait_until
 
 LOGS = "/api/v1/monitor/logs"
@@ -260,7 +259,9 @@ def test_many_lines_share_one_round_trip(valkey: Valkey, monkeypatch: pytest.Mon
     ]
     client().ping()  # connected from here on
     num_sent = 0
-    service_log._send(Batch(records, 1))
+    for record in records:
+        service_log.LogHandler().emit(record)
+    assert outbox.flush(20)
     assert num_sent == 1
     assert len(service_log.task_log("a")) == 40
     assert client().xlen("logs") == 20

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -9,9 +10,14 @@ from collections.abc import Callable
 import pytest
 import redis
 
+from inference import dispatch
+from monitoring.events import events
+from monitoring.events.events import EventType
+from monitoring.logs.service_log import LogHandler
+from monitoring.metrics import counters
 from monitoring.redis import outbox
 from monitoring.redis.outbox import Batch, Outbox, Sink
-from tests.conftest import wait_until
+from tests.conftest import Valkey, wait_until
 
 
 class Receiver:
@@ -96,6 +102,58 @@ def test_only_the_latest_wait(tested: Outbox) -> None:
         tested.put(numbers, number)
     assert tested.flush(20)
     assert receiver.items == list(range(90, 100))
+
+
+def test_only_so_many_bytes_wait(tested: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MAX_WAITING_BYTES", 60)
+    receiver = Receiver(AWAY)
+    numbers = sink(receiver.send, 60.0, size=lambda number: number, is_kept=lambda _: True)
+    for number in (50, 10, 20, 30, 100, 5, 15):
+        tested.put(numbers, number)
+    tested.flush(20)  # fails
+    wait_until(lambda: receiver.items == [5, 15])
+    tested.put(numbers, 40)
+    assert tested.flush(20)
+    assert receiver.items == [5, 15, 40]
+
+
+NUM_PUT = 10_600  # more than may wait, and the batch that is under way
+
+
+def publish_event(number: int) -> None:
+    data = events.ModelUnloaded(model="m", worker=str(number))
+    events.publish(EventType.MODEL_UNLOADED, data, None)
+
+
+def log_line(number: int) -> None:
+    record = logging.LogRecord("tested", logging.INFO, "", 0, "line %d", (number,), None)
+    LogHandler().emit(record)
+
+
+@pytest.mark.parametrize(
+    ("name", "put"),
+    [
+        ("Events", publish_event),
+        ("Log lines", log_line),
+        ("Counters", lambda number: counters.count({("m", "num_requests"): 1.0})),
+        ("Messages to workers", lambda number: dispatch.enqueue_soon([dispatch.DOWNLOAD])),
+    ],
+)
+def test_what_waits_for_a_redis_that_hangs_is_bounded(
+    valkey: Valkey, caplog: pytest.LogCaptureFixture, name: str, put: Callable[[int], None]
+) -> None:
+    outbox._outbox.forget()
+    with valkey.hanging():
+        for number in range(NUM_PUT):
+            put(number)  # one that waited would do so until the test times out
+        wait_until(lambda: num_dropped(caplog.text, name))
+        assert num_dropped(caplog.text, name) >= NUM_PUT - 10_000 - 500
+    assert outbox.flush(20)
+
+
+def num_dropped(text: str, name: str) -> int:
+    found = re.findall(rf"{name} are late, \d+ kept back and (\d+) dropped", text)
+    return sum(map(int, found))
 
 
 def test_waiting_items_are_merged(tested: Outbox) -> None:
