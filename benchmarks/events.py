@@ -1,7 +1,7 @@
 """How events reach a thousand sockets: `python benchmarks/events.py [--json FILE]`.
 
 Starts the whole service with one web process, once with each of the two Channels layers. A process
-of its own tells events, as a worker does, and this one holds the sockets. Three minutes.
+of its own publishes events, as a worker does, and this one holds the sockets. Three minutes.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ NUM_FILES = 4096
 GIVE_UP_SECONDS = 60
 
 # What a worker does, at a steady rate: its arguments are the number of events and the rate.
-_TELL = """
+_PUBLISH = """
 import json, os, sys, time
 import django
 django.setup()
@@ -41,21 +41,21 @@ from monitoring.redis import outbox
 
 count, rate = int(sys.argv[1]), float(sys.argv[2])
 
-def tell():
+def publish():
     model = str(time.monotonic_ns())
     data = events.TaskQueued(task_id="task_0", model=model, queue="gpu", priority=1, attempt=0)
     started = time.perf_counter()
     events.publish(events.EventType.TASK_QUEUED, data, "local")
     return time.perf_counter() - started
 
-tell()
+publish()
 outbox.flush()
 print("ready", flush=True)
 sys.stdin.readline()
 cpu, started, in_publish = time.process_time(), time.perf_counter(), 0.0
 for number in range(count):
     time.sleep(max(0.0, started + number / rate - time.perf_counter()))
-    in_publish += tell()
+    in_publish += publish()
 outbox.flush(60)
 print(json.dumps({
     "publish_us": round(in_publish / count * 1e6, 1),
@@ -64,32 +64,32 @@ print(json.dumps({
 """
 
 
-def tell(service: RunningService, count: int, rate: float) -> Figures:
-    """Tell so many events at a rate; what one costs the process that tells."""
-    teller = subprocess.Popen(
-        [sys.executable, "-c", _TELL, str(count), str(rate)],
+def publish(service: RunningService, count: int, rate: float) -> Figures:
+    """Publish so many events at a rate; what one costs the process that does."""
+    publisher = subprocess.Popen(
+        [sys.executable, "-c", _PUBLISH, str(count), str(rate)],
         cwd=ROOT,
         env=service.env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert teller.stdout is not None
-    assert teller.stdout.readline() == "ready\n"
-    figures: Figures = json.loads(teller.communicate("go\n")[0])
+    assert publisher.stdout is not None
+    assert publisher.stdout.readline() == "ready\n"
+    figures: Figures = json.loads(publisher.communicate("go\n")[0])
     return figures
 
 
-async def told_to(
+async def deliver_to(
     sockets: list[BareSocket], service: RunningService, count: int, rate: float
 ) -> Figures:
-    """Tell events to the sockets; how many arrived, and when."""
+    """Publish events to the sockets; how many arrived, and when."""
     for socket in sockets:
         socket.num_messages = 0
         socket.delays_ms.clear()
-    # One more: the teller warms up with an event.
+    # One more: the publisher warms up with an event.
     expected = len(sockets) * (count + 1)
-    await asyncio.to_thread(tell, service, count, rate)
+    await asyncio.to_thread(publish, service, count, rate)
     give_up_at = time.monotonic() + GIVE_UP_SECONDS
     while num_delivered(sockets) < expected and time.monotonic() < give_up_at:
         await asyncio.sleep(0.1)
@@ -111,9 +111,9 @@ def num_delivered(sockets: list[BareSocket]) -> int:
 async def deliveries(service: RunningService) -> dict[str, Figures]:
     """At a steady rate, and all at once."""
     sockets = await open_sockets(service.port, NUM_SOCKETS, ["task.*"])
-    await told_to(sockets, service, 20, EVENTS_PER_SECOND)
-    steady = await told_to(sockets, service, NUM_EVENTS, EVENTS_PER_SECOND)
-    burst = await told_to(sockets, service, NUM_BURST, 1e9)
+    await deliver_to(sockets, service, 20, EVENTS_PER_SECOND)
+    steady = await deliver_to(sockets, service, NUM_EVENTS, EVENTS_PER_SECOND)
+    burst = await deliver_to(sockets, service, NUM_BURST, 1e9)
     for socket in sockets:
         socket.close()
     return {
@@ -141,12 +141,12 @@ def measure_layer(layer: str) -> dict[str, Any]:
         service.start("--no-demo")
         memory = asyncio.run(idle_memory(service))
         figures: dict[str, Any] = asyncio.run(deliveries(service))
-        cost = tell(service, NUM_COSTED, COSTED_PER_SECOND)
+        cost = publish(service, NUM_COSTED, COSTED_PER_SECOND)
     finally:
         service.close()
     return {
         f"{NUM_SOCKETS} sockets": figures,
-        f"one event of {COSTED_PER_SECOND} a second, its teller": cost,
+        f"one event of {COSTED_PER_SECOND} a second, its publisher": cost,
         f"{NUM_IDLE} idle sockets": memory,
     }
 

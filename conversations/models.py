@@ -56,7 +56,7 @@ class Conversation(models.Model):
         return messages
 
     def remove(self) -> None:
-        """Delete it with its messages. Raises ProtectedError while somebody needs it.
+        """Delete it with its messages. Raises ProtectedError while unfinished tasks are in it.
 
         The lock keeps tasks from joining between that check and the deletion.
         """
@@ -65,7 +65,7 @@ class Conversation(models.Model):
             self.delete()
 
     def change(self, **fields: Any) -> None:
-        """Set some fields; the others stay as they are, also when somebody else sets them now."""
+        """Save some fields; concurrent changes of the others are kept."""
         for name, value in fields.items():
             setattr(self, name, value)
         self.save(update_fields=[*fields, "updated_at"])

@@ -17,11 +17,9 @@ from monitoring.api import query_parameters
 from monitoring.api.pagination import AliasedPagination
 
 MESSAGE_PARAMETERS = [
-    OpenApiParameter("limit", int, description="The last so many; default 100, at most 1000."),
-    OpenApiParameter("before", str, description="Of those before this message_id."),
+    OpenApiParameter("limit", int, description="1 to 1000, 100 by default; the last ones."),
+    OpenApiParameter("before", str, description="A message_id: only those before it."),
 ]
-
-
 LIST_PARAMETERS = [
     OpenApiParameter("until", datetime, description="Without those made later; as in `next`."),
 ]

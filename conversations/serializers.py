@@ -1,4 +1,4 @@
-"""What the routes of conversations take and give: one serializer a shape."""
+"""The bodies of the routes of conversations."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ class MessageSerializer(serializers.ModelSerializer[Message]):
 
 
 class ConversationFieldsSerializer(StrictSerializer):
-    """What a client may set of a conversation; null takes a value back."""
+    """The fields of a conversation that clients set; null resets one."""
 
     model = serializers.CharField(
         source="model_name",

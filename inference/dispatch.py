@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class QueueMessage:
     """The name of the Celery task that it starts, its queue, and 0 (goes first) to 9 (goes last).
 
     `task_id` is the generation task that it was sent for.
@@ -43,11 +43,11 @@ class Message:
 
 
 GENERATE = "inference.generate"
-SERVE_MODEL_REQUESTS = Message("inference.serve_model_requests", Queue.GPU, 0)
+SERVE_MODEL_REQUESTS = QueueMessage("inference.serve_model_requests", Queue.GPU, 0)
 # Before tasks: a result is to be delivered before more of them are made.
-DELIVER_WEBHOOK = Message("inference.deliver_webhooks", Queue.DEFAULT, 0)
-DOWNLOAD = Message("inference.download", Queue.DEFAULT, 9)
-EMBED = Message("inference.embed", Queue.EMBEDDINGS, 0)
+DELIVER_WEBHOOK = QueueMessage("inference.deliver_webhooks", Queue.DEFAULT, 0)
+DOWNLOAD = QueueMessage("inference.download", Queue.DEFAULT, 9)
+EMBED = QueueMessage("inference.embed", Queue.EMBEDDINGS, 0)
 
 # Counters that GPU sessions read at each step: tasks were submitted; cancels were asked for.
 GPU_NEWS_KEYS = ("gpu:submitted", "gpu:cancelled")
@@ -59,12 +59,12 @@ _broker_down_until = 0.0
 _BROKER_ERRORS = (kombu.exceptions.OperationalError, redis.RedisError, OSError)
 
 
-def generate(tasks: Iterable[GenerationTask]) -> list[Message]:
+def generate(tasks: Iterable[GenerationTask]) -> list[QueueMessage]:
     """One message for each task, to its queue, with its priority."""
-    return [Message(GENERATE, task.queue, task.broker_priority, task.pk) for task in tasks]
+    return [QueueMessage(GENERATE, task.queue, task.broker_priority, task.pk) for task in tasks]
 
 
-def enqueue(messages: Sequence[Message]) -> bool:
+def enqueue(messages: Sequence[QueueMessage]) -> bool:
     """Publish messages; False when the broker could not be reached. Never raises.
 
     Takes at most about REDIS_TIMEOUT_SECONDS. Tasks whose message was not sent are marked, so that
@@ -85,7 +85,7 @@ def run_due(
     rows: ClaimableQuerySet[Row],
     run: Callable[[Row], object],
     slots: threading.BoundedSemaphore,
-    message: Message,
+    message: QueueMessage,
 ) -> None:
     """Claim the due row that goes first and run it, then wake a worker for the next one.
 
@@ -136,7 +136,7 @@ def messages_by_priority(queue_names: Iterable[str]) -> dict[str, dict[str, int]
     return found
 
 
-def _publish(messages: Sequence[Message]) -> int:
+def _publish(messages: Sequence[QueueMessage]) -> int:
     """Send the messages, without retries; returns how many of them, from the first on."""
     global _broker_down_until
     if time.monotonic() < _broker_down_until:
@@ -178,7 +178,7 @@ def _connection() -> Connection:
     return broker
 
 
-def enqueue_soon(messages: Iterable[Message]) -> None:
+def enqueue_soon(messages: Iterable[QueueMessage]) -> None:
     """Enqueue from the outbox thread: a submission need not wait, least of all for a dead broker.
 
     A process that dies before that loses the messages, and the next sweep enqueues instead.
@@ -187,7 +187,7 @@ def enqueue_soon(messages: Iterable[Message]) -> None:
         outbox.put(_SINK, message)
 
 
-def _send(batch: Batch[Message]) -> None:
+def _send(batch: Batch[QueueMessage]) -> None:
     try:
         enqueue(batch.items)
     except Exception:

@@ -2,6 +2,6 @@ from django.apps import AppConfig
 
 
 class MonitoringConfig(AppConfig):
-    """The ground floor: what the service tells about itself. Imports no other app."""
+    """Events, logs, health, statistics and metrics; imports no other app."""
 
     name = "monitoring"

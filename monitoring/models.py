@@ -1,4 +1,4 @@
-"""What is remembered of tasks once they have ended, for the statistics."""
+"""Figures of ended tasks, for the statistics."""
 
 from datetime import timedelta
 

@@ -51,10 +51,10 @@ def handle_exception(exc: Exception, context: dict[str, Any]) -> Response:
 
 
 def error_response(exc: Exception, path: str) -> JsonResponse:
-    """What is raised after the view has ended."""
-    told = _known(exc) if isinstance(exc, exceptions.APIException) else _unexpected(exc, path)
-    response = JsonResponse(told.data, status=told.status_code)
-    if wait := told.get("Retry-After"):
+    """The answer to an error that is raised after the view has returned."""
+    answer = _known(exc) if isinstance(exc, exceptions.APIException) else _unexpected(exc, path)
+    response = JsonResponse(answer.data, status=answer.status_code)
+    if wait := answer.get("Retry-After"):
         response["Retry-After"] = wait
     return response
 
@@ -90,7 +90,7 @@ def _known(exc: exceptions.APIException, allowed_methods: Sequence[str] = ()) ->
 
 
 def _as_utf8(detail: Any) -> Any:
-    """With ? for half surrogate pairs: a request can name a field by one, no answer can hold it."""
+    """Replace half surrogate pairs, which a request can have in a name: UTF-8 has none."""
     return json.loads(json.dumps(detail, ensure_ascii=False).encode(errors="replace"))
 
 
@@ -111,7 +111,7 @@ def _first_problem(detail: Any, path: str = "") -> str:
 
 
 def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
-    """Django's handler404: for addresses that are no route."""
+    """Django's handler404: no route has this path."""
     return JsonResponse(error_body("not_found", _NOT_FOUND), status=404)
 
 

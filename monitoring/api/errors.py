@@ -1,4 +1,4 @@
-"""Refusals that Django REST Framework has no exception for, and what its own one says."""
+"""Errors of the API that Django REST Framework has no exception for."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from rest_framework.exceptions import APIException, ValidationError
 
 
 class RedisUnavailable(APIException):
-    """What was asked for is kept in Redis alone, and Redis is away."""
+    """The data are in Redis alone, which cannot be reached."""
 
     status_code = 503
     default_code = "unavailable"
@@ -29,6 +29,6 @@ class QueueFull(APIException):
 
 
 def in_words(error: ValidationError) -> str:
-    """What is wrong with all fields, without their names."""
+    """The messages of all fields in one text, without the names of the fields."""
     details: Any = error.detail
     return " ".join(str(message) for messages in details.values() for message in messages)

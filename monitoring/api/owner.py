@@ -1,8 +1,8 @@
-"""Whose a request is."""
+"""The owner of a request."""
 
 from rest_framework.request import Request
 
 
 def owner_of(request: Request) -> str:
-    """What the rows belong to that it makes, and may see; "" without access control."""
+    """The owner of the rows that it may make and see; "" without access control."""
     return str(getattr(request.user, "owner", ""))

@@ -9,7 +9,7 @@ _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def encode(value: Any) -> bytes:
-    """Raises ValueError for what UTF-8 JSON has not: infinite numbers, half surrogate pairs."""
+    """As UTF-8. Raises ValueError for infinite numbers and half surrogate pairs."""
     return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
 
 

@@ -1,4 +1,4 @@
-"""What a client may say on the WebSocket, and what it is told when it says something else."""
+"""The commands of WebSocket clients, and the errors for anything else."""
 
 import json
 import re
@@ -33,7 +33,7 @@ _FIELDS: dict[CommandType, set[str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class SocketCommand:
     """`events` are types of events; `since` None: from now on; `task_id` None: of all tasks."""
 
     type: CommandType
@@ -42,7 +42,7 @@ class Command:
     task_id: str | None = None
 
 
-def parse(text: str | None) -> Command:
+def parse(text: str | None) -> SocketCommand:
     """The command in a text frame; None stands for a binary one. Raises SocketError."""
     message = _json_object(text)
     name = message.pop("type", None)
@@ -57,9 +57,9 @@ def parse(text: str | None) -> Command:
         if task_id is not None and not (isinstance(task_id, str) and _TASK_ID.fullmatch(task_id)):
             text = "task_id must be task_ and 32 hexadecimal digits, or null for all tasks."
             raise _invalid(text)
-        return Command(command, task_id=task_id)
+        return SocketCommand(command, task_id=task_id)
     if "events" not in _FIELDS[command]:
-        return Command(command)
+        return SocketCommand(command)
     since = message.get("since")
     is_number = isinstance(since, int) and not isinstance(since, bool)
     if since is not None and not (is_number and 0 <= since <= _MAX_SEQ):
@@ -67,7 +67,7 @@ def parse(text: str | None) -> Command:
     names = message.get("events")
     if not isinstance(names, list) or not names:
         raise _invalid('events must be a list of names, such as ["task.*", "gpu_stats"].')
-    return Command(command, frozenset().union(*map(_matching, names)), since)
+    return SocketCommand(command, frozenset().union(*map(_matching, names)), since)
 
 
 def _json_object(text: str | None) -> dict[str, Any]:

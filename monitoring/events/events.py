@@ -122,7 +122,7 @@ EventData = (
 
 
 def publish(event_type: EventType, data: EventData | Mapping[str, Any], owner: str | None) -> None:
-    """Tell everyone who may see what belongs to `owner`; None: everyone. Never blocks, or fails.
+    """Publish an event to those who may see what belongs to `owner`; None: to all. Never blocks.
 
     While Redis is away the last 10,000 logged events of a process are kept back.
     """

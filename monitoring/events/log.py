@@ -64,7 +64,7 @@ class LoggedEvent:
     seq: int | None = None
 
     def fields(self) -> dict[str, Any]:
-        """What it is made of; `asdict` would copy `data` too, piece by piece."""
+        """Its fields by name; `asdict` would copy `data` deeply."""
         return {name: getattr(self, name) for name in _FIELDS}
 
 
@@ -95,7 +95,10 @@ def append(events: Sequence[LoggedEvent], writer: str, batch: int) -> list[Logge
     `writer` and `batch` name the call: a repetition appends nothing.
     """
     script = client().register_script(_APPEND)
-    entries = [json.dumps(_without_seq(event), ensure_ascii=False) for event in events]
+    stored = [event.fields() for event in events]
+    for fields in stored:
+        del fields["seq"]
+    entries = [json.dumps(fields, ensure_ascii=False) for fields in stored]
     first = script(
         keys=[_COUNTER, _LOG, f"events:writer:{writer}"],
         args=[_last_known, batch, MAX_EVENTS, KEPT_SECONDS, *entries],
@@ -131,8 +134,11 @@ def _queue_read(pipe: RedisClient, after: int, limit: int) -> None:
 
 
 def _excerpt(after: int, limit: int, entries: Sequence[Any], counter: str | None) -> Excerpt:
-    events = [_event(entry_id, fields) for entry_id, fields in entries]
     numbers = [int(entry_id.partition("-")[0]) for entry_id, _ in entries]
+    events = [
+        LoggedEvent(**json.loads(fields["event"]), seq=number)
+        for number, (_, fields) in zip(numbers, entries, strict=True)
+    ]
     last_seq = int(counter or 0)
     _remember(last_seq)
     end_seq = numbers[-1] if len(events) == limit else last_seq
@@ -144,13 +150,3 @@ def _excerpt(after: int, limit: int, entries: Sequence[Any], counter: str | None
 def _remember(seq: int) -> None:
     global _last_known
     _last_known = max(_last_known, seq)
-
-
-def _without_seq(event: LoggedEvent) -> dict[str, Any]:
-    fields = event.fields()
-    del fields["seq"]
-    return fields
-
-
-def _event(entry_id: str, fields: dict[str, str]) -> LoggedEvent:
-    return LoggedEvent(**json.loads(fields["event"]), seq=int(entry_id.partition("-")[0]))

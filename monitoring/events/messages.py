@@ -1,4 +1,4 @@
-"""What the service says on a WebSocket, as JSON text."""
+"""Messages of the service on the WebSocket, as JSON text."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class EventMessage(TypedDict):
 
 
 class EventPage(TypedDict):
-    """Some of the log, to be followed by what comes after `seq`."""
+    """A page of the log; ask for the next one after `seq`."""
 
     events: list[EventMessage]
     results: list[EventMessage]
@@ -30,7 +30,7 @@ class EventPage(TypedDict):
 
 
 class SocketError(Exception):
-    """What is answered to a client that asked for something that cannot be."""
+    """The answer to a command that cannot be followed."""
 
     def __init__(self, code: str, message: str, details: dict[str, Any] | None = None) -> None:
         super().__init__(message)

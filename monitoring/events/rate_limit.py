@@ -1,4 +1,4 @@
-"""How fast one client may go on."""
+"""The rate limit of one client."""
 
 import time
 

@@ -11,15 +11,15 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _FRESH_SECONDS = 1.0
-# What was not well is checked again soon, so that its return is seen.
+# A failed check is repeated sooner, so that a recovery is seen.
 _FRESH_BAD_SECONDS = 0.2
 
 
 class CachedCheck(Generic[T]):
     """A check that runs when it is asked for, once at a time, and not while its result is fresh.
 
-    So one that hangs holds up one thread, however often it is asked for meanwhile. What `is_well`
-    counts as fresh for a second.
+    A check that hangs holds up one thread, however often it is asked for. A result that `is_well`
+    is fresh for a second.
     """
 
     def __init__(

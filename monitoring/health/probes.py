@@ -1,4 +1,4 @@
-"""A probe of each part that the service needs: what it is, and what to do where it fails."""
+"""A probe of each component: its status, and what to do where it fails."""
 
 import asyncio
 import uuid
@@ -36,7 +36,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """How a component is; `queues`: live workers of each queue, of the component WORKERS."""
+    """The result of a probe; `queues`: live workers of each queue, for the component WORKERS."""
 
     status: Status
     message: str

@@ -1,4 +1,4 @@
-"""Whether the process lives, can do its work, and what ails it: answered within a second."""
+"""Liveness, readiness and health, answered within a second."""
 
 import time
 from typing import Literal, NotRequired, TypedDict
@@ -82,7 +82,7 @@ def healthz(request: HttpRequest) -> JsonResponse:
 
 
 def readyz(request: HttpRequest) -> JsonResponse:
-    """200 when tasks can be accepted: the database answers. The rest is told beside it.
+    """200 when tasks can be accepted: the database answers.
 
     Redis and workers may be away: tasks are kept meanwhile, and run when they are back.
     """
@@ -111,7 +111,7 @@ def _component(name: str, check: CachedCheck[Finding]) -> Component:
         if check.is_running:
             message = f"No answer for {check.elapsed_ms / 1000:.1f} s: check whether it hangs."
         else:
-            message = "It could not be looked at: the log of the web process says why."
+            message = "The check failed: the log of the web process says why."
         queues = dict.fromkeys(settings.WORKER_QUEUES, 0) if name == probes.WORKERS else {}
         finding = Finding(Status.DOWN, message, queues)
     component = Component(

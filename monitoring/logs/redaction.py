@@ -30,7 +30,7 @@ _RULES = [
 
 
 def redact(text: str) -> str:
-    """The text with *** in the place of whatever looks like a secret."""
+    """Replace whatever looks like a secret by ***."""
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     return text

@@ -1,4 +1,4 @@
-"""What the processes log, in Redis: a bounded stream of everything, and one of each task.
+"""The logs of all processes in Redis: a bounded stream of everything, and one of each task.
 
 Records that carry a `task_id` go to the log of that task, whatever their level; those of INFO and
 above, of all processes, go to the log of the service, and are published as events.
@@ -163,7 +163,10 @@ def _keep_and_publish(lines: list[_Waiting]) -> None:
     has_trimmed = False
     for waiting in lines:
         entry = waiting.line.copy()
-        entry["message"] = _without_secrets(entry["message"])
+        message = redact(entry["message"])
+        if len(message) > MAX_MESSAGE_CHARS:
+            message = f"{message[: MAX_MESSAGE_CHARS - 1]}…"
+        entry["message"] = message
         if entry["task_id"] is not None:
             key = _task_key(entry["task_id"])
             fields = {name: entry[name] for name in ("timestamp", "level", "message")}
@@ -216,11 +219,6 @@ def _text(record: logging.LogRecord) -> str:
     except Exception:  # noqa: BLE001 - whatever the arguments do when they are to become text
         text = str(record.msg)
     return text[: 4 * MAX_MESSAGE_CHARS]
-
-
-def _without_secrets(text: str) -> str:
-    text = redact(text)
-    return text if len(text) <= MAX_MESSAGE_CHARS else f"{text[: MAX_MESSAGE_CHARS - 1]}…"
 
 
 def _is_of(name: str, loggers: tuple[str, ...]) -> bool:

@@ -1,6 +1,6 @@
-"""What is counted of the tasks of each model: added to by all processes, and kept in Redis.
+"""Counters of the tasks of each model: all processes add to them, and Redis keeps them.
 
-It vanishes with Redis; Prometheus takes that for what it is, a counter that begins anew.
+They vanish with Redis, which Prometheus sees as a counter that was reset.
 """
 
 from bisect import bisect_left

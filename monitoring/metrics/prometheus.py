@@ -1,4 +1,4 @@
-"""Prometheus metrics: what the processes have counted, and how things stand.
+"""Prometheus metrics: counters of all processes, and gauges.
 
 The names are vLLM's where it has such a metric, with the prefix `sopllm_`.
 """

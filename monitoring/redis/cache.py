@@ -1,4 +1,4 @@
-"""Values that are costly to read and asked for often: kept in Redis for all processes."""
+"""Values that take long to read, cached in Redis for all processes."""
 
 import contextlib
 import json

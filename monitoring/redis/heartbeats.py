@@ -1,4 +1,4 @@
-"""What processes say of themselves at short intervals, kept in Redis until they have been silent.
+"""Heartbeats: texts that processes repeat at short intervals, and that expire in Redis.
 
 Each group of heartbeats is one hash, so that reading it takes no search through all keys of Redis.
 Times are of Redis' clock, so that those of the nodes may differ. All functions raise
@@ -40,7 +40,7 @@ return now - (redis.call('HGET', KEYS[1], '') or now)
 
 
 def beat(group: str, name: str, text: str, seconds: float) -> None:
-    """Say the text under that name, for so long."""
+    """Set the text under a name; it expires after so many seconds."""
     script = client().register_script(_BEAT)
     script(keys=[group], args=[name, text, round(seconds * 1000)])
 

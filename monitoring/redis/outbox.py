@@ -1,7 +1,6 @@
 """A thread a process that sends what may be late, so that it costs its caller microseconds.
 
-What is put within a few milliseconds goes out in one batch: the more there is, the fewer round
-trips an item takes.
+Items that are put within a few milliseconds go out in one batch, in one round trip.
 """
 
 import atexit

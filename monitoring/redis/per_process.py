@@ -1,4 +1,4 @@
-"""What neither survives a fork nor may be shared over one: connections, threads."""
+"""Objects that a fork must not share: connections, threads."""
 
 import functools
 import os

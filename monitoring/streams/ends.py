@@ -1,7 +1,7 @@
-"""The ends of whatever is waited for: tasks, load requests, embeddings; one short Redis stream.
+"""The ends of tasks, load requests and embeddings, announced in one short Redis stream.
 
 Each is announced by a key: the id of a task, or a text that is no id of a task. An announcement may
-be lost: the row, or the answer, is looked at every few seconds all the same.
+be lost: clients that wait also read the row, or the answer, every few seconds.
 """
 
 import logging

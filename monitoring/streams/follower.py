@@ -1,7 +1,7 @@
 """One reader of Redis for all that the clients of a web process wait for.
 
-A single blocking XREAD brings the deltas of all tasks that are followed, and the ends of all that
-is waited for. A client that falls behind keeps no backlog here: it reads back from the stream.
+A single blocking XREAD brings the deltas of all tasks that are followed, and all ends. A client
+that lags keeps no backlog here: it reads back from the stream.
 """
 
 import asyncio
@@ -144,7 +144,7 @@ class Follower:
                 self._is_down = False
             except _REDIS_ERRORS as exc:
                 if not self._is_down:
-                    logger.warning("Ends are looked for every few seconds only, no Redis: %s", exc)
+                    logger.warning("Ends are seen some seconds late, no Redis: %s", exc)
                 self._is_down = True
                 self._ends_cursor = "0-0"  # it may come back empty, and with another clock
                 await asyncio.sleep(_RECONNECT_SECONDS)
@@ -172,7 +172,7 @@ class Follower:
 
 
 class DeltaReader:
-    """What one client is still to be given: deltas in order, now and then one of them twice."""
+    """The deltas that one client has not got yet, in order; now and then one comes twice."""
 
     def __init__(self, follower: Follower, key: str, after: str, *, is_behind: bool) -> None:
         self._follower = follower

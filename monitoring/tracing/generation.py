@@ -1,4 +1,4 @@
-"""What a trace says of one attempt at an answer."""
+"""One attempt at an answer, as its trace shows it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

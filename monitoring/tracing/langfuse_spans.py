@@ -36,8 +36,8 @@ _WARN_AGAIN_SECONDS = 60.0
 class LangfuseSpans:
     """Spans for one Langfuse project, sent by the SDK's own thread; those it cannot send are lost.
 
-    Nothing is shared with tracing that the worker's environment may set up. Pictures in messages
-    stay there: uploading them is up to the SDK's client, which is not used.
+    Nothing is shared with tracing that the worker's environment may set up. Images in messages are
+    sent as they are: only the SDK's client, which is not used, uploads them.
     """
 
     def __init__(self, host: str, public_key: str, secret_key: str) -> None:

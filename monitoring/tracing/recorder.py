@@ -1,6 +1,6 @@
-"""Generations on their way to Langfuse, for which no task ever waits.
+"""Records generations for Langfuse; no task waits for it.
 
-The outbox thread makes spans of them, which the SDK's own queue and thread then send.
+The outbox thread makes spans of them, which the SDK's own thread sends.
 """
 
 import os

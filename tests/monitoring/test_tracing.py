@@ -1,4 +1,4 @@
-"""Traces as a Langfuse server receives them from the real SDK, and what tasks notice: nothing."""
+"""Traces as a Langfuse server receives them from the real SDK; tasks never wait for them."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ from tests.inference.lifecycle.test_lifecycle import claimed, expire, fresh, los
 from tests.otlp_server import OtlpServer, Span, metadata
 
 NewTask = Callable[..., GenerationTask]
-Pieces = Generator[str | StartOver, None, None]
+Deltas = Generator[str | StartOver, None, None]
 DOWN = InferenceError("The provider is down.", ErrorCode.PROVIDER_UNAVAILABLE, retryable=True)
 OBSERVATION = "langfuse.observation."
 
@@ -186,7 +186,7 @@ def test_completed_task_is_a_whole_generation(
     langfuse: OtlpServer,
     provider: ScriptedProvider,  # noqa: F811
 ) -> None:
-    def script(request: GenerationRequest, progress: Progress) -> Pieces:
+    def script(request: GenerationRequest, progress: Progress) -> Deltas:
         progress.prompt_tokens, progress.cached_tokens, progress.model_load_ms = 7, 5, 0.25
         yield ""
         time.sleep(0.02)  # the first token is later than the start
@@ -279,7 +279,7 @@ def test_failed_task_is_an_error_with_its_reason_and_text(
     langfuse: OtlpServer,
     provider: ScriptedProvider,  # noqa: F811
 ) -> None:
-    def script(request: GenerationRequest, progress: Progress) -> Pieces:
+    def script(request: GenerationRequest, progress: Progress) -> Deltas:
         yield "partial"
         raise DOWN
 
@@ -299,7 +299,7 @@ def test_failure_before_the_first_word_is_told_with_the_question(
     langfuse: OtlpServer,
     provider: ScriptedProvider,  # noqa: F811
 ) -> None:
-    def script(request: GenerationRequest, progress: Progress) -> Pieces:
+    def script(request: GenerationRequest, progress: Progress) -> Deltas:
         yield ""
         raise DOWN
 
@@ -319,7 +319,7 @@ def test_cancelled_task_is_a_warning_with_what_it_had_said(
 ) -> None:
     task = new_task()
 
-    def script(request: GenerationRequest, progress: Progress) -> Pieces:
+    def script(request: GenerationRequest, progress: Progress) -> Deltas:
         yield "partial"
         finish.cancel(task)
         while True:
@@ -339,7 +339,7 @@ def test_answer_that_starts_over_is_two_generations_of_one_trace(
     langfuse: OtlpServer,
     provider: ScriptedProvider,  # noqa: F811
 ) -> None:
-    def script(request: GenerationRequest, progress: Progress) -> Pieces:
+    def script(request: GenerationRequest, progress: Progress) -> Deltas:
         yield "void"
         yield StartOver(DOWN)
         yield "valid"
@@ -366,7 +366,7 @@ def test_fallback_is_the_next_generation_of_the_trace(
     RegisteredModel.objects.create(name="second", provider="echo", config=config)
     failures = [DOWN]
 
-    def script(request: GenerationRequest, progress: Progress) -> Pieces:
+    def script(request: GenerationRequest, progress: Progress) -> Deltas:
         yield ""
         if failures:
             raise failures.pop()
@@ -420,7 +420,7 @@ def test_attempt_that_lost_its_lease_says_nothing_itself(
 ) -> None:
     task = new_task()
 
-    def script(request: GenerationRequest, progress: Progress) -> Pieces:
+    def script(request: GenerationRequest, progress: Progress) -> Deltas:
         expire(task)
         sweep.sweep()
         yield "a late answer"
@@ -439,7 +439,7 @@ def test_what_looks_like_a_key_is_not_sent(
 ) -> None:
     secret = "sk-proj-abcdefghijklmnop"
 
-    def script(request: GenerationRequest, progress: Progress) -> Pieces:
+    def script(request: GenerationRequest, progress: Progress) -> Deltas:
         progress.extra["answered_by"] = f"https://user:{secret}@example.com"
         yield f"It is {secret}."
         raise InferenceError(f"Bearer {secret} was refused.", ErrorCode.AUTHENTICATION_FAILED)

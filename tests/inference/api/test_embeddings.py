@@ -180,7 +180,7 @@ def test_without_redis_it_is_503(valkey: Valkey) -> None:
     assert "Redis cannot be reached" in response.json()["message"]
 
 
-def test_full_mailbox_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_request_queue_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
     async def conversation(client: httpx.AsyncClient) -> httpx.Response:
         return await client.post(EMBEDDINGS, json={"texts": ["a"]})
 

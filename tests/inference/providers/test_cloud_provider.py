@@ -24,7 +24,7 @@ from tests.conftest import wait_until
 from tests.inference.lifecycle.test_lifecycle import claimed, fresh, outcomes
 from tests.inference.providers.conftest import NAMES, Register
 
-# Committed rows, which the lease keeper's thread reads too.
+# Committed rows, which the lease renewer's thread reads too.
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("valkey")]
 
 NewTask = Callable[..., GenerationTask]

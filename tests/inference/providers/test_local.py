@@ -20,7 +20,7 @@ from tests.inference.lifecycle.test_lifecycle import fresh
 NewTask = Callable[..., GenerationTask]
 GREEDY: dict[str, Any] = {"model": "smol", "temperature": 0, "max_tokens": 8}
 
-# Committed rows, which the lease keeper's thread reads too.
+# Committed rows, which the lease renewer's thread reads too.
 pytestmark = pytest.mark.django_db(transaction=True)
 
 

@@ -1,4 +1,4 @@
-"""What is told by a process reaches the log and the group, and costs the teller nothing."""
+"""Events of a process reach the log and the group, and cost their publisher nothing."""
 
 import asyncio
 import os
@@ -129,11 +129,11 @@ def test_batch_whose_answer_was_lost_is_logged_once(
     assert logged() == list(range(5))
 
 
-def test_teller_does_not_wait_for_a_stalled_redis(valkey: Valkey) -> None:
+def test_publisher_does_not_wait_for_a_stalled_redis(valkey: Valkey) -> None:
     tell_all(range(1))
     with valkey.hanging():
         for number in range(1, 100):
-            tell(number)  # a teller that waited would do so until the test times out
+            tell(number)  # a publisher that waited would do so until the test times out
     wait_until(lambda: logged()[-1:] == [99])
     assert logged() == list(range(100))
 

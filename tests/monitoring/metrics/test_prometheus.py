@@ -26,7 +26,7 @@ from tests.inference.execution.test_attempt import ScriptedProvider
 from tests.inference.lifecycle.test_lifecycle import answer, claimed, lose
 
 NewTask = Callable[..., GenerationTask]
-# Committed rows, which the lease keeper's thread reads too.
+# Committed rows, which the lease renewer's thread reads too.
 pytestmark = pytest.mark.django_db(transaction=True)
 
 TIMINGS = Timings(model_load_ms=2000.0, ttft_ms=2500.0, inference_ms=1500.0)
