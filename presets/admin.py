@@ -39,17 +39,14 @@ class PresetForm(forms.ModelForm[Preset]):
             filled = {n: v for n, v in fields.items() if v not in (None, "", {}) and v is not False}
             entry = {name: value for name, value in filled.items() if name != "kind"}
             for problem in catalogue.examine(kind, entry)[1]:
-                self._add_problem(problem)
+                # `field.part: what` is shown at the field.
+                path, _, what = problem.partition(": ")
+                field, _, part = path.partition(".")
+                if field in self.fields:
+                    self.add_error(field, ValidationError(f"{part}: {what}" if part else what))
+                else:
+                    self.add_error(None, ValidationError(problem))
         return fields
-
-    def _add_problem(self, problem: str) -> None:
-        """Show `field.part: what` at the field."""
-        path, _, what = problem.partition(": ")
-        field, _, part = path.partition(".")
-        if field in self.fields:
-            self.add_error(field, ValidationError(f"{part}: {what}" if part else what))
-        else:
-            self.add_error(None, ValidationError(problem))
 
 
 @admin.register(Preset)

@@ -22,7 +22,11 @@ _MIN_SQLITE = (3, 35)
 @register
 def check_access(**_: Any) -> list[CheckMessage]:
     """An API without keys may be reached from this machine alone."""
-    if settings.APP_ENV == "local" and not _is_loopback(settings.SERVER_HOST):
+    try:
+        is_loopback = ipaddress.ip_address(settings.SERVER_HOST).is_loopback
+    except ValueError:
+        is_loopback = settings.SERVER_HOST == "localhost"
+    if settings.APP_ENV == "local" and not is_loopback:
         return [
             Error(
                 f"SERVER_HOST is {settings.SERVER_HOST}, but this version has no API keys, so it "
@@ -106,12 +110,3 @@ def check_tracing(**_: Any) -> list[CheckMessage]:
         hint = "Use https://cloud.langfuse.com or the address of your own server."
         problems.append(Error("LANGFUSE_HOST is no web address.", hint=hint, id="sopllm.E007"))
     return problems
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -42,30 +42,8 @@ PRESETS_DIRS = env_list("PRESETS_DIRS", [])
 PRESET_CHECK = "inference.registry.preset_registration.check"
 
 
-def _secret_key() -> str:
-    """The configured key; locally one is made on the first run and stored in var/, mode 0600."""
-    key = env_str("SECRET_KEY")
-    if key:
-        return key
-    if APP_ENV != "local":
-        raise ImproperlyConfigured(
-            "SECRET_KEY is not set: give it a long random text, such as `openssl rand -hex 32` "
-            "prints; with APP_ENV=local one is made for you."
-        )
-    return _stored_secret("secret_key", secrets.token_urlsafe(50))
-
-
-def _webhook_secrets() -> list[str]:
-    """The configured secrets; locally one is made on the first run, as SECRET_KEY is."""
-    configured = env_list("WEBHOOK_SECRETS", [])
-    if configured or APP_ENV != "local":
-        return configured
-    new = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
-    return [_stored_secret("webhook_secret", new)]
-
-
 def _stored_secret(name: str, new: str) -> str:
-    """The secret in a file of VAR_DIR, mode 0600; the file is made with `new` in it if missing."""
+    """The secret in a file of VAR_DIR, mode 0600, which the first local run makes with `new`."""
     path = VAR_DIR / name
     try:
         path.touch(mode=0o600, exist_ok=False)
@@ -153,7 +131,10 @@ EMBEDDING_DEVICE = env_choice("EMBEDDING_DEVICE", "cpu", ("cpu", "cuda"))
 
 # Webhooks.
 
-WEBHOOK_SECRETS = _webhook_secrets()
+WEBHOOK_SECRETS = env_list("WEBHOOK_SECRETS", [])
+if not WEBHOOK_SECRETS and APP_ENV == "local":
+    _new = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
+    WEBHOOK_SECRETS = [_stored_secret("webhook_secret", _new)]
 WEBHOOK_ALLOWED_HOSTS = env_list("WEBHOOK_ALLOWED_HOSTS", [])
 WEBHOOK_ALLOW_HTTP = env_bool("WEBHOOK_ALLOW_HTTP", False)
 WEBHOOK_RETRY_SECONDS = env_float("WEBHOOK_RETRY_SECONDS", 5.0, 0.1, 3600)
@@ -187,7 +168,13 @@ LANGFUSE_SAMPLE_RATE = env_float("LANGFUSE_SAMPLE_RATE", 1.0, 0, 1)
 
 # Django.
 
-SECRET_KEY = _secret_key()
+SECRET_KEY = env_str("SECRET_KEY")
+if not SECRET_KEY and APP_ENV != "local":
+    raise ImproperlyConfigured(
+        "SECRET_KEY is not set: give it a long random text, such as `openssl rand -hex 32` "
+        "prints; with APP_ENV=local one is made for you."
+    )
+SECRET_KEY = SECRET_KEY or _stored_secret("secret_key", secrets.token_urlsafe(50))
 # For secrets in the database: the first key encrypts, all decrypt; SECRET_KEY if there are none.
 ENCRYPTION_KEYS = env_list("ENCRYPTION_KEYS", [])
 DEBUG = False

@@ -43,7 +43,9 @@ class SentenceTransformersEncoder(Encoder):
         # thread while it is at work for another.
         self._counting_tokenizer = copy.deepcopy(self._model.tokenizer)
         self.dimensions = self._model.get_embedding_dimension()
-        self.max_tokens = _known_length(self._model.max_seq_length)
+        # Tokenizers without a limit say so by a very large number.
+        window = self._model.max_seq_length
+        self.max_tokens = window if window and window < 10**9 else None
         self.prompts = dict(self._model.prompts)
         self.default_prompt_name = self._model.default_prompt_name
         if max_seq_length := config.get("max_seq_length"):
@@ -82,8 +84,3 @@ def library() -> Any:
 
     torch.set_num_threads(cores_per_thread())
     return sentence_transformers
-
-
-def _known_length(max_seq_length: int | None) -> int | None:
-    """Tokenizers without a limit say so by a very large number."""
-    return max_seq_length if max_seq_length and max_seq_length < 10**9 else None
