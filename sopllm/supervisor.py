@@ -185,8 +185,8 @@ class ProcessRunner:
                 self.say(f"{self.spec.name} died ({how}), starting it again")
             else:
                 self.say(
-                    f"{self.spec.name} exits at once for the {ordinal(num_quick_deaths)} time "
-                    f"({how}); see {self.log_path}; next try in {delay:.0f} s"
+                    f"{self.spec.name} exits at once, {num_quick_deaths} times so far ({how}); "
+                    f"see {self.log_path}; next try in {delay:.0f} s"
                 )
             await asyncio.sleep(delay)
 
@@ -244,10 +244,3 @@ def describe_exit(status: int) -> str:
         return signal.Signals(-status).name
     except ValueError:  # Real-time signals have no name.
         return f"signal {-status}"
-
-
-def ordinal(number: int) -> str:
-    """`2nd` for 2, `11th` for 11."""
-    if number % 100 in (11, 12, 13):
-        return f"{number}th"
-    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th') }"

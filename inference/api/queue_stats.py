@@ -1,9 +1,7 @@
 """Pending and running tasks by queue, from the rows and the broker's lists."""
 
-from collections import Counter, defaultdict
 from contextlib import suppress
-from datetime import datetime
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import redis
 from django.db.models import Count, Min
@@ -24,9 +22,6 @@ _ALWAYS_SHOWN = (Queue.GPU, Queue.API)
 _RUNNING_FIELDS = (
     *("id", "owner", "model_name", "queue", "attempt", "worker", "started_at", "priority"),
 )
-
-# A priority, how many tasks have it, and the oldest of them.
-_Waiting = tuple[float, int, datetime]
 
 
 class QueueState(TypedDict):
@@ -82,71 +77,62 @@ def read_now(owner: str | None) -> QueueStats:
 
     Two queries, each by an index that holds the pending or the processing tasks alone.
     """
-    waiting = _waiting()
     held = GenerationTask.objects.filter(lease_until__isnull=False)  # by the index of the leases
     processing = held.filter(status=GenerationTask.Status.PROCESSING)
     running = list(processing.order_by("started_at", "id").values(*_RUNNING_FIELDS))
-    messages: dict[str, dict[str, int]] = {}
-    num_workers: dict[str, int] = {}
+    queues = _pending_by_queue()
+    for task in running:
+        queues[task["queue"]]["processing"] += 1
     with suppress(redis.RedisError):
-        messages = dispatch.messages_by_priority(Queue.values)
-        num_workers = workers.count(Queue.values)
-    num_running = Counter(task["queue"] for task in running)
-    queues = {
-        queue.value: QueueState(
-            pending=sum(num_tasks for _, num_tasks, _ in waiting[queue]),
-            oldest_wait_seconds=_oldest_wait(waiting[queue]),
-            by_priority=_by_priority(waiting[queue]),
-            processing=num_running[queue],
-            workers=num_workers.get(queue),
-            messages=messages.get(queue),
-        )
-        for queue in Queue
-        if queue in _ALWAYS_SHOWN or waiting[queue] or num_running[queue] or num_workers.get(queue)
-    }
+        messages, num_workers = dispatch.messages_by_priority(queues), workers.count(queues)
+        for queue, state in queues.items():
+            state["messages"], state["workers"] = messages[queue], num_workers[queue]
     own = [task for task in running if task["owner"] == owner]
     return QueueStats(
-        queues=queues,
+        queues={
+            queue: state
+            for queue, state in queues.items()
+            if queue in _ALWAYS_SHOWN or state["pending"] or state["processing"] or state["workers"]
+        },
         totals=Totals(
             pending=sum(state["pending"] for state in queues.values()), processing=len(running)
         ),
-        processing_tasks=[_processing_task(task) for task in own[:_MAX_PROCESSING_TASKS]],
+        processing_tasks=[
+            ProcessingTask(
+                task_id=task["id"],
+                model=task["model_name"],
+                queue=task["queue"],
+                attempt=task["attempt"],
+                worker=task["worker"],
+                started_at=events.iso(task["started_at"]),
+                priority=task["priority"],
+            )
+            for task in own[:_MAX_PROCESSING_TASKS]
+        ],
     )
 
 
-def _waiting() -> defaultdict[str, list[_Waiting]]:
-    """By queue, the most urgent first."""
-    found: defaultdict[str, list[_Waiting]] = defaultdict(list)
+def _pending_by_queue() -> dict[str, QueueState]:
+    """The state of each queue as far as its pending tasks tell."""
+    queues = {
+        queue.value: QueueState(
+            pending=0,
+            processing=0,
+            workers=None,
+            oldest_wait_seconds=None,
+            by_priority={},
+            messages=None,
+        )
+        for queue in Queue
+    }
     groups = GenerationTask.objects.pending().values_list("queue", "priority")
     counted = groups.annotate(num_tasks=Count("pk"), oldest=Min("created_at"))
-    for queue, *waiting in counted.order_by("queue", "-priority"):
-        found[queue].append(tuple(waiting))
-    return found
-
-
-def _oldest_wait(waiting: list[_Waiting]) -> float | None:
-    """Seconds; None when nothing waits."""
-    if not waiting:
-        return None
-    oldest = min(oldest for _, _, oldest in waiting)
-    return max(0.0, round((timezone.now() - oldest).total_seconds(), 1))
-
-
-def _by_priority(waiting: list[_Waiting]) -> dict[str, int]:
-    """Keys as JavaScript writes the numbers: 1 and 9.5."""
-    return {
-        repr(priority).removesuffix(".0"): num_tasks
-        for priority, num_tasks, _ in waiting[:_MAX_PRIORITIES]
-    }
-
-
-def _processing_task(task: dict[str, Any]) -> ProcessingTask:
-    return ProcessingTask(
-        task_id=task["id"],
-        model=task["model_name"],
-        queue=task["queue"],
-        attempt=task["attempt"],
-        worker=task["worker"],
-        started_at=events.iso(task["started_at"]),
-        priority=task["priority"],
-    )
+    for queue, priority, num_tasks, oldest in counted.order_by("queue", "-priority"):
+        state = queues[queue]
+        state["pending"] += num_tasks
+        wait = max(0.0, round((timezone.now() - oldest).total_seconds(), 1))
+        state["oldest_wait_seconds"] = max(wait, state["oldest_wait_seconds"] or 0.0)
+        if len(state["by_priority"]) < _MAX_PRIORITIES:
+            # As JavaScript writes the numbers in JSON: 1 and 9.5.
+            state["by_priority"][repr(priority).removesuffix(".0")] = num_tasks
+    return queues
