@@ -77,10 +77,10 @@ def read_now(owner: str | None) -> QueueStats:
 
     Two queries, each by an index that holds the pending or the processing tasks alone.
     """
+    queues = _pending_by_queue()
     held = GenerationTask.objects.filter(lease_until__isnull=False)  # by the index of the leases
     processing = held.filter(status=GenerationTask.Status.PROCESSING)
     running = list(processing.order_by("started_at", "id").values(*_RUNNING_FIELDS))
-    queues = _pending_by_queue()
     for task in running:
         queues[task["queue"]]["processing"] += 1
     with suppress(redis.RedisError):

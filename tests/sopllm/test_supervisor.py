@@ -245,6 +245,6 @@ def test_restart_delays_grow_to_half_a_minute() -> None:
     assert [restart_delay(count) for count in range(1, 9)] == [0, 1, 2, 4, 8, 16, 30, 30]
 
 
-def test_exits_and_counts_are_named() -> None:
+def test_exits_are_named() -> None:
     assert (describe_exit(1), describe_exit(-9)) == ("exit status 1", "SIGKILL")
     assert describe_exit(-40) == "signal 40"
