@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 class StepOutput:
     """What one step brought for one request: the new text, possibly empty, and its end.
 
-    `num_cached_tokens` of the prompt did not have to be computed; `error` says why it failed.
+    `num_cached_tokens` of the prompt did not have to be computed; `error` is why it failed.
     """
 
     request_id: str
     text: str
     num_new_tokens: int
     finish_reason: FinishReason | None = None
-    error: str | None = None
+    error: EngineError | None = None
     num_cached_tokens: int = 0
 
 
@@ -72,7 +72,8 @@ class Engine:
     ) -> Sequence:
         """Queue a request; the sequence returned is kept up to date until it has finished.
 
-        Raises InvalidRequestError, PromptTooLongError or GrammarError; nothing is queued then.
+        Raises InvalidRequestError, PromptTooLongError, GrammarError or ConstraintError; nothing is
+        queued then.
         """
         if request_id in self._sequences:
             raise InvalidRequestError(f"Request {request_id} is in the engine already.")
@@ -103,7 +104,8 @@ class Engine:
         if not batch:
             return []
         started = self._clock()
-        num_prefilled = sum(len(chunk.tokens) for seq, chunk in batch if seq.is_prefilling)
+        num_decoding = sum(not sequence.is_prefilling for sequence, _ in batch)
+        num_tokens = sum(len(chunk.tokens) for _, chunk in batch)
         try:
             rows = self.runner.decode([chunk for _, chunk in batch])
         except EngineError as error:
@@ -118,7 +120,7 @@ class Engine:
             sequence.num_computed_tokens += len(chunk.tokens)
             if chunk.needs_logits:
                 outputs.append(self._sample(sequence, row))
-        self._scheduler.prefill_budget.measure(num_prefilled, self._clock() - started)
+        self._scheduler.prefill_budget.measure(num_tokens - num_decoding, self._clock() - started)
         return outputs
 
     def abort(self, request_id: str, reason: FinishReason) -> StepOutput | None:
@@ -130,23 +132,27 @@ class Engine:
         return None if sequence is None else self._finish(sequence, reason)
 
     def _sample(self, sequence: Sequence, row: int) -> StepOutput:
-        """Choose the sequence's next token and see whether it ends here."""
+        """Choose what the sequence goes on with, and see whether it ends there."""
         try:
-            token = self.runner.sample(sequence.sampler, row)
+            sampled = self.runner.sample(sequence.sampler, row)
         except EngineError as error:
             return self._fail(sequence, error)
-        if self.runner.is_end_of_generation(token):
-            return self._finish(sequence, FinishReason.STOP)
-        sequence.output_tokens.append(token)
-        text = sequence.assembler.push(self.runner.token_to_bytes(token))
-        if sequence.assembler.is_stopped:
-            return self._finish(sequence, FinishReason.STOP, text, num_new_tokens=1)
-        if len(sequence.output_tokens) >= sequence.max_output_tokens:
-            return self._finish(sequence, FinishReason.LENGTH, text, num_new_tokens=1)
-        return _output(sequence, text, num_new_tokens=1)
+        room = sequence.max_output_tokens - len(sequence.output_tokens)
+        text, num_new_tokens = "", 0
+        for token in sampled.tokens[:room]:
+            text += sequence.assembler.push(self.runner.token_to_bytes(token))
+            sequence.output_tokens.append(token)
+            num_new_tokens += 1
+            if sequence.assembler.is_stopped:
+                return self._finish(sequence, FinishReason.STOP, text, num_new_tokens)
+        if sampled.is_end and len(sampled.tokens) <= room:
+            return self._finish(sequence, FinishReason.STOP, text, num_new_tokens)
+        if num_new_tokens == room:
+            return self._finish(sequence, FinishReason.LENGTH, text, num_new_tokens)
+        return _output(sequence, text, num_new_tokens)
 
     def _fail(self, sequence: Sequence, error: EngineError) -> StepOutput:
-        return self._finish(sequence, FinishReason.ERROR, error=str(error))
+        return self._finish(sequence, FinishReason.ERROR, error=error)
 
     def _finish(
         self,
@@ -154,7 +160,7 @@ class Engine:
         reason: FinishReason,
         text: str = "",
         num_new_tokens: int = 0,
-        error: str | None = None,
+        error: EngineError | None = None,
     ) -> StepOutput:
         """End the sequence; what it has computed stays in the cache."""
         text += sequence.assembler.finish()

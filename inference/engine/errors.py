@@ -33,7 +33,7 @@ class PromptTooLongError(InvalidRequestError):
 
 
 class GrammarError(InvalidRequestError):
-    """The grammar is no valid GBNF."""
+    """The grammar is not valid."""
 
 
 class SchemaError(InvalidRequestError):
@@ -42,6 +42,15 @@ class SchemaError(InvalidRequestError):
 
 class ChatTemplateError(EngineError):
     """The model's chat template does not compile, or refuses these messages."""
+
+
+class ConstraintError(EngineError):
+    """The answer cannot be kept to its format: that takes too much work, or nothing may follow."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The answer cannot be kept to the format asked for: {reason}. Make the format simpler."
+        )
 
 
 class DecodeError(EngineError):

@@ -13,11 +13,12 @@ import numpy as np
 from llama_cpp import llama_cpp as _bindings
 
 from inference.engine.chat_template import ChatTemplate
+from inference.engine.constraint import ConstraintTokenizer, Vocabulary
 from inference.engine.errors import DecodeError, EngineError, ModelLoadError, PromptTooLongError
 from inference.engine.llama_memory import LlamaMemory
-from inference.engine.llama_sampler import SamplerChain
+from inference.engine.llama_sampler import Candidates, SamplerChain
 from inference.engine.native_log import NativeLog
-from inference.engine.runner import Chunk, LoadParams
+from inference.engine.runner import Chunk, LoadParams, Sampled
 from inference.engine.sequence import SamplingParams
 
 # The bindings' annotations describe pointers in a way that ctypes' own types do not match.
@@ -48,15 +49,15 @@ class LlamaRunner:
         self._model: Any = None
         self._context: Any = None
         self.memory = LlamaMemory(llama)
-        self._max_piece_bytes: int | None = None
+        self._piece_buffer = ctypes.create_string_buffer(256)
         self._samplers: dict[int, SamplerChain] = {}
         self._num_samplers = 0
         _native_log.clear_errors()
         try:
             self._load_model(params)
             self._new_context(params)
+            self._read_vocabulary()
             self._batch = _Batch(self.max_batch_tokens, self.max_num_seqs)
-            self._piece_buffer = ctypes.create_string_buffer(256)
             self.chat_template = self._read_chat_template()
         except BaseException:
             self.close()
@@ -84,30 +85,33 @@ class LlamaRunner:
         data = text.encode(errors="replace")
         if len(data) > self.n_ctx_per_seq * 16:
             # Does it fit at least if all of its tokens are the longest of the vocabulary?
-            if self._max_piece_bytes is None:
-                pieces = (self._piece(token, special=True) for token in range(self.vocab_size))
-                self._max_piece_bytes = max(map(len, pieces))
-            num_tokens = len(data) // max(self._max_piece_bytes, 1)
+            num_tokens = len(data) // self._max_token_bytes
             if num_tokens >= self.n_ctx_per_seq:
                 raise PromptTooLongError(num_tokens, self.n_ctx_per_seq - 1)
-        return self._without_doubled_ends(self._tokens(data, room=len(data) + 2))
+        return self._without_doubled_ends(self._tokens(data, is_prompt=True))
 
     def token_to_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; empty for control tokens."""
-        return self._piece(token, special=False)
+        if not 0 <= token < self.vocab_size:
+            raise EngineError(f"Token {token} is outside of the vocabulary.")
+        return self._token_bytes[token]
 
     def is_end_of_generation(self, token: int) -> bool:
-        return bool(llama.llama_vocab_is_eog(self._vocab, token))
+        return token in self._tokenizer.end_tokens
 
     def new_sampler(self, params: SamplingParams, prompt_tokens: list[int]) -> int:
-        """A handle to the sampling state of one sequence. Raises GrammarError."""
+        """A handle to the sampling state of one sequence.
+
+        Raises GrammarError or ConstraintError.
+        """
         self._check_open()
         chain = SamplerChain(
             llama,
             self._vocab,
             params,
             prompt_tokens,
-            vocab_size=self.vocab_size,
+            self._tokenizer,
+            self._candidates,
             context_window=self.n_ctx_per_seq,
         )
         self._num_samplers += 1
@@ -131,8 +135,11 @@ class LlamaRunner:
         reason = _native_log.last_errors() or "the memory has no room for the batch"
         raise DecodeError(f"llama.cpp could not compute a batch (status {status}): {reason}.")
 
-    def sample(self, sampler: int, row: int) -> int:
-        """Choose and accept the next token from a row of the last batch. Raises DecodeError."""
+    def sample(self, sampler: int, row: int) -> Sampled:
+        """Choose and accept what follows a row of the last batch.
+
+        Raises DecodeError or ConstraintError.
+        """
         return self._samplers[sampler].sample(self._context, row)
 
     def _load_model(self, params: LoadParams) -> None:
@@ -150,6 +157,20 @@ class LlamaRunner:
         if llama.llama_model_has_encoder(self._model):
             raise ModelLoadError(f"{params.path} needs an encoder: only decoder models can run.")
         self.vocab_size = int(llama.llama_vocab_n_tokens(self._vocab))
+
+    def _read_vocabulary(self) -> None:
+        """Read what each token writes: most of a second for 262,144 of them."""
+        numbers = range(self.vocab_size)
+        self._token_bytes = [self._piece(token, special=False) for token in numbers]
+        self._max_token_bytes = max(1, *map(len, self._token_bytes))
+        end_tokens = [t for t in numbers if llama.llama_vocab_is_eog(self._vocab, t)]
+        special = sorted({*end_tokens, *(t for t in numbers if not self._token_bytes[t])})
+        tokens = list(self._token_bytes)
+        for token in special:
+            tokens[token] = self._piece(token, special=True)
+        vocabulary = Vocabulary(tokens, special, end_tokens, self._text_tokens)
+        self._tokenizer = ConstraintTokenizer(vocabulary)
+        self._candidates = Candidates(llama, self.vocab_size)
 
     def _new_context(self, params: LoadParams) -> None:
         """Allocate the memory of all sequences, as one KV buffer each or as one for all.
@@ -212,11 +233,29 @@ class LlamaRunner:
         if not self._context:
             raise EngineError("The model has been closed.")
 
-    def _tokens(self, data: bytes, room: int) -> list[int]:
-        """The tokens of a text; `room` is a first guess, llama.cpp says what is needed."""
+    def _tokens(self, data: bytes, *, is_prompt: bool, room: int | None = None) -> list[int]:
+        """The tokens of a text; in a prompt, special tokens count, and its ends are marked.
+
+        `room` is a first guess, llama.cpp says what is needed.
+        """
+        self._check_open()
+        room = room or len(data) + 2
         tokens = (ctypes.c_int32 * room)()
-        count = llama.llama_tokenize(self._vocab, data, len(data), tokens, room, True, True)
-        return self._tokens(data, -count) if count < 0 else tokens[:count]
+        size = len(data)
+        count = llama.llama_tokenize(self._vocab, data, size, tokens, room, is_prompt, is_prompt)
+        if count < 0:
+            return self._tokens(data, is_prompt=is_prompt, room=-count)
+        return tokens[:count]
+
+    def _text_tokens(self, data: bytes) -> list[int]:
+        """The tokens of a text inside of an answer, of which none is special."""
+        tokens = self._tokens(data, is_prompt=False)
+        if b"".join(self._token_bytes[token] for token in tokens) == data:
+            return tokens
+        # SentencePiece may put a space before a text: so that it goes before another character.
+        guard = b"\x02"
+        guarded = self._tokens(guard + data, is_prompt=False)
+        return guarded[len(self._tokens(guard, is_prompt=False)) :]
 
     def _without_doubled_ends(self, tokens: list[int]) -> list[int]:
         """Drop the BOS a chat template wrote beside the tokenizer's, and an EOS: more follows."""
@@ -232,9 +271,6 @@ class LlamaRunner:
         return "" if token < 0 else self._piece(token, special=True).decode(errors="replace")
 
     def _piece(self, token: int, *, special: bool) -> bytes:
-        self._check_open()
-        if not 0 <= token < self.vocab_size:
-            raise EngineError(f"Token {token} is outside of the vocabulary.")
         buffer = self._piece_buffer
         size = llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
         if size < 0:

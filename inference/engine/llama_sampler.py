@@ -4,18 +4,23 @@ import ctypes
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from inference.engine.constraint import Constraint, ConstraintTokenizer
 from inference.engine.errors import DecodeError, GrammarError
 from inference.engine.gbnf import check_grammar
+from inference.engine.runner import Sampled
 from inference.engine.sequence import SamplingParams
 
 REPEAT_LAST_N = 64
+
+_Logits = npt.NDArray[np.float32]
 
 _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 class SamplerChain:
-    """The samplers of one sequence, in llama.cpp's usual order, and its grammar.
+    """The samplers of one sequence, in llama.cpp's usual order, and its constraint or grammar.
 
     `llama` is the library's binding, handed in by the runner, which alone imports it.
     """
@@ -26,13 +31,20 @@ class SamplerChain:
         vocab: Any,
         params: SamplingParams,
         prompt_tokens: list[int],
+        tokenizer: ConstraintTokenizer,
+        candidates: "Candidates",
         *,
-        vocab_size: int,
         context_window: int,
     ) -> None:
-        """Raises GrammarError."""
+        """Raises GrammarError or ConstraintError."""
         self._llama = llama
-        self._vocab_size = vocab_size
+        self._vocab_size = len(tokenizer.is_text)
+        self._end_tokens = tokenizer.end_tokens
+        self._constraint: Constraint | None = None
+        self._forced: list[int] = []
+        if params.constraint is not None:
+            self._constraint = Constraint(tokenizer, params.constraint)
+            self._forced = self._constraint.accept_forced()
         self._grammar: Any = None
         if params.grammar is not None:
             check_grammar(params.grammar)
@@ -44,7 +56,7 @@ class SamplerChain:
                     "llama.cpp refuses the grammar: its repetitions multiply to more than 2000, or"
                     " repeat what may be empty."
                 )
-        self._candidates = _Candidates(llama, vocab_size) if self._grammar else None
+        self._candidates = candidates
         options = llama.llama_sampler_chain_default_params()
         options.no_perf = True
         self._chain = llama.llama_sampler_chain_init(options)
@@ -59,32 +71,59 @@ class SamplerChain:
         if self._grammar is not None:
             self._llama.llama_sampler_free(self._grammar)
 
-    def sample(self, context: Any, row: int) -> int:
-        """Choose and accept a token from a row of the last batch. Raises DecodeError."""
-        if self._is_argmax:
-            logits = self._llama.llama_get_logits_ith(context, row)
-            return int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax())
-        if self._candidates is None:
-            return int(self._llama.llama_sampler_sample(self._chain, context, row))
-        token = self._sample_with_grammar(self._candidates, context, row)
-        self._llama.llama_sampler_accept(self._grammar, token)
-        self._llama.llama_sampler_accept(self._chain, token)
-        return token
+    def sample(self, context: Any, row: int) -> Sampled:
+        """Choose and accept what follows a row of the last batch.
 
-    def _sample_with_grammar(self, candidates: "_Candidates", context: Any, row: int) -> int:
-        """Choose freely first: checking one token is cheap, checking the vocabulary is not."""
-        logits = self._llama.llama_get_logits_ith(context, row)
-        candidates.load(logits)
-        token = candidates.choose(self._chain)
-        candidates.load_one(token)
-        candidates.apply(self._grammar)
-        if candidates.is_any_allowed():
+        Raises DecodeError or ConstraintError.
+        """
+        pointer = self._llama.llama_get_logits_ith(context, row)
+        logits = np.ctypeslib.as_array(pointer, (self._vocab_size,))
+        if self._constraint is not None:
+            return self._sample_constrained(self._constraint, logits)
+        if self._grammar is not None:
+            token = self._sample_with_grammar(logits)
+            self._llama.llama_sampler_accept(self._grammar, token)
+            self._llama.llama_sampler_accept(self._chain, token)
+        elif self._is_argmax:
+            token = int(logits.argmax())
+        else:
+            token = int(self._llama.llama_sampler_sample(self._chain, context, row))
+        is_end = token in self._end_tokens
+        return Sampled([] if is_end else [token], is_end)
+
+    def _sample_constrained(self, constraint: Constraint, logits: _Logits) -> Sampled:
+        """Choose freely first: checking one token is cheap, finding all that are allowed is not."""
+        tokens, self._forced = self._forced, []
+        if not tokens:
+            token = self._choose(logits)
+            if not constraint.accept(token):
+                token = self._choose(logits, constraint.allowed_tokens())
+                constraint.accept(token)
+            if token in self._end_tokens:
+                return Sampled([], is_end=True)
+            tokens = [token, *constraint.accept_forced()]
+        for token in tokens:
+            self._llama.llama_sampler_accept(self._chain, token)
+        return Sampled(tokens, constraint.is_complete)
+
+    def _sample_with_grammar(self, logits: _Logits) -> int:
+        token = self._choose(logits)
+        self._candidates.load_one(token)
+        self._candidates.apply(self._grammar)
+        if self._candidates.is_any_allowed():
             return token
-        candidates.load(logits)
-        candidates.apply(self._grammar)
-        if not candidates.is_any_allowed():
+        self._candidates.load(logits)
+        self._candidates.apply(self._grammar)
+        if not self._candidates.is_any_allowed():
             raise DecodeError("The grammar allows no token of this model's vocabulary here.")
-        return candidates.choose(self._chain)
+        return self._candidates.choose(self._chain)
+
+    def _choose(self, logits: _Logits, allowed: npt.NDArray[np.intp] | None = None) -> int:
+        """The token that the chain selects from all, or from those that are allowed."""
+        if self._is_argmax:
+            return int(logits.argmax() if allowed is None else allowed[logits[allowed].argmax()])
+        self._candidates.load(logits, allowed)
+        return self._candidates.choose(self._chain)
 
     def _penalties(
         self, context_window: int, params: SamplingParams, prompt_tokens: list[int]
@@ -116,8 +155,8 @@ class SamplerChain:
         ]
 
 
-class _Candidates:
-    """A llama_token_data_array over the whole vocabulary, reused from token to token."""
+class Candidates:
+    """A llama_token_data_array with room for the whole vocabulary, reused by all sequences."""
 
     def __init__(self, llama: Any, vocab_size: int) -> None:
         self._llama = llama
@@ -126,10 +165,12 @@ class _Candidates:
         self._pointer = ctypes.cast(self._data.ctypes.data, llama.llama_token_data_p)
         self._native = llama.llama_token_data_array()
 
-    def load(self, logits: Any) -> None:
-        self._data["id"] = self._ids
-        self._data["logit"] = np.ctypeslib.as_array(logits, self._ids.shape)
-        self._reset(len(self._ids))
+    def load(self, logits: _Logits, tokens: npt.NDArray[np.intp] | None = None) -> None:
+        """All tokens with their logits, or some of them."""
+        size = len(logits) if tokens is None else len(tokens)
+        self._data["id"][:size] = self._ids if tokens is None else tokens
+        self._data["logit"][:size] = logits if tokens is None else logits[tokens]
+        self._reset(size)
 
     def load_one(self, token: int) -> None:
         self._data[0] = (token, 0.0, 0.0)

@@ -46,6 +46,18 @@ class Chunk:
     needs_logits: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The next tokens of a sequence, possibly none, and whether they are its last.
+
+    More than one where a constraint leaves no choice about what follows the first. A token that
+    ends the generation is not among them.
+    """
+
+    tokens: list[int]
+    is_end: bool = False
+
+
 class SequenceMemory(Protocol):
     """What a model remembers of several sequences, addressed by slot: keys and values, or states.
 
@@ -107,10 +119,11 @@ class Runner(Protocol):
         """The bytes a token stands for; empty for control tokens."""
         ...
 
-    def is_end_of_generation(self, token: int) -> bool: ...
-
     def new_sampler(self, params: SamplingParams, prompt_tokens: list[int]) -> int:
-        """A handle to the sampling state of one sequence. Raises GrammarError."""
+        """A handle to the sampling state of one sequence.
+
+        Raises GrammarError or ConstraintError.
+        """
         ...
 
     def free_sampler(self, sampler: int) -> None: ...
@@ -123,6 +136,9 @@ class Runner(Protocol):
         """
         ...
 
-    def sample(self, sampler: int, row: int) -> int:
-        """Choose the next token from the logits of a row of the last batch. Raises DecodeError."""
+    def sample(self, sampler: int, row: int) -> Sampled:
+        """Choose the next token from the logits of a row of the last batch.
+
+        Raises DecodeError or ConstraintError.
+        """
         ...

@@ -22,7 +22,7 @@ class PrefillBudget:
         self.num_tokens = min(MIN_PREFILL_TOKENS, max_tokens)
 
     def measure(self, num_tokens: int, seconds: float) -> None:
-        """Learn from a step that has computed this many prompt tokens beside its answers' tokens.
+        """Learn from a step that computed so many tokens beside one of each running answer.
 
         Fewer tokens than the minimum say little: most of their time is the step's own.
         """
@@ -35,10 +35,11 @@ class PrefillBudget:
 class Scheduler:
     """Waiting and running sequences, and the rule by which they share a batch.
 
-    Running answers go first, one token each, so that none stalls behind a long prompt; then the
-    prompts of admitted sequences, in chunks; then waiting sequences are admitted, strictly in
-    order of arrival (none overtakes one that waits for more cells, so none starves). One that
-    begins like a prompt being computed waits until it can copy what they share.
+    Running answers go first, one token each, so that none stalls behind a long prompt; then more of
+    their tokens where more are known; then the prompts of admitted sequences, in chunks; then
+    waiting sequences are admitted, strictly in order of arrival (none overtakes one that waits for
+    more cells, so none starves). One that begins like a prompt being computed waits until it can
+    copy what they share.
     """
 
     def __init__(self, kv_cache: KVCache, *, max_num_seqs: int, max_batch_tokens: int) -> None:
@@ -65,13 +66,16 @@ class Scheduler:
         """The next batch, in the order of slots: one chunk a sequence, within both budgets."""
         decoding = [sequence for sequence in self.running if not sequence.is_prefilling]
         prefilling = [sequence for sequence in self.running if sequence.is_prefilling]
-        batch = [(sequence, _next_chunk(sequence, 1)) for sequence in decoding]
-        budget = min(self.prefill_budget.num_tokens, self.max_batch_tokens - len(batch))
+        batch: list[tuple[Sequence, Chunk]] = []
+        budget = min(self.prefill_budget.num_tokens, self.max_batch_tokens - len(decoding))
+        for sequence in decoding:
+            batch.append((sequence, chunk := _next_chunk(sequence, 1 + budget)))
+            budget -= len(chunk.tokens) - 1
         while budget > 0:
-            sequence = prefilling.pop(0) if prefilling else self._admit()
-            if sequence is None:
+            next_one = prefilling.pop(0) if prefilling else self._admit()
+            if next_one is None:
                 break
-            batch.append((sequence, chunk := _next_chunk(sequence, budget)))
+            batch.append((next_one, chunk := _next_chunk(next_one, budget)))
             budget -= len(chunk.tokens)
         batch.sort(key=lambda scheduled: scheduled[1].slot)
         return batch

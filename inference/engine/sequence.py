@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from inference.engine.errors import InvalidRequestError
+from inference.engine.errors import EngineError, InvalidRequestError
 from inference.engine.text import TextAssembler
 
 
@@ -38,7 +38,8 @@ class SamplingParams:
     `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 switch these filters off.
     `frequency_penalty` and `presence_penalty` count the generated tokens, as OpenAI's do;
     `repeat_penalty` looks at the last 64 tokens, prompt included, as llama.cpp's does.
-    `grammar` is GBNF with a rule `root`. Raises InvalidRequestError on a value out of bounds.
+    `constraint` is the text of an llguidance grammar, `grammar` GBNF with a rule `root`; only one
+    of them may be given. Raises InvalidRequestError on a value out of bounds.
     """
 
     temperature: float = 1.0
@@ -51,6 +52,7 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
+    constraint: str | None = None
     grammar: str | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +61,8 @@ class SamplingParams:
                 raise InvalidRequestError(
                     f"{name} is {value}: it must be between {low} and {high}."
                 )
+        if self.constraint is not None and self.grammar is not None:
+            raise InvalidRequestError("Both a constraint and a grammar are given: leave out one.")
         if "" in self.stop:
             raise InvalidRequestError("A stop sequence is empty: leave it out.")
 
@@ -83,7 +87,7 @@ class Sequence:
     num_cached_tokens: int = 0
     slot: int | None = None
     finish_reason: FinishReason | None = None
-    error: str | None = None
+    error: EngineError | None = None
     assembler: TextAssembler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,8 +112,9 @@ class Sequence:
         return self.num_computed_tokens < len(self.prompt_tokens)
 
     def next_tokens(self, limit: int) -> list[int]:
-        """The tokens to compute next: a chunk of the prompt, or the newest output token."""
+        """The tokens to compute next, up to `limit`: of the prompt, or the newest of the output."""
         start = self.num_computed_tokens
         if self.is_prefilling:
             return self.prompt_tokens[start : start + limit]
-        return self.output_tokens[start - len(self.prompt_tokens) :]
+        start -= len(self.prompt_tokens)
+        return self.output_tokens[start : start + limit]

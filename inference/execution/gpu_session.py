@@ -20,7 +20,6 @@ from django.utils import timezone
 from inference import dispatch
 from inference.engine.engine import Engine, StepOutput
 from inference.engine.sequence import FinishReason
-from inference.errors import ErrorCode, InferenceError
 from inference.execution import gpu_lock
 from inference.execution.attempt import Attempt
 from inference.lifecycle import claim, lease_renewer
@@ -146,7 +145,7 @@ class Session:
         del self._attempts[output.request_id]
         self._look_again_at = 0.0
         if output.error is not None:
-            attempt.fail(InferenceError(output.error, ErrorCode.PROVIDER_ERROR))
+            attempt.fail(local.inference_error(output.error))
         elif output.finish_reason == FinishReason.CANCELLED:
             attempt.stop()
         else:

@@ -5,14 +5,28 @@ from typing import Any
 from conversations.context import drop_oldest_turns
 from conversations.models import ChatMessage
 from inference import structured_output
-from inference.engine.errors import ChatTemplateError, EngineError, PromptTooLongError
+from inference.engine.errors import (
+    ChatTemplateError,
+    ConstraintError,
+    EngineError,
+    InvalidRequestError,
+    PromptTooLongError,
+)
 from inference.engine.sequence import SamplingParams
 from inference.errors import ErrorCode, InferenceError
 from inference.loading.loaded_engines import LoadedEngine
 from inference.models import Queue
 from inference.providers.base import GenerationRequest, Progress, Provider
 
-_SAMPLING = SamplingParams.__dataclass_fields__.keys() - {"stop", "grammar"}
+_SAMPLING = SamplingParams.__dataclass_fields__.keys() - {"stop", "constraint", "grammar"}
+
+# The first that fits counts.
+_CODES = (
+    (PromptTooLongError, ErrorCode.CONTEXT_LENGTH_EXCEEDED),
+    (InvalidRequestError, ErrorCode.INVALID_REQUEST),
+    (ConstraintError, ErrorCode.STRUCTURED_OUTPUT_INVALID),
+    (EngineError, ErrorCode.PROVIDER_ERROR),
+)
 
 
 class LocalProvider(Provider):
@@ -32,10 +46,14 @@ def add_request(loaded: LoadedEngine, request: GenerationRequest, progress: Prog
             progress.extra["truncated_messages"] = num_dropped
         progress.prompt_tokens = len(tokens)
         loaded.engine.add_request(request.request_id, tokens, _sampling_params(request))
-    except PromptTooLongError as error:
-        raise InferenceError(str(error), ErrorCode.CONTEXT_LENGTH_EXCEEDED) from error
     except EngineError as error:
-        raise InferenceError(str(error), ErrorCode.PROVIDER_ERROR) from error
+        raise inference_error(error) from error
+
+
+def inference_error(error: EngineError) -> InferenceError:
+    """The task's failure that an error of the engine is."""
+    code = next(code for kind, code in _CODES if isinstance(error, kind))
+    return InferenceError(str(error), code)
 
 
 def _prompt_tokens(loaded: LoadedEngine, request: GenerationRequest) -> tuple[list[int], int]:

@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Callable
 
 from inference.engine.errors import DecodeError, GrammarError
-from inference.engine.runner import Chunk
+from inference.engine.runner import Chunk, Sampled
 from inference.engine.sequence import SamplingParams
 
 
@@ -79,7 +79,8 @@ class FakeRunner:
 
     It keeps the memory of each slot as llama.cpp does and refuses what llama.cpp would refuse
     (gaps in positions, too many tokens or cells), so that a wrong schedule fails a test.
-    `fails(num_decodes)` says whether a call of `decode`, counted from 1, fails.
+    `fails(num_decodes)` says whether a call of `decode`, counted from 1, fails;
+    `num_forced(tokens)` how many tokens are known to follow the one chosen after these.
     """
 
     END = 256
@@ -94,6 +95,7 @@ class FakeRunner:
         memory: FakeMemory | None = None,
         fails: Callable[[int], bool] = lambda _num_decodes: False,
         next_token: Callable[[list[int]], int] | None = None,
+        num_forced: Callable[[list[int]], int] = lambda _tokens: 0,
     ) -> None:
         self.max_num_seqs = max_num_seqs
         self.n_ctx_per_seq = n_ctx_per_seq
@@ -107,6 +109,7 @@ class FakeRunner:
         self.is_closed = False
         self._fails = fails
         self._next_token = next_token or _hashed_token
+        self._num_forced = num_forced
         self._rows: dict[int, list[int]] = {}
         self._num_samplers = 0
 
@@ -115,9 +118,6 @@ class FakeRunner:
 
     def token_to_bytes(self, token: int) -> bytes:
         return bytes([token])
-
-    def is_end_of_generation(self, token: int) -> bool:
-        return token == self.END
 
     def new_sampler(self, params: SamplingParams, prompt_tokens: list[int]) -> int:
         if params.grammar is not None:
@@ -153,9 +153,15 @@ class FakeRunner:
         self.num_computed_tokens += num_tokens
         return rows
 
-    def sample(self, sampler: int, row: int) -> int:
+    def sample(self, sampler: int, row: int) -> Sampled:
         _require(sampler in self.samplers, "a sampler that was not freed")
-        return self._next_token(self._rows[row])
+        before, tokens = self._rows[row], list[int]()
+        for _ in range(1 + self._num_forced(before)):
+            token = self._next_token(before + tokens)
+            if token == self.END:
+                return Sampled(tokens, is_end=True)
+            tokens.append(token)
+        return Sampled(tokens)
 
     def close(self) -> None:
         self.is_closed = True

@@ -185,6 +185,66 @@ def test_max_tokens_ends_with_length() -> None:
     assert (sequence.text, sequence.finish_reason) == ("xxx", FinishReason.LENGTH)
 
 
+def test_max_tokens_cuts_tokens_that_are_known_to_follow() -> None:
+    runner = FakeRunner(next_token=never_ending, num_forced=lambda _tokens: 9)
+    engine = Engine(runner)
+    sequence = engine.add_request("r", [1, 2], SamplingParams(max_tokens=13))
+    outputs = [engine.step()[0], engine.step()[0]]
+    assert [(output.text, output.num_new_tokens) for output in outputs] == [
+        ("x" * 10, 10),
+        ("x" * 3, 3),
+    ]
+    assert (sequence.text, sequence.finish_reason) == ("x" * 13, FinishReason.LENGTH)
+    assert_nothing_is_held(engine, runner)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "finish_reason"), [(3, FinishReason.STOP), (2, FinishReason.LENGTH)]
+)
+def test_end_that_is_known_with_the_last_token_is_no_cut(
+    max_tokens: int, finish_reason: FinishReason
+) -> None:
+    text = [*b"one", FakeRunner.END]
+    runner = FakeRunner(
+        next_token=lambda tokens: text[len(tokens) - 1], num_forced=lambda _tokens: 9
+    )
+    engine = Engine(runner)
+    engine.add_request("r", [1], SamplingParams(max_tokens=max_tokens))
+    (output,) = engine.step()
+    assert (output.text, output.finish_reason) == ("one"[:max_tokens], finish_reason)
+
+
+def test_stop_sequence_ends_amid_tokens_that_are_known_to_follow() -> None:
+    text = b"one two three four five"
+    runner = FakeRunner(
+        next_token=lambda tokens: text[len(tokens) - 1], num_forced=lambda _tokens: 15
+    )
+    engine = Engine(runner)
+    engine.add_request("r", [1], SamplingParams(max_tokens=50, stop=(" thr",)))
+    (output,) = engine.step()
+    assert (output.text, output.num_new_tokens) == ("one two", 11)
+    assert output.finish_reason == FinishReason.STOP
+    assert_nothing_is_held(engine, runner)
+
+
+def test_known_tokens_share_the_batch_with_a_token_of_each_running_answer() -> None:
+    runner = FakeRunner(
+        max_num_seqs=4, max_batch_tokens=5, next_token=never_ending, num_forced=lambda _tokens: 9
+    )
+    engine = Engine(runner)
+    sequences = [
+        engine.add_request(str(number), [number], SamplingParams(max_tokens=30))
+        for number in range(4)
+    ]
+    engine.step()
+    before = [sequence.num_computed_tokens for sequence in sequences]
+    engine.step()
+    after = [sequence.num_computed_tokens for sequence in sequences]
+    assert sorted(b - a for a, b in zip(before, after, strict=True)) == [1, 1, 1, 2]
+    run(engine)
+    assert [sequence.text for sequence in sequences] == ["x" * 30] * 4
+
+
 def test_context_window_ends_with_length() -> None:
     engine = Engine(FakeRunner(n_ctx_per_seq=10, next_token=never_ending))
     sequence = engine.add_request("r", [1] * 6, SamplingParams(max_tokens=100))
@@ -234,7 +294,8 @@ def test_failure_is_told_in_words_and_the_engine_goes_on() -> None:
     failed = engine.add_request("a", [1], SamplingParams())
     (output,) = engine.step()
     assert output.finish_reason == FinishReason.ERROR
-    assert output.error == failed.error == "The fake runner was told to fail."
+    assert output.error is failed.error
+    assert str(output.error) == "The fake runner was told to fail."
     sequence = engine.add_request("b", [1], SamplingParams(max_tokens=2))
     run(engine)
     assert sequence.text == "xx"
