@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 Outcome = TaskAttempt.Outcome
 
 _PROGRESS_SECONDS = 0.1
+_DATABASE_IS_AWAY = (OperationalError, InterfaceError)
 _UNSTORABLE = InferenceError(
     "The answer has something that the database does not take; the worker's log has the reason, "
     "under the task's id.",
@@ -184,7 +185,14 @@ class Attempt:
         self._end(partial(finish.complete, self.lease, result), Outcome.COMPLETED, result)
 
     def fail(self, error: Exception, reason: FinishReason = FinishReason.ERROR) -> None:
-        """Store why there is no answer; the text of an unexpected error goes to the log alone."""
+        """Store why there is no answer; the text of an unexpected error goes to the log alone.
+
+        A database that is away is no failure of the task: the sweep has it run again.
+        """
+        if isinstance(error, _DATABASE_IS_AWAY):
+            logger.warning("Task %s: the database does not answer: %s", self.task_id, error)
+            self.abandon()
+            return
         if not isinstance(error, InferenceError):
             logger.error("Task %s: unexpected error", self.task_id, exc_info=error)
             message = "The worker failed unexpectedly; its log has the reason, under the task's id."
@@ -236,7 +244,7 @@ class Attempt:
         )
         try:
             is_stored = store(timings)
-        except (OperationalError, InterfaceError) as exc:
+        except _DATABASE_IS_AWAY as exc:
             # Others may share this worker: they go on, and the sweep has the task run again.
             logger.warning("Task %s: its end was not stored: %s", self.task_id, exc)
             return

@@ -72,7 +72,7 @@ class LoadedModels(ABC, Generic[T]):
         name = model.name
         found = self._loaded.get(name)
         if found is not None and _is_same(found.model, model):
-            if model.status == Status.AVAILABLE:  # this worker was taken for lost
+            if model.status != Status.LOADED:  # the worker was taken for lost, or the write failed
                 self._set_status(model, Status.LOADED)
             self._loaded[name] = self._loaded.pop(name)
             if name not in self._names_in_use:

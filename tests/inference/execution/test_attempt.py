@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Generator
 
 import pytest
+from django.db import OperationalError
 
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
@@ -100,6 +101,21 @@ def test_answer_without_text_is_an_answer(new_task: NewTask, provider: ScriptedP
     assert task.result is not None
     assert (task.result["text"], task.result["finish_reason"]) == ("", "stop")
     assert task.ttft_ms is None
+
+
+def test_database_that_is_away_at_first_is_no_failure_of_the_task(
+    new_task: NewTask, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(lease: object) -> None:
+        raise OperationalError("gone")
+
+    task = new_task()
+    with monkeypatch.context() as broken:
+        broken.setattr(attempt, "provider_for", fail)
+        assert run(task).status == "processing"
+    expire(task)
+    sweep.sweep()
+    assert fresh(task).status == "pending"
 
 
 def test_timeout_keeps_the_partial_text(new_task: NewTask, provider: ScriptedProvider) -> None:

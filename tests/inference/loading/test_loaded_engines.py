@@ -325,6 +325,13 @@ def test_model_that_was_taken_for_lost_is_told_of_again(
     assert (row(model).status, row(model).loaded_by) == ("loaded", worker_identity.current())
 
 
+def test_model_whose_loading_was_not_stored_is_told_of_when_it_is_used(register: Register) -> None:
+    loaded = loaded_engines.load(register("one"))
+    RegisteredModel.objects.update(status="loading")
+    assert loaded_engines.load(row(loaded.model)) is loaded
+    assert row(loaded.model).status == "loaded"
+
+
 def test_requests_are_served_in_their_order(register: Register) -> None:
     first, second = register("first"), register("second")
     loaded_engines.load(first)
