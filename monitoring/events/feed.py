@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -49,12 +48,8 @@ _REDIS_ERRORS = (redis.RedisError, OSError)  # a time-out is an OSError
 ReadStats = Callable[[EventType, str | None], Mapping[str, Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """The next events of a cursor: they tell all up to the number `end_seq`."""
-
-    events: list[EncodedEvent]
-    end_seq: int
+# The next events of a cursor, and the number up to which they tell all.
+Page = tuple[list[EncodedEvent], int]
 
 
 class Feed:
@@ -123,7 +118,7 @@ class Feed:
         """The first events after a number, from memory, or from the log once Redis answers."""
         recent = self.recent.after(seq, _PAGE)
         if recent is not None:
-            return Page(recent, seq + len(recent))
+            return recent, seq + len(recent)
         while True:
             with contextlib.suppress(*_REDIS_ERRORS):
                 async with self._log_readers:
@@ -313,23 +308,24 @@ class EventCursor:
                     self._floors = {each: min(at, last_seq) for each, at in self._floors.items()}
                     texts.append(resync_text(last_seq))
             after = self._seq
-            page = await self._feed.page_after(after)
+            found, end_seq = await self._feed.page_after(after)
             if after != self._seq:  # another subscription came in between
                 continue
-            # Stable: a transient event comes after the logged one of its number.
-            found = sorted([*page.events, *self._pending], key=lambda event: event.seq)
-            self._pending = [event for event in self._pending if event.seq > page.end_seq]
-            due = [event for event in found if event.seq <= page.end_seq]
-            texts += [event.text for event in due if self._wants(event)]
-            self._seq = page.end_seq
+            if self._pending:
+                # Stable: a transient event comes after the logged one of its number.
+                due = [event for event in self._pending if event.seq <= end_seq]
+                found = sorted(found + due, key=lambda event: event.seq)
+                self._pending = [event for event in self._pending if event.seq > end_seq]
+            texts += [event.text for event in found if self._wants(event)]
+            self._seq = end_seq
         return texts
 
     def _has_more(self) -> bool:
         is_lagging = bool(self._floors) and self._seq < self._feed.recent.last_seq
-        return bool(self._pending) or is_lagging or self._is_ahead()
+        return is_lagging or bool(self._pending) or self._is_ahead()
 
     def _is_ahead(self) -> bool:
-        return max(self._floors.values(), default=0) > self._feed.recent.last_seq
+        return bool(self._floors) and max(self._floors.values()) > self._feed.recent.last_seq
 
     def _wants(self, event: EncodedEvent) -> bool:
         if event.type == _RESYNC:
@@ -351,7 +347,7 @@ def _page(seq: int, excerpt: Excerpt) -> Page:
         seq = event.seq
     if seq and seq < excerpt.end_seq:
         page.append(_resync(excerpt.end_seq))
-    return Page(page, excerpt.end_seq)
+    return page, excerpt.end_seq
 
 
 def _resync(since: int) -> EncodedEvent:

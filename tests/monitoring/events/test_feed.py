@@ -290,6 +290,40 @@ def test_slow_socket_skips_the_oldest_transient_events(
     run(scenario)
 
 
+def test_slow_socket_gets_transient_events_in_their_place(valkey: Valkey) -> None:
+    async def scenario(live: Feed) -> None:
+        slow, quick = Listener(live), Listener(live)
+        slow.subscribe()
+        quick.subscribe()
+        slow.rest()
+        for number in range(3):
+            tell(number)
+            progress(number)
+        await until(lambda: len(quick.heard) == 6)
+        slow.go_on()
+        await until(lambda: len(slow.heard) == 6)
+        assert slow.heard == quick.heard
+        assert [each["type"] for each in slow.heard] == ["task.queued", "task.progress"] * 3
+
+    run(scenario)
+
+
+def test_socket_that_subscribes_after_a_loss_gets_what_comes_then(valkey: Valkey) -> None:
+    async def scenario(live: Feed) -> None:
+        listener, other = Listener(live), Listener(live)
+        other.subscribe()
+        await now_told(range(3))
+        await until(lambda: len(other.heard) == 3)
+        redis_client().flushall()
+        await until(other.resyncs)
+        listener.subscribe()
+        await now_told(range(3, 5))
+        await until(lambda: told(listener.heard) == [3, 4])
+        assert not listener.resyncs()
+
+    run(scenario)
+
+
 def test_memory_is_bounded_by_text_as_well(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent, "MAX_CHARACTERS", 10_000)
 
