@@ -40,11 +40,17 @@ def coloured(status: str) -> str:
 class ReadOnlyAdmin:
     """Rows that only the service itself makes and changes."""
 
+    opts: Any
+
     def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: object = None) -> bool:
         return False
+
+    def has_act_permission(self, request: HttpRequest) -> bool:
+        """Actions are for users who have the permission to change such rows."""
+        return request.user.has_perm(f"{self.opts.app_label}.change_{self.opts.model_name}")
 
     @admin.display(description="Status", ordering="status")
     def coloured_status(self, row: Any) -> str:
@@ -93,12 +99,12 @@ class GenerationTaskAdmin(ReadOnlyAdmin, admin.ModelAdmin[GenerationTask]):
     ) -> bool:
         return (obj is None or obj.has_ended) and super().has_delete_permission(request, obj)
 
-    @admin.action(description="Cancel the selected tasks", permissions=["view"])
+    @admin.action(description="Cancel the selected tasks", permissions=["act"])
     def cancel_tasks(self, request: HttpRequest, tasks: QuerySet[GenerationTask]) -> None:
         num_cancelled = sum(finish.cancel(task) for task in tasks)
         messages.success(request, f"{num_cancelled} tasks cancelled.")
 
-    @admin.action(description="Run the selected tasks again, as new ones", permissions=["view"])
+    @admin.action(description="Run the selected tasks again, as new ones", permissions=["act"])
     def run_again(self, request: HttpRequest, tasks: QuerySet[GenerationTask]) -> None:
         ended = [task for task in tasks if task.has_ended]
         try:
@@ -144,7 +150,7 @@ class WebhookDeliveryAdmin(ReadOnlyAdmin, admin.ModelAdmin[WebhookDelivery]):
     )
     actions = ("deliver_again",)
 
-    @admin.action(description="Deliver again", permissions=["view"])
+    @admin.action(description="Deliver again", permissions=["act"])
     def deliver_again(self, request: HttpRequest, deliveries: QuerySet[WebhookDelivery]) -> None:
         chosen = WebhookDelivery.objects.filter(pk__in=deliveries.values("pk"))
         num_due = chosen.deliver_again()
@@ -172,11 +178,11 @@ class RegisteredModelAdmin(ReadOnlyAdmin, admin.ModelAdmin[RegisteredModel]):
     def size(self, model: RegisteredModel) -> str | None:
         return None if model.size_bytes is None else filesizeformat(model.size_bytes)
 
-    @admin.action(description="Load the selected models", permissions=["view"])
+    @admin.action(description="Load the selected models", permissions=["act"])
     def load_models(self, request: HttpRequest, models: QuerySet[RegisteredModel]) -> None:
         self._ask(request, models, RegisteredModel.Request.LOAD)
 
-    @admin.action(description="Unload the selected models", permissions=["view"])
+    @admin.action(description="Unload the selected models", permissions=["act"])
     def unload_models(self, request: HttpRequest, models: QuerySet[RegisteredModel]) -> None:
         self._ask(request, models, RegisteredModel.Request.UNLOAD)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from django.contrib import admin
 from django.contrib.admin.utils import quote
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.db.models import Model
 from django.test import Client
 from django.urls import reverse
@@ -38,6 +38,23 @@ def test_admin_can_be_entered(client: Client, db: None) -> None:
     entered = client.post("/admin/login/", form, follow=True)
     assert entered.status_code == 200
     assert b"Registered models" in entered.content
+
+
+def test_who_may_only_view_has_no_actions(client: Client, new_task: NewTask) -> None:
+    task = new_task()
+    viewer = User.objects.create_user("viewer", is_staff=True)
+    viewer.user_permissions.set(Permission.objects.filter(codename="view_generationtask"))
+    client.force_login(viewer)
+    url = reverse("admin:inference_generationtask_changelist")
+    form = {"action": "cancel_tasks", "_selected_action": [task.pk]}
+    assert b"cancel_tasks" not in client.get(url).content
+    client.post(url, form)
+    task.refresh_from_db()
+    assert task.status == "pending"
+    viewer.user_permissions.add(Permission.objects.get(codename="change_generationtask"))
+    client.post(url, form)
+    task.refresh_from_db()
+    assert task.status == "cancelled"
 
 
 @pytest.fixture

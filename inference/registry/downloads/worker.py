@@ -32,6 +32,9 @@ _MAX_WAIT_SECONDS = 60.0
 _BUSY_SECONDS = 5.0
 _TIMEOUT = httpx.Timeout(10.0, read=30.0)
 _RECONNECT_SECONDS = 0.5
+# A connection that is slower for so long gives its slot to another download.
+_MIN_BYTES_PER_SECOND = 1024
+_MEASURED_SECONDS = 60.0
 _GO_ON = "load the model to go on with its download"
 
 _slots = threading.BoundedSemaphore(ModelDownload.MAX_AT_ONCE)
@@ -200,6 +203,7 @@ def _fetch(
             wanted_range = f"bytes {partial.size}-"
             if not response.headers.get("content-range", wanted_range).startswith(wanted_range):
                 raise DownloadError("The hub sends another part of the file than was asked for.")
+            measured_at, measured_size = time.monotonic(), partial.size
             # Chunks of a fixed size would lose the last one of a broken connection.
             for chunk in response.iter_raw():
                 progress.check()
@@ -207,6 +211,12 @@ def _fetch(
                 progress.downloaded_bytes = partial.size
                 if partial.size > remote.size_bytes:
                     return
+                seconds = time.monotonic() - measured_at
+                if seconds >= _MEASURED_SECONDS:
+                    if (partial.size - measured_size) / seconds < _MIN_BYTES_PER_SECOND:
+                        message = "The hub sends next to nothing: other downloads go first."
+                        raise DownloadError(message, retryable=True)
+                    measured_at, measured_size = time.monotonic(), partial.size
     except httpx.RequestError as error:
         failure = error
     if partial.size >= remote.size_bytes:

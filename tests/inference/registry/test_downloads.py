@@ -225,6 +225,19 @@ def test_more_bytes_than_announced_are_wrong(
     assert run(model).status == Status.AVAILABLE
 
 
+def test_hub_that_sends_next_to_nothing_holds_no_slot(
+    model: RegisteredModel, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_MEASURED_SECONDS", 0.0)
+    with monkeypatch.context() as strict:
+        strict.setattr(worker, "_MIN_BYTES_PER_SECOND", 10**15)
+        assert run(model).status == Status.DOWNLOADING
+    assert "next to nothing" in model.status_message
+    download = ModelDownload.objects.get()
+    assert (download.lease_until, download.due_at is None) == (None, False)
+    assert run_again(model).status == Status.AVAILABLE
+
+
 def test_file_that_is_no_gguf_is_an_error(model: RegisteredModel, hub: HubServer) -> None:
     hub.files[f"{REPO}/{FILE}"] = b"no model" * 1000
     assert run(model).status == Status.ERROR
