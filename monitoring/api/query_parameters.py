@@ -16,9 +16,9 @@ _MAX_DIGITS = 18  # what fits into 64 bits
 
 
 def refuse_unknown(request: Request, known: Collection[str]) -> None:
-    """Raise ValidationError for a parameter that the route does not have; `format` is DRF's own."""
+    """Raise ValidationError for a parameter that the route does not have."""
     for name in request.query_params:
-        if name not in {*known, "format"}:
+        if name not in known:
             raise ValidationError({name: ["Unknown parameter: check its spelling."]})
 
 

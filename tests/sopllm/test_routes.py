@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import pytest
 from drf_spectacular.generators import SchemaGenerator
 from rest_framework.schemas.generators import EndpointEnumerator
 from rest_framework.test import APIClient
@@ -21,7 +22,8 @@ def call(api: APIClient, method: str, path: str, query: str) -> Any:
     return api.generic(method, f"{with_id(path)}?{query}", "{}", content_type="application/json")
 
 
-def test_unknown_query_parameter_is_refused_on_every_route(api: APIClient) -> None:
+@pytest.mark.parametrize("name", ["limmit", "format"])
+def test_unknown_query_parameter_is_refused_on_every_route(api: APIClient, name: str) -> None:
     enumerator: Any = EndpointEnumerator
     routes = [
         (method, path)
@@ -30,9 +32,9 @@ def test_unknown_query_parameter_is_refused_on_every_route(api: APIClient) -> No
     ]
     assert len(routes) > 30
     for method, path in routes:
-        response = call(api, method, path, "limmit=1")
+        response = call(api, method, path, f"{name}=1")
         assert response.status_code == 400, (method, path)
-        assert response.json()["details"] == {"limmit": ["Unknown parameter: check its spelling."]}
+        assert response.json()["details"] == {name: ["Unknown parameter: check its spelling."]}
 
 
 def test_each_parameter_of_the_description_is_known(api: APIClient) -> None:
