@@ -57,7 +57,12 @@ def last_messages(request: Request, messages: QuerySet[Message]) -> Response:
     limit = query_parameters.limit(request)
     older = messages.order_by("-id")
     if message_id := request.query_params.get("before"):
-        older = older.filter(id__lt=_sequence_number(messages, message_id))
+        found = None
+        if "\0" not in message_id:  # PostgreSQL refuses to look for one
+            found = messages.filter(message_id=message_id).values_list("id", flat=True).first()
+        if found is None:
+            raise ValidationError({"before": ["There is no such message in this conversation."]})
+        older = older.filter(id__lt=found)
     page = list(older[: limit + 1])
     has_more = len(page) > limit
     shown: Any = MessageSerializer(page[:limit][::-1], many=True).data
@@ -67,12 +72,3 @@ def last_messages(request: Request, messages: QuerySet[Message]) -> Response:
         previous = replace_query_param(url, "before", page[limit - 1].message_id)
     body = {"messages": shown, "total": messages.count(), "results": shown}
     return Response({**body, "next": None, "previous": previous})
-
-
-def _sequence_number(messages: QuerySet[Message], message_id: str) -> int:
-    found = None
-    if "\0" not in message_id:
-        found = messages.filter(message_id=message_id).values_list("id", flat=True).first()
-    if found is None:
-        raise ValidationError({"before": ["There is no such message in this conversation."]})
-    return found

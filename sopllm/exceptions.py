@@ -68,7 +68,9 @@ def _known(exc: exceptions.APIException, allowed_methods: Sequence[str] = ()) ->
     details = None
     message = str(exc.detail)
     if isinstance(exc, exceptions.ValidationError):
-        details = _as_utf8(exc.detail)
+        # A request can have half surrogate pairs in a name, which UTF-8 has not.
+        text = json.dumps(exc.detail, ensure_ascii=False)
+        details = json.loads(text.encode(errors="replace"))
         message = _first_problem(details)
     elif isinstance(exc, exceptions.ParseError):
         reason = str(exc.detail).removeprefix("JSON parse error - ")
@@ -87,11 +89,6 @@ def _known(exc: exceptions.APIException, allowed_methods: Sequence[str] = ()) ->
     if wait:
         headers["Retry-After"] = str(int(wait))
     return Response(error_body(code, message, details), status=exc.status_code, headers=headers)
-
-
-def _as_utf8(detail: Any) -> Any:
-    """Replace half surrogate pairs, which a request can have in a name: UTF-8 has none."""
-    return json.loads(json.dumps(detail, ensure_ascii=False).encode(errors="replace"))
 
 
 def _first_problem(detail: Any, path: str = "") -> str:

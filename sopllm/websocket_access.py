@@ -7,7 +7,7 @@ from typing import Any
 from django.conf import settings
 from django.http.request import split_domain_port, validate_host
 
-from sopllm.access import LOCAL_OWNER, Principal
+from sopllm.access import LOCAL_OWNER
 from sopllm.exceptions import error_body
 from sopllm.handler import Message, Receive, Send
 
@@ -25,11 +25,12 @@ class WebSocketAccess:
         if not _has_good_origin(scope):
             message = "Pages from this origin may not connect: add it to CSRF_TRUSTED_ORIGINS."
             await refuse(scope, send, 403, "permission_denied", message)
-        elif (principal := _authenticated(scope)) is None:
+        elif settings.APP_ENV != "local":
             message = "There are no API keys in this version: set APP_ENV=local."
             await refuse(scope, send, 401, "authentication_required", message)
         else:
-            await self._application({**scope, "principal": principal}, receive, send)
+            # Without API keys, a client of a local installation is its owner.
+            await self._application({**scope, "principal": LOCAL_OWNER}, receive, send)
 
 
 async def refuse(scope: Message, send: Send, status: int, code: str, message: str) -> None:
@@ -61,8 +62,3 @@ def _has_good_origin(scope: Message) -> bool:
 
 def _header_values(scope: Message, name: bytes) -> list[str]:
     return [value.decode("latin1") for each, value in scope["headers"] if each == name]
-
-
-def _authenticated(scope: Message) -> Principal | None:
-    """Without API keys, whoever reaches a local installation is its owner."""
-    return LOCAL_OWNER if settings.APP_ENV == "local" else None

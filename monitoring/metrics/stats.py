@@ -141,8 +141,9 @@ def _summaries(start: datetime, end: datetime, part: str) -> dict[str, Summary]:
     counts = {name: row for name, *row in _rows(_COUNTS, start, end, part=part)}
     spreads: defaultdict[str, dict[str, Spread]] = defaultdict(dict)
     for quantity, value in _QUANTITIES.items():
-        for name, *spread in _rows(_SPREAD, start, end, part=part, value=value):
-            spreads[name][quantity] = _spread(*spread)
+        for name, *figures in _rows(_SPREAD, start, end, part=part, value=value):
+            mean, p50, p95 = (round(figure, 2) for figure in figures)
+            spreads[name][quantity] = Spread(mean=mean, p50=p50, p95=p95)
     return {name: _summary_of(counts[name], spreads[name]) for name in counts}
 
 
@@ -164,10 +165,6 @@ def _summary_of(counts: Sequence[int], spreads: dict[str, Spread]) -> Summary:
         tokens_per_second=spreads.get("tokens_per_second", nothing),
         total_ms=spreads.get("total_ms", nothing),
     )
-
-
-def _spread(mean: float, p50: float, p95: float) -> Spread:
-    return Spread(mean=round(mean, 2), p50=round(p50, 2), p95=round(p95, 2))
 
 
 def _midnight(day: date) -> datetime:

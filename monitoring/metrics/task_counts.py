@@ -16,8 +16,13 @@ CANCELLED = "request_cancelled"
 def of_end(outcome: str, end: TaskEnded) -> Increments:
     """What the end of a task adds."""
     model = end["model"]
+    fields = {
+        EndedTask.Outcome.COMPLETED: f"{SUCCESS}{end['finish_reason']}",
+        EndedTask.Outcome.FAILED: f"{FAILURE}{end['error_code']}",
+        EndedTask.Outcome.CANCELLED: CANCELLED,
+    }
     counts: Increments = {
-        (model, _outcome_field(outcome, end)): 1,
+        (model, fields[EndedTask.Outcome(outcome)]): 1,
         (model, PROMPT_TOKENS): end["prompt_tokens"],
         (model, GENERATION_TOKENS): end["completion_tokens"],
         (model, CACHED_TOKENS): end["cached_tokens"],
@@ -32,12 +37,6 @@ def of_end(outcome: str, end: TaskEnded) -> Increments:
         if milliseconds is not None:
             observe(counts, model, histogram, milliseconds / 1000)
     return counts
-
-
-def _outcome_field(outcome: str, end: TaskEnded) -> str:
-    if outcome == EndedTask.Outcome.COMPLETED:
-        return f"{SUCCESS}{end['finish_reason']}"
-    return f"{FAILURE}{end['error_code']}" if outcome == EndedTask.Outcome.FAILED else CANCELLED
 
 
 def _per_token_ms(end: TaskEnded) -> float | None:
