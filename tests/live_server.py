@@ -69,16 +69,19 @@ class LiveServer:
 
 
 class Client:
-    """One socket; `connected` is the first message."""
+    """One socket; `connected` is the first message. It does not hear of `ignored` types."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
+        self.ignored: frozenset[str] = frozenset()
         self.connected = self.hear()
 
     def hear(self, seconds: float = 20.0) -> Message:
         """The next message."""
-        message: Message = json.loads(self.connection.recv(timeout=seconds))
-        return message
+        while True:
+            message: Message = json.loads(self.connection.recv(timeout=seconds))
+            if message["type"] not in self.ignored:
+                return message
 
     def say(self, message_type: str, **fields: Any) -> None:
         self.connection.send(json.dumps({"type": message_type, **fields}))
