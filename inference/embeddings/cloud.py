@@ -13,7 +13,7 @@ from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from inference.providers.api_keys import api_key_of
 from inference.providers.circuit_breaker import CircuitBreaker
-from inference.providers.cloud import call, errors, retries
+from inference.providers.cloud import call, errors, retries, wire
 from inference.providers.cloud.library import library
 
 # Every provider takes at least this many at a time.
@@ -71,12 +71,13 @@ def _ask(model: RegisteredModel, texts: list[str]) -> CloudVectors:
     timeout = min(call.timeout_of(model), settings.EMBEDDING_TIMEOUT_SECONDS)
     try:
         response = library().embedding(**arguments, **call.connection(model, key, timeout))
-        rows = np.array([each["embedding"] for each in response.data], dtype=np.float32)
     except Exception as error:  # noqa: BLE001 (of which library's, nobody knows)
         failure = errors.failure_of(error, model, key)
     else:
-        if rows.shape == (len(texts), dimensions or rows.shape[-1]):
-            return CloudVectors(rows, int(getattr(response.usage, "prompt_tokens", 0) or 0))
+        rows = wire.vectors(response.data, len(texts), dimensions)
+        if rows is not None:
+            num_tokens = wire.count(getattr(response.usage, "prompt_tokens", None)) or 0
+            return CloudVectors(rows, num_tokens)
         message = (
             f"The provider of {model.name} gave other vectors than asked for: check the "
             "model_name and the dimensions that it is registered with."

@@ -50,8 +50,9 @@ def _refuse_redirects_elsewhere() -> None:
 def library() -> Any:
     """The module. The first call takes seconds and 180 MB; only workers make it."""
     os.environ.update(_ENVIRONMENT)
-    # Pydantic has something to say of LiteLLM's types when the first call is made.
-    warnings.filterwarnings("ignore", message="Item '.*' on TypedDict class", category=UserWarning)
+    # Pydantic has something to say of LiteLLM's types, and quotes what a provider has sent.
+    for message in ("Item '.*' on TypedDict class", "Pydantic serializer warnings"):
+        warnings.filterwarnings("ignore", message=message, category=UserWarning)
     import litellm
 
     litellm.suppress_debug_info = True
