@@ -80,10 +80,11 @@ def check_webhooks(**_: Any) -> list[CheckMessage]:
         message = "An item of WEBHOOK_SECRETS is no secret of Standard Webhooks."
         hint = "It is whsec_ followed by what `openssl rand -base64 32` prints."
         problems.append(Error(message, hint=hint, id="sopllm.E005"))
-    if wrong := [host for host in settings.WEBHOOK_ALLOWED_HOSTS if not is_exemption(host)]:
-        message = f"WEBHOOK_ALLOWED_HOSTS has {wrong[0]!r}, which is no host."
-        hint = "Give a host or host:port, such as hooks.internal or 10.1.2.3:8080."
-        problems.append(Error(message, hint=hint, id="sopllm.E008"))
+    for name in ("WEBHOOK_ALLOWED_HOSTS", "PROVIDER_ALLOWED_HOSTS"):
+        if wrong := [host for host in getattr(settings, name) if not is_exemption(host)]:
+            message = f"{name} has {wrong[0]!r}, which is no host."
+            hint = "Give a host or host:port, such as hooks.internal or 10.1.2.3:8080."
+            problems.append(Error(message, hint=hint, id="sopllm.E008"))
     return problems
 
 

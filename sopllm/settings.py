@@ -111,6 +111,8 @@ MAX_BODY_BYTES = env_int("MAX_BODY_BYTES", 10 * 1024 * 1024, 1024)
 DEFAULT_MAX_TOKENS = env_int("DEFAULT_MAX_TOKENS", 512, 1, 128_000)
 API_CONCURRENCY = env_int("API_CONCURRENCY", 32, 1, 1024)
 DEFAULT_CONCURRENCY = env_int("DEFAULT_CONCURRENCY", 16, 2, 1024)
+# Hosts that keys of the environment may go to beside those of their providers.
+PROVIDER_ALLOWED_HOSTS = env_list("PROVIDER_ALLOWED_HOSTS", [])
 # A cloud model that keeps failing is not called for a while.
 CIRCUIT_FAILURES = env_int("CIRCUIT_FAILURES", 5, 1, 1000)
 CIRCUIT_OPEN_SECONDS = env_float("CIRCUIT_OPEN_SECONDS", 10.0, 0.1, 300)

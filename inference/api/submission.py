@@ -175,8 +175,12 @@ def _choice(
 ) -> ModelChoice:
     """A model with its queue and parameters; refuses what its provider would have to ignore."""
     provider = provider_class(model.provider)
-    if data.get("extra_params") and not provider.takes_extra_params:
-        message = f"The {model.provider} provider takes no extra_params: leave them out."
+    known = provider.known_extra_params
+    if known is not None and (unknown := sorted((data.get("extra_params") or {}).keys() - known)):
+        what = (
+            f"{unknown[0][:100]} in extra_params: leave it" if known else "extra_params: leave them"
+        )
+        message = f"The {model.provider} provider takes no {what} out."
         raise ValidationError({"extra_params": [message]})
     if response_format and not provider.supports_structured_output:
         message = f"The {model.provider} provider has no structured output: take another model."

@@ -69,7 +69,8 @@ class Provider:
     supports_structured_output: ClassVar[bool] = False
     # Sampling fields that it cannot honour: a task that asks for one is refused.
     unsupported_params: ClassVar[frozenset[str]] = frozenset()
-    takes_extra_params: ClassVar[bool] = False
+    # What a task's extra_params may have; None: anything, since it goes into the body as it is.
+    known_extra_params: ClassVar[frozenset[str] | None] = frozenset()
     # What applies where neither the task nor the model's registration says a value.
     default_params: ClassVar[dict[str, Any]] = {}
 

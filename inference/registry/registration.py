@@ -13,6 +13,7 @@ from inference.engine.gguf_header import read_header
 from inference.loading import weights
 from inference.loading.sizes import default_context_window
 from inference.models import RegisteredModel
+from inference.providers import hosts
 from inference.providers.api_keys import DEFAULT_ENV_VARS
 from inference.providers.registry import provider_class
 from inference.registry.configs import SERIALIZERS
@@ -45,6 +46,7 @@ def register(name: str, provider: str, config: dict[str, Any]) -> RegisteredMode
                 key_of = config["model_name"].partition("/")[0]
             if not api_key and key_of in DEFAULT_ENV_VARS:
                 config.setdefault("api_key_env_var", DEFAULT_ENV_VARS[Provider(key_of)])
+            _check_host(provider, config)
         elif provider != Provider.ECHO:
             fields = file_facts(provider, config)
     except ValidationError as error:
@@ -87,6 +89,13 @@ def check_config(provider: str, config: dict[str, Any]) -> dict[str, Any]:
         message = f"{kind} has no such parameter: leave it out, or set drop_params."
         raise ValidationError({"generation_params": {name: [message] for name in unsupported}})
     return config
+
+
+def _check_host(provider: str, config: dict[str, Any]) -> None:
+    """Whether the model may be asked where it is, with the key that it would be asked with."""
+    if why := hosts.refusal(provider, config):
+        field = "base_url" if "base_url" in config else "api_key_env_var"
+        raise ValidationError({field: [why]})
 
 
 def _check_model_name(provider: Provider, model_name: str) -> None:

@@ -1,14 +1,11 @@
 """A request as keyword arguments of LiteLLM, none of which lets a task change what that does."""
 
 import json
-from functools import cache
-from inspect import signature
 from typing import Any
 
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from inference.providers.base import GenerationRequest
-from inference.providers.cloud.library import library
 from inference.structured_output import ResponseFormat
 
 _DEFAULT_TIMEOUT_SECONDS = 60.0
@@ -24,16 +21,32 @@ _TRANSLATED = {
     *("safety_identifier", "service_tier", "store", "thinking", "tool_choice", "tools"),
     *("top_logprobs", "user", "verbosity", "web_search_options"),
 }
+# What other providers know, by names that LiteLLM hands on because it has no use for them. No list
+# could name all by which it takes addresses, accounts and credentials out of a request.
+_HANDED_ON = {
+    *("add_generation_prompt", "allowed_token_ids", "bad_words", "best_of", "cache_control"),
+    *("chat_template_kwargs", "citation_options", "container", "context_management"),
+    *("continue_final_message", "decoding_method", "documents", "dry_allowed_length", "dry_base"),
+    *("dry_multiplier", "dry_sequence_breakers", "early_stopping", "enable_thinking"),
+    *("guided_choice", "guided_decoding_backend", "guided_grammar", "guided_json"),
+    *("guided_regex", "guided_whitespace_pattern", "ignore_eos", "include_reasoning"),
+    *("include_stop_str_in_output", "keep_alive", "length_penalty", "mcp_servers", "min_tokens"),
+    *("mirostat", "mirostat_eta", "mirostat_tau", "num_ctx", "output_config", "output_format"),
+    *("penalize_newline", "plugins", "prompt_logprobs", "prompt_mode", "random_seed", "reasoning"),
+    *("reasoning_format", "repeat_last_n", "return_images", "return_related_questions"),
+    *("safe_prompt", "safety_mode", "safety_settings", "search_domain_filter", "search_mode"),
+    *("search_parameters", "search_recency_filter", "skip_special_tokens"),
+    *("spaces_between_special_tokens", "speed", "stop_token_ids", "structured_outputs", "tfs_z"),
+    *("think", "top_a", "transforms", "truncate_prompt_tokens", "typical_p", "use_beam_search"),
+    *("xtc_probability", "xtc_threshold"),
+}
+KNOWN_EXTRA_PARAMS = frozenset(_TRANSLATED | _HANDED_ON)
 # What makes the request what it is; a task has fields of its own for it.
 _OURS = {
     *("messages", "model", "stream", "stream_options", "response_format", "max_retries"),
 }
 _SAMPLING = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "max_tokens")
 _SAMPLING_BESIDE_OPENAIS = ("top_k", "min_p", "repeat_penalty")
-
-# What LiteLLM takes for itself beside the parameters that it lists.
-_MORE_OF_LITELLM = ("extra_body", "organization", "callbacks", "http_client")
-_PREFIXES_OF_LITELLM = ("_", "litellm_", "mock_", "aws_", "azure_", "vertex_")
 
 # The schemas that OpenAI guarantees with `strict` have these keywords only.
 _STRICT_KEYWORDS = {
@@ -104,22 +117,11 @@ def check_not_ours(extra_params: dict[str, Any]) -> None:
         raise _refusal(f"extra_params must not have {taken[0]}: leave it out.")
 
 
-def as_provider_params(params: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments that LiteLLM hands on because it does not know them.
-
-    Raises InferenceError for those that it would take for its own.
-    """
-    for name in params:
-        if name in _names_of_litellm() or name.startswith(_PREFIXES_OF_LITELLM):
-            raise _refusal(f"extra_params cannot have {name} with this provider: leave it out.")
-    return params
-
-
-@cache
-def _names_of_litellm() -> frozenset[str]:
-    litellm = library()
-    of_calls = signature(litellm.acompletion).parameters
-    return frozenset({*litellm.types.utils.all_litellm_params, *of_calls, *_MORE_OF_LITELLM})
+def known(extra_params: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of LiteLLM. Raises InferenceError for any that may mean more to it."""
+    if unknown := sorted(extra_params.keys() - KNOWN_EXTRA_PARAMS):
+        raise _refusal(f"extra_params cannot have {unknown[0]} with this provider: leave it out.")
+    return extra_params
 
 
 def _refusal(message: str) -> InferenceError:

@@ -48,7 +48,7 @@ class CloudProvider(Provider):
 
     queue = Queue.API
     supports_structured_output = True
-    takes_extra_params = True
+    known_extra_params = call.KNOWN_EXTRA_PARAMS
     prefix: ClassVar[str]
 
     def generate(self, request: GenerationRequest, progress: Progress) -> Deltas:
@@ -131,9 +131,7 @@ class CloudProvider(Provider):
 
         LiteLLM puts into the body what it has no name for.
         """
-        translated, others = call.split(request.extra_params)
-        sampling = call.sampling_beside_openais(request)
-        return translated | call.as_provider_params(others) | sampling
+        return call.known(request.extra_params) | call.sampling_beside_openais(request)
 
     def _answers_in_tool(self, request: GenerationRequest) -> bool:
         return False
@@ -143,6 +141,7 @@ class OpenAIProvider(CloudProvider):
     """OpenAI's own models."""
 
     prefix = "openai/"
+    known_extra_params = None
     unsupported_params = frozenset({"top_k", "min_p", "repeat_penalty"})
 
     def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
@@ -183,6 +182,7 @@ class OpenAICompatibleProvider(CloudProvider):
     """vLLM, llama.cpp and others that speak OpenAI's language at an address of their own."""
 
     prefix = "custom_openai/"
+    known_extra_params = None
 
     def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
         """All goes into the body: only the server knows what it takes."""

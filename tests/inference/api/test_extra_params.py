@@ -15,6 +15,7 @@ from rest_framework.test import APIClient
 from inference.api import extra_params
 from inference.api.extra_params import MAX_BYTES, MAX_DEPTH
 from inference.models import RegisteredModel
+from inference.providers.cloud.call import KNOWN_EXTRA_PARAMS
 from tests.inference.api.test_tasks import assert_error
 
 WEATHER = {
@@ -216,6 +217,33 @@ def test_cloud_task_keeps_what_it_hands_over(api: APIClient) -> None:
     assert response.status_code == 201, response.json()
 
 
+@pytest.mark.parametrize("provider", ["litellm", "anthropic"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("url", "account_id", "token", "gigachat_access_token", "region", "space_id", "auth"),
+        *("scope", "iam_token", "zen_api_key", "jwt", "resource", "anything", "Tools"),
+    ],
+)
+def test_unknown_key_does_not_reach_litellm(api: APIClient, provider: str, name: str) -> None:
+    """Whatever a provider takes for an address, an account or a credential."""
+    names = {"litellm": "watsonx/granite", "anthropic": "claude"}
+    RegisteredModel.objects.create(
+        name="cloud", provider=provider, config={"model_name": names[provider]}
+    )
+    body = {"model": "cloud", "prompt": "x", "extra_params": {"tools": [WEATHER], name: "x"}}
+    response = api.post("/api/v1/tasks", body, format="json")
+    assert_error(response, 400, "validation_error", "extra_params")
+    assert name in response.json()["message"]
+
+
+def test_unknown_key_goes_into_a_body(api: APIClient) -> None:
+    config = {"model_name": "x", "base_url": "http://vllm"}
+    RegisteredModel.objects.create(name="cloud", provider="openai_compatible", config=config)
+    body = {"model": "cloud", "prompt": "x", "extra_params": {"anything": "x"}}
+    assert api.post("/api/v1/tasks", body, format="json").status_code == 201
+
+
 LITELLMS_OWN = """
 import json
 from litellm.types.router import GenericLiteLLMParams
@@ -242,6 +270,18 @@ def test_no_address_or_credential_of_litellm_is_let_through() -> None:
     names = {name for name in json.loads(output) if any(word in name for word in words)}
     assert len(names) > 40
     assert {name for name in names if not is_refused(name)} <= harmless
+
+
+def test_known_keys_mean_nothing_to_litellm_itself() -> None:
+    output = subprocess.run(
+        [sys.executable, "-c", LITELLMS_OWN],
+        env=os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        capture_output=True,
+        check=True,
+    ).stdout
+    own = set(json.loads(output))
+    assert len(own) > 100
+    assert not own & KNOWN_EXTRA_PARAMS
 
 
 def is_refused(name: str) -> bool:

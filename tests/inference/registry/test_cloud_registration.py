@@ -16,6 +16,7 @@ from rest_framework.test import APIClient
 from inference import encryption
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
+from inference.providers import hosts
 from inference.providers.api_keys import api_key_of
 from monitoring.redis.client import client
 from tests.inference.api.test_models import MODEL_FIELDS, MODELS, register
@@ -145,6 +146,95 @@ def test_config_must_name_the_providers_model(api: APIClient) -> None:
 def test_server_may_be_on_this_machine_or_network(api: APIClient, base_url: str) -> None:
     config = config_of("openai_compatible", base_url=base_url)
     assert register(api, "x", "openai_compatible", **config).json()["config"] == config
+
+
+METADATA = (
+    *(
+        "http://169.254.169.254/latest",
+        "http://169.254.1.1",
+        "http://2852039166",
+        "http://[fe80::1]",
+    ),
+    *("http://0xA9FEA9FE", "http://[::ffff:169.254.169.254]", "http://metadata.google.internal"),
+    *("http://100.100.100.200", "http://[fd00:ec2::254]", "http://METADATA.google.internal./x"),
+)
+
+
+@pytest.mark.parametrize("base_url", METADATA)
+@pytest.mark.parametrize("provider", CLOUD)
+def test_model_is_not_where_machines_tell_their_credentials(
+    api: APIClient, provider: str, base_url: str
+) -> None:
+    config = config_of(provider, api_key=KEY) | {"base_url": base_url}
+    assert "PROVIDER_ALLOWED_HOSTS" in refused(api, provider, "base_url", **config)
+
+
+def test_any_host_may_be_allowed(api: APIClient, settings: Any) -> None:
+    settings.PROVIDER_ALLOWED_HOSTS = ["metadata", "169.254.7.7:80"]
+    for number, host in enumerate(("metadata:8080", "169.254.7.7:80")):
+        config = config_of("openai", base_url=f"http://{host}/v1")
+        assert register(api, f"x{number}", "openai", **config).status_code == 201
+    refused_config = config_of("openai", base_url="http://169.254.7.7:81")
+    assert hosts.refusal("openai", refused_config) is not None
+
+
+@pytest.mark.parametrize("base_url", ["http://127.0.0.1:1", "http://localhost", "http://[::1]/v1"])
+def test_model_is_on_this_machine_in_local_mode_alone(settings: Any, base_url: str) -> None:
+    config = {"model_name": "x", "base_url": base_url, "api_key_env_var": "OPENAI_API_KEY"}
+    assert hosts.refusal("openai", config) is None
+    settings.APP_ENV = "production"
+    why = hosts.refusal("openai", config)
+    assert why is not None
+    assert "APP_ENV=local" in why
+    settings.PROVIDER_ALLOWED_HOSTS = ["127.0.0.1:1", "localhost", "::1"]
+    assert hosts.refusal("openai", config) is None
+
+
+@pytest.mark.parametrize(
+    ("provider", "variable", "base_url"),
+    [
+        ("openai", None, "https://evil.example.com/v1"),
+        ("openai", None, "https://openai.com.evil.example/v1"),
+        ("openai", None, "https://notopenai.com"),
+        ("openai", None, "http://api.openai.com"),
+        ("anthropic", "OPENAI_API_KEY", "https://api.anthropic.com"),
+        ("openai_compatible", "OPENAI_API_KEY", "http://10.0.0.7:8000"),
+        ("litellm", "GROQ_API_KEY", "https://evil.example.com"),
+        ("openai_compatible", "MY_API_KEY", "https://evil.example.com"),
+    ],
+)
+def test_key_of_the_environment_stays_with_its_provider(
+    api: APIClient,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    provider: str,
+    variable: str | None,
+    base_url: str,
+) -> None:
+    monkeypatch.setenv(variable or "OPENAI_API_KEY", KEY)
+    config = config_of(provider) | {"base_url": base_url}
+    if variable:
+        config["api_key_env_var"] = variable
+    assert "API_KEY does not go to" in refused(api, provider, "base_url", **config)
+    model = RegisteredModel(name="x", provider=provider, config=config)
+    model.config.setdefault("api_key_env_var", "OPENAI_API_KEY")
+    with pytest.raises(InferenceError, match="PROVIDER_ALLOWED_HOSTS"):
+        api_key_of(model)
+    settings.PROVIDER_ALLOWED_HOSTS = [base_url.split("/")[2]]
+    assert register(api, "x", provider, **config).status_code == 201
+    assert api_key_of(model) == KEY
+
+
+def test_key_of_another_provider_is_not_taken(api: APIClient) -> None:
+    config = config_of("litellm", api_key_env_var="OPENAI_API_KEY")
+    assert "is for openai" in refused(api, "litellm", "api_key_env_var", **config)
+    config = config_of("litellm", api_key_env_var="MY_API_KEY")
+    assert register(api, "x", "litellm", **config).status_code == 201
+
+
+@pytest.mark.parametrize("base_url", ["https://api.openai.com/v1", "https://eu.api.openai.com"])
+def test_key_goes_to_its_providers_own_hosts(api: APIClient, base_url: str) -> None:
+    assert register(api, "x", "openai", **config_of("openai", base_url=base_url)).status_code == 201
 
 
 def test_openai_compatible_needs_to_know_where_its_server_is(api: APIClient) -> None:
@@ -329,7 +419,7 @@ def test_cloud_models_are_known_without_their_libraries() -> None:
     code = (
         "import sys, sopllm.asgi, sopllm.urls\n"
         "from inference.providers.registry import provider_class\n"
-        f"assert all(provider_class(kind).takes_extra_params for kind in {CLOUD})\n"
+        f"assert all(provider_class(kind).prefix is not None for kind in {CLOUD})\n"
         "print([name for name in ('litellm', 'openai', 'langfuse') if name in sys.modules])"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
