@@ -48,7 +48,7 @@ class CloudProvider(Provider):
 
     queue = Queue.API
     supports_structured_output = True
-    known_extra_params = call.KNOWN_EXTRA_PARAMS
+    known_extra_params: ClassVar[frozenset[str] | None] = call.KNOWN_EXTRA_PARAMS
     prefix: ClassVar[str]
 
     def generate(self, request: GenerationRequest, progress: Progress) -> Deltas:
