@@ -1,5 +1,6 @@
 """Registering models: checks of their configs and files, and their rows."""
 
+import glob
 import shutil
 from pathlib import Path
 from typing import Any
@@ -148,12 +149,15 @@ def shares_file(model: RegisteredModel) -> str | None:
 
 
 def delete_file(model: RegisteredModel) -> None:
-    """Remove the file or the folder of a model, if it is there and in MODELS_DIR."""
+    """Remove the files or the folder of a model, if they are there and in MODELS_DIR."""
     path = _path_or_none(model)
     if path and path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     elif path:
-        path.unlink(missing_ok=True)
+        stem, is_first_part, ending = path.name.partition("-00001-of-")
+        pattern = f"{glob.escape(stem)}-?????-of-{ending}"
+        for file in path.parent.glob(pattern) if is_first_part else [path]:
+            file.unlink(missing_ok=True)
 
 
 def _path_or_none(model: RegisteredModel) -> Path | None:

@@ -14,6 +14,7 @@ from inference.lifecycle import claim, finish
 from inference.lifecycle.finish import Timings
 from inference.models import Queue, RegisteredModel
 from tests.inference.api.test_tasks import NewTask, assert_error
+from tests.inference.engine.test_gguf_header import part, tensor
 
 MODELS = "/api/v1/models"
 MODEL_FIELDS = {
@@ -287,6 +288,24 @@ def test_file_of_a_deleted_model_stays_unless_asked(
     assert register(api, "copy", "local", model_path="copy.gguf").status_code == 201
     assert api.delete(f"{MODELS}/copy{query}").status_code == 204
     assert copy.exists() is stays
+
+
+def test_split_model_is_registered_and_deleted_with_all_parts(api: APIClient) -> None:
+    first, second, other = (
+        models_dir() / f"[split]{name}.gguf"
+        for name in ("-00001-of-00002", "-00002-of-00002", "-00001-of-00003")
+    )
+    first.write_bytes(part(1, [tensor([2], 0)]))
+    other.touch()
+    assert_error(
+        register(api, "split", "local", model_path=first.name), 400, "validation_error", "config"
+    )
+    second.write_bytes(part(2, [tensor([4], 0)]))
+    body = register(api, "split", "local", model_path=first.name).json()
+    assert body["size_bytes"] == first.stat().st_size + second.stat().st_size
+    assert api.delete(f"{MODELS}/split?delete_file=true").status_code == 204
+    assert [path.exists() for path in (first, second, other)] == [False, False, True]
+    other.unlink()
 
 
 def test_only_files_in_models_dir_are_deleted(api: APIClient, tmp_path: Path) -> None:
