@@ -1,7 +1,7 @@
 """The YAML files of the catalogue: read, checked, and loaded into rows."""
 
 import re
-from collections.abc import Iterable, Set
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from django.db import transaction
 from django.utils.module_loading import import_string
 from rest_framework.exceptions import ValidationError
 
+from monitoring.api.errors import sentences
 from presets.entries import SERIALIZERS
 from presets.models import Preset
 
@@ -110,7 +111,7 @@ def examine(kind: str, entry: Any) -> tuple[Preset | None, list[str]]:
         preset = Preset(kind=kind, **SERIALIZERS[kind]().run_validation(entry))
         import_string(settings.PRESET_CHECK)(preset)
     except ValidationError as error:
-        return None, list(_flat(error.detail))
+        return None, [problem.rstrip(".") for problem in sentences(error.detail)]
     return preset, []
 
 
@@ -134,14 +135,3 @@ def _read_file(path: Path, kind: str, taken: Set[str]) -> tuple[dict[str, Preset
         name = entry.get("name") if isinstance(entry, dict) else None
         problems += [f"{path.name}: {name or f'entry {number}'}: {each}." for each in found]
     return presets, problems
-
-
-def _flat(detail: Any, path: str = "") -> Iterable[str]:
-    if isinstance(detail, dict):
-        for name, value in detail.items():
-            deeper = path if name == "non_field_errors" else f"{path}.{name}".lstrip(".")
-            yield from _flat(value, deeper)
-    else:
-        for message in detail if isinstance(detail, list) else [detail]:
-            words = str(message).rstrip(".")
-            yield f"{path}: {words}" if path else words

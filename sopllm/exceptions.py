@@ -11,6 +11,8 @@ from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
+from monitoring.api.errors import sentences
+
 logger = logging.getLogger(__name__)
 
 _CODES = {
@@ -71,7 +73,7 @@ def _known(exc: exceptions.APIException, allowed_methods: Sequence[str] = ()) ->
         # A request can have half surrogate pairs in a name, which UTF-8 has not.
         text = json.dumps(exc.detail, ensure_ascii=False)
         details = json.loads(text.encode(errors="replace"))
-        message = _first_problem(details)
+        message = next(sentences(details), "The request is not valid.")
     elif isinstance(exc, exceptions.ParseError):
         reason = str(exc.detail).removeprefix("JSON parse error - ")
         message = f"The body is no valid JSON: {reason}."
@@ -89,22 +91,6 @@ def _known(exc: exceptions.APIException, allowed_methods: Sequence[str] = ()) ->
     if wait:
         headers["Retry-After"] = str(int(wait))
     return Response(error_body(code, message, details), status=exc.status_code, headers=headers)
-
-
-def _first_problem(detail: Any, path: str = "") -> str:
-    """A sentence from DRF's nested details: `messages.0.role: "wizard" is not a valid choice.`"""
-    if isinstance(detail, dict):
-        key, value = next(iter(detail.items()))
-        deeper = path if key == "non_field_errors" else f"{path}.{key}".lstrip(".")
-        return _first_problem(value, deeper)
-    if isinstance(detail, list):
-        for index, item in enumerate(detail):
-            if isinstance(item, dict | list):
-                if item:
-                    return _first_problem(item, f"{path}.{index}".lstrip("."))
-            else:
-                return f"{path}: {item}" if path else str(item)
-    return f"{path}: {detail}" if path else str(detail)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:

@@ -22,6 +22,7 @@ from inference.registry import downloads
 from inference.registry.configs import SAMPLING_FIELDS
 from inference.webhooks import urls as webhook_urls
 from monitoring import tracing
+from monitoring.api.errors import sentences
 
 _MODEL_LIST = "GET /api/v1/models lists them."
 
@@ -158,12 +159,7 @@ def _fallbacks(
         try:
             fallbacks.append(_choice(data, response_format, _usable_model(name)))
         except ValidationError as error:
-            details: Any = error.detail
-            reasons = [
-                f"{name} cannot run this task: {field}: {message}"
-                for field, messages in details.items()
-                for message in messages
-            ]
+            reasons = [f"{name} cannot run this task: {why}" for why in sentences(error.detail)]
             raise ValidationError({"fallback_models": reasons}) from error
     return fallbacks
 

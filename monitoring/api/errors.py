@@ -1,5 +1,6 @@
 """Errors of the API that Django REST Framework has no exception for."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from rest_framework.exceptions import APIException, ValidationError
@@ -26,6 +27,20 @@ class QueueFull(APIException):
     default_detail = "Too many tasks are pending: submit again in a few seconds."
     default_code = "queue_full"
     wait = 5
+
+
+def sentences(detail: Any, path: str = "") -> Iterator[str]:
+    """What a ValidationError says: `messages.0.role: "wizard" is not a valid choice.`"""
+    if isinstance(detail, dict):
+        for name, value in detail.items():
+            deeper = path if name == "non_field_errors" else f"{path}.{name}".lstrip(".")
+            yield from sentences(value, deeper)
+    elif isinstance(detail, list):
+        for index, item in enumerate(detail):
+            is_nested = isinstance(item, dict | list)
+            yield from sentences(item, f"{path}.{index}".lstrip(".") if is_nested else path)
+    else:
+        yield f"{path}: {detail}" if path else str(detail)
 
 
 def in_words(error: ValidationError) -> str:
