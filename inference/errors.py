@@ -57,3 +57,16 @@ class InferenceError(Exception):
     def is_requests_own_fault(self) -> bool:
         """Whether another model would fail as well."""
         return self.code in _REQUESTS_OWN_FAULTS
+
+
+class RetryLater(Exception):  # noqa: N818 (it is no error)
+    """The provider may be asked again, but only after some seconds: the task gives its place back.
+
+    `num_retries`: how often it was asked again, with the next time.
+    """
+
+    def __init__(self, failure: InferenceError, seconds: float, num_retries: int) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.seconds = seconds
+        self.num_retries = num_retries

@@ -5,9 +5,8 @@ from django.conf import settings
 
 from inference import dispatch
 from inference.embeddings import request_queue  # noqa: F401 (before the pool child is made)
-from inference.execution import gpu_lock, gpu_session
-from inference.execution.attempt import execute
-from inference.lifecycle import claim, finish
+from inference.execution import cloud_session, gpu_lock, gpu_session
+from inference.lifecycle import finish
 from inference.lifecycle import sweep as lifecycle_sweep
 from inference.loading import requests
 from inference.loading.loaded_engines import loaded_engines
@@ -18,12 +17,11 @@ from monitoring.models import EndedTask
 
 @shared_task(name=dispatch.GENERATE, bind=True)
 def generate(self: "Task[[str], None]", task_id: str) -> None:
-    """Run the most urgent task of the queue; the id is that of the task which sent the message."""
-    queue = str((self.request.delivery_info or {}).get("routing_key"))
-    if queue == Queue.GPU:
+    """Run the due tasks of the queue; the id is that of the task which sent the message."""
+    if (self.request.delivery_info or {}).get("routing_key") == Queue.GPU:
         gpu_session.run(task_id)
-    elif lease := claim.claim_most_urgent(queue):
-        execute(lease)
+    else:
+        cloud_session.run()
 
 
 @shared_task(name="inference.sweep")

@@ -8,22 +8,20 @@ import asyncio
 import contextlib
 import io
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 from django.conf import settings
 from django.core import signals
 from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.base import BaseHandler
-from django.db import close_old_connections
 from django.http import HttpResponse, HttpResponseBase, JsonResponse
 from django.urls import set_script_prefix
 
 from inference.api.deferred_response import DeferredResponse
+from monitoring.database_threads import DatabaseThreads
 from monitoring.streams.follower import Follower
 from sopllm.exceptions import error_body, error_response
 
-T = TypeVar("T")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -39,12 +37,13 @@ class PooledHandler(BaseHandler):
     def __init__(self) -> None:
         super().__init__()
         self.load_middleware(is_async=False)
-        self._pool = ThreadPoolExecutor(settings.WEB_THREADS, thread_name_prefix="web")
+        self._threads = DatabaseThreads(settings.WEB_THREADS, "web")
         self._follower = Follower()
 
     async def stop(self) -> None:
         """Call it after the last request."""
         await self._follower.close()
+        await self._threads.close()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         body = await _read_body(receive)
@@ -56,16 +55,11 @@ class PooledHandler(BaseHandler):
                 send, JsonResponse(error_body("payload_too_large", message), status=413)
             )
             return
-        response = await self._in_thread(self._respond, scope, body)
+        response = await self._threads.run(self._respond, scope, body)
         if isinstance(response, DeferredResponse):
             await self._send_deferred(scope, receive, send, response)
         else:
             await _send_whole(send, response)
-
-    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function where requests are answered; it may use the database."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, _with_database, function, *arguments)
 
     def _respond(self, scope: Message, body: bytes) -> Any:
         set_script_prefix(scope.get("root_path", "") or "/")
@@ -99,7 +93,7 @@ class PooledHandler(BaseHandler):
         has_begun = False
         try:
             async with contextlib.aclosing(
-                response.parts(self._follower, self._in_thread)
+                response.parts(self._follower, self._threads.run)
             ) as parts:
                 async for part in parts:
                     if not has_begun:
@@ -115,14 +109,6 @@ class PooledHandler(BaseHandler):
             failure["Content-Length"] = str(len(failure.content))
             await _send_head(send, failure)
             await send({"type": "http.response.body", "body": failure.content, "more_body": True})
-
-
-def _with_database(function: Callable[..., T], *arguments: Any) -> T:
-    """As at the end of a request: a connection that failed is not used again."""
-    try:
-        return function(*arguments)
-    finally:
-        close_old_connections()
 
 
 async def _read_body(receive: Receive) -> bytes | None:

@@ -76,7 +76,8 @@ def gpu_worker() -> ProcessSpec:
 
 def api_worker() -> ProcessSpec:
     """Cloud models: tasks that wait for the network."""
-    return worker("api", "api", "--pool=threads", f"--concurrency={settings.API_CONCURRENCY}")
+    concurrency = f"--concurrency={settings.MAX_CLOUD_CONCURRENCY}"
+    return worker("api", "api", "--pool=threads", concurrency)
 
 
 def default_worker() -> ProcessSpec:

@@ -13,7 +13,7 @@ from django.db import close_old_connections, connections
 
 from inference import dispatch
 from inference.embeddings import request_queue
-from inference.execution import gpu_session
+from inference.execution import cloud_session, gpu_session
 from inference.loading import gpu_reporter
 from inference.models import Queue
 from inference.providers.cloud import provider
@@ -67,6 +67,7 @@ def on_worker_ready(sender: Any, **_: Any) -> None:
 def on_worker_stop(**_: Any) -> None:
     """Let running work end, start nothing new, and put downloads back."""
     gpu_session.drain()
+    cloud_session.drain()
     request_queue.drain()
     downloads.stop()
 

@@ -3,21 +3,20 @@
 import logging
 import time
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 
 from django.db import InterfaceError, OperationalError
 
 from inference import events, structured_output
 from inference.engine.sequence import FinishReason
-from inference.errors import ErrorCode, InferenceError
+from inference.errors import ErrorCode, InferenceError, RetryLater
 from inference.lifecycle import claim, finish, lease_renewer
 from inference.lifecycle.claim import Lease
 from inference.lifecycle.finish import Timings
 from inference.lifecycle.traces import AttemptTrace
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt, TaskResult
-from inference.providers.base import GenerationRequest, Progress, StartOver
-from inference.providers.registry import provider_class, provider_for
+from inference.providers.base import GenerationRequest, Progress
+from inference.providers.registry import provider_class
 from monitoring.metrics import counters
 from monitoring.metrics.counters import ITL, Increments, observe
 from monitoring.streams.delta_stream import DeltaWriter
@@ -35,38 +34,10 @@ _UNSTORABLE = InferenceError(
 )
 
 
-def execute(lease: Lease) -> None:
-    """Answer a claimed task with the text its provider generates, and store its end.
-
-    A lost lease ends it without a trace. Whatever happens, the lease is not renewed after that.
-    """
-    attempt = Attempt(lease)
-    end = attempt.complete
-    try:
-        try:
-            model, request = attempt.prepare()
-            with closing(provider_for(model).generate(request, attempt.progress)) as deltas:
-                for delta in deltas:
-                    if isinstance(delta, StartOver):
-                        attempt.start_over(delta.failure)
-                    else:
-                        attempt.take(delta)
-                    if attempt.must_stop:
-                        end = attempt.stop
-                        break
-                    attempt.deltas.flush_if_due()
-                    attempt.publish_progress_if_due()
-        except Exception as error:  # noqa: BLE001 (stored as the task's failure)
-            end = partial(attempt.fail, error)
-        end()
-    finally:
-        lease_renewer.release(attempt.lease)
-
-
 class Attempt:
     """One attempt at a task: it takes the text that is generated for it, and stores its own end.
 
-    It ends once, by `complete`, `fail`, `stop` or `abandon`.
+    It ends once, by `complete`, `fail`, `put_back`, `stop` or `abandon`.
     """
 
     def __init__(self, lease: Lease) -> None:
@@ -108,6 +79,7 @@ class Attempt:
             context_overflow=task.request["context_overflow"],
             extra_params=task.request.get("extra_params") or {},
             has_fallback=task.next_model() is not None,
+            num_retries=task.request.get("num_retries", 0),
         )
         self._trace.messages = request.messages
         model = RegisteredModel.objects.read(task.model_name)
@@ -184,7 +156,7 @@ class Attempt:
         result = self._result(reason, parsed)
         self._end(partial(finish.complete, self.lease, result), Outcome.COMPLETED, result)
 
-    def fail(self, error: Exception, reason: FinishReason = FinishReason.ERROR) -> None:
+    def fail(self, error: BaseException, reason: FinishReason = FinishReason.ERROR) -> None:
         """Store why there is no answer; the text of an unexpected error goes to the log alone.
 
         A database that is away is no failure of the task: the sweep has it run again.
@@ -199,6 +171,12 @@ class Attempt:
             error = InferenceError(message, ErrorCode.INTERNAL_ERROR)
         result = self._result(reason) if self._text else None
         self._end(partial(finish.fail, self.lease, error, result), Outcome.FAILED, result, error)
+
+    def put_back(self, later: RetryLater) -> None:
+        """Give its place back until the provider may be asked again, which is another attempt."""
+        result = self._result(FinishReason.ERROR)
+        store = partial(finish.put_back, self.lease, later, result)
+        self._end(store, Outcome.FAILED, result, later.failure)
 
     def stop(self) -> None:
         """End for the reason of `must_stop`; store nothing if the lease was lost."""

@@ -1,6 +1,7 @@
 """Claims of tasks, and the leases that they give."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -37,9 +38,13 @@ def claim(task_id: str) -> Lease | None:
     return _claim(sql.CLAIM, task_id=task_id)
 
 
-def claim_most_urgent(queue: str) -> Lease | None:
-    """Take the pending task of a queue that goes first; None when there is none."""
-    return _claim(sql.CLAIM_FIRST, queue=queue)
+def claim_most_urgent(queue: str, except_models: Sequence[str] = ()) -> Lease | None:
+    """Take the pending task of a queue that goes first; None when there is none.
+
+    Tasks of the models that are excepted wait on.
+    """
+    statement, names = sql.claim_first(except_models)
+    return _claim(statement, queue=queue, **names)
 
 
 def claim_joining(queue: str, model_name: str, session_start: datetime) -> Lease | None:

@@ -62,7 +62,7 @@ def next_fallback(task: GenerationTask) -> dict[str, Any] | None:
         "deadline_at": None,
         "model_name": following["model"],
         "queue": following["queue"],
-        "request": task.request | {"params": following["params"]},
+        "request": task.request | {"params": following["params"], "num_retries": 0},
     }
 
 

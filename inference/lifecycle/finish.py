@@ -12,10 +12,10 @@ from django.db.models.functions import Now
 from conversations.models import Message
 from inference import dispatch, events
 from inference.engine.sequence import FinishReason
-from inference.errors import InferenceError
+from inference.errors import InferenceError, RetryLater
 from inference.lifecycle import sql
 from inference.lifecycle.claim import Lease, add_attempt
-from inference.lifecycle.fallback import fall_back, may_fall_back
+from inference.lifecycle.fallback import UNCLAIMED, fall_back, may_fall_back
 from inference.models import (
     GenerationTask,
     GenerationTaskQuerySet,
@@ -63,6 +63,36 @@ def fail(
     if may_fall_back(lease.task, failure) and fall_back(lease, failure):
         return True
     return _finish(lease, Status.FAILED, result, timings, failure)
+
+
+def put_back(lease: Lease, later: RetryLater, result: TaskResult, timings: Timings) -> bool:
+    """Have the task wait for its next attempt; cancel it if that was asked for meanwhile.
+
+    False when the lease was lost. It has been started in time: no deadline applies any more.
+    """
+    task = lease.task
+    row = GenerationTask.objects.filter(
+        pk=task.pk, attempt=lease.attempt, status=Status.PROCESSING, cancel_requested=False
+    )
+    with transaction.atomic():
+        won = row.update(
+            **UNCLAIMED
+            | {
+                "due_at": Now() + timedelta(seconds=later.seconds),
+                "enqueued_at": Now(),
+                "deadline_at": None,
+                "request": task.request | {"num_retries": later.num_retries},
+            }
+        )
+        if won:
+            add_attempt(task, TaskAttempt.Outcome.FAILED, later.failure)
+    if not won:
+        return finish_cancelled(lease, result, timings)
+    task.status = Status.PENDING
+    message = "Attempt %d failed, the next one starts in %.1f s: %s"
+    log(task.pk, logging.WARNING, message, lease.attempt, later.seconds, later.failure.message)
+    events.queued([task])
+    return True
 
 
 def finish_cancelled(lease: Lease, result: TaskResult, timings: Timings) -> bool:

@@ -4,6 +4,7 @@ Building such a statement takes the ORM several times as long as running it take
 times are of the database's clock.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -47,7 +48,9 @@ WHERE id = (SELECT id __CLAIMABLE__ {skip_locked})
 RETURNING *
 """
 CLAIM = _CLAIM.replace("__CLAIMABLE__", f"{_CLAIMABLE} AND id = %(task_id)s")
-CLAIM_FIRST = _CLAIM.replace("__CLAIMABLE__", f"{_CLAIMABLE} AND queue = %(queue)s {_FIRST}")
+_CLAIM_FIRST = _CLAIM.replace(
+    "__CLAIMABLE__", f"{_CLAIMABLE} AND queue = %(queue)s {{except_models}} {_FIRST}"
+)
 
 FINISH = """
 UPDATE inference_generationtask
@@ -88,6 +91,13 @@ _DIALECTS = {
         "skip_locked": "FOR UPDATE SKIP LOCKED",
     },
 }
+
+
+def claim_first(except_models: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The statement that claims the first task of a queue, and the values of its exceptions."""
+    names = {f"model_{number}": name for number, name in enumerate(except_models)}
+    condition = f"AND model_name NOT IN ({', '.join(f'%({key})s' for key in names)})"
+    return _CLAIM_FIRST.replace("{except_models}", condition if names else ""), names
 
 
 def execute(statement: str, **values: Any) -> int:

@@ -1,6 +1,6 @@
 """What a provider is: one class, with what it can do as attributes and one generator of text."""
 
-from collections.abc import Generator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,9 +19,9 @@ class StartOver:
 
 
 # The text of an answer, as it comes.
-Deltas = Generator[str | StartOver, None, None]
+Deltas = AsyncGenerator[str | StartOver, None]
 # The same of a provider that asks only once.
-Texts = Generator[str, None, None]
+Texts = AsyncGenerator[str, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ class GenerationRequest:
     extra_params: dict[str, Any] = field(default_factory=dict)
     # Whether another model is asked when this one cannot answer.
     has_fallback: bool = False
+    # How often the provider was asked again in earlier attempts.
+    num_retries: int = 0
 
 
 @dataclass(slots=True)
@@ -78,12 +80,13 @@ class Provider:
         self.model = model
 
     def generate(self, request: GenerationRequest, progress: Progress) -> Deltas:
-        """Yield the answer's text as it comes, and "" where a step gave none.
+        """Yield the answer's text as it comes; it never blocks the event loop.
 
-        A provider that asks again after it has given text says so by StartOver.
+        A provider that asks again after it has given text says so by StartOver; one that may be
+        asked again only later raises RetryLater.
 
-        The caller may close the generator between deltas: that cancels. `progress.finish_reason`
-        is set when it ends by itself. Raises InferenceError.
+        Closing or cancelling the generator cancels the call. `progress.finish_reason` is set when
+        it ends by itself. Raises InferenceError.
 
         Only for tasks of the queue `api`: local models are run by a GPU session.
         """

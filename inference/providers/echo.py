@@ -1,7 +1,7 @@
 """A provider that says the last message back, word by word: for tests, demos and benchmarks."""
 
+import asyncio
 import re
-import time
 
 from inference.engine.sequence import FinishReason
 from inference.engine.text import TextAssembler
@@ -12,12 +12,12 @@ from inference.providers.base import GenerationRequest, Progress, Provider, Text
 class EchoProvider(Provider):
     """Instant and deterministic, so sampling parameters make no difference.
 
-    A token is a word with its white space. `config.delay_ms` is slept before each.
+    A token is a word with its white space. `config.delay_ms` is waited before each.
     """
 
     queue = Queue.API
 
-    def generate(self, request: GenerationRequest, progress: Progress) -> Texts:
+    async def generate(self, request: GenerationRequest, progress: Progress) -> Texts:
         delay_seconds = self.model.config.get("delay_ms", 0) / 1000
         max_tokens = request.params["max_tokens"]
         words = re.findall(r"\s*\S+\s*", request.messages[-1]["content"])
@@ -25,7 +25,7 @@ class EchoProvider(Provider):
         text = TextAssembler(tuple(request.params["stop_sequences"]))
         for word in words[:max_tokens]:
             if delay_seconds:
-                time.sleep(delay_seconds)
+                await asyncio.sleep(delay_seconds)
             progress.completion_tokens += 1
             yield text.push(word.encode())
             if text.is_stopped:

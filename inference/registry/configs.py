@@ -176,6 +176,9 @@ class CloudConfigSerializer(ConnectionConfigSerializer):
     )
     context_window = serializers.IntegerField(required=False, min_value=64, max_value=10_000_000)
     max_output_tokens = serializers.IntegerField(required=False, min_value=1, max_value=128_000)
+    max_concurrency = serializers.IntegerField(
+        required=False, min_value=1, max_value=4096, help_text="Calls of an api worker at a time."
+    )
     drop_params = serializers.BooleanField(
         required=False, help_text="Leave out what the provider does not take, without a word."
     )

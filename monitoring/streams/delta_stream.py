@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import redis
 from django.conf import settings
@@ -72,9 +73,14 @@ class DeltaWriter:
         self._unsent: deque[tuple[str, dict[str, str | int]]] = deque(maxlen=MAX_UNSENT)
         self._num_chars = 0
         self._num_deltas = 0
-        self._num_offered = 0
+        self._offered_until = 0
         self._was_offered = False
         self._flushed_at = float("-inf")
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether there are deltas to be sent."""
+        return bool(self._unsent)
 
     @property
     def is_first_due(self) -> bool:
@@ -103,15 +109,14 @@ class DeltaWriter:
     def put_into(self, pipe: RedisClient) -> None:
         """Queue the commands that send what is queued, or the first part of it."""
         self._was_offered = self._was_offered or bool(self._unsent)
-        self._num_offered = min(len(self._unsent), _MAX_PER_ROUND_TRIP)
-        for entry_id, fields in islice(self._unsent, self._num_offered):
+        for entry_id, fields in islice(self._unsent, _MAX_PER_ROUND_TRIP):
             pipe.xadd(self._key, fields, id=entry_id)
+            self._offered_until = int(entry_id.partition("-")[2])
 
     def confirm(self) -> None:
-        """What was put into a pipe has arrived."""
-        for _ in range(self._num_offered):
+        """What was put into a pipe has arrived; more may have been written meanwhile."""
+        while self._unsent and int(self._unsent[0][0].partition("-")[2]) <= self._offered_until:
             self._unsent.popleft()
-        self._num_offered = 0
 
 
 def send(writers: Iterable[DeltaWriter], read: Sequence[str] = ()) -> list[str | None]:
@@ -124,16 +129,20 @@ def send(writers: Iterable[DeltaWriter], read: Sequence[str] = ()) -> list[str |
     return [None] * len(read) if answers is None else answers
 
 
-def _deliver(writers: Iterable[DeltaWriter], read: Sequence[str] = ()) -> list[str | None] | None:
-    """As `send`; None without Redis."""
-    writers = list(writers)
+def pipeline(writers: Iterable[DeltaWriter], read: Sequence[str] = ()) -> RedisClient:
+    """The round trip of `send`, to be executed; then each writer is to `confirm`."""
     pipe = client().pipeline(transaction=False)
     for writer in writers:
         writer.put_into(pipe)
     if read:
         pipe.mget(read)
+    return pipe
+
+
+def execute(pipe: RedisClient) -> list[Any] | None:
+    """The answers; None without Redis."""
     try:
-        answers = pipe.execute(raise_on_error=False)
+        answers: list[Any] = pipe.execute(raise_on_error=False)
         for answer in answers:
             # A refused id is no error: the delta is there already, or its attempt was lost.
             if isinstance(answer, redis.RedisError) and not str(answer).startswith(_REFUSED_ID):
@@ -143,6 +152,15 @@ def _deliver(writers: Iterable[DeltaWriter], read: Sequence[str] = ()) -> list[s
         if time.monotonic() - _warned_at > _WARN_AGAIN_SECONDS:
             _warned_at = time.monotonic()
             logger.warning("Live tokens are kept back, Redis is unreachable: %s", exc)
+        return None
+    return answers
+
+
+def _deliver(writers: Iterable[DeltaWriter], read: Sequence[str] = ()) -> list[str | None] | None:
+    """As `send`; None without Redis."""
+    writers = list(writers)
+    answers = execute(pipeline(writers, read))
+    if answers is None:
         return None
     for writer in writers:
         writer.confirm()

@@ -23,7 +23,6 @@ from rest_framework.test import APIClient
 from conversations.models import Conversation
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
-from inference.execution import attempt
 from inference.lifecycle import finish, sweep
 from inference.models import GenerationTask, RegisteredModel
 from inference.providers.base import GenerationRequest, Progress, StartOver
@@ -33,6 +32,7 @@ from monitoring.redis.per_process import PerProcess
 from monitoring.tracing import Generation, Level, recorder
 from tests import otlp_server
 from tests.conftest import wait_until
+from tests.inference.execution.cloud_sessions import execute
 from tests.inference.execution.test_attempt import ScriptedProvider, provider  # noqa: F401 (a fixture)
 from tests.inference.lifecycle.test_lifecycle import claimed, expire, fresh, lose
 from tests.otlp_server import OtlpServer, Span, metadata
@@ -86,7 +86,7 @@ def generation(text: str = "a text", **metadata_fields: object) -> Generation:
 
 
 def run(task: GenerationTask) -> GenerationTask:
-    attempt.execute(claimed(task))
+    execute(claimed(task))
     return fresh(task)
 
 
@@ -122,6 +122,7 @@ def test_task_shows_its_trace_id(api: APIClient, echo: object, langfuse: OtlpSer
     assert len(body["trace_id"]) == 32
 
 
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("missing", ["LANGFUSE_PUBLIC_KEY", "LANGFUSE_SECRET_KEY"])
 def test_without_keys_nothing_is_traced(
     new_task: NewTask, langfuse: OtlpServer, settings: Settings, missing: str

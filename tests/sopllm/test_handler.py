@@ -37,10 +37,6 @@ def talk(conversation: Conversation, host: str = "127.0.0.1") -> Any:
             try:
                 return await conversation(client)
             finally:
-                loop = asyncio.get_running_loop()
-                for _ in range(settings.WEB_THREADS):
-                    await loop.run_in_executor(handler._pool, connections.close_all)
-                handler._pool.shutdown()
                 await handler.stop()
 
     return asyncio.run(run())

@@ -1,15 +1,17 @@
 """Models of others, asked through LiteLLM over the network."""
 
+import asyncio
 import logging
 import threading
 import time
+from contextlib import aclosing
 from itertools import count
 from typing import Any, ClassVar
 
 from django.db import Error as DatabaseError
 from django.db import connection
 
-from inference.errors import ErrorCode, InferenceError
+from inference.errors import ErrorCode, InferenceError, RetryLater
 from inference.models import Queue, RegisteredModel
 from inference.providers.api_keys import api_key_of
 from inference.providers.base import (
@@ -21,16 +23,15 @@ from inference.providers.base import (
     Texts,
 )
 from inference.providers.circuit_breaker import CircuitBreaker
-from inference.providers.cloud import call, errors, retries, tokens
+from inference.providers.cloud import call, errors, retries, stream, tokens
 from inference.providers.cloud.answer import CloudAnswer
 from inference.providers.cloud.library import library
-from inference.providers.cloud.stream import LiteLLMStream
 from inference.providers.registry import provider_class
 
 logger = logging.getLogger(__name__)
 
-# How often the caller is asked whether to go on while nothing comes.
-_TICK_SECONDS = 0.1
+# A longer pause before a retry gives the place of the task to another one.
+_MAX_WAIT_SECONDS = 1.0
 # How long the usage may take to come after the end of the answer.
 _LAST_WORDS_SECONDS = 2.0
 # Whom a provider sends away for longer may ask another one, or is told so.
@@ -51,23 +52,24 @@ class CloudProvider(Provider):
     known_extra_params: ClassVar[frozenset[str] | None] = call.KNOWN_EXTRA_PARAMS
     prefix: ClassVar[str]
 
-    def generate(self, request: GenerationRequest, progress: Progress) -> Deltas:
-        """Retries count from the first call; a refusal by the breaker is a failure too."""
+    async def generate(self, request: GenerationRequest, progress: Progress) -> Deltas:
+        """Retries count from the first call; a refusal by the breaker is a failure too.
+
+        Where they pause for longer than a second, by RetryLater.
+        """
         key = api_key_of(self.model)
-        messages, num_dropped = tokens.fit(self.model, request)
-        if num_dropped:
-            progress.extra["truncated_messages"] = num_dropped
-        arguments = call.arguments(self.model, request, prefix=self.prefix, key=key)
-        arguments |= {"messages": messages} | self._special_arguments(request)
+        arguments = await asyncio.to_thread(self._arguments, request, progress, key)
         breaker = CircuitBreaker(self.model)
-        for num_retries in count():
+        for num_retries in count(request.num_retries):
             answer = CloudAnswer(progress, is_in_tool=self._answers_in_tool(request))
             try:
-                breaker.before_call()
-                yield from self._ask(arguments, answer, key)
-                breaker.on_success()
+                await asyncio.to_thread(breaker.before_call)
+                async with aclosing(self._ask(arguments, answer, key)) as texts:
+                    async for text in texts:
+                        yield text
+                await asyncio.to_thread(breaker.on_success)
             except InferenceError as error:
-                breaker.on_failure(error)
+                await asyncio.to_thread(breaker.on_failure, error)
                 failure = error
             else:
                 return
@@ -81,42 +83,41 @@ class CloudProvider(Provider):
                 pause = None
             if pause is None:
                 raise failure
+            if pause > _MAX_WAIT_SECONDS:
+                raise RetryLater(failure, pause, num_retries + 1)
             if answer.text:
                 yield StartOver(failure)
-            until = time.monotonic() + pause
-            while (rest := until - time.monotonic()) > 0:
-                yield ""
-                time.sleep(min(rest, _TICK_SECONDS))
+            await asyncio.sleep(pause)
 
-    def _ask(self, arguments: dict[str, Any], answer: CloudAnswer, key: str | None) -> Texts:
-        """One call: yield what comes, and "" while nothing does.
+    async def _ask(self, arguments: dict[str, Any], answer: CloudAnswer, key: str | None) -> Texts:
+        """One call: the text as it comes.
 
         Once the provider has said why the answer ends, nothing can go wrong with it any more.
         """
         timeout = call.timeout_of(self.model)
         failure: InferenceError | None = None
-        stream = LiteLLMStream(arguments)
         answer.heard_at = time.monotonic()
         try:
-            while failure is None:
-                try:
-                    events = stream.take(_TICK_SECONDS)
-                except Exception as error:  # noqa: BLE001 (of which library's, nobody knows)
-                    failure = errors.failure_of(error, self.model, key)
-                    break
-                if events is None:
-                    break
-                text = answer.add(events)
-                silent_for = time.monotonic() - answer.heard_at
-                if answer.fault is not None:
-                    failure = errors.failure_of(answer.fault, self.model, key)
-                elif answer.reason and silent_for > min(_LAST_WORDS_SECONDS, timeout):
-                    break
-                elif silent_for > timeout:
-                    failure = errors.silence(self.model, timeout)
-                yield text
+            async with aclosing(stream.events(arguments)) as events:
+                while failure is None:
+                    patience = min(_LAST_WORDS_SECONDS, timeout) if answer.reason else timeout
+                    silent_for = time.monotonic() - answer.heard_at
+                    try:
+                        async with asyncio.timeout(patience - silent_for) as limit:
+                            text = answer.add([await anext(events)])
+                    except StopAsyncIteration:
+                        break
+                    except Exception as error:  # noqa: BLE001 (of which library's, nobody knows)
+                        if not limit.expired():
+                            failure = errors.failure_of(error, self.model, key)
+                        elif not answer.reason:
+                            failure = errors.silence(self.model, timeout)
+                        break
+                    if answer.fault is not None:
+                        failure = errors.failure_of(answer.fault, self.model, key)
+                    if text:
+                        yield text
         finally:
-            stream.close()
             answer.note()
         if answer.is_filtered:
             raise errors.filtered(self.model)
@@ -124,7 +125,19 @@ class CloudProvider(Provider):
             # Not chained: what LiteLLM says may quote the key.
             raise failure or errors.incomplete(self.model, answer.reason)
         if not answer.has_usage:
-            answer.estimate_usage(tokens.count_messages(arguments["messages"]))
+            counted = await asyncio.to_thread(tokens.count_messages, arguments["messages"])
+            answer.estimate_usage(counted)
+
+    def _arguments(
+        self, request: GenerationRequest, progress: Progress, key: str | None
+    ) -> dict[str, Any]:
+        """What LiteLLM is called with; the first call of a process loads it, for seconds."""
+        library()
+        messages, num_dropped = tokens.fit(self.model, request)
+        if num_dropped:
+            progress.extra["truncated_messages"] = num_dropped
+        arguments = call.arguments(self.model, request, prefix=self.prefix, key=key)
+        return arguments | {"messages": messages} | self._special_arguments(request)
 
     def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
         """What differs between providers: extra_params, and sampling that OpenAI does not have.

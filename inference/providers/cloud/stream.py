@@ -1,99 +1,30 @@
-"""Answers that come through LiteLLM: received on one event loop, taken by the threads in want."""
+"""Answers that come through LiteLLM, event by event."""
 
-import asyncio
 import json
-import logging
-import queue
-import threading
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from functools import cache
 from typing import Any
 
-import uvloop
-
 from inference.providers.cloud.library import library
 from inference.providers.cloud.wire import ProviderError, TooLargeError
-from monitoring.redis.per_process import PerProcess
 
-logger = logging.getLogger(__name__)
-
-# LiteLLM prepares each call in a thread; some providers fetch a token there.
-_NUM_THREADS = 16
 # Of one event, and of an answer in one piece.
 _MAX_BYTES = 32 * 2**20
 _MALFORMED = "It sent what is no JSON."
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    failure: Exception | None = None
+async def events(arguments: dict[str, Any]) -> AsyncGenerator[Any, None]:
+    """One call, from `litellm.acompletion(**arguments)` to its last event.
 
-
-class LiteLLMStream:
-    """One call, from `litellm.acompletion(**arguments)` to its last event."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        """Asks at once; the first one of a process waits until LiteLLM is loaded."""
-        library()
-        self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._end: _End | None = None
-        self._call = asyncio.run_coroutine_threadsafe(self._receive(arguments), running_loop())
-
-    def take(self, seconds: float) -> list[Any] | None:
-        """The events since the last time, as soon as there is one; None after the end.
-
-        JSON of OpenAI's shape, if the provider keeps to it. An empty list when nothing came for so
-        many seconds. Raises what LiteLLM has raised, or ProviderError.
-        """
-        events: list[Any] = []
-        with suppress(queue.Empty):
-            while self._end is None:
-                arrived = self._arrived.get(timeout=0 if events else seconds)
-                if isinstance(arrived, _End):
-                    self._end = arrived
-                else:
-                    events.append(arrived)
-        if events or self._end is None:
-            return events
-        if self._end.failure is not None:
-            raise self._end.failure
-        return None
-
-    def close(self) -> None:
-        """Hang up, unless the answer is complete. Can be called twice."""
-        self._call.cancel()
-
-    async def _receive(self, arguments: dict[str, Any]) -> None:
-        stream = None
-        try:
-            stream = await library().acompletion(**arguments)
-            async for event in _events(stream):
-                self._arrived.put(event)
-            self._arrived.put(_End())
-        except Exception as exc:  # noqa: BLE001 (told to the thread that waits)
-            self._arrived.put(_End(exc))
-        finally:
-            if stream is not None:
-                await stream.aclose()
-
-
-@PerProcess
-def running_loop() -> asyncio.AbstractEventLoop:
-    """The loop that all calls of this process run on, in a thread of its own."""
-    loop = uvloop.new_event_loop()
-    loop.set_default_executor(ThreadPoolExecutor(_NUM_THREADS, "litellm"))
-    loop.set_exception_handler(_tell_of_lost_exception)
-    threading.Thread(target=loop.run_forever, name="litellm-loop", daemon=True).start()
-    return loop
-
-
-def _tell_of_lost_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Without its text, which may quote a request."""
-    exception = context.get("exception")
-    logger.warning("LiteLLM left something behind: %s", type(exception).__name__)
+    The events are JSON of OpenAI's shape, if the provider keeps to it. Raises what LiteLLM raises,
+    or ProviderError.
+    """
+    stream = await library().acompletion(**arguments)
+    try:
+        async for event in _events(stream):
+            yield event
+    finally:
+        await stream.aclose()
 
 
 async def _events(stream: Any) -> AsyncIterator[Any]:

@@ -113,16 +113,9 @@ def serve(conversation: Callable[[PooledHandler], Awaitable[Any]]) -> Any:
         try:
             return await conversation(handler)
         finally:
-            await close(handler)
+            await handler.stop()
 
     return asyncio.run(run())
-
-
-async def close(handler: PooledHandler) -> None:
-    for _ in range(settings.WEB_THREADS):
-        await handler._in_thread(connections.close_all)
-    handler._pool.shutdown()
-    await handler.stop()
 
 
 def stream_of(task: GenerationTask, **request: Any) -> Stream:
@@ -270,7 +263,7 @@ def test_run_is_resumed_at_any_point_from_any_process(new_task: NewTask) -> None
 
         await asyncio.gather(write_all(), *map(read_on, readings))
         assert handler._follower.num_readers == other._follower.num_readers == 0
-        await close(other)
+        await other.stop()
         return readings
 
     for reading in serve(conversation):
@@ -517,7 +510,7 @@ def test_database_that_does_not_answer_ends_no_stream(
     task = new_task()
 
     async def conversation(handler: PooledHandler) -> list[ServerEvent]:
-        in_its_thread = handler._in_thread
+        in_its_thread = handler._threads.run
         num_failures = 0
 
         async def fail_at_first(*args: Any) -> Any:
@@ -527,7 +520,7 @@ def test_database_that_does_not_answer_ends_no_stream(
                 raise OperationalError("the database is away")
             return await in_its_thread(*args)
 
-        monkeypatch.setattr(handler, "_in_thread", fail_at_first)
+        monkeypatch.setattr(handler._threads, "run", fail_at_first)
         stream = Stream(handler, task.pk)
         await stream.until(lambda: stream.body)
         lease = await in_thread(claimed, task)

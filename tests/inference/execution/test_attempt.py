@@ -1,14 +1,16 @@
 """Running a claimed task: what a provider does, and what the row says afterwards."""
 
+import asyncio
 import time
-from collections.abc import Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 
 import pytest
 from django.db import OperationalError
 
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
-from inference.execution import attempt
+from inference.execution import cloud_session
+from inference.execution.attempt import Attempt
 from inference.lifecycle import finish, sweep
 from inference.lifecycle.claim import Lease
 from inference.models import GenerationTask, Queue, RegisteredModel
@@ -18,6 +20,7 @@ from monitoring.events.log import LoggedEvent
 from monitoring.redis.client import client
 from monitoring.streams.delta_stream import stream_key
 from tests.conftest import wait_until
+from tests.inference.execution.cloud_sessions import execute
 from tests.inference.lifecycle.test_lifecycle import claimed, expire, fresh, outcomes
 
 NewTask = Callable[..., GenerationTask]
@@ -34,24 +37,28 @@ class ScriptedProvider(Provider):
     script: Script
     is_closed = False
 
-    def generate(
+    async def generate(
         self, request: GenerationRequest, progress: Progress
-    ) -> Generator[str, None, None]:
+    ) -> AsyncGenerator[str, None]:
+        script = self.script(request, progress)
         try:
-            yield from self.script(request, progress)
+            # In a thread: scripts may use the database.
+            while (delta := await asyncio.to_thread(next, script, None)) is not None:
+                yield delta
         finally:
+            script.close()
             self.is_closed = True
 
 
 @pytest.fixture
 def provider(echo: RegisteredModel, monkeypatch: pytest.MonkeyPatch) -> ScriptedProvider:
     scripted = ScriptedProvider(echo)
-    monkeypatch.setattr(attempt, "provider_for", lambda _: scripted)
+    monkeypatch.setattr(cloud_session, "provider_for", lambda _: scripted)
     return scripted
 
 
 def run(task: GenerationTask) -> GenerationTask:
-    attempt.execute(claimed(task))
+    execute(claimed(task))
     return fresh(task)
 
 
@@ -111,7 +118,7 @@ def test_database_that_is_away_at_first_is_no_failure_of_the_task(
 
     task = new_task()
     with monkeypatch.context() as broken:
-        broken.setattr(attempt, "provider_for", fail)
+        broken.setattr(cloud_session, "provider_for", fail)
         assert run(task).status == "processing"
     expire(task)
     sweep.sweep()
@@ -238,13 +245,13 @@ def test_flags_are_read_between_deltas(new_task: NewTask, provider: ScriptedProv
             yield word
 
     provider.script = script
-    attempt.execute(lease)
+    execute(lease)
     assert said == ["one", "two"]
     wait_until(lambda: fresh(lease.task).status == "cancelled")
 
 
 def test_progress_is_published_at_most_ten_times_a_second(
-    new_task: NewTask, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
+    new_task: NewTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[LoggedEvent] = []
     now = 0.0
@@ -252,17 +259,15 @@ def test_progress_is_published_at_most_ten_times_a_second(
     def put(event: LoggedEvent, *, is_logged: bool) -> None:
         told.append(event)
 
-    def script(request: GenerationRequest, progress: Progress) -> Generator[str, None, None]:
-        nonlocal now
-        for step in range(400):
-            now += 0.02
-            progress.completion_tokens = min(step, 200)
-            yield "ab " if 0 < step <= 200 else ""
-
     monkeypatch.setattr(publisher, "put", put)
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    provider.script = script
-    run(new_task())
+    attempt = Attempt(claimed(new_task()))
+    for step in range(400):
+        now += 0.02
+        attempt.progress.completion_tokens = min(step, 200)
+        attempt.take("ab " if 0 < step <= 200 else "")
+        attempt.publish_progress_if_due()
+    attempt.complete()
 
     previews = [event.data for event in told if event.type == "task.progress"]
     assert 35 <= len(previews) <= 41  # 200 tokens in 4 s, then 4 s of nothing new

@@ -11,14 +11,14 @@ from rest_framework.test import APIClient
 
 from conversations.models import Conversation
 from inference.errors import ErrorCode, InferenceError
-from inference.execution.attempt import execute
 from inference.lifecycle import claim, finish, sweep
 from inference.lifecycle.finish import Timings
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt
 from inference.providers.base import GenerationRequest, Progress, StartOver
 from monitoring.redis.client import client
 from monitoring.streams.delta_stream import stream_key
-from tests.conftest import wait_until_enqueued
+from tests.conftest import wait_until, wait_until_enqueued
+from tests.inference.execution.cloud_sessions import execute
 from tests.inference.execution.test_attempt import ScriptedProvider, provider  # noqa: F401 (a fixture)
 from tests.inference.lifecycle.test_lifecycle import answer, claimed, expire, fresh, lose, outcomes
 
@@ -241,8 +241,10 @@ def test_deleted_model_falls_back(new_task: NewTask) -> None:
 
 def interrupted(num_times: int) -> Callable[[GenerationRequest, Progress], Script]:
     def script(request: GenerationRequest, progress: Progress) -> Script:
-        for _ in range(num_times):
+        stream = stream_key(request.request_id.partition("#")[0])
+        for number in range(num_times):
             yield "half of an ans"
+            wait_until(lambda: client().xlen(stream) > number)  # noqa: B023 (called at once)
             yield StartOver(DOWN)
         yield "all "
         yield "of it"

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from conversations.models import Conversation
 from inference.lifecycle import claim, sql
-from inference.models import GenerationTask
+from inference.models import GenerationTask, RegisteredModel
 
 pytestmark = pytest.mark.django_db
 
@@ -35,6 +35,18 @@ def test_claims_follow_the_order_of_the_queryset(new_task: NewTask) -> None:
         if lease is None:
             break
     assert GenerationTask.objects.pending().count() == 2  # one too late, one that waits
+
+
+def test_tasks_of_excepted_models_wait_on(new_task: NewTask) -> None:
+    RegisteredModel.objects.create(name="100% other", provider="echo")
+    first, other = new_task(priority=5), new_task(model="100% other")
+    lease = claim.claim_most_urgent("api", except_models=["echo", "gone"])
+    assert lease is not None
+    assert lease.task.pk == other.pk
+    assert claim.claim_most_urgent("api", except_models=["echo"]) is None
+    lease = claim.claim_most_urgent("api", except_models=["100% other"])
+    assert lease is not None
+    assert lease.task.pk == first.pk
 
 
 def test_task_that_pauses_is_claimed_from_its_time_on(new_task: NewTask) -> None:
@@ -73,7 +85,7 @@ def test_value_is_data_and_never_sql(new_task: NewTask) -> None:
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL plans by its statistics")
 @pytest.mark.parametrize(
     ("statement", "index"),
-    [(sql.FIRST_OF_QUEUE, "task_claim"), (sql.CLAIM_FIRST, "task_claim")],
+    [(sql.FIRST_OF_QUEUE, "task_claim"), (sql.claim_first([])[0], "task_claim")],
 )
 def test_first_in_line_is_read_from_an_index(statement: str, index: str, db: None) -> None:
     values = {"queue": "api", "worker": "w"}

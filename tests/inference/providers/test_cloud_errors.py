@@ -15,6 +15,7 @@ from inference.providers.cloud import errors
 from inference.providers.cloud.library import library
 from inference.providers.registry import provider_for
 from tests.cloud_server import KEY, CloudServer, Fault
+from tests.inference.execution.cloud_sessions import deltas
 
 pytestmark = pytest.mark.usefixtures("valkey")
 
@@ -70,7 +71,7 @@ def failure(asked: RegisteredModel) -> InferenceError:
     messages = [{"role": "user", "content": "one two three four five six"}]
     request = GenerationRequest("request", messages, params)  # type: ignore[arg-type]
     with pytest.raises(InferenceError) as caught:
-        list(provider_for(asked).generate(request, Progress()))
+        list(deltas(provider_for(asked).generate(request, Progress())))
     return caught.value
 
 

@@ -4,23 +4,22 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
 from django.conf import settings
 
 from inference.engine.sequence import FinishReason
-from inference.errors import ErrorCode, InferenceError
-from inference.execution.attempt import execute
+from inference.errors import ErrorCode, InferenceError, RetryLater
 from inference.models import GenerationTask, RegisteredModel
-from inference.providers.base import Deltas, GenerationRequest, Progress, StartOver
-from inference.providers.cloud import stream
+from inference.providers.base import GenerationRequest, Progress, StartOver
 from inference.providers.registry import provider_for
 from monitoring.redis.client import client
 from monitoring.streams.delta_stream import stream_key
 from tests.cloud_server import KEY, CloudServer, Fault
 from tests.conftest import wait_until
+from tests.inference.execution.cloud_sessions import deltas, execute, start, wait
 from tests.inference.lifecycle.test_lifecycle import claimed, fresh, outcomes
 from tests.inference.providers.conftest import NAMES, Register
 
@@ -46,8 +45,10 @@ def request(prompt: str = "one two three four five six", **fields: Any) -> Gener
     return GenerationRequest("request", messages, params, **fields)
 
 
-def generation(model: RegisteredModel, progress: Progress, **fields: Any) -> Deltas:
-    return provider_for(model).generate(request(**fields), progress)
+def generation(
+    model: RegisteredModel, progress: Progress, **fields: Any
+) -> Generator[str | StartOver, None, None]:
+    return deltas(provider_for(model).generate(request(**fields), progress))
 
 
 def answer(model: RegisteredModel, **fields: Any) -> tuple[str, Progress]:
@@ -314,10 +315,24 @@ def test_retry_waits_as_long_as_the_provider_says(
 ) -> None:
     server.retry_after = "0.3"
     server.faults.append(Fault.RATE_LIMITED)
-    pieces = list(generation(register(kind), Progress()))
+    answer(register(kind))
     first, second = server.calls
     assert second.at - first.at >= 0.3
-    assert pieces.count("") >= 3, "the caller is not asked while it waits"
+
+
+def test_longer_wait_gives_the_place_back(register: Register, server: CloudServer) -> None:
+    server.retry_after = "12"
+    server.faults.append(Fault.RATE_LIMITED)
+    with pytest.raises(RetryLater) as caught:
+        answer(register(), num_retries=1)
+    assert 12 <= caught.value.seconds < 13
+    assert (caught.value.num_retries, caught.value.failure.code) == (2, ErrorCode.RATE_LIMITED)
+
+
+def test_retries_of_earlier_attempts_count(register: Register, server: CloudServer) -> None:
+    server.faults.extend([Fault.UNAVAILABLE] * 5)
+    failure(register(max_retries=2), num_retries=1)
+    assert len(server.calls) == 2
 
 
 def test_nobody_waits_for_very_long(register: Register, server: CloudServer) -> None:
@@ -422,15 +437,14 @@ def test_failed_task_tells_what_to_do(
 
 @pytest.mark.parametrize("fault", [Fault.HANG, Fault.HANG_MIDWAY, Fault.DRIP])
 @pytest.mark.parametrize("kind", KINDS)
-def test_closing_the_generator_hangs_up(
+def test_cancelling_the_generator_hangs_up(
     register: Register, server: CloudServer, kind: str, fault: Fault
 ) -> None:
     server.faults.append(fault)
     progress = Progress()
-    chunks = generation(register(kind), progress)
-    while not server.calls or (fault != Fault.HANG and not progress.completion_tokens):
-        next(chunks)
-    chunks.close()
+    generating = start(provider_for(register(kind)).generate(request(), progress))
+    wait_until(lambda: server.calls and (fault == Fault.HANG or progress.completion_tokens))
+    generating.cancel()
     [call] = server.calls
     wait_until(lambda: call.closed_at, seconds=2)
 
@@ -439,19 +453,17 @@ def test_calls_that_are_given_up_leave_nothing_behind(
     register: Register, server: CloudServer
 ) -> None:
     model = register()
-    for _ in range(10):
-        server.faults.append(Fault.HANG_MIDWAY)
-        progress = Progress()
-        chunks = generation(model, progress)
-        while not progress.completion_tokens:
-            next(chunks)
-        chunks.close()
-    loop = stream.running_loop()
+    progresses = [Progress() for _ in range(10)]
+    server.faults.extend([Fault.HANG_MIDWAY] * 10)
+    generating = [start(provider_for(model).generate(request(), each)) for each in progresses]
+    wait_until(lambda: all(progress.completion_tokens for progress in progresses))
+    for each in generating:
+        each.cancel()
 
-    async def receiving() -> int:
-        return sum("_receive" in repr(task.get_coro()) for task in asyncio.all_tasks())
+    async def num_tasks() -> int:
+        return len(asyncio.all_tasks())
 
-    wait_until(lambda: asyncio.run_coroutine_threadsafe(receiving(), loop).result(5) == 0)
+    wait_until(lambda: wait(num_tasks()) == 1)  # its own
     wait_until(lambda: all(call.closed_at for call in server.calls))
 
 
@@ -465,13 +477,6 @@ def test_silent_provider_times_out(
     assert (error.code, error.retryable) == (ErrorCode.PROVIDER_TIMEOUT, True)
     assert "0.5 s" in error.message
     wait_until(lambda: server.calls[0].closed_at)
-
-
-def test_caller_is_asked_while_nothing_comes(register: Register, server: CloudServer) -> None:
-    server.faults.append(Fault.HANG)
-    chunks = generation(register(), Progress())
-    assert [next(chunks), next(chunks)] == ["", ""]
-    chunks.close()
 
 
 def test_text_that_was_filtered_is_an_error(register: Register, server: CloudServer) -> None:

@@ -9,6 +9,7 @@ from conversations.models import ChatMessage
 from inference.models import RegisteredModel
 from inference.providers.base import GenerationRequest, Progress
 from inference.providers.echo import EchoProvider
+from tests.inference.execution.cloud_sessions import deltas
 
 
 def generate(
@@ -22,7 +23,7 @@ def generate(
     model = RegisteredModel(name="echo", provider="echo", config={"delay_ms": delay_ms})
     progress = Progress()
     request = GenerationRequest("task", messages, params)
-    return "".join(EchoProvider(model).generate(request, progress)), progress
+    return "".join(deltas(EchoProvider(model).generate(request, progress))), progress
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_stop_sequence_is_not_part_of_the_text(stop: str) -> None:
     assert progress.finish_reason == "stop"
 
 
-def test_delay_is_slept_before_each_word() -> None:
+def test_delay_is_waited_before_each_word() -> None:
     started = time.monotonic()
     generate("one two three", delay_ms=10)
     assert time.monotonic() - started >= 0.03

@@ -16,13 +16,13 @@ from inference.api.submission import build_task
 from inference.api.task_serializers import submission_validator
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
-from inference.execution.attempt import execute
 from inference.lifecycle import submit
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt
 from inference.providers.base import Progress
 from inference.providers.cloud import answer as cloud_answer
 from inference.providers.registry import provider_for
 from tests.cloud_server import KEY, CloudServer, Reply, delta
+from tests.inference.execution.cloud_sessions import deltas, execute
 from tests.inference.lifecycle.test_lifecycle import claimed, fresh
 from tests.inference.providers.conftest import Register
 from tests.inference.providers.test_cloud_provider import KINDS, answer, failure, request
@@ -67,9 +67,9 @@ def test_text_is_whole(
     register: Register, server: CloudServer, kind: str, contents: list[Any], text: str
 ) -> None:
     server.faults.append(Reply.of_events(*map(delta, contents), STOP))
-    deltas = list(provider_for(register(kind)).generate(request(), Progress()))
-    assert "".join(map(str, deltas)) == text
-    for each in deltas:
+    found = list(deltas(provider_for(register(kind)).generate(request(), Progress())))
+    assert "".join(map(str, found)) == text
+    for each in found:
         str(each).encode()
 
 
@@ -468,7 +468,7 @@ def test_failure_that_cannot_be_stored_is_another_one(
     def fail(*_: object) -> None:
         raise InferenceError("half \ud83d", ErrorCode.PROVIDER_ERROR)
 
-    monkeypatch.setattr("inference.execution.attempt.provider_for", fail)
+    monkeypatch.setattr("inference.execution.cloud_session.provider_for", fail)
     task = run(new_task(model="cloud"))
     assert (task.status, task.error_code) == ("failed", "internal_error")
 

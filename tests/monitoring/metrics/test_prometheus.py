@@ -22,6 +22,7 @@ from monitoring.metrics.counters import BUCKETS, ITL
 from monitoring.redis import outbox
 from monitoring.redis.client import client
 from tests.conftest import Valkey, wait_until, wait_until_enqueued
+from tests.inference.execution.cloud_sessions import execute
 from tests.inference.execution.test_attempt import ScriptedProvider
 from tests.inference.lifecycle.test_lifecycle import answer, claimed, lose
 
@@ -171,7 +172,7 @@ def test_times_between_pieces_of_text_are_counted(
         progress.finish_reason = FinishReason.STOP
 
     provider.script = script
-    attempt.execute(claimed(new_task()))
+    execute(claimed(new_task()))
     found = samples(api)
     assert value(found, f"{ITL}_count", model="echo") == 3
     assert value(found, f"{ITL}_sum", model="echo") == pytest.approx(62.02)
