@@ -49,9 +49,17 @@ class Fault(StrEnum):
     NO_USAGE = "no_usage"
     FILTERED = "filtered"
     DRIP = "drip"
+    BUSY_FILTER = "busy_filter"
+    ERROR_IN_STREAM = "error_in_stream"
+    WHOLE = "whole"
+    STRAY_EVENTS = "stray_events"
+    BLOCKS = "blocks"
+    BAD_USAGE = "bad_usage"
+    CUT_AT_END = "cut_at_end"
+    HANG_AT_END = "hang_at_end"
 
 
-# What a benchmark's random faults are: those that another try, or another model, mends.
+# What a benchmark's random faults are: another try, another model, or the reader mends them.
 PASSING_FAULTS = (
     Fault.RATE_LIMITED,
     Fault.SERVER_ERROR,
@@ -60,6 +68,14 @@ PASSING_FAULTS = (
     Fault.CUT,
     Fault.ENDS_EARLY,
     Fault.INVALID_JSON,
+    Fault.BUSY_FILTER,
+    Fault.ERROR_IN_STREAM,
+    Fault.WHOLE,
+    Fault.STRAY_EVENTS,
+    Fault.BLOCKS,
+    Fault.BAD_USAGE,
+    Fault.CUT_AT_END,
+    Fault.HANG_AT_END,
 )
 _DRIP_SECONDS = 0.15
 
@@ -137,6 +153,13 @@ _REFUSALS = {
     Fault.UNAVAILABLE: _Refusal(
         503,
         "That model is currently overloaded with other requests.",
+        None,
+        "server_error",
+        "api_error",
+    ),
+    Fault.BUSY_FILTER: _Refusal(
+        503,
+        "The content filter is busy: content_policy_violation is not known.",
         None,
         "server_error",
         "api_error",
@@ -329,7 +352,7 @@ class CloudServer:
         if isinstance(api, _OpenAIEmbeddings):
             return web.json_response(api.vectors(call.body))
         answer = _Answer.to(call.body, fault)
-        if not call.body.get("stream"):
+        if not call.body.get("stream") or fault == Fault.WHOLE:
             return web.json_response(api.whole(call.body, answer))
         return await self._stream(request, api.events(call.body, answer, fault), fault)
 
@@ -344,7 +367,8 @@ class CloudServer:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for number, event in enumerate(events):
+        is_cut_at_end = fault in (Fault.CUT_AT_END, Fault.HANG_AT_END)
+        for number, event in enumerate(list(events)[: -1 if is_cut_at_end else None]):
             if number == 4 and fault in (Fault.CUT, Fault.ENDS_EARLY, Fault.HANG_MIDWAY):
                 if fault == Fault.ENDS_EARLY:
                     break
@@ -356,6 +380,11 @@ class CloudServer:
                 await asyncio.sleep(_DRIP_SECONDS)
             elif self.token_delay_ms:
                 await asyncio.sleep(self.token_delay_ms / 1000)
+        if fault == Fault.HANG_AT_END:
+            await asyncio.sleep(3600)
+        if fault == Fault.CUT_AT_END:
+            await asyncio.sleep(0.02)  # what is written arrives before the end
+            return _hang_up(request, response)
         await response.write_eof()
         return response
 
@@ -536,19 +565,30 @@ class _OpenAI(_Api):
 
     def events(self, body: dict[str, Any], answer: _Answer, fault: Fault | None) -> Iterator[bytes]:
         base = _openai_object("chat.completion.chunk", body)
+        if fault == Fault.ERROR_IN_STREAM:
+            yield _data({"error": {"code": 429, "message": "Not so often."}})
+            return
         for number, delta in enumerate(self._deltas(answer)):
+            if fault == Fault.STRAY_EVENTS:
+                yield from map(_data, (None, 7, [], "x", {"choices": [None]}))
+            said = delta
+            if fault == Fault.BLOCKS and delta.get("content"):
+                said = delta | {"content": [{"type": "text", "text": delta["content"]}]}
             if number == 3 and fault == Fault.INVALID_JSON:
                 yield b'data: {"id": "chatcmpl-1", "choices": [{"ind\n\n'
             if number == 3 and fault == Fault.ERROR_MIDWAY:
                 refusal = _REFUSALS[Fault.SERVER_ERROR]
                 yield _data(self.error(refusal, refusal.message))
-            choice = {"index": 0, "delta": delta, "finish_reason": None}
+            choice = {"index": 0, "delta": said, "finish_reason": None}
             yield _data(base | {"choices": [choice]})
         last = {"index": 0, "delta": {}, "finish_reason": answer.finish_reason}
         yield _data(base | {"choices": [last]})
         wants_usage = (body.get("stream_options") or {}).get("include_usage")
         if wants_usage and fault != Fault.NO_USAGE:
-            yield _data(base | {"choices": [], "usage": self._usage(answer)})
+            usage = self._usage(answer) | (
+                {"prompt_tokens": -1} if fault == Fault.BAD_USAGE else {}
+            )
+            yield _data(base | {"choices": [], "usage": usage})
         yield b"data: [DONE]\n\n"
 
     def _deltas(self, answer: _Answer) -> Iterator[dict[str, Any]]:
