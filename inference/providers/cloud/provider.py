@@ -117,6 +117,8 @@ class CloudProvider(Provider):
                         failure = errors.failure_of(answer.fault, self.model, key)
                     if text:
                         yield text
+                        # What the caller does meanwhile is no silence of the provider.
+                        answer.heard_at = time.monotonic()
         finally:
             answer.note()
         if answer.is_filtered:
