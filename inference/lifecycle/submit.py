@@ -59,6 +59,13 @@ def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
             saved = {task.pk: _first_or_saved(task) for task in fresh}
         accepted = [saved.get(task.pk, task) for task in tasks]
         fresh = [task for task in fresh if saved[task.pk] is task]
+    for task in fresh:
+        if task.conversation_id:
+            # It waits for the turns before it, so these are as urgent as it is.
+            earlier = GenerationTask.objects.pending().filter(
+                conversation=task.conversation_id, created_at__lt=task.created_at
+            )
+            earlier.filter(priority__lt=task.priority).update(priority=task.priority)
     events.queued(fresh)
     dispatch.enqueue_soon(dispatch.generate(fresh))
     return accepted

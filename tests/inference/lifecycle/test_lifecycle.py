@@ -176,6 +176,19 @@ def test_tasks_of_a_conversation_run_in_the_order_of_submission(new_task: NewTas
     ]
 
 
+def test_earlier_turns_are_as_urgent_as_those_that_wait_for_them(new_task: NewTask) -> None:
+    one, other = (Conversation.objects.create(owner="local") for _ in range(2))
+    first = new_task(conversation_id=one.pk, priority=0)
+    new_task(priority=50)
+    new_task(conversation_id=other.pk, priority=1)
+    urgent = new_task(conversation_id=one.pk, priority=100)
+    later = new_task(conversation_id=one.pk, priority=3)
+    leases = [claim.claim_most_urgent("api")]
+    assert [lease and lease.task.pk for lease in leases] == [first.pk]
+    assert (fresh(first).priority, fresh(urgent).priority, fresh(later).priority) == (100, 100, 3)
+    assert [task.priority for task in other.tasks.all()] == [1]
+
+
 def test_end_of_a_task_enqueues_the_next_of_its_conversation(new_task: NewTask) -> None:
     conversation = Conversation.objects.create(owner="local")
     first, second, third = (new_task(conversation_id=conversation.pk) for _ in range(3))
