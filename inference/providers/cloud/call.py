@@ -6,7 +6,6 @@ from typing import Any
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from inference.providers.base import GenerationRequest
-from inference.structured_output import ResponseFormat
 
 _DEFAULT_TIMEOUT_SECONDS = 60.0
 # LiteLLM's own limit of silence is a second one, behind ours.
@@ -73,7 +72,12 @@ def arguments(
     if request.params["stop_sequences"]:
         params["stop"] = request.params["stop_sequences"]
     if request.response_format is not None:
-        params["response_format"] = _response_format(request.response_format)
+        asked = request.response_format
+        params["response_format"] = {"type": asked["type"]}
+        if "schema" in asked:
+            schema = json.loads(asked["schema"])
+            described = {"name": asked["name"], "schema": schema, "strict": _is_strict(schema)}
+            params["response_format"]["json_schema"] = described
     return params | {
         "model": prefix + model.config["model_name"],
         "drop_params": bool(model.config.get("drop_params")),
@@ -126,14 +130,6 @@ def known(extra_params: dict[str, Any]) -> dict[str, Any]:
 
 def _refusal(message: str) -> InferenceError:
     return InferenceError(message, ErrorCode.INVALID_REQUEST)
-
-
-def _response_format(response_format: ResponseFormat) -> dict[str, Any]:
-    if "schema" not in response_format:
-        return {"type": response_format["type"]}
-    schema = json.loads(response_format["schema"])
-    described = {"name": response_format["name"], "schema": schema, "strict": _is_strict(schema)}
-    return {"type": "json_schema", "json_schema": described}
 
 
 def _is_strict(schema: Any, *, is_root: bool = True) -> bool:

@@ -181,8 +181,14 @@ def failure_of(error: Exception, model: RegisteredModel, key: str | None) -> Inf
         message = f"{message} It says: {words}"
     retry_after = None
     if verdict.is_passing:
-        told = (retry_after_seconds(headers) for headers in _headers(error))
-        retry_after = next((seconds for seconds in told if seconds is not None), None)
+        for cause in _causes(error):
+            # LiteLLM has the headers of an answer in several places.
+            response = getattr(cause, "response", None)
+            of_answer = getattr(response, "headers", None)
+            of_error = getattr(cause, "litellm_response_headers", None)
+            for headers in (of_answer, of_error, getattr(cause, "headers", None)):
+                if retry_after is None and isinstance(headers, Mapping):
+                    retry_after = retry_after_seconds(headers)
     return InferenceError(
         message, verdict.code, retryable=verdict.is_passing, retry_after=retry_after
     )
@@ -255,19 +261,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
             return
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _headers(error: Exception) -> Iterator[Mapping[str, str]]:
-    """Of the answer, wherever LiteLLM or what is below it has them."""
-    for cause in _causes(error):
-        response = getattr(cause, "response", None)
-        for holder, name in (
-            (response, "headers"),
-            (cause, "litellm_response_headers"),
-            (cause, "headers"),
-        ):
-            if isinstance(headers := getattr(holder, name, None), Mapping):
-                yield headers
 
 
 def _words(text: str, key: str | None) -> str:

@@ -35,7 +35,9 @@ def fit(model: RegisteredModel, request: GenerationRequest) -> tuple[list[ChatMe
         return request.messages, 0
     # The answer gets the room it may ask for, but never more than half of the window.
     room = window - min(request.params["max_tokens"], window // 2)
-    if _most_tokens(request.messages) <= room:
+    # No token is shorter than a byte: so most prompts need no counting.
+    num_bytes = sum(len(message["content"].encode()) for message in request.messages)
+    if num_bytes + _TOKENS_PER_MESSAGE * len(request.messages) <= room:
         return request.messages, 0
     counted = cache(count)
 
@@ -53,8 +55,3 @@ def fit(model: RegisteredModel, request: GenerationRequest) -> tuple[list[ChatMe
         )
         raise InferenceError(message, ErrorCode.CONTEXT_LENGTH_EXCEEDED)
     return messages, num_dropped
-
-
-def _most_tokens(messages: list[ChatMessage]) -> int:
-    """No token is shorter than a byte: so most prompts need no counting."""
-    return sum(len(message["content"].encode()) + _TOKENS_PER_MESSAGE for message in messages)
