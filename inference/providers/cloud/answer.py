@@ -120,7 +120,7 @@ class CloudAnswer:
         return text
 
     def _read(self, event: dict[str, Any]) -> str:
-        """The text of an event of OpenAI's shape, or of a completion in one piece."""
+        """The text of an event of OpenAI's shape, or of a whole completion."""
         choices = event.get("choices")
         choices = choices if isinstance(choices, list) else []
         choice = next((each for each in choices if isinstance(each, dict)), {})
@@ -147,6 +147,8 @@ class CloudAnswer:
         logprobs = [wire.well_formed(each) for each in logprobs if isinstance(each, dict)]
         self._logprobs += logprobs
         reason = choice.get("finish_reason")
+        if not reason and "message" in choice and event.get("object") != "chat.completion.chunk":
+            reason = "stop"  # a whole completion needs none
         if reason and reason != "null":
             reason = reason if isinstance(reason, str) else json.dumps(reason)
             self._reason = wire.whole(reason[:_MAX_REASON_CHARS])

@@ -8,7 +8,7 @@ from typing import Any
 from inference.providers.cloud.library import library
 from inference.providers.cloud.wire import ProviderError, TooLargeError
 
-# Of one event, and of an answer in one piece.
+# Of one event, and of a whole answer.
 _MAX_BYTES = 32 * 2**20
 _MALFORMED = "It sent what is no JSON."
 
@@ -31,7 +31,7 @@ async def _events(stream: Any) -> AsyncIterator[Any]:
     """The events of an answer, with its end and its usage where the provider tells them.
 
     LiteLLM's own wrapper makes up both, a reason to end and a usage, when they are missing; takes
-    an answer in one piece, or an error in its place, for none; and is slower than all the rest. So
+    a whole answer, or an error in its place, for none; and is slower than all the rest. So
     the protocols of OpenAI and Anthropic are read without it.
     """
     received: Any = stream.completion_stream
@@ -107,7 +107,7 @@ async def _server_sent_events(lines: AsyncIterator[str]) -> AsyncIterator[Any]:
             plain.append(line)
         num_plain += len(line) if plain or data else 0
         if num_plain > _MAX_BYTES:
-            raise TooLargeError(f"It sent more than {_MAX_BYTES} bytes in one piece.")
+            raise TooLargeError(f"It sent more than {_MAX_BYTES} bytes in one event.")
     if plain and (event := _json("\n".join(plain))) is not None:
         yield event
 
@@ -128,7 +128,7 @@ def _named(name: str, event: Any) -> Any:
 
 
 def _parts_of_message(event: Any) -> Iterator[Any]:
-    """A message of Anthropic's in one piece as the events of a stream; others as they are."""
+    """A whole message of Anthropic's as the events of a stream; other events as they are."""
     if not (isinstance(event, dict) and event.get("type") == "message"):
         yield event
         return

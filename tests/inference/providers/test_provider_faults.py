@@ -295,6 +295,12 @@ def test_whole_completion_is_an_answer(
     assert (text, progress.usage()["total_tokens"]) == ("yes", 7)
 
 
+def test_whole_completion_needs_no_reason(register: Register, server: CloudServer) -> None:
+    server.faults.append(Reply.of_json({"choices": [{"message": {"content": "yes"}}]}))
+    text, progress = answer(register())
+    assert (text, progress.finish_reason) == ("yes", FinishReason.STOP)
+
+
 def test_whole_message_of_anthropic_is_an_answer(register: Register, server: CloudServer) -> None:
     tool = {"type": "tool_use", "id": "t", "name": "a", "input": {"x": 1}}
     content = [{"type": "thinking", "thinking": "Hm"}, {"type": "text", "text": "yes"}, tool]
