@@ -181,9 +181,13 @@ def _choice(
     if response_format and not provider.supports_structured_output:
         message = f"The {model.provider} provider has no structured output: take another model."
         raise ValidationError({_format_field(data): [message]})
+    is_local = model.provider == RegisteredModel.Provider.LOCAL
+    if response_format and structured_output.is_text(response_format) and not is_local:
+        message = f"Only local models take a {response_format['type']}."
+        raise ValidationError({"response_format": [message]})
     params = _sampling_params(data, model, provider)
     if grammar := data.get("grammar"):
-        if model.provider != RegisteredModel.Provider.LOCAL:
+        if not is_local:
             raise ValidationError({"grammar": ["Only local models take a grammar."]})
         try:
             check_grammar(grammar)

@@ -42,7 +42,10 @@ class TaskSubmissionSerializer(SamplingSerializer):
     response_format = serializers.JSONField(
         required=False,
         allow_null=True,
-        help_text='{"type": "json_object"}, or {"type": "json_schema", "json_schema": {"schema"}}.',
+        help_text=(
+            '{"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema"}}, '
+            '{"type": "regex", "regex"}, {"type": "lark", "lark"} or {"type": "choice", "choices"}.'
+        ),
     )
     grammar = serializers.CharField(required=False, allow_null=True, trim_whitespace=False)
     stream = serializers.BooleanField(default=False)

@@ -82,7 +82,8 @@ def _prompt_tokens(loaded: LoadedEngine, request: GenerationRequest) -> tuple[li
 def _sampling_params(request: GenerationRequest) -> SamplingParams:
     params = request.params
     known: dict[str, Any] = {name: params[name] for name in _SAMPLING & params.keys()}
-    grammar = params.get("grammar")
+    constraint, grammar = None, params.get("grammar")
     if request.response_format is not None:
-        grammar = structured_output.grammar_for(request.response_format)
-    return SamplingParams(**known, stop=tuple(params["stop_sequences"]), grammar=grammar)
+        constraint = structured_output.constraint_for(request.response_format)
+    stop = tuple(params["stop_sequences"])
+    return SamplingParams(**known, stop=stop, constraint=constraint, grammar=grammar)

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from rest_framework.exceptions import ValidationError
 
-from inference.engine.gbnf import check_grammar
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
-from inference.structured_output import ResponseFormat, grammar_for, normalize, parse
+from inference.structured_output import ResponseFormat, constraint_for, normalize, parse
 from tests.inference.engine.schemas import SCHEMAS
 
 OBJECT = ResponseFormat(type="json_object")
@@ -70,7 +69,7 @@ def test_explicit_response_format_wins_over_output_schema() -> None:
     [
         ("json_object", "Give an object"),
         ([], "Give an object"),
-        ({}, "Its type is text, json_object or json_schema"),
+        ({}, "Its type is text, json_object, json_schema, regex, lark or choice"),
         ({"type": "xml"}, "Its type is"),
         ({"type": ["json_object"]}, "Its type is"),
         ({"type": "json_object", "schema": {}}, "Unknown field schema"),
@@ -96,11 +95,9 @@ def test_bad_response_format_is_refused(response_format: Any, reason: str) -> No
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
-        ({"properties": {"a": {"uniqueItems": True}}}, "#/properties/a: the keyword uniqueItems"),
+        ({"properties": {"a": {"uniqueItem": True}}}, "#/properties/a: The keyword uniqueItem is"),
         ({"$ref": "http://example.com"}, "leads out of the schema"),
-        ({"pattern": "(a+)+"}, "exponential"),
-        ({"title": 7}, "#/title: 7 is not of type 'string'"),
-        ({"required": ["a", "a"]}, "#/required"),
+        ({"pattern": "(?=a)"}, "#: The pattern is not supported"),
         ({"default": float("nan")}, "cannot be written as JSON"),
         ("text", "A schema is a JSON object"),
     ],
@@ -121,16 +118,118 @@ def test_schema_nested_without_end_is_refused() -> None:
 
 
 def test_refusal_holds_little_of_a_long_schema() -> None:
-    assert len(refusal(None, {"properties": {"a" * 10_000: {"b" * 10_000: 1}}})[1]) < 600
+    assert len(refusal(None, {"properties": {"a" * 10_000: {"type": "b" * 10_000}}})[1]) < 600
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
-def test_every_schema_has_a_grammar(name: str) -> None:
-    check_grammar(grammar_for(as_format(SCHEMAS[name])), must_end=True)
+TEXT_FORMATS: list[tuple[dict[str, Any], list[str], list[str]]] = [
+    ({"type": "regex", "regex": "[a-z]{2}-[0-9]"}, ["ab-1"], ["ab-", "ab-12", "xab-1", ""]),
+    ({"type": "regex", "regex": "^a|b$"}, ["a", "b"], ["ab"]),
+    ({"type": "choice", "choices": ["a.b", "a.b c\n", "é(["]}, ["a.b", "a.b c\n", "é(["], ["aXb"]),
+    ({"type": "lark", "lark": 'start: "(" start ")" | "x"'}, ["x", "((x))"], ["((x)", "y"]),
+    ({"type": "lark", "lark": 'start: "<[5]>" /[<@%]/ // <a>'}, ["<[5]>%"], ["<[5]>"]),
+]
 
 
-def test_json_object_has_a_grammar() -> None:
-    check_grammar(grammar_for(OBJECT), must_end=True)
+@pytest.mark.parametrize(("asked", "good", "bad"), TEXT_FORMATS, ids=str)
+def test_text_format_is_kept_and_its_answers_are_checked(
+    asked: Any, good: list[str], bad: list[str]
+) -> None:
+    response_format = normalize(asked, None)
+    assert response_format == asked
+    assert constraint_for(asked)
+    for text in good:
+        assert parse(text, FinishReason.STOP, asked) == text
+    for text in bad:
+        with pytest.raises(InferenceError, match="does not follow") as refused:
+            parse(text, FinishReason.STOP, asked)
+        assert refused.value.code == ErrorCode.STRUCTURED_OUTPUT_INVALID
+
+
+@pytest.mark.parametrize(
+    ("asked", "text", "is_complete"),
+    [
+        ({"type": "choice", "choices": ["yes", "yes, please"]}, "yes", False),
+        ({"type": "choice", "choices": ["yes", "yes, please"]}, "yes, please", True),
+        ({"type": "regex", "regex": "a+"}, "aa", False),
+        ({"type": "regex", "regex": "a{2}"}, "aa", True),
+        ({"type": "lark", "lark": 'start: "a"+'}, "aa", False),
+    ],
+)
+def test_text_that_may_have_been_cut_is_refused(asked: Any, text: str, is_complete: bool) -> None:
+    if is_complete:
+        assert parse(text, FinishReason.LENGTH, asked) == text
+    else:
+        with pytest.raises(InferenceError, match="cut off: raise max_tokens"):
+            parse(text, FinishReason.LENGTH, asked)
+    assert parse(text, FinishReason.STOP, asked) == text
+
+
+def test_answer_that_is_too_ambiguous_to_be_checked_is_refused() -> None:
+    rules = 'start: x\nx: "a" y | "a" z | ""\ny: "a" x x | "b"\nz: "a" x x | "c"'
+    asked: Any = {"type": "lark", "lark": rules}
+    assert parse(30 * "a", FinishReason.STOP, asked) == 30 * "a"
+    with pytest.raises(InferenceError, match="does not follow"):
+        parse(5000 * "a", FinishReason.STOP, asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"type": "regex"}, "regex must be a text"),
+        ({"type": "regex", "regex": "a", "flags": "i"}, "Unknown field flags"),
+        ({"type": "regex", "regex": "(?=a)b"}, "look-around"),
+        ({"type": "regex", "regex": "("}, "unclosed group"),
+        ({"type": "regex", "regex": "a\0"}, "NUL"),
+        ({"type": "regex", "regex": "[a&&b]"}, "No text follows it"),
+        ({"type": "regex", "regex": 20_000 * "a"}, "larger than 16384 bytes"),
+        ({"type": "choice", "choices": []}, "Give 1 to 1000 texts"),
+        ({"type": "choice", "choices": ["a", "a"]}, "none of them twice"),
+        ({"type": "choice", "choices": ["a", 1]}, "must be a list of texts"),
+        ({"type": "choice", "choices": "a"}, "must be a list of texts"),
+        ({"type": "lark", "lark": "start: <|im_end|>"}, "Line 1: Tokens in <…>"),
+        ({"type": "lark", "lark": 'start: "a" <[5]>'}, "Tokens in <…>"),
+        ({"type": "lark", "lark": "start: <[*]>"}, "Tokens in <…>"),
+        ({"type": "lark", "lark": 'start: "a\\"" <[5]> "b"'}, "Tokens in <…>"),
+        ({"type": "lark", "lark": "start: /a\\/<b/ <[5]>"}, "Tokens in <…>"),
+        ({"type": "lark", "lark": 'start: "a"\nb: %json {"x-guidance": {}}'}, "Line 2: Only the"),
+        ({"type": "lark", "lark": '%llguidance {}\nstart: "a"'}, "Only the directive %ignore"),
+        ({"type": "lark", "lark": '%import common.INT\nstart: "a"'}, "Only the directive"),
+        ({"type": "lark", "lark": "start: @other"}, "Other grammars"),
+        ({"type": "lark", "lark": "start[max_tokens=1]: /a+/"}, "options"),
+        ({"type": "lark", "lark": "start: x"}, "unknown name"),
+        ({"type": "lark", "lark": 'start: start "a"'}, "No text follows it"),
+        ({"type": "lark", "lark": 'a: "a"'}, "no start rule"),
+    ],
+)
+def test_bad_text_format_is_refused(asked: Any, reason: str) -> None:
+    field, message = refusal(asked)
+    assert field == "response_format"
+    assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"close": False}, "Unknown field close"), ({"closed": 0}, "options is"), ([], "options is")],
+)
+def test_bad_options_are_refused(options: Any, reason: str) -> None:
+    described = {"schema": {}, "options": options}
+    assert reason in refusal({"type": "json_schema", "json_schema": described})[1]
+
+
+def test_options_are_kept_and_reach_the_constraint_and_the_check() -> None:
+    described = {"schema": {"format": "date"}, "options": {"formats": False}}
+    asked = normalize({"type": "json_schema", "json_schema": described}, None)
+    assert asked is not None
+    assert asked["options"] == {"formats": False}
+    assert constraint_for(asked) != constraint_for(as_format({"format": "date"}))
+    assert parse('"tomorrow"', FinishReason.STOP, asked) == "tomorrow"
+    with pytest.raises(InferenceError, match="is not a 'date'"):
+        parse('"tomorrow"', FinishReason.STOP, as_format({"format": "date"}))
+
+
+@pytest.mark.parametrize("schema", [*SCHEMAS.values(), {}, True])
+def test_every_format_has_a_constraint(schema: Any) -> None:
+    assert constraint_for(as_format(schema)) != constraint_for(OBJECT)
 
 
 # The answers
@@ -168,6 +267,11 @@ INVALID: list[tuple[Any, str, FinishReason, str]] = [
     (SCHEMA, "[1]", FinishReason.STOP, "at #: .* is not of type 'object'"),
     ({"pattern": "^a+$"}, '"ab"', FinishReason.STOP, r"at #: it does not match the pattern \^a\+"),
     ({"oneOf": [{"type": "integer"}, {"minimum": 1}]}, "5", FinishReason.STOP, "valid under each"),
+    ({"uniqueItems": True}, "[1, 1.0]", FinishReason.STOP, "two items of it are equal"),
+    ({"uniqueItems": True}, '[{"a": 1}, {"a": 1}]', FinishReason.STOP, "two items of it are equal"),
+    ({"multipleOf": 0.01}, "19.999", FinishReason.STOP, "is not a multiple of 0.01"),
+    ({"patternProperties": {"^a": False}}, '{"ab": 1}', FinishReason.STOP, "at #: False schema"),
+    ({"additionalProperties": False}, '{"a": 1}', FinishReason.STOP, "property a is not allowed"),
 ]
 
 

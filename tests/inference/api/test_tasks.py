@@ -237,10 +237,12 @@ def test_structured_output_is_kept_for_the_worker(api: APIClient) -> None:
     schema = {"type": "object", "properties": {"b": {"type": "null"}, "a": {"type": "null"}}}
     kept = {"type": "json_schema", "name": "answer", "schema": json.dumps(schema)}
     described = {"type": "json_schema", "json_schema": {"schema": schema}}
+    choice = {"type": "choice", "choices": ["yes", "no"]}
     submissions: list[tuple[dict[str, Any], object]] = [
         ({"response_format": described}, kept),
         ({"output_schema": schema}, kept),
         ({"response_format": {"type": "json_object"}}, {"type": "json_object"}),
+        ({"response_format": choice}, choice),
         ({"response_format": {"type": "text"}, "output_schema": schema}, None),
         ({"response_format": None, "output_schema": None}, None),
     ]
@@ -255,7 +257,9 @@ def test_structured_output_is_kept_for_the_worker(api: APIClient) -> None:
     [
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
-        ({"output_schema": {"uniqueItems": True}}, "output_schema"),
+        ({"output_schema": {"requird": ["a"]}}, "output_schema"),
+        ({"output_schema": {"minimum": 10**400}}, "output_schema"),
+        ({"response_format": {"type": "regex", "regex": "("}}, "response_format"),
         ({"output_schema": {"$ref": "https://example.com"}}, "output_schema"),
         ({"output_schema": {}, "grammar": 'root ::= "a"'}, "output_schema"),
         (
@@ -275,6 +279,14 @@ def test_bad_structured_output_is_refused_by_its_field(
 def test_provider_without_structured_output_refuses_it(api: APIClient, field: str) -> None:
     value = {"response_format": {"type": "json_object"}, "output_schema": {"type": "object"}}
     assert_error(submit(api, **{field: value[field]}), 400, "validation_error", field)
+
+
+def test_cloud_model_takes_no_text_format(api: APIClient) -> None:
+    RegisteredModel.objects.create(name="cloud", provider="openai", config={"model_name": "m"})
+    for kind, field in (("regex", "regex"), ("lark", "lark")):
+        asked = {"type": kind, field: 'start: "a"' if kind == "lark" else "a"}
+        response = submit(api, model="cloud", response_format=asked)
+        assert_error(response, 400, "validation_error", "response_format")
 
 
 @pytest.mark.parametrize("depth", [200, 900])
