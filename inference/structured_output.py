@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import lru_cache
-from typing import Any, NoReturn, NotRequired, TypedDict
+from typing import Any, NoReturn, NotRequired, TypedDict, cast
 
 from rest_framework.exceptions import ValidationError
 
@@ -167,13 +167,13 @@ def _of_text(kind: str, response_format: dict[str, Any]) -> ResponseFormat:
             raise _refusal("response_format", "choices must be a list of texts.")
     elif not isinstance(value, str):
         raise _refusal("response_format", f"{field} must be a text.")
-    asked: Any = {"type": kind, field: value}
+    asked = cast("ResponseFormat", {"type": kind, field: value})
     try:
         constraint_for(asked)
     except GrammarError as error:
         message = f"The {field} cannot be used. {_shortened(str(error), _MAX_REASON)}"
         raise _refusal("response_format", message) from error
-    return ResponseFormat(**asked)
+    return asked
 
 
 def _options_of(response_format: ResponseFormat) -> Options:

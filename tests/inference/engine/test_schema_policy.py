@@ -5,7 +5,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
@@ -433,7 +433,7 @@ BAD_FORMATS = {
     "email": ["a", "@b.de", "a@b", "a b@c.de", "a@-b.de"],
     "uri": ["example.org", "https:", "http://a b", "http://a#b#c", "http://%zz"],
 }
-PARSERS = {
+PARSERS: dict[str, Callable[[str], object]] = {
     "date": date.fromisoformat,
     "date-time": datetime.fromisoformat,
     "uuid": uuid.UUID,

@@ -73,7 +73,7 @@ def schemas_of(inner: st.SearchStrategy[Any], *, with_checked: bool) -> st.Searc
 
 
 def schemas(*, with_checked: bool) -> st.SearchStrategy[Any]:
-    inner = st.recursive(
+    inner: st.SearchStrategy[Any] = st.recursive(
         st.booleans() | st.just({}),
         lambda below: schemas_of(below, with_checked=with_checked),
         max_leaves=4,
