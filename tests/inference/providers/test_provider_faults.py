@@ -21,6 +21,7 @@ from inference.models import GenerationTask, RegisteredModel, TaskAttempt
 from inference.providers.base import Progress
 from inference.providers.cloud import answer as cloud_answer
 from inference.providers.registry import provider_for
+from monitoring.redis.client import client
 from tests.cloud_server import KEY, CloudServer, Reply, delta
 from tests.inference.execution.cloud_sessions import deltas, execute
 from tests.inference.lifecycle.test_lifecycle import claimed, fresh
@@ -364,6 +365,30 @@ def test_error_of_any_shape_is_one(register: Register, server: CloudServer, even
 def test_event_called_error_is_one(register: Register, server: CloudServer) -> None:
     server.faults.append(Reply([b'event: error\ndata: {"code": 429, "message": "No."}\n\n']))
     assert failure(register(max_retries=0)).code == ErrorCode.RATE_LIMITED
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", [200, 201, 204, 302, 400, 401, 418, 429, 500, 503, 599])
+def test_body_of_any_kind_is_a_failure(
+    register: Register, server: CloudServer, kind: str, status: int
+) -> None:
+    model = register(kind, max_retries=0)
+    bodies = [
+        b"",
+        b"null",
+        b"[7]",
+        b'{"error": null}',
+        b'{"error": "\\ud83d"}',
+        b"\xff\xfe\0",
+        b"{",
+    ]
+    for body in [*bodies, b"<" * 40_000, b'{"error": {"message": [1], "code": {}}}']:
+        server.faults.append(Reply([body], status, "application/json", {"Retry-After": "soon"}))
+        error = failure(model)
+        assert error.code != ErrorCode.INTERNAL_ERROR
+        assert error.retry_after is None or error.retry_after < 60
+        error.message.encode()
+        client().flushdb()  # and with it the model's circuit
 
 
 @pytest.mark.parametrize("kind", KINDS)
