@@ -12,8 +12,9 @@ from rest_framework.exceptions import ValidationError
 from conversations.models import Conversation
 from inference import structured_output
 from inference.api import extra_params
+from inference.engine.constraint import check_grammar
 from inference.engine.errors import GrammarError
-from inference.engine.gbnf import check_grammar
+from inference.engine.gbnf import compile_grammar
 from inference.models import GenerationTask, ModelChoice, RegisteredModel, new_task_id
 from inference.providers import embedding
 from inference.providers.base import Provider
@@ -190,7 +191,7 @@ def _choice(
         if not is_local:
             raise ValidationError({"grammar": ["Only local models take a grammar."]})
         try:
-            check_grammar(grammar)
+            check_grammar(compile_grammar(grammar))
         except GrammarError as error:
             raise ValidationError({"grammar": [str(error)]}) from error
         params["grammar"] = grammar

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from inference.engine.errors import ConstraintError
+from inference.engine.errors import ConstraintError, GrammarError
 
 # They bound the time of a token and the memory of a sequence: by the library's own limit its lexer
 # may have 250,000 states, of 1 to 2 kB each.
@@ -65,6 +65,12 @@ class ConstraintTokenizer:
         self.native = LLTokenizer(
             TokenizerWrapper(vocabulary), eos_token=vocabulary.end_tokens or None
         )
+
+
+def check_grammar(grammar: str) -> None:
+    """Raises GrammarError for a grammar that no sequence could follow. Needs no model."""
+    if reason := _call(LLMatcher.validate_grammar, grammar, limits=LIMITS):
+        raise GrammarError(f"The grammar cannot be used: {reason[:_MAX_REASON]}")
 
 
 class Constraint:

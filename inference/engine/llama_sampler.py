@@ -8,7 +8,6 @@ import numpy.typing as npt
 
 from inference.engine.constraint import Constraint, ConstraintTokenizer
 from inference.engine.errors import DecodeError, GrammarError
-from inference.engine.gbnf import check_grammar
 from inference.engine.runner import Sampled
 from inference.engine.sequence import SamplingParams
 
@@ -47,7 +46,6 @@ class SamplerChain:
             self._forced = self._constraint.accept_forced()
         self._grammar: Any = None
         if params.grammar is not None:
-            check_grammar(params.grammar)
             self._grammar = llama.llama_sampler_init_grammar(
                 vocab, params.grammar.encode(), b"root"
             )

@@ -12,13 +12,14 @@ from inference.engine.errors import (
     InvalidRequestError,
     PromptTooLongError,
 )
+from inference.engine.gbnf import compile_grammar
 from inference.engine.sequence import SamplingParams
 from inference.errors import ErrorCode, InferenceError
 from inference.loading.loaded_engines import LoadedEngine
 from inference.models import Queue
 from inference.providers.base import GenerationRequest, Progress, Provider
 
-_SAMPLING = SamplingParams.__dataclass_fields__.keys() - {"stop", "constraint", "grammar"}
+_SAMPLING = SamplingParams.__dataclass_fields__.keys() - {"stop", "constraint"}
 
 # The first that fits counts.
 _CODES = (
@@ -82,8 +83,9 @@ def _prompt_tokens(loaded: LoadedEngine, request: GenerationRequest) -> tuple[li
 def _sampling_params(request: GenerationRequest) -> SamplingParams:
     params = request.params
     known: dict[str, Any] = {name: params[name] for name in _SAMPLING & params.keys()}
-    constraint, grammar = None, params.get("grammar")
+    constraint = None
     if request.response_format is not None:
         constraint = structured_output.constraint_for(request.response_format)
-    stop = tuple(params["stop_sequences"])
-    return SamplingParams(**known, stop=stop, constraint=constraint, grammar=grammar)
+    elif "grammar" in params:
+        constraint = compile_grammar(params["grammar"])
+    return SamplingParams(**known, stop=tuple(params["stop_sequences"]), constraint=constraint)

@@ -44,6 +44,11 @@ class GrammarAcceptor:
                 bool(self._allowed(sampler, [self._end]))
             )
 
+    def may_begin(self, grammar: str, text: str) -> bool:
+        """Whether every token of the text is allowed. Raises GrammarError as `accepts` does."""
+        with self._sampler(grammar) as sampler:
+            return all(self._advance(sampler, token) for token in self._tokens(text))
+
     def write(self, grammar: str, seed: int, max_tokens: int) -> str | None:
         """A text that the grammar allows, of our letters; None when they bring it to no end."""
         chooser = random.Random(seed)  # noqa: S311 - no secret depends on it
