@@ -72,8 +72,7 @@ class Engine:
     ) -> Sequence:
         """Queue a request; the sequence returned is kept up to date until it has finished.
 
-        Raises InvalidRequestError, PromptTooLongError, GrammarError or ConstraintError; nothing is
-        queued then.
+        Raises InvalidRequestError, PromptTooLongError or ConstraintError; nothing is queued then.
         """
         if request_id in self._sequences:
             raise InvalidRequestError(f"Request {request_id} is in the engine already.")

@@ -1,8 +1,7 @@
 """A model in llama.cpp: the only module that imports llama_cpp, which is slow to import.
 
 Source: llama.h of the llama.cpp that llama-cpp-python 0.3.36 carries. What would make llama.cpp
-abort the process (tokens out of range, batches too large, a grammar that allows nothing) is checked
-here first and raised.
+abort the process (tokens out of range, batches too large) is checked here first and raised.
 """
 
 import ctypes
@@ -100,14 +99,10 @@ class LlamaRunner:
         return token in self._tokenizer.end_tokens
 
     def new_sampler(self, params: SamplingParams, prompt_tokens: list[int]) -> int:
-        """A handle to the sampling state of one sequence.
-
-        Raises GrammarError or ConstraintError.
-        """
+        """A handle to the sampling state of one sequence. Raises ConstraintError."""
         self._check_open()
         chain = SamplerChain(
             llama,
-            self._vocab,
             params,
             prompt_tokens,
             self._tokenizer,
@@ -138,7 +133,7 @@ class LlamaRunner:
     def sample(self, sampler: int, row: int) -> Sampled:
         """Choose and accept what follows a row of the last batch.
 
-        Raises DecodeError or ConstraintError.
+        Raises ConstraintError.
         """
         return self._samplers[sampler].sample(self._context, row)
 

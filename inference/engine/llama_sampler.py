@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.engine.constraint import Constraint, ConstraintTokenizer
-from inference.engine.errors import DecodeError, GrammarError
 from inference.engine.runner import Sampled
 from inference.engine.sequence import SamplingParams
 
@@ -19,7 +18,7 @@ _TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float3
 
 
 class SamplerChain:
-    """The samplers of one sequence, in llama.cpp's usual order, and its constraint or grammar.
+    """The samplers of one sequence, in llama.cpp's usual order, and its constraint.
 
     `llama` is the library's binding, handed in by the runner, which alone imports it.
     """
@@ -27,7 +26,6 @@ class SamplerChain:
     def __init__(
         self,
         llama: Any,
-        vocab: Any,
         params: SamplingParams,
         prompt_tokens: list[int],
         tokenizer: ConstraintTokenizer,
@@ -35,7 +33,7 @@ class SamplerChain:
         *,
         context_window: int,
     ) -> None:
-        """Raises GrammarError or ConstraintError."""
+        """Raises ConstraintError."""
         self._llama = llama
         self._vocab_size = len(tokenizer.is_text)
         self._end_tokens = tokenizer.end_tokens
@@ -44,16 +42,6 @@ class SamplerChain:
         if params.constraint is not None:
             self._constraint = Constraint(tokenizer, params.constraint)
             self._forced = self._constraint.accept_forced()
-        self._grammar: Any = None
-        if params.grammar is not None:
-            self._grammar = llama.llama_sampler_init_grammar(
-                vocab, params.grammar.encode(), b"root"
-            )
-            if not self._grammar:  # a NULL pointer is an object, and false
-                raise GrammarError(
-                    "llama.cpp refuses the grammar: its repetitions multiply to more than 2000, or"
-                    " repeat what may be empty."
-                )
         self._candidates = candidates
         options = llama.llama_sampler_chain_default_params()
         options.no_perf = True
@@ -62,27 +50,21 @@ class SamplerChain:
         for sampler in samplers:
             llama.llama_sampler_chain_add(self._chain, sampler)
         # The chain would copy all logits to find the largest, which takes twice as long.
-        self._is_argmax = params.temperature == 0 and not self._grammar and len(samplers) == 1
+        self._is_argmax = params.temperature == 0 and len(samplers) == 1
 
     def free(self) -> None:
         self._llama.llama_sampler_free(self._chain)
-        if self._grammar is not None:
-            self._llama.llama_sampler_free(self._grammar)
 
     def sample(self, context: Any, row: int) -> Sampled:
         """Choose and accept what follows a row of the last batch.
 
-        Raises DecodeError or ConstraintError.
+        Raises ConstraintError.
         """
         pointer = self._llama.llama_get_logits_ith(context, row)
         logits = np.ctypeslib.as_array(pointer, (self._vocab_size,))
         if self._constraint is not None:
             return self._sample_constrained(self._constraint, logits)
-        if self._grammar is not None:
-            token = self._sample_with_grammar(logits)
-            self._llama.llama_sampler_accept(self._grammar, token)
-            self._llama.llama_sampler_accept(self._chain, token)
-        elif self._is_argmax:
+        if self._is_argmax:
             token = int(logits.argmax())
         else:
             token = int(self._llama.llama_sampler_sample(self._chain, context, row))
@@ -103,18 +85,6 @@ class SamplerChain:
         for token in tokens:
             self._llama.llama_sampler_accept(self._chain, token)
         return Sampled(tokens, constraint.is_complete)
-
-    def _sample_with_grammar(self, logits: _Logits) -> int:
-        token = self._choose(logits)
-        self._candidates.load_one(token)
-        self._candidates.apply(self._grammar)
-        if self._candidates.is_any_allowed():
-            return token
-        self._candidates.load(logits)
-        self._candidates.apply(self._grammar)
-        if not self._candidates.is_any_allowed():
-            raise DecodeError("The grammar allows no token of this model's vocabulary here.")
-        return self._candidates.choose(self._chain)
 
     def _choose(self, logits: _Logits, allowed: npt.NDArray[np.intp] | None = None) -> int:
         """The token that the chain selects from all, or from those that are allowed."""
@@ -170,20 +140,9 @@ class Candidates:
         self._data["logit"][:size] = logits if tokens is None else logits[tokens]
         self._reset(size)
 
-    def load_one(self, token: int) -> None:
-        self._data[0] = (token, 0.0, 0.0)
-        self._reset(1)
-
-    def apply(self, sampler: Any) -> None:
-        self._llama.llama_sampler_apply(sampler, ctypes.byref(self._native))
-
-    def is_any_allowed(self) -> bool:
-        """Whether a grammar just applied has left a token: it sets the others to -inf."""
-        return bool((self._data["logit"][: self._native.size] > -np.inf).any())
-
     def choose(self, chain: Any) -> int:
         """The token the chain selects."""
-        self.apply(chain)
+        self._llama.llama_sampler_apply(chain, ctypes.byref(self._native))
         return int(self._native.data[self._native.selected].id)
 
     def _reset(self, size: int) -> None:

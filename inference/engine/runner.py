@@ -120,10 +120,7 @@ class Runner(Protocol):
         ...
 
     def new_sampler(self, params: SamplingParams, prompt_tokens: list[int]) -> int:
-        """A handle to the sampling state of one sequence.
-
-        Raises GrammarError or ConstraintError.
-        """
+        """A handle to the sampling state of one sequence. Raises ConstraintError."""
         ...
 
     def free_sampler(self, sampler: int) -> None: ...
@@ -139,6 +136,6 @@ class Runner(Protocol):
     def sample(self, sampler: int, row: int) -> Sampled:
         """Choose the next token from the logits of a row of the last batch.
 
-        Raises DecodeError or ConstraintError.
+        Raises ConstraintError.
         """
         ...

@@ -38,8 +38,8 @@ class SamplingParams:
     `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 switch these filters off.
     `frequency_penalty` and `presence_penalty` count the generated tokens, as OpenAI's do;
     `repeat_penalty` looks at the last 64 tokens, prompt included, as llama.cpp's does.
-    `constraint` is the text of an llguidance grammar, `grammar` GBNF with a rule `root`; only one
-    of them may be given. Raises InvalidRequestError on a value out of bounds.
+    `constraint` is the text of an llguidance grammar. Raises InvalidRequestError on a value out of
+    bounds.
     """
 
     temperature: float = 1.0
@@ -53,7 +53,6 @@ class SamplingParams:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     constraint: str | None = None
-    grammar: str | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
@@ -61,8 +60,6 @@ class SamplingParams:
                 raise InvalidRequestError(
                     f"{name} is {value}: it must be between {low} and {high}."
                 )
-        if self.constraint is not None and self.grammar is not None:
-            raise InvalidRequestError("Both a constraint and a grammar are given: leave out one.")
         if "" in self.stop:
             raise InvalidRequestError("A stop sequence is empty: leave it out.")
 

@@ -39,26 +39,18 @@ def count(pid: int, reason: str) -> None:
 
 
 def _names_in_use_by(worker_prefix: str) -> set[str]:
-    """The models that it was loading, or ran tasks on; but see `_had_grammar`."""
-    loading = RegisteredModel.objects.filter(status=RegisteredModel.Status.LOADING)
-    tasks = _tasks_of(worker_prefix)
-    running = set() if _had_grammar(tasks) else {task.model_name for task in tasks}
-    mine = loading.filter(loaded_by__startswith=worker_prefix)
-    return {*mine.values_list("name", flat=True), *running}
-
-
-def _tasks_of(worker_prefix: str) -> list[GenerationTask]:
-    """Those that it ran when it died; a sweep may have taken them back since."""
+    """The models that it was loading, or ran tasks on; a sweep may have taken these back since."""
+    loading = RegisteredModel.objects.filter(
+        status=RegisteredModel.Status.LOADING, loaded_by__startswith=worker_prefix
+    )
     lost = TaskAttempt.objects.filter(
         worker__startswith=worker_prefix,
         outcome=TaskAttempt.Outcome.LOST,
         ended_at__gte=Now() - _RECENT,
     )
     running = Q(worker__startswith=worker_prefix, status=GenerationTask.Status.PROCESSING)
-    taken_back = Q(pk__in=lost.values("task"))
-    return list(GenerationTask.objects.filter(running | taken_back).only("model_name", "request"))
-
-
-def _had_grammar(tasks: list[GenerationTask]) -> bool:
-    """Some grammars grow in llama.cpp until it dies: the model must not suffer for its users."""
-    return any(task.request["params"].get("grammar") for task in tasks)
+    tasks = GenerationTask.objects.filter(running | Q(pk__in=lost.values("task")))
+    return {
+        *loading.values_list("name", flat=True),
+        *tasks.values_list("model_name", flat=True),
+    }

@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Callable
 
-from inference.engine.errors import DecodeError, GrammarError
+from inference.engine.errors import ConstraintError, DecodeError
 from inference.engine.runner import Chunk, Sampled
 from inference.engine.sequence import SamplingParams
 
@@ -120,8 +120,8 @@ class FakeRunner:
         return bytes([token])
 
     def new_sampler(self, params: SamplingParams, prompt_tokens: list[int]) -> int:
-        if params.grammar is not None:
-            raise GrammarError("The fake runner knows no grammars.")
+        if params.constraint is not None:
+            raise ConstraintError("the fake runner knows no grammars")
         self._num_samplers += 1
         self.samplers.add(self._num_samplers)
         return self._num_samplers

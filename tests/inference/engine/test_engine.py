@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from inference.engine.engine import Engine, StepOutput
-from inference.engine.errors import GrammarError, InvalidRequestError, PromptTooLongError
+from inference.engine.errors import ConstraintError, InvalidRequestError, PromptTooLongError
 from inference.engine.runner import Chunk
 from inference.engine.scheduler import MIN_PREFILL_TOKENS, TARGET_STEP_SECONDS
 from inference.engine.sequence import FinishReason, SamplingParams
@@ -328,8 +328,8 @@ def test_second_request_of_the_same_name_is_refused() -> None:
 def test_refused_grammar_leaves_nothing_behind() -> None:
     runner = FakeRunner()
     engine = Engine(runner)
-    with pytest.raises(GrammarError):
-        engine.add_request("r", [1], SamplingParams(grammar="root ::= 1"))
+    with pytest.raises(ConstraintError):
+        engine.add_request("r", [1], SamplingParams(constraint="start: 1"))
     assert_nothing_is_held(engine, runner)
 
 

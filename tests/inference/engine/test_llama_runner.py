@@ -9,7 +9,6 @@ from inference.engine.chat_template import Turn
 from inference.engine.errors import (
     DecodeError,
     EngineError,
-    GrammarError,
     ModelLoadError,
     PromptTooLongError,
 )
@@ -122,36 +121,6 @@ def test_narrow_filters_make_sampling_greedy(runner: LlamaRunner) -> None:
     ):
         (sampled,) = run(runner, [(QUESTIONS[1], narrow)])
         assert_same_but_for_ties(runner, greedy, sampled)
-
-
-@pytest.mark.parametrize("temperature", [0, 1.5])
-def test_grammar_shapes_the_text(runner: LlamaRunner, temperature: float) -> None:
-    grammar = 'root ::= "{\\"city\\": \\"" [A-Z] [a-zé]{1,9} "\\"}"'
-    params = SamplingParams(temperature=temperature, seed=1, max_tokens=40, grammar=grammar)
-    constrained, free = run(runner, [(QUESTIONS[1], params), (QUESTIONS[1], GREEDY)])
-    assert constrained.finish_reason == FinishReason.STOP
-    assert constrained.text.startswith('{"city": "')
-    assert constrained.text.endswith('"}')
-    assert not free.text.startswith("{")
-
-
-def test_grammar_that_allows_no_token_ends_in_error_and_not_in_an_abort(
-    runner: LlamaRunner,
-) -> None:
-    params = SamplingParams(temperature=1, max_tokens=4, grammar="root ::= [^\\x00-\\U0010FFFF]")
-    stuck, free = run(runner, [(QUESTIONS[1], params), (QUESTIONS[1], GREEDY)])
-    assert stuck.finish_reason == FinishReason.ERROR
-    assert str(stuck.error) == "The grammar allows no token of this model's vocabulary here."
-    assert len(free.output_tokens) > 4
-
-
-def test_bad_grammar_is_refused_in_words(runner: LlamaRunner) -> None:
-    engine = new_engine(runner)
-    with pytest.raises(GrammarError, match="line 1, column 10: expected"):
-        engine.add_request("r", [1], SamplingParams(grammar="root ::= %"))
-    with pytest.raises(GrammarError, match="refuses"):
-        engine.add_request("r", [1], SamplingParams(grammar='root ::= x*\nx ::= "a" | ""'))
-    assert not engine.num_unfinished
 
 
 def test_prompt_longer_than_the_context_is_refused(runner: LlamaRunner) -> None:

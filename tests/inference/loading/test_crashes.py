@@ -75,15 +75,6 @@ def test_crash_of_another_worker_is_not_counted(
     assert not RegisteredModel.objects.exclude(num_crashes=0).exists()
 
 
-def test_crash_beside_a_grammar_of_a_user_is_not_counted(
-    model: RegisteredModel, dead_worker: str, new_task: NewTask
-) -> None:
-    run_on(dead_worker, new_task(model="weights"))
-    run_on(dead_worker, new_task(model="weights", grammar='root ::= "a" root "b" | "a" root "c"'))
-    crashes.count(pid_of(dead_worker), SIGSEGV)
-    assert num_crashes(model) == 0
-
-
 def test_second_crash_is_the_last(api: APIClient, model: RegisteredModel, dead_worker: str) -> None:
     body = {"model": "weights", "prompt": "hello"}
     load_on(dead_worker, model)
