@@ -5,11 +5,11 @@ the answer is validated against the schema as given.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inference.engine.errors import SchemaError
+from inference.engine.schema_policy.declared import NOTHING, Declared, Place, declared_by
 from inference.engine.schema_policy.document import (
     MAX_COUNT,
     TYPES,
@@ -19,29 +19,26 @@ from inference.engine.schema_policy.document import (
     resolve,
 )
 from inference.engine.schema_policy.formats import FORMATS
+from inference.engine.schema_policy.limits import (
+    ANY,
+    any_definitions,
+    bounds_of,
+    is_plain_divisor,
+    limits,
+)
 
 Schema = dict[str, Any]
-Place = tuple[Any, str]
-"""A subschema and its pointer."""
 Choice = tuple[str, list[list[Place]]]
 """A keyword, and its branches: of each, the schemas that it consists of."""
 
 MAX_NODES = 10_000
 # How many combinations of the choices of several anyOf, oneOf, if … at one place are written.
 MAX_COMBINATIONS = 32
-MAX_STRING_CHARS = 16_384
-# How deep a value that the schema leaves open may be nested.
-MAX_ANY_DEPTH = 10
-# Whole numbers that every JSON parser reads exactly.
-MAX_NUMBER = 2**53 - 1
-MAX_FRACTION_DIGITS = 9
 
-_ANY = {"$ref": f"#/$defs/any-{MAX_ANY_DEPTH}"}
 _COPIED = frozenset({"enum", "const", "required", "pattern"})
 _COUNTS = frozenset(
     {f"{m}{of}" for m in ("min", "max") for of in ("Length", "Items", "Properties")}
 )
-_LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,35 +49,6 @@ class Options:
     typed: bool = True
     bounded: bool = True
     formats: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class _Declared:
-    """What schemas say of one value: its types, and its properties in their order.
-
-    It is open where they say themselves which other properties there may be.
-    """
-
-    types: tuple[str, ...] | None = None
-    names: dict[str, None] = field(default_factory=dict)
-    patterns: dict[str, None] = field(default_factory=dict)
-    required: frozenset[str] = frozenset()
-    has_properties: bool = False
-    is_open: bool = False
-
-    def __or__(self, other: "_Declared") -> "_Declared":
-        """What both say; the types are this one's."""
-        return _Declared(
-            self.types,
-            self.names | other.names,
-            self.patterns | other.patterns,
-            self.required | other.required,
-            self.has_properties or other.has_properties,
-            self.is_open or other.is_open,
-        )
-
-
-_NOTHING = _Declared()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +73,7 @@ def rewrite(document: Any, options: Options, *, has_lengths: bool) -> Rewritten:
     root = policies.value((document, "#"))
     definitions = {name: policies.definitions[name] for name in sorted(policies.used)}
     if options.bounded:
-        definitions |= _any_definitions()
+        definitions |= any_definitions()
     return Rewritten(root, definitions, policies.pointers, policies.reasons)
 
 
@@ -130,7 +98,7 @@ class _PolicyPass:
         is_reference = pointer != place[1]
         if pointer not in self._names:
             name = self._names[pointer] = f"s{len(self._names)}"
-            self.definitions[name] = self._all_of([(schema, pointer)], _NOTHING)
+            self.definitions[name] = self._all_of([(schema, pointer)], NOTHING)
             if not is_reference:
                 return self.definitions[name]
         self.used.add(self._names[pointer])
@@ -163,14 +131,14 @@ class _PolicyPass:
             parts += before + own if inner and _is_first(schema) else own + before
         return parts
 
-    def _all_of(self, places: list[Place], around: _Declared) -> Any:
+    def _all_of(self, places: list[Place], around: Declared) -> Any:
         """Schemas of one value as one. `around`: what others say of it, written elsewhere."""
         parts = self._parts(places)
         pointer = places[0][1] if places else "#"
         if any(schema is False for schema, _ in parts):
             return self._nothing(pointer, "The schema false allows no value")
         real = [(schema, where) for schema, where in parts if schema is not True]
-        own = self._declared(real)
+        own = declared_by(real)
         if own.types == ():
             return self._nothing(pointer, "Its types exclude each other")
         choices, left_out = self._choices(real)
@@ -191,12 +159,12 @@ class _PolicyPass:
             for part in written:
                 part["type"] = list(own.types)
         if not written:
-            return _ANY if self._options.bounded and around == _NOTHING else {}
+            return ANY if self._options.bounded and around == NOTHING else {}
         result = written[0] if len(written) == 1 else {"allOf": written}
         self.pointers[id(result)] = pointer
         return result
 
-    def _written_choices(self, choices: list[Choice], around: _Declared) -> list[Schema]:
+    def _written_choices(self, choices: list[Choice], around: Declared) -> list[Schema]:
         """Each branch is closed by itself, over what is declared around it and by other choices."""
         every = [self._declared_in(branches) for _, branches in choices]
         written: list[Schema] = []
@@ -216,7 +184,7 @@ class _PolicyPass:
             written.append({keyword: [self._branch(branch, others) for branch in branches]})
         return written
 
-    def _branch(self, places: list[Place], around: _Declared) -> Any:
+    def _branch(self, places: list[Place], around: Declared) -> Any:
         if len(places) == 1 and not (around.names or around.patterns or around.is_open):
             return self.value(places[0])
         return self._all_of(places, around)
@@ -246,9 +214,9 @@ class _PolicyPass:
                     part[keyword] = value
                 case _ if keyword in _COUNTS and value <= MAX_COUNT:
                     part[keyword] = int(value)
-                case "multipleOf" if _is_plain_divisor(value):
+                case "multipleOf" if is_plain_divisor(value):
                     part[keyword] = value
-        part |= _bounds(schema, pointer)
+        part |= bounds_of(schema, pointer)
         if more and "pattern" not in part:
             part |= more.pop()
         if "pattern" in part and not self._has_lengths:
@@ -256,32 +224,12 @@ class _PolicyPass:
         self.pointers[id(part)] = pointer
         return [part, *more] if part else more
 
-    def _declared(self, parts: list[Place]) -> _Declared:
-        types: tuple[str, ...] | None = None
-        declared = _NOTHING
-        for schema, _ in parts:
-            if "type" in schema:
-                named = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-                types = tuple(named) if types is None else _both_types(types, named)
-            other = schema.get("additionalProperties", schema.get("unevaluatedProperties", False))
-            declared |= _Declared(
-                names=dict.fromkeys(schema.get("properties", ())),
-                patterns=dict.fromkeys(schema.get("patternProperties", ())),
-                required=frozenset(schema.get("required", ())),
-                has_properties=bool(schema.keys() & {"properties", "patternProperties"}),
-                is_open=other is not False,
-            )
-        if declared.has_properties:
-            required = (name for schema, _ in parts for name in schema.get("required", ()))
-            declared |= _Declared(names=dict.fromkeys(required))
-        return replace(declared, types=types)
-
-    def _declared_in(self, branches: list[list[Place]]) -> _Declared:
+    def _declared_in(self, branches: list[list[Place]]) -> Declared:
         """What any of the branches declares, with the choices within it."""
-        declared = _NOTHING
+        declared = NOTHING
         for branch in branches:
             parts = [part for part in self._parts(branch) if isinstance(part[0], dict)]
-            declared |= self._declared(parts)
+            declared |= declared_by(parts)
             chosen, left_out = self._choices(parts)
             for _, inner in chosen + left_out:
                 declared |= self._declared_in(inner)
@@ -326,12 +274,12 @@ class _PolicyPass:
             return None
         return tuple(name for name in TYPES if name in spoken_of)
 
-    def _narrowed(self, written: list[Schema], own: _Declared, declared: _Declared) -> list[Schema]:
+    def _narrowed(self, written: list[Schema], own: Declared, declared: Declared) -> list[Schema]:
         """One more part with what the policies add, as one with the only other part."""
         types = own.types or TYPES
         said = {keyword for part in written for keyword in part}
         extra: Schema = {}
-        any_value: Any = _ANY if self._options.bounded else True
+        any_value: Any = ANY if self._options.bounded else True
         if "object" in types and (own.types is not None or declared.has_properties):
             is_closed = self._options.closed and not declared.is_open and declared.has_properties
             if is_closed or "additionalProperties" not in said:
@@ -342,7 +290,7 @@ class _PolicyPass:
             is_closed = self._options.closed and prefix > 0 and least <= prefix
             extra["items"] = False if is_closed else any_value
         if self._options.bounded and own.types is not None:
-            extra |= _limits(types, written, said)
+            extra |= limits(types, written, said)
         if not extra:
             return written
         if len(written) != 1:
@@ -358,7 +306,7 @@ class _PolicyPass:
         self.pointers[id(merged)] = self.pointers.get(id(written[0]), "#")
         return [merged]
 
-    def _closed(self, declared: _Declared, other: Any) -> Schema:
+    def _closed(self, declared: Declared, other: Any) -> Schema:
         """Only what is declared, and any `other`: False for none."""
         self._count(len(declared.names))
         closed: Schema = {"additionalProperties": other}
@@ -399,15 +347,7 @@ def _listed(schemas: Iterable[Any], pointer: str) -> list[Place]:
     return [(schema, f"{pointer}/{index}") for index, schema in enumerate(schemas)]
 
 
-def _both_types(left: tuple[str, ...], right: list[str]) -> tuple[str, ...]:
-    def has(names: Iterable[str], name: str) -> bool:
-        return name in names or (name == "integer" and "number" in names)
-
-    both = [name for name in TYPES if has(left, name) and has(right, name)]
-    return tuple(name for name in both if name != "integer" or "number" not in both)
-
-
-def _drop_counts(written: list[Schema], declared: _Declared, *, has_choices: bool) -> None:
+def _drop_counts(written: list[Schema], declared: Declared, *, has_choices: bool) -> None:
     """Leave out how many properties there may be, unless llguidance can count them.
 
     It can where all that are declared are required, or one of them has to be or may be there.
@@ -422,66 +362,3 @@ def _drop_counts(written: list[Schema], declared: _Declared, *, has_choices: boo
         if is_one and is_closed and not (declared.required or declared.patterns or has_choices):
             counts = {"minProperties": least, "maxProperties": most}
             part |= {keyword: count for keyword, count in counts.items() if count is not None}
-
-
-def _limits(types: Iterable[str], written: list[Schema], said: set[str]) -> Schema:
-    """Ends of what the schema leaves without: long strings, numbers with many digits."""
-    limits: Schema = {}
-    if "string" in types and not said & {"maxLength", "pattern"}:
-        least = max((part.get("minLength", 0) for part in written), default=0)
-        limits["maxLength"] = max(MAX_STRING_CHARS, least)
-    if {"number", "integer"} & set(types):
-        if not said & set(_LOWER):
-            limits["minimum"] = -MAX_NUMBER
-        if not said & set(_UPPER):
-            limits["maximum"] = MAX_NUMBER
-    if "number" in types and "multipleOf" not in said:
-        bounds = [part[word] for part in written for word in (*_LOWER, *_UPPER) if word in part]
-        if all(_num_fraction_digits(bound) < MAX_FRACTION_DIGITS for bound in bounds):
-            limits["multipleOf"] = float(f"1e-{MAX_FRACTION_DIGITS}")
-    return limits
-
-
-def _bounds(schema: Schema, pointer: str) -> Schema:
-    """The bounds of a number, those aside that are beyond all that is written."""
-    bounds: Schema = {}
-    for (inclusive, strict), sign in ((_LOWER, -1), (_UPPER, 1)):
-        for keyword in (inclusive, strict):
-            value = schema.get(keyword)
-            if value is True and inclusive in schema:  # draft 4
-                value = schema[inclusive]
-            if value is None or isinstance(value, bool) or sign * value > MAX_NUMBER:
-                continue
-            if -sign * value > MAX_NUMBER:
-                message = f"A bound beyond {MAX_NUMBER} cannot be used: round it, or leave it out."
-                raise SchemaError(f"{pointer}/{keyword}: {message}")
-            bounds[keyword] = value
-    return bounds
-
-
-def _is_plain_divisor(value: float) -> bool:
-    """Whether llguidance can count in it, and in two of them at once."""
-    num_digits = _num_fraction_digits(value)
-    scaled = float(value)
-    for _ in range(num_digits):
-        scaled *= 10
-    return num_digits <= MAX_FRACTION_DIGITS and scaled.is_integer() and scaled < 2**16
-
-
-def _num_fraction_digits(value: float) -> int:
-    exponent = Decimal(repr(value)).normalize().as_tuple().exponent
-    return max(0, -exponent) if isinstance(exponent, int) else 0
-
-
-def _any_definitions() -> dict[str, Any]:
-    """Any JSON value, nested to a depth, with numbers and strings that end."""
-    definitions: dict[str, Any] = {}
-    for depth in range(MAX_ANY_DEPTH + 1):
-        plain = {"type": ["null", "boolean", "number", "string"], **_limits(TYPES, [], set())}
-        inner = {"$ref": f"#/$defs/any-{depth - 1}"}
-        nested = [
-            {"type": "object", "additionalProperties": inner},
-            {"type": "array", "items": inner},
-        ]
-        definitions[f"any-{depth}"] = {"anyOf": [*nested, plain]} if depth else plain
-    return definitions

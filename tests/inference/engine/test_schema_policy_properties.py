@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 from typing import Any
 
 import jsonschema
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from inference.engine.byte_matcher import byte_matcher
 from inference.engine.errors import SchemaError
 from inference.engine.schema_policy import Options, compile_schema, find_mismatch
+from inference.engine.text_grammars import is_complete
 
 AS_GIVEN = Options(closed=False, typed=False, bounded=False, formats=False)
+accepts = partial(is_complete, was_cut=False)
 NAMES = st.sampled_from(["a", "b", 'c"', "é"])
 COUNTS = st.integers(0, 3)
 VALUES: st.SearchStrategy[Any] = st.recursive(
@@ -80,11 +83,6 @@ def schemas(*, with_checked: bool) -> st.SearchStrategy[Any]:
     )
     whole = schemas_of(inner, with_checked=with_checked)
     return st.builds(lambda schema, node: {**schema, "$defs": {"node": node}}, whole, inner)
-
-
-def accepts(grammar: str, text: str) -> bool:
-    matcher, encoded = byte_matcher(grammar), list(text.encode())
-    return matcher.try_consume_tokens(encoded) == len(encoded) and matcher.is_accepting()
 
 
 def written_by(grammar: str, chooser: random.Random, max_bytes: int = 400) -> str | None:
