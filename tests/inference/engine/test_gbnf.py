@@ -1,9 +1,12 @@
 """Grammars are refused with a place and a reason; the others mean what they mean to llama.cpp."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from inference.engine.constraint import check_grammar
 from inference.engine.engine import Engine
 from inference.engine.errors import GrammarError
 from inference.engine.gbnf import compile_grammar
@@ -193,6 +196,16 @@ def test_more_than_llama_cpp_takes(grammar: str, text: str) -> None:
     compiled = compile_grammar(grammar)
     assert accepts(compiled, text)
     assert not accepts(compiled, text + "!")
+
+
+def test_deepest_grammar_fits_on_the_stack_of_a_thread() -> None:
+    rule = 'x{0} ::= "a" x{0} | "b" x{0} | "c" x{0} | "d" | "e" | "f" x{1} "g"\n'
+    rules = "".join(rule.format(number, number + 1) for number in range(298))
+    gbnf = f'root ::= x0\n{rules}x298 ::= "z"'
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(check_grammar, compile_grammar(gbnf)).result()
+    with pytest.raises(GrammarError, match="lead from one to the next"):
+        compile_grammar(gbnf.replace('"z"', '("z")'))
 
 
 def test_a_branch_that_never_ends_is_not_taken() -> None:
