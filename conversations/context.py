@@ -6,10 +6,28 @@ from collections.abc import Callable
 from conversations.models import ChatMessage, Message
 
 
+def fit(
+    messages: list[ChatMessage],
+    window: int,
+    answer_room: int,
+    count_tokens: Callable[[list[ChatMessage]], int],
+) -> tuple[list[ChatMessage], int]:
+    """Drop as few of the oldest turns as leave `answer_room` tokens of the window to the answer.
+
+    Where no drop leaves so much, as few as make the rest fit at all; where none does, none. Returns
+    the messages and how many were dropped.
+    """
+    for max_tokens in (window - answer_room, window - 1):
+        kept, num_dropped = drop_oldest_turns(messages, max_tokens, count_tokens)
+        if count_tokens(kept) <= max_tokens:
+            return kept, num_dropped
+    return messages, 0
+
+
 def drop_oldest_turns(
     messages: list[ChatMessage],
     max_tokens: int,
-    count_tokens: Callable[[list[ChatMessage]], float],
+    count_tokens: Callable[[list[ChatMessage]], int],
 ) -> tuple[list[ChatMessage], int]:
     """Drop as few of the oldest turns as make the rest fit `max_tokens`.
 

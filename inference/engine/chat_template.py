@@ -1,6 +1,7 @@
 """Messages to one prompt, by the Jinja template a GGUF carries."""
 
 import json
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -41,19 +42,20 @@ class ChatTemplate:
     def render(self, messages: list[Turn]) -> str:
         """The prompt text up to where the answer begins.
 
-        BOS is as the template writes it (the tokenizer does not double it). A system message that
-        the template refuses is put before the first user message. Raises ChatTemplateError in the
-        template's own words.
+        BOS is as the template writes it (the tokenizer does not double it). Where the template
+        refuses them, system messages are put before the first user message, and turns of one role
+        that follow one another are joined. Raises ChatTemplateError in the template's own words.
         """
         if self._template is None:
             return "\n\n".join(message["content"] for message in messages)
+        merged = _merge_system(messages)
         try:
             return self._render(self._template, messages)
         except ChatTemplateError:
-            merged = _merge_system(messages)
-            if merged == messages:
-                raise
-            return self._render(self._template, merged)
+            for other in (merged, _join_turns(messages), _join_turns(merged)):
+                with suppress(ChatTemplateError):
+                    return self._render(self._template, other)
+            raise
 
     def _render(self, template: jinja2.Template, messages: list[Turn]) -> str:
         try:
@@ -74,6 +76,18 @@ def _merge_system(messages: list[Turn]) -> list[Turn]:
             content = "\n\n".join([*system, message["content"]])
             return [*turns[:index], {"role": "user", "content": content}, *turns[index + 1 :]]
     return messages
+
+
+def _join_turns(messages: list[Turn]) -> list[Turn]:
+    """One message for each run of messages of one role."""
+    joined: list[Turn] = []
+    for message in messages:
+        if joined and joined[-1]["role"] == message["role"]:
+            content = f"{joined[-1]['content']}\n\n{message['content']}"
+            joined[-1] = {"role": message["role"], "content": content}
+        else:
+            joined.append(message)
+    return joined
 
 
 class _GenerationBlock(Extension):

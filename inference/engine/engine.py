@@ -92,6 +92,8 @@ class Engine:
             params=params,
             max_output_tokens=min(params.max_tokens, max_num_tokens - len(prompt_tokens)),
             sampler=self.runner.new_sampler(params, prompt_tokens),
+            # A stop sequence may be the name of a token that writes no text.
+            stop_tokens={self.runner.control_token(stop) for stop in params.stop} - {None},
         )
         self._sequences[request_id] = sequence
         self._scheduler.add(sequence)
@@ -139,6 +141,8 @@ class Engine:
         room = sequence.max_output_tokens - len(sequence.output_tokens)
         text, num_new_tokens = "", 0
         for token in sampled.tokens[:room]:
+            if token in sequence.stop_tokens:
+                return self._finish(sequence, FinishReason.STOP, text, num_new_tokens)
             text += sequence.assembler.push(self.runner.token_to_bytes(token))
             sequence.output_tokens.append(token)
             num_new_tokens += 1

@@ -6,11 +6,13 @@ abort the process (tokens out of range, batches too large) is checked here first
 
 import ctypes
 import os
+from functools import partial
 from typing import Any
 
 import numpy as np
 from llama_cpp import llama_cpp as _bindings
 
+from inference.engine import prompt_text
 from inference.engine.chat_template import ChatTemplate
 from inference.engine.constraint import ConstraintTokenizer, Vocabulary
 from inference.engine.errors import DecodeError, EngineError, ModelLoadError, PromptTooLongError
@@ -75,19 +77,32 @@ class LlamaRunner:
             llama.llama_model_free(self._model)
             self._model = None
 
-    def tokenize(self, text: str) -> list[int]:
-        """Tokens of a whole prompt; special tokens in the text count as such.
+    def as_text(self, content: str) -> str:
+        """A content as it may be put into a prompt: `tokenize` takes all of it for text."""
+        return self._marker.mark(content)
+
+    def tokenize(self, prompt: str) -> list[int]:
+        """Tokens of a whole prompt; names of control tokens count as such, but in contents.
 
         Raises PromptTooLongError for a text that cannot fit, before any work is done.
         """
         self._check_open()
-        data = text.encode(errors="replace")
+        data = prompt.encode(errors="replace")
         if len(data) > self.n_ctx_per_seq * 16:
             # Does it fit at least if all of its tokens are the longest of the vocabulary?
             num_tokens = len(data) // self._max_token_bytes
             if num_tokens >= self.n_ctx_per_seq:
                 raise PromptTooLongError(num_tokens, self.n_ctx_per_seq - 1)
-        return self._without_doubled_ends(self._tokens(data, is_prompt=True))
+        tokens: list[int] = []
+        for index, part in enumerate(prompt_text.split(prompt)):
+            is_template = index % 2 == 0
+            for piece in prompt_text.without_long_runs(part):
+                data = piece.encode(errors="replace")
+                if not tokens:
+                    tokens = self._tokens(data, is_first=True, is_special=is_template)
+                elif data:
+                    tokens += self._inner_tokens(data, is_special=is_template)
+        return self._without_doubled_ends(tokens)
 
     def token_to_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; empty for control tokens."""
@@ -97,6 +112,10 @@ class LlamaRunner:
 
     def is_end_of_generation(self, token: int) -> bool:
         return token in self._tokenizer.end_tokens
+
+    def control_token(self, name: str) -> int | None:
+        """The token that writes no text and has this name; None without one."""
+        return self._control_tokens.get(name)
 
     def new_sampler(self, params: SamplingParams, prompt_tokens: list[int]) -> int:
         """A handle to the sampling state of one sequence. Raises ConstraintError."""
@@ -163,7 +182,10 @@ class LlamaRunner:
         tokens = list(self._token_bytes)
         for token in special:
             tokens[token] = self._piece(token, special=True)
-        vocabulary = Vocabulary(tokens, special, end_tokens, self._text_tokens)
+        self._control_tokens = {tokens[t].decode(errors="replace"): t for t in special}
+        self._marker = prompt_text.ContentMarker(self._control_tokens)
+        tokenize = partial(self._inner_tokens, is_special=False)
+        vocabulary = Vocabulary(tokens, special, end_tokens, tokenize)
         self._tokenizer = ConstraintTokenizer(vocabulary)
         self._candidates = Candidates(llama, self.vocab_size)
 
@@ -228,29 +250,32 @@ class LlamaRunner:
         if not self._context:
             raise EngineError("The model has been closed.")
 
-    def _tokens(self, data: bytes, *, is_prompt: bool, room: int | None = None) -> list[int]:
-        """The tokens of a text; in a prompt, special tokens count, and its ends are marked.
+    def _tokens(
+        self, data: bytes, *, is_first: bool, is_special: bool, room: int | None = None
+    ) -> list[int]:
+        """The tokens of a text; `is_first`: with those that begin and end a prompt.
 
-        `room` is a first guess, llama.cpp says what is needed.
+        `is_special`: names of control tokens in it count as such. `room` is a first guess,
+        llama.cpp says what is needed.
         """
         self._check_open()
         room = room or len(data) + 2
         tokens = (ctypes.c_int32 * room)()
         size = len(data)
-        count = llama.llama_tokenize(self._vocab, data, size, tokens, room, is_prompt, is_prompt)
+        count = llama.llama_tokenize(self._vocab, data, size, tokens, room, is_first, is_special)
         if count < 0:
-            return self._tokens(data, is_prompt=is_prompt, room=-count)
+            return self._tokens(data, is_first=is_first, is_special=is_special, room=-count)
         return tokens[:count]
 
-    def _text_tokens(self, data: bytes) -> list[int]:
-        """The tokens of a text inside of an answer, of which none is special."""
-        tokens = self._tokens(data, is_prompt=False)
-        if b"".join(self._token_bytes[token] for token in tokens) == data:
+    def _inner_tokens(self, data: bytes, *, is_special: bool) -> list[int]:
+        """The tokens of a text that comes after another one."""
+        tokens = self._tokens(data, is_first=False, is_special=is_special)
+        if not tokens or data.startswith(self._token_bytes[tokens[0]]):
             return tokens
         # SentencePiece may put a space before a text: so that it goes before another character.
         guard = b"\x02"
-        guarded = self._tokens(guard + data, is_prompt=False)
-        return guarded[len(self._tokens(guard, is_prompt=False)) :]
+        guarded = self._tokens(guard + data, is_first=False, is_special=is_special)
+        return guarded[len(self._tokens(guard, is_first=False, is_special=False)) :]
 
     def _without_doubled_ends(self, tokens: list[int]) -> list[int]:
         """Drop the BOS a chat template wrote beside the tokenizer's, and an EOS: more follows."""

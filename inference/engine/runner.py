@@ -119,6 +119,10 @@ class Runner(Protocol):
         """The bytes a token stands for; empty for control tokens."""
         ...
 
+    def control_token(self, name: str) -> int | None:
+        """The token that writes no text and has this name; None without one."""
+        ...
+
     def new_sampler(self, params: SamplingParams, prompt_tokens: list[int]) -> int:
         """A handle to the sampling state of one sequence. Raises ConstraintError."""
         ...

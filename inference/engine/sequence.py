@@ -79,6 +79,7 @@ class Sequence:
     params: SamplingParams
     max_output_tokens: int
     sampler: int
+    stop_tokens: set[int | None] = field(default_factory=set)
     output_tokens: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0

@@ -4,6 +4,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from django.conf import settings
+
 from conversations.models import ChatMessage
 from inference.engine.sequence import FinishReason
 from inference.errors import InferenceError
@@ -41,6 +43,10 @@ class GenerationRequest:
     has_fallback: bool = False
     # How often the provider was asked again in earlier attempts.
     num_retries: int = 0
+
+    def answer_room(self, window: int) -> int:
+        """Tokens of a context window that old turns make room for: max_tokens is only a ceiling."""
+        return int(min(self.params["max_tokens"], settings.MIN_OUTPUT_TOKENS, window // 4))
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from conversations.context import drop_oldest_turns
+from conversations.context import fit
 from conversations.models import ChatMessage
 from inference import structured_output
 from inference.engine.errors import (
@@ -25,6 +25,7 @@ _SAMPLING = SamplingParams.__dataclass_fields__.keys() - {"stop", "constraint"}
 _CODES = (
     (PromptTooLongError, ErrorCode.CONTEXT_LENGTH_EXCEEDED),
     (InvalidRequestError, ErrorCode.INVALID_REQUEST),
+    (ChatTemplateError, ErrorCode.INVALID_REQUEST),
     (ConstraintError, ErrorCode.STRUCTURED_OUTPUT_INVALID),
     (EngineError, ErrorCode.PROVIDER_ERROR),
 )
@@ -64,19 +65,20 @@ def _prompt_tokens(loaded: LoadedEngine, request: GenerationRequest) -> tuple[li
     def tokenize(messages: list[ChatMessage]) -> list[int]:
         return runner.tokenize(runner.chat_template.render(messages))
 
-    def num_tokens(messages: list[ChatMessage]) -> float:
-        """Infinite when the text cannot fit at all, or cannot be rendered."""
+    def num_tokens(messages: list[ChatMessage]) -> int:
         try:
             return len(tokenize(messages))
-        except (PromptTooLongError, ChatTemplateError):
-            return float("inf")
+        except PromptTooLongError as error:
+            return error.num_prompt_tokens
 
-    messages, num_dropped = request.messages, 0
+    messages: list[ChatMessage] = [
+        {"role": message["role"], "content": runner.as_text(message["content"])}
+        for message in request.messages
+    ]
+    num_dropped = 0
     if request.context_overflow == "truncate":
-        # The answer gets the room it may ask for, but never more than half of the window.
-        room = min(request.params["max_tokens"], runner.n_ctx_per_seq // 2)
-        max_prompt_tokens = runner.n_ctx_per_seq - room
-        messages, num_dropped = drop_oldest_turns(messages, max_prompt_tokens, num_tokens)
+        window = runner.n_ctx_per_seq
+        messages, num_dropped = fit(messages, window, request.answer_room(window), num_tokens)
     return tokenize(messages), num_dropped
 
 

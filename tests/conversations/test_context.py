@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conversations.context import drop_oldest_turns
+from conversations.context import drop_oldest_turns, fit
 from conversations.models import ChatMessage
 
 
@@ -11,7 +11,7 @@ def message(role: str, content: str) -> ChatMessage:
     return {"role": role, "content": content}
 
 
-def num_tokens(messages: list[ChatMessage]) -> float:
+def num_tokens(messages: list[ChatMessage]) -> int:
     return sum(len(message["content"]) for message in messages)
 
 
@@ -40,8 +40,8 @@ def test_system_and_last_message_stay_even_when_too_long() -> None:
 
 
 def test_text_that_cannot_be_counted_counts_as_too_long() -> None:
-    def count(messages: list[ChatMessage]) -> float:
-        return float("inf") if len(messages) > 4 else num_tokens(messages)
+    def count(messages: list[ChatMessage]) -> int:
+        return 10**9 if len(messages) > 4 else num_tokens(messages)
 
     kept, _ = drop_oldest_turns(HISTORY, 100, count)
     assert len(kept) == 4
@@ -82,3 +82,20 @@ def test_no_more_is_dropped_than_must_be(history: list[ChatMessage], max_tokens:
     kept, _ = drop_oldest_turns(history, max_tokens, num_tokens)
     roomier, _ = drop_oldest_turns(history, int(num_tokens(kept)), num_tokens)
     assert roomier == kept
+
+
+def test_room_for_the_answer_is_made_where_that_is_possible() -> None:
+    window = num_tokens(HISTORY) + 1
+    assert fit(HISTORY, window, 1, num_tokens) == (HISTORY, 0)
+    kept, num_dropped = fit(HISTORY, window, 2, num_tokens)
+    assert num_dropped > 0
+    assert num_tokens(kept) <= window - 2
+
+
+def test_nothing_is_dropped_where_that_is_no_use() -> None:
+    fixed, _ = drop_oldest_turns(HISTORY, 0, num_tokens)
+    # All of it fits, and no drop leaves the room that the answer should have.
+    window = num_tokens(HISTORY) + 1
+    assert fit(HISTORY, window, window, num_tokens) == (HISTORY, 0)
+    # Not even what has to stay fits.
+    assert fit(HISTORY, num_tokens(fixed), 1, num_tokens) == (HISTORY, 0)

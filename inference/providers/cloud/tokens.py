@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from conversations.context import drop_oldest_turns
+from conversations import context
 from conversations.models import ChatMessage
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
@@ -33,11 +33,10 @@ def fit(model: RegisteredModel, request: GenerationRequest) -> tuple[list[ChatMe
     window = model.context_window
     if window is None:
         return request.messages, 0
-    # The answer gets the room it may ask for, but never more than half of the window.
-    room = window - min(request.params["max_tokens"], window // 2)
+    answer_room = request.answer_room(window)
     # No token is shorter than a byte: so most prompts need no counting.
     num_bytes = sum(len(message["content"].encode()) for message in request.messages)
-    if num_bytes + _TOKENS_PER_MESSAGE * len(request.messages) <= room:
+    if num_bytes + _TOKENS_PER_MESSAGE * len(request.messages) <= window - answer_room:
         return request.messages, 0
     counted = cache(count)
 
@@ -46,7 +45,7 @@ def fit(model: RegisteredModel, request: GenerationRequest) -> tuple[list[ChatMe
 
     messages, num_dropped = request.messages, 0
     if request.context_overflow == "truncate":
-        messages, num_dropped = drop_oldest_turns(messages, room, tokens_of)
+        messages, num_dropped = context.fit(messages, window, answer_room, tokens_of)
     # Near the limit only the provider knows; it gets what may fit without an answer's room.
     if (num_tokens := tokens_of(messages)) >= window:
         message = (

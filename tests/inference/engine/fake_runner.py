@@ -107,6 +107,7 @@ class FakeRunner:
         self.num_decodes = 0
         self.num_computed_tokens = 0
         self.is_closed = False
+        self.control_tokens: dict[str, int] = {}
         self._fails = fails
         self._next_token = next_token or _hashed_token
         self._num_forced = num_forced
@@ -115,6 +116,9 @@ class FakeRunner:
 
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def control_token(self, name: str) -> int | None:
+        return self.control_tokens.get(name)
 
     def token_to_bytes(self, token: int) -> bytes:
         return bytes([token])

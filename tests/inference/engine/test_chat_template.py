@@ -87,3 +87,28 @@ def test_bos_of_template_and_tokenizer_is_one(runner: LlamaRunner) -> None:
     assert tokens[0] == bos
     assert tokens[1] != bos
     assert runner._without_doubled_ends([bos, bos, 5]) == [bos, 5]
+
+
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}[{{ m.role }}]{{ m.content }}"
+    "{% endfor %}"
+)
+
+
+def test_turns_of_one_role_are_joined_where_the_template_wants_it() -> None:
+    first: Turn = {"role": "user", "content": "First."}
+    second: Turn = {"role": "user", "content": "Second."}
+    reply: Turn = {"role": "assistant", "content": "Yes."}
+    template = ChatTemplate(ALTERNATING)
+    assert template.render([first, second]) == "[user]First.\n\nSecond."
+    assert template.render([SYSTEM, first, second, reply, reply, first]) == (
+        "[user]Be brief.\n\nFirst.\n\nSecond.[assistant]Yes.\n\nYes.[user]First."
+    )
+    with pytest.raises(ChatTemplateError, match="Roles must alternate"):
+        template.render([reply, first])
+
+
+def test_turns_stay_apart_where_the_template_takes_them() -> None:
+    template = ChatTemplate("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    assert template.render([USER, USER]) == "[Hi <b>&'][Hi <b>&']"

@@ -252,6 +252,16 @@ def test_context_window_ends_with_length() -> None:
     assert (sequence.text, sequence.finish_reason) == ("xxxx", FinishReason.LENGTH)
 
 
+def test_stop_sequence_may_be_the_name_of_a_control_token() -> None:
+    runner = FakeRunner(next_token=lambda tokens: b"a bc"[len(tokens) % 4])
+    runner.control_tokens = {"<b>": ord("b")}
+    engine = Engine(runner)
+    sequence = engine.add_request("r", [1], SamplingParams(max_tokens=50, stop=("none", "<b>")))
+    while engine.num_unfinished:
+        engine.step()
+    assert (sequence.text, sequence.finish_reason) == (" ", FinishReason.STOP)
+
+
 def test_stop_sequence_ends_with_stop_and_is_not_in_the_text() -> None:
     text = b"one two three"
     runner = FakeRunner(next_token=lambda tokens: text[len(tokens) - 1])
