@@ -5,7 +5,7 @@ from functools import cache, lru_cache
 
 from llguidance import LLMatcher, LLParserLimits
 
-from inference.engine.constraint import ConstraintTokenizer, Vocabulary
+from inference.engine.constraint import ConstraintTokenizer, Vocabulary, new_matcher
 from inference.engine.errors import GrammarError
 
 # What a grammar may cost where it is checked; more is refused.
@@ -23,7 +23,7 @@ def byte_tokenizer() -> ConstraintTokenizer:
 
 def byte_matcher(grammar: str) -> LLMatcher:
     """At the start of a text; its tokens are the bytes."""
-    return LLMatcher(byte_tokenizer().native, grammar, log_level=0, limits=LIMITS)
+    return new_matcher(byte_tokenizer(), grammar, LIMITS)
 
 
 def matches(pattern: str, text: str) -> bool:

@@ -4,8 +4,10 @@ Source: llguidance 1.9.1. A grammar is the text that its `LLMatcher.grammar_from
 `grammar_from_lark` or `grammar_from_regex` returns.
 """
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -24,6 +26,9 @@ LIMITS = LLParserLimits(max_lexer_states=20_000, verbose_errors=False)
 SECONDS_PER_TOKEN = 0.01
 MAX_SECONDS_BEHIND = 0.1
 
+# The library recurses into rules that refer to one another: 2,000 of them overflow a usual stack.
+_STACK_BYTES = 256 * 2**20
+_stack_size_lock = threading.Lock()
 _MAX_REASON = 300
 
 _Answer = TypeVar("_Answer")
@@ -67,10 +72,25 @@ class ConstraintTokenizer:
         )
 
 
+def find_problem(grammar: str, limits: LLParserLimits = LIMITS) -> str:
+    """What is wrong with a grammar, in the library's words; "" if nothing is. Needs no model."""
+    try:
+        return _call_deep(LLMatcher.validate_grammar, grammar, limits=limits)
+    except ConstraintError as error:
+        return str(error)
+
+
 def check_grammar(grammar: str) -> None:
-    """Raises GrammarError for a grammar that no sequence could follow. Needs no model."""
-    if reason := _call(LLMatcher.validate_grammar, grammar, limits=LIMITS):
+    """Raises GrammarError for a grammar that no sequence could follow."""
+    if reason := find_problem(grammar):
         raise GrammarError(f"The grammar cannot be used: {reason[:_MAX_REASON]}")
+
+
+def new_matcher(
+    tokenizer: ConstraintTokenizer, grammar: str, limits: LLParserLimits = LIMITS
+) -> LLMatcher:
+    """At the start of a text; one that is in an error where the grammar cannot be used."""
+    return _call_deep(LLMatcher, tokenizer.native, grammar, log_level=0, limits=limits)
 
 
 class Constraint:
@@ -80,7 +100,7 @@ class Constraint:
         """Raises ConstraintError."""
         self._tokenizer = tokenizer
         self._seconds_behind = 0.0
-        self._matcher = _call(LLMatcher, tokenizer.native, grammar, log_level=0, limits=LIMITS)
+        self._matcher = new_matcher(tokenizer, grammar)
         self._check()
 
     @property
@@ -151,3 +171,16 @@ def _call(function: Callable[..., _Answer], *args: Any, **kwargs: Any) -> _Answe
         if type(error).__name__ != "PanicException":
             raise
         raise ConstraintError(f"llguidance panicked: {error}") from error
+
+
+def _call_deep(function: Callable[..., _Answer], *args: Any, **kwargs: Any) -> _Answer:
+    """Call into the library on a stack that is deep enough for any grammar."""
+    executor = ThreadPoolExecutor(max_workers=1)
+    with _stack_size_lock:
+        usual = threading.stack_size(_STACK_BYTES)
+        try:
+            future: Future[_Answer] = executor.submit(_call, function, *args, **kwargs)
+        finally:
+            threading.stack_size(usual)
+    executor.shutdown()
+    return future.result()

@@ -7,6 +7,7 @@ from functools import lru_cache
 from llguidance import LLMatcher
 
 from inference.engine.byte_matcher import LIMITS, byte_matcher
+from inference.engine.constraint import find_problem
 from inference.engine.errors import GrammarError
 
 MAX_BYTES = 16 * 1024
@@ -79,7 +80,7 @@ def _checked(grammar: str, given: str) -> str:
         raise GrammarError("NUL characters cannot be stored: leave them out.")
     if len(given.encode(errors="replace")) > MAX_BYTES:
         raise GrammarError(f"It is larger than {MAX_BYTES} bytes: simplify it.")
-    if problem := LLMatcher.validate_grammar(grammar, limits=LIMITS):
+    if problem := find_problem(grammar, LIMITS):
         raise GrammarError(f"It is not valid: {problem[:_MAX_QUOTED]}: correct it.")
     matcher = byte_matcher(grammar)
     if not matcher.is_accepting() and not _can_go_on(matcher):

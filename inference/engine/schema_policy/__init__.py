@@ -10,6 +10,7 @@ from typing import Any
 from llguidance import LLMatcher
 
 from inference.engine.byte_matcher import LIMITS
+from inference.engine.constraint import find_problem
 from inference.engine.errors import SchemaError
 from inference.engine.schema_policy.document import check_document, check_keywords
 from inference.engine.schema_policy.endings import why_endless
@@ -41,7 +42,7 @@ def compile_schema(schema: Any, options: Options | None = None) -> str:
     for has_lengths in (True, False):
         if _UNDECIDED in problem:
             grammar = _grammar_of(schema, options, has_lengths=has_lengths)
-            problem = LLMatcher.validate_grammar(grammar, limits=LIMITS)
+            problem = find_problem(grammar, LIMITS)
     if problem:
         raise SchemaError(_in_words(problem))
     return grammar

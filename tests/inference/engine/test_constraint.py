@@ -11,7 +11,7 @@ import pytest
 from llguidance import LLMatcher
 
 from inference.engine.chat_template import Turn
-from inference.engine.constraint import Constraint, ConstraintTokenizer, Vocabulary
+from inference.engine.constraint import Constraint, ConstraintTokenizer, Vocabulary, find_problem
 from inference.engine.errors import ConstraintError
 from inference.engine.llama_runner import LlamaRunner
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
@@ -173,6 +173,17 @@ def test_grammar_that_is_none_is_refused_in_words(runner: LlamaRunner, grammar: 
     with pytest.raises(ConstraintError, match="format"):
         engine.add_request("r", [1], SamplingParams(constraint=grammar))
     assert not engine.num_unfinished
+
+
+def test_rules_in_a_long_chain_do_not_overflow_the_stack(runner: LlamaRunner) -> None:
+    rules = "\n".join(f'r{number}: r{number + 1} "x"' for number in range(5000))
+    grammar = f'start: r0\n{rules}\nr5000: "a"'
+    assert find_problem(grammar) == ""
+    engine = new_engine(runner)
+    sequence = engine.add_request("r", [1], SamplingParams(constraint=grammar, max_tokens=20))
+    while engine.num_unfinished:
+        engine.step()
+    assert sequence.text.startswith("axxx")
 
 
 def test_panic_of_the_library_is_an_error_in_words() -> None:
