@@ -15,6 +15,7 @@ MAX_ANY_DEPTH = 10
 # Whole numbers that every JSON parser reads exactly.
 MAX_NUMBER = 2**53 - 1
 MAX_FRACTION_DIGITS = 9
+MAX_REMAINDERS = 10_000
 
 ANY = {"$ref": f"#/$defs/any-{MAX_ANY_DEPTH}"}
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
@@ -55,13 +56,13 @@ def bounds_of(schema: Schema, pointer: str) -> Schema:
     return bounds
 
 
-def is_plain_divisor(value: float) -> bool:
-    """Whether llguidance can count in it, and in two of them at once."""
-    num_digits = _num_fraction_digits(value)
-    scaled = float(value)
-    for _ in range(num_digits):
-        scaled *= 10
-    return num_digits <= MAX_FRACTION_DIGITS and scaled.is_integer() and scaled < 2**16
+def num_remainders(divisor: float) -> int:
+    """How many states llguidance counts in it with: the divisor without its decimal point.
+
+    0 if it has too many decimals for that.
+    """
+    num_digits = _num_fraction_digits(divisor)
+    return 0 if num_digits > MAX_FRACTION_DIGITS else int(Decimal(repr(divisor)).scaleb(num_digits))
 
 
 def _num_fraction_digits(value: float) -> int:

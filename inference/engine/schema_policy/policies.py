@@ -4,6 +4,7 @@ Keywords that have no equivalent are left out, so that the result allows more th
 the answer is validated against the schema as given.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,10 +22,11 @@ from inference.engine.schema_policy.document import (
 from inference.engine.schema_policy.formats import FORMATS
 from inference.engine.schema_policy.limits import (
     ANY,
+    MAX_REMAINDERS,
     any_definitions,
     bounds_of,
-    is_plain_divisor,
     limits,
+    num_remainders,
 )
 
 Schema = dict[str, Any]
@@ -87,6 +89,7 @@ class _PolicyPass:
         self._ref_stands_alone = draft_of(document) <= 7
         self._num_nodes = 0
         self._names: dict[str, str] = {}
+        self._divisors: dict[float, int] = {}
         self.used: set[str] = set()
         self.definitions: dict[str, Any] = {}
         self.pointers: dict[int, str] = {}
@@ -130,6 +133,17 @@ class _PolicyPass:
             own, before = [(schema, pointer)], self._parts(inner)
             parts += before + own if inner and _is_first(schema) else own + before
         return parts
+
+    def _can_count_in(self, divisor: float) -> bool:
+        """Whether llguidance can, even where all divisors of the schema speak of one number.
+
+        It makes a state for each combination of remainders before the first token is chosen.
+        """
+        divisors = self._divisors | {divisor: num_remainders(divisor)}
+        if not 0 < math.prod(divisors.values()) <= MAX_REMAINDERS:
+            return False
+        self._divisors = divisors
+        return True
 
     def _all_of(self, places: list[Place], around: Declared) -> Any:
         """Schemas of one value as one. `around`: what others say of it, written elsewhere."""
@@ -214,7 +228,7 @@ class _PolicyPass:
                     part[keyword] = value
                 case _ if keyword in _COUNTS and value <= MAX_COUNT:
                     part[keyword] = int(value)
-                case "multipleOf" if is_plain_divisor(value):
+                case "multipleOf" if self._can_count_in(value):
                     part[keyword] = value
         part |= bounds_of(schema, pointer)
         if more and "pattern" not in part:

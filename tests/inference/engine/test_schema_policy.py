@@ -376,3 +376,15 @@ def test_recursive_choices_take_no_exponential_time() -> None:
         value = {"a": value, "c": 1}
     assert find_mismatch(schema, value, has_formats=True) is None
     assert find_mismatch(schema, {"a": value}, has_formats=True) is not None
+
+
+def test_divisors_with_too_many_remainders_are_left_to_the_check_at_the_end() -> None:
+    def allows(text: str, *divisors: int) -> bool:
+        grammar = compile_schema(
+            {"type": "integer", "allOf": [{"multipleOf": divisor} for divisor in divisors]}
+        )
+        matcher = byte_matcher(grammar)
+        return matcher.try_consume_tokens(list(text.encode())) == len(text)
+
+    assert not allows("8,", 7, 11)
+    assert allows("997", 997, 9973)
