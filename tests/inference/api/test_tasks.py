@@ -261,6 +261,9 @@ def test_structured_output_is_kept_for_the_worker(api: APIClient) -> None:
         ({"output_schema": {"minimum": 10**400}}, "output_schema"),
         ({"response_format": {"type": "regex", "regex": "("}}, "response_format"),
         ({"output_schema": {"$ref": "https://example.com"}}, "output_schema"),
+        ({"grammar": 'root ::= "a'}, "grammar"),
+        ({"grammar": 'root ::= "a" root'}, "grammar"),
+        ({"grammar": 'root ::= "\\U00110000"'}, "grammar"),
         ({"output_schema": {}, "grammar": 'root ::= "a"'}, "output_schema"),
         (
             {"response_format": {"type": "json_object"}, "grammar": 'root ::= "a"'},
