@@ -39,6 +39,8 @@ _EXCHANGE_SECONDS = 0.05
 # at once when a task was submitted, or has ended and left room.
 _LOOK_AGAIN_SECONDS = 0.5
 _REARM_SECONDS = 1.0
+# Loading a model may take as long as so many steps.
+_LOAD_STEPS = 10
 
 # Set in the worker's main process when it shuts down; its children inherit it by fork.
 _draining = multiprocessing.Event()
@@ -78,6 +80,7 @@ class Session:
         self._news_seen: list[str | None] = [None, None]
         self._exchanged_at = 0.0
         self._look_again_at = 0.0
+        self._watchdog = _Watchdog()
 
     def run(self, first: Lease) -> None:
         """Answer the first task and those that join; whatever fails, the engine is empty then."""
@@ -87,6 +90,7 @@ class Session:
                 with loaded_engines.in_use(self._loaded):
                     self._run_on(self._loaded.engine)
         finally:
+            self._watchdog.stop()
             for request_id, attempt in self._attempts.items():
                 if self._loaded is not None and (
                     last := self._loaded.engine.abort(request_id, FinishReason.CANCELLED)
@@ -103,9 +107,12 @@ class Session:
         self._attempts[attempt.request_id] = attempt
         self._show_task()
         try:
+            self._watchdog.feed()
             model, request = attempt.prepare()
             started = time.monotonic()
+            self._watchdog.feed(_LOAD_STEPS)
             self._loaded = loaded_engines.load(model)
+            self._watchdog.feed()
             if self._loaded.loaded_at >= started:
                 attempt.progress.model_load_ms = (time.monotonic() - started) * 1000
             local.add_request(self._loaded, request, attempt.progress)
@@ -115,24 +122,20 @@ class Session:
 
     def _run_on(self, engine: Engine) -> None:
         """Abort what must stop, step, hand out, let others join, until all have ended."""
-        watchdog = _Watchdog()
-        try:
-            while self._attempts:
-                watchdog.feed()
-                for attempt in [each for each in self._attempts.values() if each.must_stop]:
-                    if last := engine.abort(attempt.request_id, FinishReason.CANCELLED):
-                        self._hand_out(last)
-                for output in engine.step():
-                    self._hand_out(output)
-                self._show_task()
-                try:
-                    self._exchange()
-                    self._admit(engine.max_num_seqs)
-                except DatabaseError as exc:
-                    logger.warning("No task can join, the database does not answer: %s", exc)
-                    connection.close_if_unusable_or_obsolete()
-        finally:
-            watchdog.stop()
+        while self._attempts:
+            self._watchdog.feed()
+            for attempt in [each for each in self._attempts.values() if each.must_stop]:
+                if last := engine.abort(attempt.request_id, FinishReason.CANCELLED):
+                    self._hand_out(last)
+            for output in engine.step():
+                self._hand_out(output)
+            self._show_task()
+            try:
+                self._exchange()
+                self._admit(engine.max_num_seqs)
+            except DatabaseError as exc:
+                logger.warning("No task can join, the database does not answer: %s", exc)
+                connection.close_if_unusable_or_obsolete()
 
     def _hand_out(self, output: StepOutput) -> None:
         """Hand an output of the engine to its attempt; one that ends makes room for another."""
@@ -194,23 +197,25 @@ class Session:
 
 
 class _Watchdog:
-    """Ends the process, with the stacks of all threads, when a step of the engine never returns.
+    """Ends the process, with the stacks of all threads, when a part of a session never returns.
 
     Nothing else can: the lease of a task that hangs in native code is renewed by another thread.
     """
 
     def __init__(self) -> None:
         self._fed_at = float("-inf")
+        self._num_steps = 0
 
-    def feed(self) -> None:
-        """Re-arm the alarm, about once a second."""
+    def feed(self, num_steps: int = 1) -> None:
+        """Re-arm the alarm, about once a second; what comes may take as long as so many steps."""
         now = time.monotonic()
-        if now - self._fed_at >= _REARM_SECONDS:
-            self._fed_at = now
-            limit = settings.STEP_TIMEOUT_SECONDS + _REARM_SECONDS
+        if num_steps != self._num_steps or now - self._fed_at >= _REARM_SECONDS:
+            self._fed_at, self._num_steps = now, num_steps
+            limit = num_steps * settings.STEP_TIMEOUT_SECONDS + _REARM_SECONDS
             # Celery puts a logger in the place of sys.stderr, which has no descriptor.
             stderr = sys.__stderr__ or sys.stderr
             faulthandler.dump_traceback_later(limit, exit=True, file=stderr)
 
     def stop(self) -> None:
         faulthandler.cancel_dump_traceback_later()
+        self._num_steps = 0

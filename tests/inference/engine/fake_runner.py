@@ -114,6 +114,9 @@ class FakeRunner:
         self._rows: dict[int, list[int]] = {}
         self._num_samplers = 0
 
+    def as_text(self, content: str) -> str:
+        return content
+
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
 

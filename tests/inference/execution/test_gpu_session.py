@@ -1,5 +1,6 @@
 """GPU sessions: who runs with whom, who waits, and what is left when something breaks."""
 
+import faulthandler
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.conf import LazySettings
+from django.conf import LazySettings, settings
 from django.db import OperationalError
 
 from inference.engine.chat_template import ChatTemplate
@@ -304,6 +305,20 @@ hanging_step()
     )
     assert ended.returncode == 1
     assert "hanging_step" in ended.stderr
+
+
+def test_watchdog_is_fed_before_the_prompt_is_made_and_for_the_load(
+    loaded: FakeEngines, submit: NewTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+
+    def note(limit: float, **_: object) -> None:
+        limits.append(limit)
+
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", note)
+    gpu_session.run(submit(max_tokens=2).pk)
+    step, load = settings.STEP_TIMEOUT_SECONDS + 1, 10 * settings.STEP_TIMEOUT_SECONDS + 1
+    assert limits == [step, load, step]
 
 
 def test_first_delta_of_an_answer_goes_out_at_once(
