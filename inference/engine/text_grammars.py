@@ -21,10 +21,11 @@ _MAX_QUOTED = 300
 _LARK = re.compile(
     r"""(?P<text>"(?:\\.|[^"\\\n])*"i? | /(?![/*])(?:\\.|[^/\\\n])+/[imslux]* | (?://|\#)[^\n]*)
     | (?P<token><) | (?P<directive>%(?!ignore\b)\w*) | (?P<outside>@)
-    | (?P<option>\w\s*\[)""",
+    | (?P<option>\w\s*\[) | (?P<operator>[&~])""",
     re.VERBOSE,
 )
 _REASONS = {
+    "operator": "The operators & and ~ are not supported, since they can take minutes.",
     "token": "Tokens in <…> are not supported: write texts in quotes.",
     "directive": "Only the directive %ignore is supported: leave others out.",
     "outside": "Other grammars (@…) are not there: write the rules in this one.",

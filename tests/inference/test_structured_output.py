@@ -196,6 +196,7 @@ def test_answer_that_is_too_ambiguous_to_be_checked_is_refused() -> None:
         ({"type": "lark", "lark": '%import common.INT\nstart: "a"'}, "Only the directive"),
         ({"type": "lark", "lark": "start: @other"}, "Other grammars"),
         ({"type": "lark", "lark": "start[max_tokens=1]: /a+/"}, "options"),
+        ({"type": "lark", "lark": "start: T\nT: /a*/ & ~/aa/"}, "Line 2: The operators & and ~"),
         ({"type": "lark", "lark": "start: x"}, "unknown name"),
         ({"type": "lark", "lark": 'start: start "a"'}, "No text follows it"),
         ({"type": "lark", "lark": 'a: "a"'}, "no start rule"),

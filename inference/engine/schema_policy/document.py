@@ -14,7 +14,9 @@ from inference.engine.errors import GrammarError, SchemaError
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_DEPTH = 128
 MAX_COUNT = 1_000_000
-MAX_PATTERNS = 300
+MAX_PATTERNS = 100
+# The library compares each two of them.
+MAX_NAME_PATTERNS = 40
 MAX_NUMBER_DIGITS = 300
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
@@ -72,6 +74,7 @@ def check_keywords(document: Any) -> None:
     # Of each schema, those that speak of the same value.
     in_place: dict[str, list[str]] = {}
     patterns: dict[str, str] = {}
+    num_name_patterns = 0
     told_apart: dict[str, str] = {}
     while waiting:
         schema, pointer = waiting.pop()
@@ -86,7 +89,9 @@ def check_keywords(document: Any) -> None:
             in_place[pointer].append(places[-1][1])
         waiting += [place for place in places if place[1] not in seen]
         seen |= {where for _, where in places}
-        for pattern in (*schema.get("patternProperties", ()), schema.get("pattern", "")):
+        of_names = schema.get("patternProperties", {})
+        num_name_patterns += len(of_names)
+        for pattern in (*of_names, schema.get("pattern", "")):
             patterns.setdefault(pattern, pointer)
         told_apart |= dict.fromkeys(_TOLD_APART & schema.keys(), pointer)
     try:
@@ -98,6 +103,10 @@ def check_keywords(document: Any) -> None:
         pointer = told_apart["unevaluatedProperties"]
         message = "unevaluatedProperties is not supported in a schema with patternProperties."
         raise SchemaError(f"{pointer}: {message}")
+    if num_name_patterns > MAX_NAME_PATTERNS:
+        raise SchemaError(
+            f"#: It has more than {MAX_NAME_PATTERNS} patternProperties: simplify it."
+        )
     _check_patterns(patterns)
 
 
