@@ -17,9 +17,8 @@ from inference.engine.errors import GrammarError
 MAX_GRAMMAR_BYTES = 128 * 1024
 MAX_REPETITIONS = 2000
 MAX_SYMBOLS = 100_000
-# llguidance follows references by recursion: up to three for one of ours, with 3 kB of stack each,
-# of which a thread has 8 MB.
-MAX_DEPTH = 300
+# llguidance follows references by recursion: up to three for one of ours, with 3 kB of stack each.
+MAX_DEPTH = 2000
 
 _ESCAPE = r'\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[trn\\"\[\]-])'
 _CHAR = re.compile(rf"{_ESCAPE}|[^\\]", re.DOTALL)
