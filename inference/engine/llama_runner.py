@@ -6,7 +6,7 @@ abort the process (tokens out of range, batches too large) is checked here first
 
 import ctypes
 import os
-from functools import partial
+import weakref
 from typing import Any
 
 import numpy as np
@@ -184,8 +184,14 @@ class LlamaRunner:
             tokens[token] = self._piece(token, special=True)
         self._control_tokens = {tokens[t].decode(errors="replace"): t for t in special}
         self._marker = prompt_text.ContentMarker(self._control_tokens)
-        tokenize = partial(self._inner_tokens, is_special=False)
-        vocabulary = Vocabulary(tokens, special, end_tokens, tokenize)
+        # A circle of references through the library would be one that Python cannot collect.
+        runner = weakref.proxy(self)
+        vocabulary = Vocabulary(
+            tokens,
+            special,
+            end_tokens,
+            tokenize=lambda text: runner._inner_tokens(text, is_special=False),
+        )
         self._tokenizer = ConstraintTokenizer(vocabulary)
         self._candidates = Candidates(llama, self.vocab_size)
 

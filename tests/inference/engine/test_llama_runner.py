@@ -1,6 +1,8 @@
 """The engine with real weights: SmolLM2-135M-Instruct on the CPU."""
 
+import gc
 import logging
+import weakref
 from pathlib import Path
 
 import pytest
@@ -212,6 +214,15 @@ def test_llama_cpp_logs_through_logging_and_not_to_stderr(
     assert any("n_layer" in record.getMessage() for record in caplog.records)
     assert all(record.levelno <= logging.WARNING for record in caplog.records)
     assert capfd.readouterr().err == ""
+
+
+def test_closed_runner_is_collected(model_path: Path) -> None:
+    loaded = LlamaRunner(LoadParams(path=model_path, context_window=256, max_num_seqs=1))
+    reference = weakref.ref(loaded)
+    loaded.close()
+    del loaded
+    gc.collect()
+    assert reference() is None
 
 
 def resident_bytes() -> int:
