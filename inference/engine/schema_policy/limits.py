@@ -59,10 +59,12 @@ def bounds_of(schema: Schema, pointer: str) -> Schema:
 def num_remainders(divisor: float) -> int:
     """How many states llguidance counts in it with: the divisor without its decimal point.
 
-    0 if it has too many decimals for that.
+    0 if it has too many decimals for that, or is not exact where the library multiplies it by ten.
     """
-    num_digits = _num_fraction_digits(divisor)
-    return 0 if num_digits > MAX_FRACTION_DIGITS else int(Decimal(repr(divisor)).scaleb(num_digits))
+    scaled, num_digits = float(divisor), _num_fraction_digits(divisor)
+    for _ in range(num_digits):
+        scaled *= 10
+    return int(scaled) if num_digits <= MAX_FRACTION_DIGITS and scaled.is_integer() else 0
 
 
 def _num_fraction_digits(value: float) -> int:

@@ -107,6 +107,7 @@ CASES: list[tuple[Any, list[str], list[str]]] = [
     ),
     ({"minimum": 0, "maximum": 1}, ["0.25", "1"], ["1.1", "-1", '"a"', "0." + 10 * "3"]),
     ({"multipleOf": 0.5}, ["1.5", "-2"], ["1.25"]),
+    ({"multipleOf": 0.07}, ["0.14", "0"], ['"a"']),  # 0.07 * 10 * 10 is not 7 in binary
     ({"type": ["null", "boolean"]}, ["null", "true", "false"], ["0", "nulltrue"]),
     ({"enum": ["a", 'ü"', 1, None, {"k": [1.5]}]}, ['"ü\\""', "1", '{"k": [1.5]}'], ['"b"', "11"]),
     ({"enum": ["a", None, True], "type": ["string", "boolean"]}, ['"a"', "true"], ["null"]),
