@@ -110,9 +110,6 @@ class LlamaRunner:
             raise EngineError(f"Token {token} is outside of the vocabulary.")
         return self._token_bytes[token]
 
-    def is_end_of_generation(self, token: int) -> bool:
-        return token in self._tokenizer.end_tokens
-
     def control_token(self, name: str) -> int | None:
         """The token that writes no text and has this name; None without one."""
         return self._control_tokens.get(name)

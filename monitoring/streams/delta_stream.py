@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 # Of each attempt while Redis is away; readers get what is dropped from the saved result.
 MAX_UNSENT = 10_000
 
-_FLUSH_SECONDS = 0.03
 _WARN_AGAIN_SECONDS = 10.0
 # What was kept back goes out in parts: each is packed anew while Redis stays away.
 _MAX_PER_ROUND_TRIP = 256
@@ -75,7 +74,6 @@ class DeltaWriter:
         self._num_deltas = 0
         self._offered_until = 0
         self._was_offered = False
-        self._flushed_at = float("-inf")
 
     @property
     def has_unsent(self) -> bool:
@@ -94,14 +92,8 @@ class DeltaWriter:
         self._unsent.append((f"{self._attempt}-{self._num_chars}", fields))
         self._num_deltas += 1
 
-    def flush_if_due(self) -> None:
-        """Send what is queued about every 30 ms, the first delta at once."""
-        if time.monotonic() - self._flushed_at >= _FLUSH_SECONDS:
-            self.flush()
-
     def flush(self) -> None:
         """Send all that is queued; without Redis it stays queued, and goes with the next."""
-        self._flushed_at = time.monotonic()
         while self._unsent:
             if _deliver([self]) is None:
                 return

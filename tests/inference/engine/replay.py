@@ -57,4 +57,4 @@ def _choice(runner: LlamaRunner, sequence: Sequence, index: int, logits: Logits)
     if index < len(sequence.output_tokens):
         return sequence.output_tokens[index]
     likely = np.argsort(logits)[::-1]
-    return int(next(token for token in likely if runner.is_end_of_generation(int(token))))
+    return int(next(token for token in likely if token in runner._tokenizer.end_tokens))

@@ -173,7 +173,7 @@ def test_gap_in_positions_is_an_error_and_the_runner_goes_on(runner: LlamaRunner
 
 def test_special_tokens_are_one_token_and_have_no_text(runner: LlamaRunner) -> None:
     (token,) = runner.tokenize("<|im_end|>")
-    assert runner.is_end_of_generation(token)
+    assert runner.control_token("<|im_end|>") == token
     assert runner.token_to_bytes(token) == b""
     with pytest.raises(EngineError, match="outside"):
         runner.token_to_bytes(runner.vocab_size)

@@ -7,7 +7,7 @@ from django.conf import settings
 
 from monitoring.redis.client import client
 from monitoring.streams import delta_stream, ends
-from tests.conftest import Valkey, wait_until
+from tests.conftest import Valkey
 
 
 def entries(task_id: str) -> list[dict[str, str]]:
@@ -29,20 +29,17 @@ def write(text: str, task_id: str = "t", attempt: int = 1) -> None:
     writer.flush()
 
 
-def test_first_delta_goes_out_at_once_and_others_together(valkey: Valkey) -> None:
+def test_first_delta_is_due_at_once_and_others_may_wait(valkey: Valkey) -> None:
     writer = delta_stream.DeltaWriter("t", 2)
     writer.write("Hello")
-    writer.flush_if_due()
+    assert writer.is_first_due
+    writer.flush()
     assert entries("t") == [{"text": "Hello", "index": "0"}]
     writer.write(" world")
-    writer.flush_if_due()
-    assert len(entries("t")) == 1
-
-    def is_there() -> bool:
-        writer.flush_if_due()
-        return len(entries("t")) == 2
-
-    wait_until(is_there)
+    assert (writer.is_first_due, writer.has_unsent) == (False, True)
+    writer.flush()
+    assert len(entries("t")) == 2
+    assert not writer.has_unsent
 
 
 def test_deltas_of_several_tasks_and_a_key_take_one_round_trip(valkey: Valkey) -> None:
