@@ -12,9 +12,9 @@ from rest_framework.exceptions import ValidationError
 from conversations.models import Conversation
 from inference import structured_output
 from inference.api import extra_params
-from inference.engine.constraint import check_grammar
 from inference.engine.errors import GrammarError
 from inference.engine.gbnf import compile_grammar
+from inference.engine.matcher import check_grammar
 from inference.models import GenerationTask, ModelChoice, RegisteredModel, new_task_id
 from inference.providers import embedding
 from inference.providers.base import Provider
@@ -67,7 +67,7 @@ def again(task: GenerationTask) -> GenerationTask:
     """A new task, unsaved, that asks for the same as an ended one: from its first model on."""
     first = next(iter(task.request.get("models", [])), None)
     return _new_task(
-        task.request | ({"params": first["params"]} if first else {}),
+        task.request | {"num_retries": 0} | ({"params": first["params"]} if first else {}),
         owner=task.owner,
         requested_model=task.requested_model,
         queue=first["queue"] if first else task.queue,

@@ -3,10 +3,10 @@
 import json
 from functools import cache, lru_cache
 
-from llguidance import LLMatcher, LLParserLimits
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from inference.engine.constraint import ConstraintTokenizer, Vocabulary, new_matcher
 from inference.engine.errors import GrammarError
+from inference.engine.matcher import Vocabulary, new_matcher, new_tokenizer
 
 # What a grammar may cost where it is checked; more is refused.
 LIMITS = LLParserLimits(max_items_in_row=500, max_grammar_size=20_000, verbose_errors=False)
@@ -15,10 +15,10 @@ _MAX_QUOTED = 200
 
 
 @cache
-def byte_tokenizer() -> ConstraintTokenizer:
+def byte_tokenizer() -> LLTokenizer:
     """Each byte is a token."""
     tokens = [*(bytes([value]) for value in range(_END)), b"<end>"]
-    return ConstraintTokenizer(Vocabulary(tokens, [_END], [_END], list))
+    return new_tokenizer(Vocabulary(tokens, [_END], [_END], list))
 
 
 def byte_matcher(grammar: str) -> LLMatcher:

@@ -14,10 +14,11 @@ from llama_cpp import llama_cpp as _bindings
 
 from inference.engine import prompt_text
 from inference.engine.chat_template import ChatTemplate
-from inference.engine.constraint import ConstraintTokenizer, Vocabulary
+from inference.engine.constraint import ConstraintTokenizer
 from inference.engine.errors import DecodeError, EngineError, ModelLoadError, PromptTooLongError
 from inference.engine.llama_memory import LlamaMemory
 from inference.engine.llama_sampler import Candidates, SamplerChain
+from inference.engine.matcher import Vocabulary
 from inference.engine.native_log import NativeLog
 from inference.engine.runner import Chunk, LoadParams, Sampled
 from inference.engine.sequence import SamplingParams

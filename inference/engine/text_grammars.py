@@ -7,8 +7,8 @@ from functools import lru_cache
 from llguidance import LLMatcher
 
 from inference.engine.byte_matcher import LIMITS, byte_matcher
-from inference.engine.constraint import find_problem
 from inference.engine.errors import GrammarError
+from inference.engine.matcher import find_problem
 
 MAX_BYTES = 16 * 1024
 MAX_CHOICES = 1000

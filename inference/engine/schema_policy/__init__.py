@@ -10,8 +10,8 @@ from typing import Any
 from llguidance import LLMatcher
 
 from inference.engine.byte_matcher import LIMITS
-from inference.engine.constraint import find_problem
 from inference.engine.errors import SchemaError
+from inference.engine.matcher import find_problem
 from inference.engine.schema_policy.document import check_document, check_keywords
 from inference.engine.schema_policy.endings import why_endless
 from inference.engine.schema_policy.policies import Options, rewrite

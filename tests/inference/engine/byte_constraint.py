@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from inference.engine.constraint import LIMITS, Vocabulary
+from inference.engine.matcher import LIMITS, Vocabulary
 
 _END = 256
 _TOKENIZER = LLTokenizer(

@@ -11,9 +11,10 @@ import pytest
 from llguidance import LLMatcher
 
 from inference.engine.chat_template import Turn
-from inference.engine.constraint import Constraint, ConstraintTokenizer, Vocabulary, find_problem
+from inference.engine.constraint import Constraint, ConstraintTokenizer
 from inference.engine.errors import ConstraintError
 from inference.engine.llama_runner import LlamaRunner
+from inference.engine.matcher import Vocabulary, find_problem
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
 from tests.inference.engine.replay import assert_same_but_for_ties, new_engine
 

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inference.engine.constraint import check_grammar
 from inference.engine.engine import Engine
 from inference.engine.errors import GrammarError
 from inference.engine.gbnf import compile_grammar
 from inference.engine.llama_runner import LlamaRunner
+from inference.engine.matcher import check_grammar
 from inference.engine.sequence import FinishReason, SamplingParams
 from tests.inference.engine.byte_constraint import accepts, may_begin
 from tests.inference.engine.grammar_acceptor import GrammarAcceptor

@@ -11,7 +11,7 @@ from rest_framework.test import APIClient
 
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError
-from inference.execution import attempt
+from inference.execution import attempt, cloud_session
 from inference.lifecycle import finish
 from inference.lifecycle.finish import Timings
 from inference.models import GenerationTask, RegisteredModel
@@ -36,7 +36,7 @@ TIMINGS = Timings(model_load_ms=2000.0, ttft_ms=2500.0, inference_ms=1500.0)
 @pytest.fixture
 def provider(echo: RegisteredModel, monkeypatch: pytest.MonkeyPatch) -> ScriptedProvider:
     scripted = ScriptedProvider(echo)
-    monkeypatch.setattr(attempt, "provider_for", lambda _: scripted)
+    monkeypatch.setattr(cloud_session, "provider_for", lambda _: scripted)
     return scripted
 
 
