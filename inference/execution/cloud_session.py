@@ -175,21 +175,23 @@ class CloudSession:
                 if attempt.must_stop and not generation.cancelling():
                     generation.cancel()
                 attempt.publish_progress_if_due()
-            if not self._exchanging.locked():  # else Redis is slow, which must not hold up cancels
-                self._exchange = asyncio.ensure_future(self._send_deltas())
+            # Those that have ended send their own. A slow Redis must not hold up cancels.
+            going_on = [each for each, task in self._generations.items() if not task.done()]
+            unsent = [each for each in going_on if each.deltas.has_unsent]
+            if unsent and not self._exchanging.locked():
+                self._exchange = asyncio.ensure_future(self._send_deltas(unsent))
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._first_delta.wait(), _TICK_SECONDS)
             self._first_delta.clear()
 
-    async def _send_deltas(self) -> None:
-        """One round trip for all attempts."""
+    async def _send_deltas(self, attempts: list[Attempt]) -> None:
+        """Those of all that go on, in one round trip."""
         async with self._exchanging:
-            writers = [each.deltas for each in self._generations if each.deltas.has_unsent]
-            if writers:
-                pipe = delta_stream.pipeline(writers)
-                if await self._threads.run(delta_stream.execute, pipe) is not None:
-                    for writer in writers:
-                        writer.confirm()
+            writers = [each.deltas for each in attempts if each in self._generations]
+            pipe = delta_stream.pipeline(writers)
+            if await self._threads.run(delta_stream.execute, pipe) is not None:
+                for writer in writers:
+                    writer.confirm()
 
 
 def _tell_of_lost_exception(_: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
