@@ -11,6 +11,8 @@ from inference.engine.runner import Sampled
 from inference.engine.sequence import SamplingParams
 
 REPEAT_LAST_N = 64
+# Logits divided by less leave the range of float32; what is likeliest is certain long before.
+_MIN_TEMPERATURE = 1e-4
 
 _Logits = npt.NDArray[np.float32]
 
@@ -50,7 +52,7 @@ class SamplerChain:
         for sampler in samplers:
             llama.llama_sampler_chain_add(self._chain, sampler)
         # The chain would copy all logits to find the largest, which takes twice as long.
-        self._is_argmax = params.temperature == 0 and len(samplers) == 1
+        self._is_argmax = params.temperature < _MIN_TEMPERATURE and len(samplers) == 1
 
     def free(self) -> None:
         self._llama.llama_sampler_free(self._chain)
@@ -109,7 +111,7 @@ class SamplerChain:
 
     def _choice(self, params: SamplingParams) -> list[Any]:
         llama = self._llama
-        if params.temperature == 0:
+        if params.temperature < _MIN_TEMPERATURE:
             return [llama.llama_sampler_init_greedy()]
         seed = llama.LLAMA_DEFAULT_SEED  # llama.cpp takes a random one then
         if params.seed is not None:

@@ -192,6 +192,8 @@ class CloudSession:
             if await self._threads.run(delta_stream.execute, pipe) is not None:
                 for writer in writers:
                     writer.confirm()
+        if any(each.deltas.is_first_due for each in self._generations):
+            self._first_delta.set()  # it came meanwhile
 
 
 def _tell_of_lost_exception(_: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:

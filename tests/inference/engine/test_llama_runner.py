@@ -52,6 +52,13 @@ def test_greedy_text_is_the_same_alone_and_among_four(runner: LlamaRunner) -> No
         assert_same_but_for_ties(runner, alone, sequence)
 
 
+@pytest.mark.parametrize("temperature", [1e-38, 1e-9])
+def test_tiny_temperature_is_greedy(runner: LlamaRunner, temperature: float) -> None:
+    (expected,) = run(runner, [(QUESTIONS[0], GREEDY)])
+    (tiny,) = run(runner, [(QUESTIONS[0], SamplingParams(temperature=temperature, max_tokens=24))])
+    assert tiny.output_tokens == expected.output_tokens
+
+
 def test_sequences_join_and_leave_at_different_steps(runner: LlamaRunner) -> None:
     engine = new_engine(runner)
     lengths = [20, 4, 12, 8]
