@@ -62,8 +62,13 @@ def _prompt_tokens(loaded: LoadedEngine, request: GenerationRequest) -> tuple[li
     """The prompt's tokens, and how many messages were dropped to make it fit."""
     runner = loaded.runner
 
+    # By how many messages are left, the oldest ones being dropped: each prompt is made once.
+    prompts: dict[int, list[int]] = {}
+
     def tokenize(messages: list[ChatMessage]) -> list[int]:
-        return runner.tokenize(runner.chat_template.render(messages))
+        if len(messages) not in prompts:
+            prompts[len(messages)] = runner.tokenize(runner.chat_template.render(messages))
+        return prompts[len(messages)]
 
     def num_tokens(messages: list[ChatMessage]) -> int:
         try:
