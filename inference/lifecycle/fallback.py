@@ -38,15 +38,22 @@ def fall_back(lease: Lease, failure: InferenceError) -> bool:
     change = next_fallback(task)
     if change is None:
         return False
-    with transaction.atomic():
-        won = GenerationTask.objects.filter(
-            pk=task.pk, attempt=lease.attempt, status=Status.PROCESSING, cancel_requested=False
-        ).update(**change)
-        if not won:
-            return False
-        add_attempt(task, TaskAttempt.Outcome.FAILED, failure)
+    if not end_attempt(lease, failure, change):
+        return False
     announce_fallback(task, change, failure.message)
     return True
+
+
+def end_attempt(lease: Lease, failure: InferenceError, change: dict[str, Any]) -> bool:
+    """End an attempt as failed, its task going on by `change`. False when cancelled or lost."""
+    row = GenerationTask.objects.filter(
+        pk=lease.task.pk, attempt=lease.attempt, status=Status.PROCESSING, cancel_requested=False
+    )
+    with transaction.atomic():
+        won = row.update(**change)
+        if won:
+            add_attempt(lease.task, TaskAttempt.Outcome.FAILED, failure)
+    return bool(won)
 
 
 def next_fallback(task: GenerationTask) -> dict[str, Any] | None:

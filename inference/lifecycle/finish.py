@@ -15,7 +15,7 @@ from inference.engine.sequence import FinishReason
 from inference.errors import InferenceError, RetryLater
 from inference.lifecycle import sql
 from inference.lifecycle.claim import Lease, add_attempt
-from inference.lifecycle.fallback import UNCLAIMED, fall_back, may_fall_back
+from inference.lifecycle.fallback import UNCLAIMED, end_attempt, fall_back, may_fall_back
 from inference.models import (
     GenerationTask,
     GenerationTaskQuerySet,
@@ -71,22 +71,13 @@ def put_back(lease: Lease, later: RetryLater, result: TaskResult, timings: Timin
     False when the lease was lost. It has been started in time: no deadline applies any more.
     """
     task = lease.task
-    row = GenerationTask.objects.filter(
-        pk=task.pk, attempt=lease.attempt, status=Status.PROCESSING, cancel_requested=False
-    )
-    with transaction.atomic():
-        won = row.update(
-            **UNCLAIMED
-            | {
-                "due_at": Now() + timedelta(seconds=later.seconds),
-                "enqueued_at": Now(),
-                "deadline_at": None,
-                "request": task.request | {"num_retries": later.num_retries},
-            }
-        )
-        if won:
-            add_attempt(task, TaskAttempt.Outcome.FAILED, later.failure)
-    if not won:
+    change = UNCLAIMED | {
+        "due_at": Now() + timedelta(seconds=later.seconds),
+        "enqueued_at": Now(),
+        "deadline_at": None,
+        "request": task.request | {"num_retries": later.num_retries},
+    }
+    if not end_attempt(lease, later.failure, change):
         return finish_cancelled(lease, result, timings)
     task.status = Status.PENDING
     message = "Attempt %d failed, the next one starts in %.1f s: %s"
