@@ -18,9 +18,17 @@ class DatabaseThreads:
         self._pool = ThreadPoolExecutor(max_threads, thread_name_prefix=name)
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call it in one of the threads; it may use the database, and wait."""
+        """Call it in one of the threads; it may use the database, and wait.
+
+        A call that is cancelled is waited for: what it does is done when CancelledError is raised.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, _call, function, *arguments)
+        call = loop.run_in_executor(self._pool, _call, function, *arguments)
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            await asyncio.wait([call])
+            raise
 
     async def close(self) -> None:
         """End the threads; call it when none of them works any more."""

@@ -73,7 +73,7 @@ def test_client_that_was_away_under_load_gets_each_event_once(service: RunningSe
     with Load(service) as load:
         with socket(service) as client:
             start = client.connected["seq"]
-            client.subscribe("task.*", "model.*")
+            client.subscribe("task.*", "model.*", since=start)
             heard = [client.hear() for _ in range(30)]
         time.sleep(AWAY_SECONDS)  # being away is what is tested
         with socket(service) as client:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -155,7 +156,17 @@ def test_worker_that_does_not_answer_in_time_is_503_and_leaves_nothing(
     assert redis_client().xlen("embeddings:requests") == 0
 
 
-def test_request_is_given_up_when_its_client_is_gone() -> None:
+@pytest.mark.parametrize("reply_seconds", [0, 0.3])
+def test_request_is_given_up_when_its_client_is_gone(
+    reply_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = request_queue.post
+
+    def slow_post(key: str, request: EmbeddingRequest) -> str:
+        entry_id = post(key, request)
+        time.sleep(reply_seconds)  # it is in Redis, and the web process does not know it yet
+        return entry_id
+
     async def conversation(client: httpx.AsyncClient) -> None:
         asking = asyncio.ensure_future(client.post(EMBEDDINGS, json={"texts": ["a"]}))
         while not await asyncio.to_thread(redis_client().xlen, "embeddings:requests"):
@@ -167,6 +178,7 @@ def test_request_is_given_up_when_its_client_is_gone() -> None:
     async def limited(client: httpx.AsyncClient) -> None:
         await asyncio.wait_for(conversation(client), 20)
 
+    monkeypatch.setattr(request_queue, "post", slow_post)
     talk(limited)
 
 
