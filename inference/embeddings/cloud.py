@@ -1,6 +1,7 @@
 """Embedding models of cloud providers, called through LiteLLM."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
@@ -29,22 +30,33 @@ class CloudVectors:
     num_tokens: int
 
 
-def embed(model: RegisteredModel, texts: list[str], prompt_name: str | None) -> CloudVectors:
-    """Ask the provider, again after a failure that may pass. Raises InferenceError."""
+def embed(
+    model: RegisteredModel,
+    texts: list[str],
+    prompt_name: str | None,
+    check: Callable[[], None] = lambda: None,
+) -> CloudVectors:
+    """Ask the provider, again after a failure that may pass. Raises InferenceError.
+
+    `check` is called before each call, which costs money, and may raise.
+    """
     prompt = prompt_of(model.config.get("prompts", {}), prompt_name)
     prompted = [prompt + text for text in texts]
     parts = [
-        _ask_again(model, prompted[start : start + _MAX_TEXTS])
+        _ask_again(model, prompted[start : start + _MAX_TEXTS], check)
         for start in range(0, len(prompted), _MAX_TEXTS)
     ]
     rows = np.concatenate([part.rows for part in parts])
     return CloudVectors(rows, sum(part.num_tokens for part in parts))
 
 
-def _ask_again(model: RegisteredModel, texts: list[str]) -> CloudVectors:
+def _ask_again(
+    model: RegisteredModel, texts: list[str], check: Callable[[], None]
+) -> CloudVectors:
     breaker = CircuitBreaker(model)
     give_up_at = time.monotonic() + settings.EMBEDDING_TIMEOUT_SECONDS
     for num_retries in count():
+        check()
         try:
             breaker.before_call()
             vectors = _ask(model, texts)

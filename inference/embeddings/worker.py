@@ -37,6 +37,10 @@ _MAX_REQUESTS = 64
 _NUM_CLOUD_THREADS = 16
 
 
+class _ForgottenError(Exception):
+    """Nobody waits for the answer any more."""
+
+
 def serve() -> None:
     """Answer requests until none has come for a moment. Raises redis.RedisError."""
     _worker().serve()
@@ -142,9 +146,16 @@ class _Worker:
 
     def _ask_cloud(self, queued: QueuedRequest, model: RegisteredModel) -> None:
         request = queued.request
+
+        def check() -> None:
+            if queued.entry_id not in self._unanswered:
+                raise _ForgottenError
+
         try:
-            vectors = cloud.embed(model, request.texts, request.prompt_name)
+            vectors = cloud.embed(model, request.texts, request.prompt_name, check)
             made = _answer(queued, vectors.rows, vectors.num_tokens, [])
+        except _ForgottenError:
+            logger.info("Embedding request %s: its client is gone", queued.key)
         except Exception as exc:  # noqa: BLE001 (the requests' failure)
             error = exc if isinstance(exc, InferenceError) else _unknown_failure(exc)
             self._fail([queued], error)
@@ -169,10 +180,11 @@ class _Worker:
         if time.monotonic() - self._tidied_at < _TIDY_SECONDS:
             return
         self._tidied_at = time.monotonic()
-        running = {request.queued.entry_id: request for request in self._batcher.requests}
-        for queued in request_queue.forgotten(each.queued for each in running.values()):
-            if self._batcher.complete(running[queued.entry_id]):
-                self._unanswered.pop(queued.entry_id, None)
+        for queued in request_queue.forgotten(self._unanswered.copy().values()):
+            self._unanswered.pop(queued.entry_id, None)
+        for request in self._batcher.requests:
+            if request.queued.entry_id not in self._unanswered:
+                self._batcher.complete(request)
         self._begin(request_queue.take_over())
         self._unload_unused()
 

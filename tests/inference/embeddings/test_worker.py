@@ -1,6 +1,7 @@
 """The embeddings worker: requests in the queue, the real MiniLM, a stand-in for the clouds."""
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,12 +19,13 @@ from inference.embeddings.request_queue import QueuedRequest
 from inference.loading import requests
 from inference.models import RegisteredModel
 from inference.providers import circuit_breaker
+from inference.providers.cloud import retries
 from inference.registry import registration
 from monitoring.hardware import worker_identity, workers
 from monitoring.metrics import counters
 from monitoring.redis import outbox
 from tests.cloud_server import KEY, CloudServer, Fault
-from tests.conftest import Valkey
+from tests.conftest import Valkey, wait_until
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("valkey", "fresh_worker")]
 
@@ -347,6 +349,51 @@ def test_cloud_model_gets_many_texts_in_several_calls(cloud: CloudServer) -> Non
     rows = answer_to(*texts, model="cloud", normalize=False)["embeddings"]
     assert [row[0] for row in rows] == list(range(1, 201))
     assert [len(call.body["input"]) for call in cloud.calls] == [96, 96, 8]
+
+
+def test_cloud_is_asked_no_more_when_the_client_is_gone(
+    cloud: CloudServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_cloud(cloud)
+    key = request_queue.new_key()
+    entry_id = request_queue.post(key, EmbeddingRequest("cloud", ["a text"] * 2048))
+
+    def leave() -> None:
+        wait_until(lambda: len(cloud.calls) == 2)
+        request_queue.forget(key, entry_id)
+
+    monkeypatch.setattr(worker, "_TIDY_SECONDS", 0.01)
+    monkeypatch.setattr(cloud, "delay_ms", 300)
+    client = threading.Thread(target=leave)
+    client.start()
+    worker.serve()
+    client.join()
+    assert answer_to("a text", model="cloud")["dimensions"] == 4
+    assert len(cloud.calls) <= 2 + 2 + 1
+    assert request_queue.take_answer(key) is None
+
+
+@pytest.mark.parametrize("fault", [Fault.UNAVAILABLE, Fault.RATE_LIMITED])
+def test_cloud_failure_is_not_asked_again_for_a_client_that_is_gone(
+    cloud: CloudServer, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    register_cloud(cloud, max_retries=2)
+    key = request_queue.new_key()
+    entry_id = request_queue.post(key, EmbeddingRequest("cloud", ["a text"]))
+    pause = retries.pause
+
+    def leave_meanwhile(*arguments: Any) -> float | None:
+        request_queue.forget(key, entry_id)
+        wait_until(lambda: not worker._worker()._unanswered)
+        return pause(*arguments)
+
+    monkeypatch.setattr(worker, "_TIDY_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "pause", leave_meanwhile)
+    cloud.faults.extend([fault, fault])
+    worker.serve()
+    cloud.faults.clear()
+    assert answer_to("a text", model="cloud")["dimensions"] == 4
+    assert len(cloud.calls) == 2
 
 
 def test_cloud_failure_that_may_pass_is_asked_again(cloud: CloudServer) -> None:
