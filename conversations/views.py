@@ -13,7 +13,6 @@ from rest_framework.serializers import BaseSerializer
 
 from conversations.models import Conversation
 from conversations.pagination import (
-    LIST_PARAMETERS,
     MESSAGE_PARAMETERS,
     ConversationPagination,
     last_messages,
@@ -43,14 +42,14 @@ class ConversationViewSet(
     pagination_class = ConversationPagination
     lookup_value_regex = "conv_[0-9a-f]{32}"
     known_parameters = {
-        "list": ("limit", "offset", "until"),
+        "list": ("limit", "cursor", "offset"),
         "retrieve": ("include_messages",),
         "messages": ("limit", "before"),
     }
 
     def get_queryset(self) -> QuerySet[Conversation]:
         own = Conversation.objects.owned_by(owner_of(self.request))
-        return own.annotate(message_count=Count("messages")).order_by("-created_at", "-id")
+        return own.annotate(message_count=Count("messages"))
 
     def get_serializer_class(self) -> type[BaseSerializer[Any]]:
         """The form of the browsable API is that of what is sent."""
@@ -71,7 +70,6 @@ class ConversationViewSet(
         conversation = Conversation.objects.create(owner=owner_of(self.request), **fields)
         return Response(ConversationSerializer(conversation).data, status=201)
 
-    @extend_schema(parameters=LIST_PARAMETERS)
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Own conversations, newest first."""
         return super().list(request, *args, **kwargs)

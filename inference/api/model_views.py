@@ -45,7 +45,7 @@ class RegisteredModelViewSet(
 ):
     """Models that tasks can name."""
 
-    queryset = RegisteredModel.objects.select_related("download").order_by("name")
+    queryset = RegisteredModel.objects.select_related("download")
     serializer_class = RegisteredModelSerializer
     pagination_class = ModelPagination
     filter_backends = [DjangoFilterBackend]
@@ -53,7 +53,7 @@ class RegisteredModelViewSet(
     lookup_field = "name"
     lookup_value_regex = "[A-Za-z0-9._:-]{1,100}"
     known_parameters = {
-        "list": (*ModelFilters.base_filters, "limit", "offset"),
+        "list": (*ModelFilters.base_filters, "limit", "cursor", "offset"),
         "load": ("wait",),
         "unload": ("wait",),
         "destroy": ("delete_file",),

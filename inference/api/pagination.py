@@ -1,42 +1,22 @@
-"""Pages of tasks by cursor, of models by offset; a limit that is no number is refused."""
+"""Pages of models, and the positions of tasks in the queue."""
 
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
-
-from rest_framework.exceptions import NotFound, ValidationError
-from rest_framework.pagination import CursorPagination
-from rest_framework.request import Request
 
 from inference.models import GenerationTask
-from monitoring.api import query_parameters
 from monitoring.api.pagination import AliasedPagination
 
 
-class TaskPagination(CursorPagination):
-    """Newest first; stays right while tasks are added."""
-
-    ordering = ("-created_at", "-id")
-    page_size_query_param = "limit"
-
-    def get_page_size(self, request: Request) -> int:
-        return query_parameters.limit(request)
-
-    def decode_cursor(self, request: Request) -> Any:
-        """Raises ValidationError for what no page has given as a cursor."""
-        try:
-            cursor = super().decode_cursor(request)
-            if cursor is not None and cursor.position is not None:
-                query_parameters.moment(str(cursor.position))
-        except (NotFound, ValueError) as error:
-            message = "Take the cursor from the `next` of a page, or leave it out."
-            raise ValidationError({"cursor": [message]}) from error
-        return cursor
-
-
 class ModelPagination(AliasedPagination):
+    """By name."""
+
     alias = "models"
+    ordering = ("name",)
+
+    def check_position(self, position: str) -> None:
+        if "\0" in position:  # PostgreSQL refuses to look for one
+            raise ValueError(position)
 
 
 def queue_positions(tasks: Iterable[GenerationTask]) -> dict[str, int]:

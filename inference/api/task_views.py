@@ -18,7 +18,7 @@ from rest_framework.serializers import BaseSerializer
 from inference.api import submission, task_stream
 from inference.api.deferred_response import WAIT_PARAMETER, long_poll, requested_seconds
 from inference.api.filters import TaskFilters
-from inference.api.pagination import TaskPagination, queue_positions
+from inference.api.pagination import queue_positions
 from inference.api.report import report
 from inference.api.sse_cursor import FINAL_ID
 from inference.api.task_serializers import (
@@ -33,6 +33,7 @@ from inference.models import GenerationTask
 from inference.task_body import TaskSerializer, task_body
 from monitoring.api.errors import Conflict, QueueFull
 from monitoring.api.owner import owner_of
+from monitoring.api.pagination import StablePagination
 from monitoring.api.query_parameters import StrictViewSet
 
 
@@ -55,7 +56,7 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
 
     queryset = GenerationTask.objects.none()
     serializer_class = TaskSerializer
-    pagination_class = TaskPagination
+    pagination_class = StablePagination
     filter_backends = [DjangoFilterBackend]
     filterset_class = TaskFilters
     lookup_value_regex = "task_[0-9a-f]{32}"

@@ -50,9 +50,7 @@ def embed(
     return CloudVectors(rows, sum(part.num_tokens for part in parts))
 
 
-def _ask_again(
-    model: RegisteredModel, texts: list[str], check: Callable[[], None]
-) -> CloudVectors:
+def _ask_again(model: RegisteredModel, texts: list[str], check: Callable[[], None]) -> CloudVectors:
     breaker = CircuitBreaker(model)
     give_up_at = time.monotonic() + settings.EMBEDDING_TIMEOUT_SECONDS
     for num_retries in count():

@@ -99,22 +99,24 @@ def test_list_is_newest_first_by_pages(api: APIClient, stranger: Conversation) -
     assert last["next"] is None
 
 
-def test_new_conversations_shift_no_page(api: APIClient) -> None:
-    ids = [begin(api)["conversation_id"] for _ in range(7)]
-    seen = []
-    url = f"{CONVERSATIONS}?limit=2"
+@pytest.mark.parametrize("query", ["limit=2", "limit=2&offset=1", "limit=3&offset=4"])
+def test_neither_new_nor_deleted_conversations_shift_a_page(api: APIClient, query: str) -> None:
+    ids = [begin(api)["conversation_id"] for _ in range(9)][::-1]
+    seen = list[str]()
+    url = f"{CONVERSATIONS}?{query}"
     while url:
         page = api.get(url).json()
-        assert page["total"] == 7
-        seen += [conversation["conversation_id"] for conversation in page["results"]]
+        found = [each["conversation_id"] for each in page["results"]]
+        if page["previous"]:  # back and forth
+            back = api.get(page["previous"]).json()
+            assert api.get(back["next"]).json()["results"] == page["results"]
+        seen += found
         url = page["next"]
-        if url:
-            begin(api)
-            if len(seen) == 4:  # back and forth
-                back = api.get(page["previous"]).json()
-                assert [c["conversation_id"] for c in back["results"]] == ids[:4:-1]
-                assert back["next"]
-    assert seen == ids[::-1]
+        begin(api)
+        api.delete(f"{CONVERSATIONS}/{found[0]}")
+        api.delete(f"{CONVERSATIONS}/{found[-1]}")
+    assert seen == ids[-len(seen) :]
+    assert len(seen) == 9 - int(query.partition("offset=")[2] or 0)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +125,11 @@ def test_new_conversations_shift_no_page(api: APIClient) -> None:
         ({"limit": 0}, "limit"),
         ({"offset": "x"}, "offset"),
         ({"sort": "a"}, "sort"),
-        ({"until": "yesterday"}, "until"),
-        ({"until": "2026-01-31T12:00:00"}, "until"),
+        ({"offset": 10**18}, "offset"),
+        ({"until": "2026-01-31T12:00:00Z"}, "until"),
+        ({"cursor": "x"}, "cursor"),
+        ({"cursor": "cD0w"}, "cursor"),
+        ({"cursor": "bz0x", "offset": 1}, "offset"),
     ],
 )
 def test_bad_query_is_refused(api: APIClient, query: dict[str, Any], blamed: str) -> None:

@@ -52,17 +52,24 @@ def test_list_has_the_models_under_both_names(api: APIClient, echo: RegisteredMo
     assert api.get(f"{MODELS}/").json() == body
 
 
-def test_list_comes_in_pages(api: APIClient, db: None) -> None:
-    for index in range(5):
-        RegisteredModel.objects.create(name=f"m{index}", provider="echo")
-    seen: list[str] = []
-    url = f"{MODELS}?limit=2"
-    while url:
-        page = api.get(url).json()
-        assert page["total"] == 5
-        seen += [model["name"] for model in page["models"]]
-        url = page["next"]
-    assert seen == ["m0", "m1", "m2", "m3", "m4"]
+def test_list_comes_in_pages_that_nothing_shifts(api: APIClient, db: None) -> None:
+    names = [f"m{index}" for index in range(5)]
+    for name in names:
+        RegisteredModel.objects.create(name=name, provider="echo")
+    assert api.get(f"{MODELS}?limit=2").json()["total"] == 5
+    for url in (f"{MODELS}?limit=2", f"{MODELS}?limit=2&offset=0&provider=echo"):
+        seen: list[str] = []
+        while url:
+            page = api.get(url).json()
+            seen += [model["name"] for model in page["models"]]
+            url = page["next"]
+            RegisteredModel.objects.filter(name=seen[-1]).delete()
+            RegisteredModel.objects.create(name=f"a{seen[-1]}", provider="echo")
+        assert [name for name in seen if name in names] == names
+        RegisteredModel.objects.filter(name__startswith="am").delete()
+        RegisteredModel.objects.bulk_create(
+            RegisteredModel(name=name, provider="echo") for name in ("m1", "m3", "m4")
+        )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +91,10 @@ def test_filters_narrow_the_list(
 
 @pytest.mark.parametrize(
     ("query", "field"),
-    [("loaded=perhaps", "loaded"), ("provider=x", "provider"), ("limit=0", "limit")],
+    [
+        *(("loaded=perhaps", "loaded"), ("provider=x", "provider"), ("limit=0", "limit")),
+        *(("offset=-1", "offset"), ("cursor=cD0lMDA%3D", "cursor")),
+    ],
 )
 def test_bad_filter_is_refused_by_its_name(api: APIClient, query: str, field: str) -> None:
     assert_error(api.get(f"{MODELS}?{query}"), 400, "validation_error", field)
