@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from conversations.models import Conversation, Message
@@ -25,6 +24,23 @@ class MessageSerializer(serializers.ModelSerializer[Message]):
         model = Message
         fields = ("message_id", "role", "content", "created_at")
         read_only_fields = fields
+
+
+class LastMessagesSerializer(serializers.ListSerializer[Any]):
+    """The last 1,000 of a dialogue, oldest first."""
+
+    def to_representation(self, data: Any) -> Any:
+        return super().to_representation(data.order_by("-id")[: query_parameters.MAX_LIMIT][::-1])
+
+
+class MessagePageSerializer(serializers.Serializer[Any]):
+    """Oldest first; `previous` leads to the messages before these, `results` is the same list."""
+
+    messages = MessageSerializer(many=True)
+    total = serializers.IntegerField()
+    results = MessageSerializer(many=True)
+    next = serializers.URLField(allow_null=True, help_text="Always null.")
+    previous = serializers.URLField(allow_null=True)
 
 
 class ConversationFieldsSerializer(StrictSerializer):
@@ -78,14 +94,9 @@ class ConversationSerializer(serializers.ModelSerializer[Conversation]):
 
 
 class ConversationWithMessagesSerializer(ConversationSerializer):
-    """With `?include_messages=true`: the last 1,000 messages, oldest first."""
+    """`messages` come with `?include_messages=true`."""
 
-    messages = serializers.SerializerMethodField()
+    messages = LastMessagesSerializer(child=MessageSerializer(), required=False)
 
     class Meta(ConversationSerializer.Meta):
         fields = (*ConversationSerializer.Meta.fields, "messages")
-
-    @extend_schema_field(MessageSerializer(many=True))
-    def get_messages(self, conversation: Conversation) -> Any:
-        last = conversation.messages.order_by("-id")[: query_parameters.MAX_LIMIT]
-        return MessageSerializer(last[::-1], many=True).data

@@ -21,6 +21,7 @@ from conversations.serializers import (
     ConversationFieldsSerializer,
     ConversationSerializer,
     ConversationWithMessagesSerializer,
+    MessagePageSerializer,
     MessageSerializer,
     NewMessageSerializer,
 )
@@ -99,7 +100,10 @@ class ConversationViewSet(
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     @extend_schema(
-        methods=["GET"], parameters=MESSAGE_PARAMETERS, responses=MessageSerializer(many=True)
+        methods=["GET"],
+        operation_id="conversations_messages_list",
+        parameters=MESSAGE_PARAMETERS,
+        responses=MessagePageSerializer,
     )
     @extend_schema(
         methods=["POST"], request=NewMessageSerializer, responses={201: MessageSerializer}

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.http import Http404, HttpRequest, JsonResponse
@@ -32,7 +32,16 @@ _FAILED = "The server failed unexpectedly; its log has the reason. Please try ag
 _NOT_FOUND = "There is nothing here: check the address, or see /docs for the routes."
 
 
-def error_body(code: str, message: str, details: Any = None) -> dict[str, Any]:
+class ErrorBody(TypedDict):
+    """What is wrong, and what to do; `details` names the fields of a request that is not valid."""
+
+    error: str
+    message: str
+    details: Any
+    trace_id: str | None
+
+
+def error_body(code: str, message: str, details: Any = None) -> ErrorBody:
     return {"error": code, "message": message, "details": details, "trace_id": None}
 
 

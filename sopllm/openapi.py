@@ -13,6 +13,8 @@ from drf_spectacular.plumbing import (
 )
 from drf_spectacular.utils import Direction
 
+from sopllm.exceptions import ErrorBody
+
 Endpoint = tuple[str, str, str, Any]
 Schema = dict[str, Any]
 
@@ -22,6 +24,19 @@ _resolve: Any = resolve_type_hint  # which has no annotations itself
 def without_trailing_slashes(endpoints: list[Endpoint]) -> list[Endpoint]:
     """Each route answers with and without one; the description names the shorter."""
     return [(path.rstrip("/"), regex, method, view) for path, regex, method, view in endpoints]
+
+
+class SchemaWithErrors(AutoSchema):
+    """Every route may refuse a request, or be without what it needs."""
+
+    def _get_response_bodies(self, direction: Direction = "response") -> Schema:
+        bodies: Schema = super()._get_response_bodies(direction)
+        for code in ("4XX", "503"):
+            error = self._get_response_for_code(  # type: ignore[no-untyped-call]
+                ErrorBody, code, ["application/json"]
+            )
+            bodies.setdefault(code, error)
+        return bodies
 
 
 class TypedDictExtension(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]

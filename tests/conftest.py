@@ -26,6 +26,7 @@ from monitoring.redis import outbox
 from monitoring.redis.client import client
 from presets import catalogue
 from sopllm import processes
+from tests.described_client import DescribedClient
 
 # On a busy machine inputs are generated slowly, which says nothing about the code.
 hypothesis.settings.register_profile(
@@ -138,7 +139,7 @@ def wait_until_enqueued() -> None:
 @pytest.fixture
 def api(db: None, valkey: Valkey) -> APIClient:
     """A client of the API as the local owner, with a real broker that nobody listens to."""
-    return APIClient()
+    return DescribedClient()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from monitoring.api.query_parameters import StrictViewSet
 class EmbeddingViewSet(StrictViewSet):
     """Vectors of texts, and how near texts are to each other."""
 
-    @extend_schema(request=EmbeddingRequestSerializer, responses=EmbeddingsSerializer)
+    @extend_schema(request=EmbeddingRequestSerializer, responses={200: EmbeddingsSerializer})
     def create(self, request: Request) -> EmbeddingResponse:
         """A vector of each text. Long texts are cut to the model's window, see `truncated`."""
         fields = request_validator().run_validation(request.data)

@@ -82,6 +82,8 @@ def submission_validator() -> TaskSubmissionSerializer:
 
 class AttemptSerializer(serializers.ModelSerializer[TaskAttempt]):
     model = serializers.CharField(source="model_name")
+    outcome = serializers.ChoiceField(choices=["running", *TaskAttempt.Outcome.values])
+    ended_at = serializers.DateTimeField(allow_null=True, help_text="Null while it is running.")
 
     class Meta:
         model = TaskAttempt

@@ -79,7 +79,9 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
             raise NotFound(f"There is no task {self.kwargs['pk']}; ended ones are kept for a time.")
         return task
 
-    @extend_schema(request=TaskSubmissionSerializer, responses={201: TaskSerializer})
+    @extend_schema(
+        request=TaskSubmissionSerializer, responses={200: TaskSerializer, 201: TaskSerializer}
+    )
     def create(self, request: Request) -> Response:
         """Submit a task. Repeating an idempotency key gives the first task again, with 200."""
         with _refusals():

@@ -30,7 +30,8 @@ class StrictViewSet(viewsets.ViewSet):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
-        refuse_unknown(request, self.known_parameters.get(self.action, ()))
+        if self.action:  # else the answer is 405
+            refuse_unknown(request, self.known_parameters.get(self.action, ()))
 
 
 def moment(text: str) -> datetime:

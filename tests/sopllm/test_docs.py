@@ -83,6 +83,14 @@ def test_description_names_every_route(schema: Any) -> None:
     }
 
 
+def test_every_route_says_what_its_errors_look_like(schema: Any) -> None:
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            refusal = operation["responses"]["4XX"]["content"]["application/json"]["schema"]
+            assert refusal == {"$ref": "#/components/schemas/ErrorBody"}, (method, path)
+            assert "503" in operation["responses"]
+
+
 def test_description_knows_the_fields_of_a_submission(schema: Any) -> None:
     content = schema["paths"][TASKS]["post"]["requestBody"]["content"]["application/json"]
     name = content["schema"]["$ref"].rpartition("/")[2]

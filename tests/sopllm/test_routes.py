@@ -46,3 +46,11 @@ def test_each_parameter_of_the_description_is_known(api: APIClient) -> None:
                     response = call(api, method.upper(), path, f"{parameter['name']}=%00")
                     assert "Unknown parameter" not in response.content.decode(), (method, path)
                     assert response.status_code < 500, (method, path, parameter["name"])
+
+
+def test_method_that_a_route_does_not_have_is_refused_whatever_its_parameters(
+    api: APIClient,
+) -> None:
+    for path, parameter in ((f"/api/v1/tasks/{IDS['tasks']}", "wait"), ("/api/v1/tasks", "x")):
+        response = api.generic("TRACE", f"{path}?{parameter}=1")
+        assert (response.status_code, response.json()["error"]) == (405, "method_not_allowed")
