@@ -28,6 +28,9 @@ class WebSocketAccess:
         elif settings.APP_ENV != "local":
             message = "There are no API keys in this version: set APP_ENV=local."
             await refuse(scope, send, 401, "authentication_required", message)
+        elif scope["query_string"]:
+            message = "The socket has no parameters: leave out ? and what follows, and subscribe."
+            await refuse(scope, send, 400, "validation_error", message)
         else:
             # Without API keys, a client of a local installation is its owner.
             await self._application({**scope, "principal": LOCAL_OWNER}, receive, send)

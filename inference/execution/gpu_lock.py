@@ -79,7 +79,13 @@ def _acquire(gpu_index: int) -> Lock:
 def _renew(lock: Lock, done: threading.Event) -> None:
     while not done.wait(_RENEW_SECONDS):
         try:
-            lock.extend(_LEASE_SECONDS, replace_ttl=True)
+            try:
+                lock.extend(_LEASE_SECONDS, replace_ttl=True)
+            except (
+                LockError
+            ):  # Redis was empty, or its clock set forward, and nobody may have it yet
+                if not lock.acquire(blocking=False, token=worker_identity.current()):
+                    raise
         except (LockError, redis.RedisError) as exc:
             logger.warning("%s: lease not renewed: %s", lock.name, exc)
 

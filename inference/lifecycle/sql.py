@@ -80,17 +80,26 @@ _SQLITE_NOW = "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW'"
 _DIALECTS = {
     "sqlite": {
         "now": f"{_SQLITE_NOW})",
+        "epoch": "STRFTIME('%%s', 'NOW')",
         "lease_end": f"{_SQLITE_NOW}, %(lease_seconds)s || ' seconds')",
         "expiry": f"{_SQLITE_NOW}, %(ttl_seconds)s || ' seconds')",
         "skip_locked": "",
     },
     "postgresql": {
         "now": "STATEMENT_TIMESTAMP()",
+        "epoch": "EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())",
         "lease_end": "STATEMENT_TIMESTAMP() + %(lease_seconds)s * INTERVAL '1 second'",
         "expiry": "STATEMENT_TIMESTAMP() + %(ttl_seconds)s * INTERVAL '1 second'",
         "skip_locked": "FOR UPDATE SKIP LOCKED",
     },
 }
+
+
+def clock() -> float:
+    """What the database's clock shows, in seconds."""
+    with connection.cursor() as cursor:
+        cursor.execute(_in_dialect("SELECT {epoch}"), {})
+        return float(cursor.fetchone()[0])
 
 
 def claim_first(except_models: Sequence[str]) -> tuple[str, dict[str, str]]:

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import Max
 
 from conversations.models import Conversation
 from inference import dispatch, events
@@ -30,7 +31,8 @@ class ConversationGoneError(Exception):
 def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
     """Save those that are new, all or none, and enqueue them after the commit.
 
-    They are made a microsecond apart, so that equal priorities run in the order given. One whose
+    They are made a microsecond apart, so that equal priorities run in the order given, and after
+    all tasks of their conversations that have not ended. One whose
     idempotency key was used before is answered by the first task of that key. Raises
     IdempotencyConflictError when that was another request, QueueFullError, ConversationGoneError.
     """
@@ -39,8 +41,14 @@ def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
         return list(tasks)
     if _num_pending() + len(fresh) > settings.MAX_PENDING_TASKS:
         raise QueueFullError
+    first_at = fresh[0].created_at
+    if conversations := {task.conversation_id for task in fresh if task.conversation_id}:
+        # Turns run in the order of submission, though the clocks of web processes may differ.
+        earlier = GenerationTask.objects.unfinished().filter(conversation__in=conversations)
+        if last_at := earlier.aggregate(last_at=Max("created_at"))["last_at"]:
+            first_at = max(first_at, last_at + timedelta(microseconds=1))
     for index, task in enumerate(fresh):
-        task.created_at = fresh[0].created_at + timedelta(microseconds=index)
+        task.created_at = first_at + timedelta(microseconds=index)
     accepted = list(tasks)
     try:
         if len(fresh) > 1:

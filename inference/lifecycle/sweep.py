@@ -1,6 +1,7 @@
 """Makes good what crashes leave behind, does what time brings about, and enqueues what is due."""
 
 import logging
+import time
 from datetime import timedelta
 
 from django.conf import settings
@@ -10,6 +11,7 @@ from django.db.models.functions import Now
 
 from inference import dispatch, events
 from inference.errors import ErrorCode
+from inference.lifecycle import sql
 from inference.lifecycle.claim import add_attempt
 from inference.lifecycle.fallback import UNCLAIMED, announce_fallback, next_fallback
 from inference.lifecycle.finish import announce_end, end_fields, end_pending, store_end
@@ -29,15 +31,22 @@ logger = logging.getLogger(__name__)
 Status = GenerationTask.Status
 
 _SWEEP_LIMIT = 1000
+# Between the sweeps of a process, clocks that nobody sets differ by less.
+_MAX_DRIFT_SECONDS = 2.0
+
+# How far the database's clock was ahead of this process's at its last sweep, which nobody can set.
+_ahead_seconds: float | None = None
+_distrusted_until = 0.0
 
 
 def sweep() -> None:
     """Safe to run at any time, anywhere, in parallel."""
-    lost = GenerationTask.objects.lost()
+    is_clock_steady = _is_clock_steady()
+    lost = GenerationTask.objects.lost(is_clock_steady=is_clock_steady)
     for task in lost[:_SWEEP_LIMIT]:
         _take_back(task, lost)
-    ModelDownload.objects.take_back()
-    WebhookDelivery.objects.take_back()
+    ModelDownload.objects.take_back(is_clock_steady=is_clock_steady)
+    WebhookDelivery.objects.take_back(is_clock_steady=is_clock_steady)
     _fail_past_deadline()
     _enqueue_tasks()
     for rows, message, max_at_once in (
@@ -46,6 +55,22 @@ def sweep() -> None:
     ):
         if num_due := rows.count():
             dispatch.enqueue([message] * min(num_due, max_at_once))
+
+
+def _is_clock_steady() -> bool:
+    """False for LEASE_SECONDS after the database's clock was set forward, or this host suspended.
+
+    Leases of living workers seem to have run out then, until these renew them.
+    """
+    global _ahead_seconds, _distrusted_until
+    now = time.monotonic()
+    ahead_seconds = sql.clock() - now
+    if _ahead_seconds is not None and ahead_seconds - _ahead_seconds > _MAX_DRIFT_SECONDS:
+        _distrusted_until = now + settings.LEASE_SECONDS
+        message = "The database's clock was set forward by %.0f s: leases run out %d s later"
+        logger.warning(message, ahead_seconds - _ahead_seconds, settings.LEASE_SECONDS)
+    _ahead_seconds = ahead_seconds
+    return now >= _distrusted_until
 
 
 def _take_back(task: GenerationTask, lost: GenerationTaskQuerySet) -> None:

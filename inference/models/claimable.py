@@ -59,16 +59,18 @@ class ClaimableQuerySet(models.QuerySet[Row]):
         held = self.filter(worker=worker, lease_until__isnull=False)
         return {pk: (attempt, False) for pk, attempt in held.values_list("pk", "attempt")}
 
-    def lost(self) -> Self:
-        """Those whose lease has run out, or whose worker has ended on this host."""
+    def lost(self, *, is_clock_steady: bool = True) -> Self:
+        """Those whose lease has run out, if that can be told, or whose worker has ended here."""
         held = self.filter(lease_until__isnull=False)
         workers = set(held.values_list("worker", flat=True))
         gone = [worker for worker in workers if worker_identity.is_gone(worker)]
-        return held.filter(Q(lease_until__lte=Now()) | Q(worker__in=gone))
+        has_run_out = Q(lease_until__lte=Now()) if is_clock_steady else Q()
+        return held.filter(has_run_out | Q(worker__in=gone))
 
-    def take_back(self) -> int:
+    def take_back(self, *, is_clock_steady: bool = True) -> int:
         """Make those due that are lost; returns how many."""
-        return self.lost().update(**UNHELD, due_at=Now(), **self.model.waiting_fields)
+        lost = self.lost(is_clock_steady=is_clock_steady)
+        return lost.update(**UNHELD, due_at=Now(), **self.model.waiting_fields)
 
     def _lease_end(self) -> Any:
         return Now() + timedelta(seconds=self.model.lease_seconds or settings.LEASE_SECONDS)

@@ -48,7 +48,7 @@ def socket_client(server: LiveServer) -> Iterator[Client]:
 # --- Opening ---
 
 
-@pytest.mark.parametrize("path", ["/ws/monitor", "/ws/monitor/"])
+@pytest.mark.parametrize("path", ["/ws/monitor", "/ws/monitor/", "/ws/monitor?"])
 def test_client_is_greeted(server: LiveServer, path: str) -> None:
     tell_all(range(1))
     with server.client(path) as client:
@@ -67,6 +67,11 @@ def test_each_connection_has_an_id(server: LiveServer) -> None:
 @pytest.mark.parametrize("path", ["/ws", "/ws/monitor/x", "/"])
 def test_other_paths_are_refused_in_json(server: LiveServer, path: str) -> None:
     assert_refused(server, 404, "not_found", path=path)
+
+
+@pytest.mark.parametrize("query", ["since=5", "x", "%ff=%00&"])
+def test_parameters_are_refused(server: LiveServer, query: str) -> None:
+    assert_refused(server, 400, "validation_error", path=f"/ws/monitor?{query}")
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,17 @@ def test_gpu_is_given_back_after_an_error(valkey: Valkey) -> None:
     assert client().get(LEASE) is None
 
 
+def test_lease_that_redis_lost_is_taken_again(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_lock, "_RENEW_SECONDS", 0.01)
+    with gpu_lock.hold(0):
+        client().delete(LEASE)
+        wait_until(lambda: client().get(LEASE) == worker_identity.current())
+        client().set(LEASE, "another worker")
+    assert client().get(LEASE) == "another worker"
+
+
 def test_second_waits_for_the_first(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_lock, "_RETRY_SECONDS", 0.01)
     events: list[str] = []
