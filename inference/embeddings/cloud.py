@@ -1,5 +1,6 @@
 """Embedding models of cloud providers, called through LiteLLM."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from inference.embeddings.encoders.base import Vectors
 from inference.embeddings.messages import prompt_of
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
+from inference.providers import hosts
 from inference.providers.api_keys import api_key_of
 from inference.providers.circuit_breaker import CircuitBreaker
 from inference.providers.cloud import call, errors, retries, wire
@@ -56,6 +58,7 @@ def _ask_again(model: RegisteredModel, texts: list[str], check: Callable[[], Non
     for num_retries in count():
         check()
         try:
+            asyncio.run(hosts.check(model))
             breaker.before_call()
             vectors = _ask(model, texts)
             breaker.on_success()

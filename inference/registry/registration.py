@@ -22,6 +22,8 @@ from monitoring.api.errors import Conflict
 
 Provider = RegisteredModel.Provider
 
+_LOOK_UP_SECONDS = 0.5
+
 
 class ModelExistsError(Conflict):
     """The name is taken."""
@@ -94,7 +96,7 @@ def check_config(provider: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def _check_host(provider: str, config: dict[str, Any]) -> None:
     """Whether the model may be asked where it is, with the key that it would be asked with."""
-    if why := hosts.refusal(provider, config):
+    if why := hosts.refusal(provider, config) or hosts.refusal_by_name(config, _LOOK_UP_SECONDS):
         field = "base_url" if "base_url" in config else "api_key_env_var"
         raise ValidationError({field: [why]})
 

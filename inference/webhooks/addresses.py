@@ -1,8 +1,8 @@
 """The addresses that webhooks may be sent to: public ones alone."""
 
-import queue
 import socket
 import threading
+from concurrent.futures import Future
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 Address = IPv4Address | IPv6Address
@@ -34,15 +34,20 @@ class SlowNameServerError(UnresolvedHostError):
     """Whether it has one was not found out in time."""
 
 
+def carried(address: Address) -> Address:
+    """The IPv4 address that packets to an IPv6 one reach in the end, or else the address."""
+    if not isinstance(address, IPv6Address):
+        return address
+    if address in _NAT64:
+        return IPv4Address(address.packed[-4:])
+    return address.ipv4_mapped or address
+
+
 def is_public(address: Address) -> bool:
     """Whether the address is on the public internet, not in a private network."""
-    if isinstance(address, IPv6Address):
-        # Packets to these reach an IPv4 address in the end.
-        carried = IPv4Address(address.packed[-4:]) if address in _NAT64 else address.ipv4_mapped
-        if carried is not None:
-            return is_public(carried)
-        if address not in _GLOBAL_UNICAST:
-            return False
+    address = carried(address)
+    if isinstance(address, IPv6Address) and address not in _GLOBAL_UNICAST:
+        return False
     return address.is_global and not any(address in block for block in _NOT_PUBLIC)
 
 
@@ -77,21 +82,25 @@ def checked(host: str, seconds: float, *, exempt: bool = False) -> list[Address]
 
 def resolve(host: str, seconds: float) -> list[Address]:
     """All addresses of a name, the preferred first; raises UnresolvedHostError."""
-    answers: queue.SimpleQueue[list[Address] | OSError] = queue.SimpleQueue()
+    try:
+        return look_up(host).result(max(seconds, 0))
+    except TimeoutError:
+        raise SlowNameServerError(f"{host} was not resolved in time") from None
 
-    def look_up() -> None:
+
+def look_up(host: str) -> Future[list[Address]]:
+    """The addresses of a name, or UnresolvedHostError, in the end.
+
+    In a thread of its own: the resolver's own time-out cannot be set, and is too long.
+    """
+    answer = Future[list[Address]]()
+
+    def ask() -> None:
         try:
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-            answers.put([ip_address(str(sockaddr[0])) for *_, sockaddr in found])
+            answer.set_result([ip_address(str(sockaddr[0])) for *_, sockaddr in found])
         except (OSError, UnicodeError) as exc:
-            answers.put(UnresolvedHostError(f"{host} does not resolve: {exc}"))
+            answer.set_exception(UnresolvedHostError(f"{host} does not resolve: {exc}"))
 
-    # The resolver's own time-out cannot be set, and is too long.
-    threading.Thread(target=look_up, name="look-up", daemon=True).start()
-    try:
-        answer = answers.get(timeout=max(seconds, 0))
-    except queue.Empty:
-        raise SlowNameServerError(f"{host} was not resolved in time") from None
-    if isinstance(answer, OSError):
-        raise answer
+    threading.Thread(target=ask, name="look-up", daemon=True).start()
     return answer

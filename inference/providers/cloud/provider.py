@@ -13,6 +13,7 @@ from django.db import connection
 
 from inference.errors import ErrorCode, InferenceError, RetryLater
 from inference.models import Queue, RegisteredModel
+from inference.providers import hosts
 from inference.providers.api_keys import api_key_of
 from inference.providers.base import (
     Deltas,
@@ -63,6 +64,7 @@ class CloudProvider(Provider):
         for num_retries in count(request.num_retries):
             answer = CloudAnswer(progress, is_in_tool=self._answers_in_tool(request))
             try:
+                await hosts.check(self.model)
                 await asyncio.to_thread(breaker.before_call)
                 async with aclosing(self._ask(arguments, answer, key)) as texts:
                     async for text in texts:

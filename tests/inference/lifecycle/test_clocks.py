@@ -58,7 +58,7 @@ def test_living_workers_keep_their_leases_when_the_clock_is_set_forward(
         assert not lease.lost
         assert not dead.lost
         later = time.monotonic() + settings.LEASE_SECONDS
-        monkeypatch.setattr(sweep.time, "monotonic", lambda: later)
+        monkeypatch.setattr(time, "monotonic", lambda: later)
         sweep.sweep()
         lease_renewer.refresh([lease, dead])
         assert not lease.lost
