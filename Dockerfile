@@ -17,8 +17,8 @@ ARG CMAKE_ARGS=""
 RUN python3 -m venv .venv \
     && .venv/bin/pip install --no-cache-dir --disable-pip-version-check uv==0.13.9 \
     && CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF ${CMAKE_ARGS}" \
-        .venv/bin/uv --no-cache pip install --python .venv/bin/python --no-deps --compile-bytecode -r requirements.txt \
-    && .venv/bin/uv --no-cache pip install --python .venv/bin/python --constraint requirements.txt "$(grep '^torch==' requirements.txt)" \
+        .venv/bin/uv --no-cache pip install --python .venv/bin/python --no-deps --require-hashes --compile-bytecode -r requirements.txt \
+    && .venv/bin/uv --no-cache pip install --python .venv/bin/python --constraint requirements.txt "$(grep -oE '^torch==[^ ]+' requirements.txt)" \
     && .venv/bin/pip uninstall --yes uv
 
 FROM ${RUN_IMAGE}

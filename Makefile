@@ -29,14 +29,17 @@ bench: setup ## Measure the service and the engine
 	@$(PYTHON_BIN) benchmarks/service.py
 	@$(PYTHON_BIN) benchmarks/engine.py
 
-LOCK := .venv/bin/uv pip compile --quiet --no-header --no-annotate --strip-extras --python-version 3.11 pyproject.toml
+LOCK := .venv/bin/uv pip compile --quiet --no-header --no-annotate --strip-extras --generate-hashes --python-version 3.11
+# What the build of PyTorch for GPUs needs is installed with it. A package is a line, and those of its hashes.
+WITHOUT_CUDA := sed -E '/^(cuda|triton|nvidia-[cn])[a-z0-9-]*==/,/[^\\]$$/d'
 
-lock: setup ## Pin anew what pyproject.toml names
-	$(LOCK) --upgrade | sed -E 's/^(torch==[0-9.]+).*/\1/' | grep -vE '^(nvidia|cuda|triton)' > requirements.new
+lock: setup ## Pin anew what pyproject.toml names, with hashes
+	$(LOCK) pyproject.toml --upgrade | $(WITHOUT_CUDA) > requirements.new
 	mv requirements.new requirements.txt
-	$(LOCK) --group dev --constraints requirements.txt > requirements.new
+	$(LOCK) pyproject.toml --group dev --constraints requirements.txt | $(WITHOUT_CUDA) > requirements.new
 	grep -vxFf requirements.txt requirements.new > requirements-dev.txt
 	rm requirements.new
+	$(LOCK) --no-deps --group models --output-file requirements-models.txt
 
 clean: ## Remove .venv and caches; data and models in var/ stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -174,10 +174,11 @@ main() {
 install_packages() {
   local all=()
   for file in "${REQUIREMENTS[@]}"; do all+=(-r "$file"); done
-  grep -viE '^llama[-_]cpp[-_]python==' requirements.txt >.venv/requirements.txt
+  # All files are checked by their hashes but two, which some machines have in builds of their own.
+  sed -E '/^(llama-cpp-python|torch)==/,/[^\\]$/d' requirements.txt >.venv/requirements.txt
   uv_install -r .venv/requirements.txt -r requirements-dev.txt -r requirements-models.txt
   # The build of PyTorch that PyPI has for Linux names the CUDA libraries it was made with, a CPU build has none to name.
-  .venv/bin/uv --no-progress pip install --python .venv/bin/python --constraint .venv/requirements.txt "$(grep '^torch==' requirements.txt)"
+  .venv/bin/uv --no-progress pip install --python .venv/bin/python --constraint .venv/requirements.txt "$(grep -oE '^torch==[^ ]+' requirements.txt)"
 }
 
 main

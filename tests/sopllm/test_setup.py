@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -125,3 +126,14 @@ def test_unchanged_checkout_needs_no_python(checkout: Checkout) -> None:
     (venv / "bin" / "python").symlink_to(checkout.bin / "bash")
     result = checkout.set_up()
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", REQUIREMENTS)
+def test_every_package_is_pinned_with_hashes(name: str) -> None:
+    lines = (ROOT / name).read_text().replace("\\\n", "").splitlines()
+    assert len(lines) > 5
+    for line in lines:
+        package, *hashes = line.split()
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", package), line
+        assert hashes, line
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in hashes), line
