@@ -28,6 +28,7 @@ _CODES = {
     429: "rate_limited",
     503: "unavailable",
 }
+_MAX_CHARS = 1000
 _FAILED = "The server failed unexpectedly; its log has the reason. Please try again."
 _NOT_FOUND = "There is nothing here: check the address, or see /docs for the routes."
 
@@ -75,13 +76,22 @@ def _unexpected(exc: Exception, path: str) -> Response:
     return Response(error_body("internal_error", _FAILED), status=500)
 
 
+def _shortened(detail: Any) -> Any:
+    """Sentences that quote what a client sent, of a length that may be sent back."""
+    if isinstance(detail, dict):
+        return {name: _shortened(value) for name, value in detail.items()}
+    if isinstance(detail, list):
+        return [_shortened(value) for value in detail]
+    return detail if len(detail) <= _MAX_CHARS else f"{detail[:_MAX_CHARS]}…"
+
+
 def _known(exc: exceptions.APIException, allowed_methods: Sequence[str] = ()) -> Response:
     details = None
     message = str(exc.detail)
     if isinstance(exc, exceptions.ValidationError):
         # A request can have half surrogate pairs in a name, which UTF-8 has not.
         text = json.dumps(exc.detail, ensure_ascii=False)
-        details = json.loads(text.encode(errors="replace"))
+        details = _shortened(json.loads(text.encode(errors="replace")))
         message = next(sentences(details), "The request is not valid.")
     elif isinstance(exc, exceptions.ParseError):
         reason = str(exc.detail).removeprefix("JSON parse error - ")

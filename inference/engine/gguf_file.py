@@ -171,11 +171,12 @@ class _Cursor:
         return list(values.unpack_from(self._data, self.pos - values.size))
 
     def take_text(self) -> str:
-        """Empty in place of one that is too long."""
+        """Empty in place of one that is too long; no NUL, which databases refuse."""
         length = self.take_int("Q")
         self.skip(length)
         kept = length if length <= _MAX_TEXT_BYTES else 0
-        return self._data[self.pos - kept : self.pos].decode(errors="replace")
+        text = self._data[self.pos - kept : self.pos].decode(errors="replace")
+        return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
     def damage(self, what: str) -> InvalidGGUFError:
         return InvalidGGUFError(f"{self.name} is damaged: {what}. Download it again.")

@@ -223,6 +223,11 @@ class EmbeddingConfigSerializer(ConnectionConfigSerializer):
         choices=["mean", "cls", "last"], required=False, help_text="Of a GGUF file."
     )
 
+    def validate_prompts(self, prompts: dict[str, str]) -> dict[str, str]:
+        """Names as requests can give them."""
+        name_field = serializers.CharField(max_length=100)
+        return {name_field.run_validation(name): text for name, text in prompts.items()}
+
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         attrs = super().validate(attrs)
         places = attrs.keys() & _FIELDS_BY_PLACE.keys()

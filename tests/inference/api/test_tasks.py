@@ -553,6 +553,13 @@ def test_list_shows_own_tasks_newest_first(api: APIClient, new_task: NewTask) ->
     assert set(body["results"][0]) == BODY_FIELDS
 
 
+def test_refusal_quotes_only_the_beginning_of_what_was_sent(api: APIClient) -> None:
+    body = {"model": "echo", "prompt": "x", "context_overflow": 100_000 * "x"}
+    response = api.post(TASKS, body, format="json")
+    assert_error(response, 400, "validation_error", "context_overflow")
+    assert len(response.content) < 5000
+
+
 def test_following_the_cursor_gives_each_task_once(api: APIClient, new_task: NewTask) -> None:
     made = [new_task().pk for _ in range(5)]
     # Two of the same moment, on two pages: neither lost nor repeated.

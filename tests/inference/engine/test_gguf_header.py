@@ -244,6 +244,13 @@ def test_chat_template_of_megabytes_is_not_kept(tmp_path: Path) -> None:
     assert read_header(path).chat_template is None
 
 
+def test_texts_are_such_as_every_database_keeps(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    values = [LLAMA, text_value("tokenizer.chat_template", "a\0b")]
+    path.write_bytes(gguf(values, [tensor([2], 0)]) + bytes(64))
+    assert read_header(path).chat_template == "a\ufffdb"
+
+
 def test_newest_architectures_are_known(tmp_path: Path) -> None:
     for architecture in ("qwen2", "llama4", "gpt-oss", "bert", "qwen4exp"):
         assert header_of(tmp_path, architecture, SHAPE).architecture == architecture

@@ -53,6 +53,15 @@ def test_package_is_registered(api: APIClient) -> None:
     assert body["extra"] == {"format": "sentence-transformers", "architecture": "bert"}
 
 
+def test_half_a_surrogate_pair_is_no_name_of_a_prompt(api: APIClient) -> None:
+    config = json.dumps({"package": PACKAGE, "prompts": {"\ud83d": "x"}})
+    body = f'{{"name": "new", "provider": "embedding", "config": {config}}}'
+    response = api.generic("POST", f"{MODELS}/register", body, content_type="application/json")
+    assert response.status_code == 400
+    assert "prompts" in response.json()["details"]["config"]
+    assert api.get(MODELS).json()["total"] == 0
+
+
 def test_folder_is_registered(api: APIClient, models_dir: Path) -> None:
     copy_minilm(models_dir)
     body = register(api, model_path="minilm", max_seq_length=64).json()
@@ -106,6 +115,8 @@ def test_cloud_model_without_a_key_takes_the_one_of_its_provider(api: APIClient)
         ({"model_name": "text-embedding-3-small"}, "model_name", "Name the provider too"),
         ({"package": PACKAGE, "dimension": 3}, "dimension", "Unknown field"),
         ({"package": PACKAGE, "prompts": {"query": 7.5, "x": []}}, "prompts", ""),
+        ({"package": PACKAGE, "prompts": {"a\0b": "x"}}, "prompts", "Null"),
+        ({"package": PACKAGE, "prompts": {101 * "a": "x"}}, "prompts", "100"),
     ],
 )
 def test_config_is_checked_field_by_field(
