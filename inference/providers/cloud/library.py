@@ -4,11 +4,16 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import AsyncIterator
 from functools import cache
 from typing import Any
 
 import httpx
 
+from inference.providers.cloud.wire import TooLargeError
+
+# Of one line, of one event, and of a whole answer.
+MAX_BYTES = 32 * 2**20
 # Without these it reads a .env file, and fetches price and header lists, while it is imported.
 _ENVIRONMENT = {
     "LITELLM_MODE": "PRODUCTION",
@@ -46,6 +51,23 @@ def _refuse_redirects_elsewhere() -> None:
         client._build_redirect_request = checked  # type: ignore[method-assign]
 
 
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    """As Server-Sent Events have them; httpx would also end a line at U+2028 within a text."""
+    rest, is_half_end = bytearray(), False
+    async for received in response.aiter_bytes():
+        part = received.removeprefix(b"\n") if is_half_end else received
+        is_half_end = part.endswith(b"\r")  # maybe: of \r\n
+        part = part.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        rest += part
+        if b"\n" in part:
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                yield line.decode("utf-8-sig", errors="replace")
+        if len(rest) > MAX_BYTES:
+            raise TooLargeError(f"It sent a line of more than {MAX_BYTES} bytes.")
+    yield rest.decode("utf-8-sig", errors="replace")
+
+
 @cache
 def library() -> Any:
     """The module. The first call takes seconds and 180 MB; only workers make it."""
@@ -64,6 +86,7 @@ def library() -> Any:
     # An answer may repeat itself: LiteLLM would fail it after a hundred equal pieces.
     litellm.REPEATED_STREAMING_CHUNK_LIMIT = sys.maxsize  # type: ignore[attr-defined]
     _refuse_redirects_elsewhere()
+    httpx.Response.aiter_lines = _lines  # type: ignore[assignment, method-assign]
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return litellm

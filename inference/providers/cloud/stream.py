@@ -5,11 +5,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from functools import cache
 from typing import Any
 
-from inference.providers.cloud.library import library
+from inference.providers.cloud.library import MAX_BYTES, library
 from inference.providers.cloud.wire import ProviderError, TooLargeError
 
-# Of one event, and of a whole answer.
-_MAX_BYTES = 32 * 2**20
 _MALFORMED = "It sent what is no JSON."
 
 
@@ -37,10 +35,10 @@ async def _events(stream: Any) -> AsyncIterator[Any]:
     received: Any = stream.completion_stream
     openai, openai_by_lines, anthropic = _kinds_of_streams()
     if isinstance(received, openai):
-        async for event in _server_sent_events(_lines(received.response)):
+        async for event in _server_sent_events(received.response.aiter_lines()):
             yield event
     elif isinstance(received, openai_by_lines):
-        async for event in _server_sent_events(_lines(received.http_response)):
+        async for event in _server_sent_events(received.http_response.aiter_lines()):
             yield event
     elif isinstance(received, anthropic):
         async for event in _server_sent_events(received.streaming_response):
@@ -69,20 +67,6 @@ def _kinds_of_streams() -> tuple[Any, Any, Any]:
     return AsyncStream, OpenAIChatCompletionStreamingHandler, ModelResponseIterator
 
 
-async def _lines(response: Any) -> AsyncIterator[str]:
-    """As the protocol has them; httpx takes U+2028 within a text for the end of a line as well."""
-    rest = bytearray()
-    async for received in response.aiter_bytes():
-        rest += received
-        if b"\n" in received:
-            *lines, rest = rest.split(b"\n")
-            for line in lines:
-                yield line.removesuffix(b"\r").decode(errors="replace")
-        if len(rest) > _MAX_BYTES:
-            raise TooLargeError(f"It sent a line of more than {_MAX_BYTES} bytes.")
-    yield rest.decode(errors="replace")
-
-
 async def _server_sent_events(lines: AsyncIterator[str]) -> AsyncIterator[Any]:
     """The JSON of each event; what comes without the protocol around it is one event."""
     name, data, plain, num_plain = "", "", [], 0
@@ -106,8 +90,8 @@ async def _server_sent_events(lines: AsyncIterator[str]) -> AsyncIterator[Any]:
         elif field not in {"", "id", "retry"}:
             plain.append(line)
         num_plain += len(line) if plain or data else 0
-        if num_plain > _MAX_BYTES:
-            raise TooLargeError(f"It sent more than {_MAX_BYTES} bytes in one event.")
+        if num_plain > MAX_BYTES:
+            raise TooLargeError(f"It sent more than {MAX_BYTES} bytes in one event.")
     if plain and (event := _json("\n".join(plain))) is not None:
         yield event
 

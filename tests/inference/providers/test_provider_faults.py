@@ -1,7 +1,10 @@
 """What providers send that they should not: how the task ends, and what of the answer is kept."""
 
+import copy
+import gzip
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
@@ -74,11 +77,26 @@ def test_text_is_whole(
         str(each).encode()
 
 
-def test_unescaped_line_separator_is_text(register: Register, server: CloudServer) -> None:
-    event = json.dumps(delta("one\u2028two\x85three"), ensure_ascii=False).encode()
-    end = b"data: " + json.dumps(STOP).encode() + b"\r\n\r\n"
-    server.faults.append(Reply([b"data: " + event + b"\r\n\r\n", end]))
-    assert answer(register())[0] == "one\u2028two\x85three"
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("num_bytes", [1, 7, 10_000])
+def test_stream_is_read_as_its_protocol_has_it(
+    register: Register, server: CloudServer, kind: str, line_end: str, num_bytes: int
+) -> None:
+    text = "one\u2028two\x85three\x0b"
+    events: list[Any] = [delta(text), STOP]
+    if kind == Kind.ANTHROPIC:
+        events = copy.deepcopy(ANTHROPICS_EVENTS)
+        events[2]["delta"]["text"] = text
+    stream = "\ufeff"
+    for number, event in enumerate(events):
+        data = json.dumps(event, ensure_ascii=False, indent=1).split("\n")
+        lines = [": comment", f"id: {number}", "event: x", *(f"data: {line}" for line in data)]
+        stream += line_end.join([*lines, "", ""])
+    body = stream.encode()
+    parts = [body[start : start + num_bytes] for start in range(0, len(body), num_bytes)]
+    server.faults.append(Reply(parts))
+    assert answer(register(kind))[0] == text
 
 
 @pytest.mark.parametrize("kind", OF_OPENAIS_SHAPE)
@@ -560,6 +578,7 @@ _NAMES = [
     *("choices", "delta", "message", "content", "finish_reason", "usage", "error", "code", "type"),
     *("tool_calls", "function", "name", "arguments", "id", "index", "logprobs", "text", "refusal"),
     *("prompt_tokens", "completion_tokens", "reasoning_content", "content_block", "stop_reason"),
+    *("status", "object", "param", "cached_tokens", "prompt_tokens_details", "thinking"),
 ]
 # JSON as Python reads it, also where the standard has no such number.
 _values = st.recursive(
@@ -569,7 +588,8 @@ _values = st.recursive(
         st.integers(),
         st.floats(),
         st.text(st.characters(), max_size=5),
-        st.sampled_from(["\ud83d", "\ude00", "\0", "stop", "error", "message_delta"]),
+        st.sampled_from(["\ud83d", "\ude00", "\0", "stop", "error", "message_delta", "message"]),
+        st.sampled_from([10**400, -(10**19), 1e308, 429, 503, "429", "invalid_api_key"]),
     ),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_NAMES), inner, max_size=4)
@@ -583,32 +603,85 @@ _deltas = st.builds(
     tool_calls=_values | st.lists(st.fixed_dictionaries({"function": _values, "id": _values})),
     reasoning_content=_values,
 )
-
-
-@settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+_errors = st.fixed_dictionaries(
+    {"error": _values | st.fixed_dictionaries({"code": _values, "status": _values})}
 )
+_events = _values | _deltas | _errors | st.sampled_from([STOP, USAGE, WHOLE, *ANTHROPICS_EVENTS])
+# What no value is written as: names twice, nesting without end, numbers of many digits.
+_TEXTS = [
+    '{"choices": [], "choices": [{"delta": {"content": "a", "content": "b"}}]}',
+    '{"error": null, "error": {"code": 401}, "error": {}}',
+    "[" * 100_000,
+    '{"error":' * 20_000,
+    '{"choices": [{"delta": {"content": ' + "[" * 900 + "]" * 900 + "}}]}",
+    '{"usage": {"prompt_tokens": ' + "9" * 5000 + "}}",
+    '{"choices": [{"delta": {"content": 1e999}}]}',
+    *("{", "[DONE", "\ufeff{}", "a: b", ""),
+]
+_texts = st.builds(json.dumps, _events, indent=st.sampled_from([None, None, 0, 2]))
+_line_ends = st.sampled_from(["\n", "\n", "\r\n", "\r"])
+_fields = st.sampled_from(
+    ["", "", ": comment", "id: 7\0", "retry: x", "event: error", "event", "x"]
+)
+
+
+@st.composite
+def _streams(draw: st.DrawFn) -> bytes:
+    """Server-Sent Events, each in one `data:` line or several."""
+    end, stream = draw(_line_ends), ""
+    for text in draw(st.lists(_texts | st.sampled_from(_TEXTS), max_size=6)):
+        data = [f"data: {line}" for line in text.split("\n")]
+        stream += end.join([draw(_fields), *data, "", ""])
+    return stream.encode("utf-8", "surrogatepass")
+
+
+_bodies = st.one_of(
+    _streams(),
+    _streams(),
+    _streams().map(gzip.compress),
+    _texts.map(str.encode),
+    st.sampled_from(_TEXTS).map(str.encode),
+    st.binary(max_size=200),
+)
+_headers = st.fixed_dictionaries(
+    {},
+    optional={
+        "Content-Encoding": st.sampled_from(["gzip", "gzip", "deflate", "br", "x"]),
+        "Retry-After": st.sampled_from(["-1", "1e99", "9" * 30, "0.001", "soon", "\x80"]),
+        "x-should-retry": st.sampled_from(["true", "x"]),
+    },
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
-    events=st.lists(_values | _deltas | st.sampled_from(ANTHROPICS_EVENTS), max_size=6),
-    cut=st.none() | st.integers(0, 400),
-    end=st.sampled_from(["close", "cut"]),
+    body=_bodies,
+    cuts=st.lists(st.integers(0, 400), max_size=3).map(sorted),
+    end=st.sampled_from(["close", "close", "cut"]),
+    status=st.sampled_from([*[200] * 6, 201, 204, 400, 401, 404, 429, 500, 503, 599]),
+    content_type=st.sampled_from(
+        ["text/event-stream", "text/event-stream", "application/json", "text/html; charset=x"]
+    ),
+    headers=_headers,
     kind=st.sampled_from(KINDS),
 )
 def test_attempt_always_ends(
     register: Register,
     server: CloudServer,
     new_task: NewTask,
-    events: list[Any],
-    cut: int | None,
+    body: bytes,
+    cuts: list[int],
     end: str,
+    status: int,
+    content_type: str,
+    headers: dict[str, str],
     kind: str,
 ) -> None:
     RegisteredModel.objects.filter(name="cloud").delete()
     register(kind, max_retries=0, timeout=2)
-    body = b"".join(Reply.of_events(*events).parts)[:cut]
-    server.faults.append(Reply([body[:50], body[50:]], end=end))
+    client().flushdb()  # and with it the model's circuit
+    parts = [body[start:stop] for start, stop in pairwise([0, *cuts, len(body)])]
+    server.faults.append(Reply(parts, status, content_type, headers, end))
     task = run(new_task(model="cloud"))
     assert task.status in ("completed", "failed")
     assert (task.error_code is None) == (task.status == "completed")
