@@ -32,7 +32,7 @@ from tests.described_client import DescribedClient
 hypothesis.settings.register_profile(
     "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
-# For `pytest --hypothesis-profile=long`, after a change of what reads foreign input.
+# For `pytest --hypothesis-profile=long --timeout=0`, after a change of what reads foreign input.
 hypothesis.settings.register_profile(
     "long", hypothesis.settings.get_profile("tests"), max_examples=3000
 )

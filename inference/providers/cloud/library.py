@@ -14,11 +14,13 @@ from inference.providers.cloud.wire import TooLargeError
 
 # Of one line, of one event, and of a whole answer.
 MAX_BYTES = 32 * 2**20
-# Without these it reads a .env file, and fetches price and header lists, while it is imported.
+# It would read a .env file, and fetch price and header lists, while it is imported.
 _ENVIRONMENT = {
     "LITELLM_MODE": "PRODUCTION",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
+    # Its patterns take minutes for 100 KB of a provider's error; ours get a few KB of it.
+    "LITELLM_DISABLE_REDACT_SECRETS": "true",
 }
 # They would print whole requests and answers of other people, or a line for each call.
 _LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "httpcore", "openai")

@@ -410,6 +410,29 @@ def test_body_of_any_kind_is_a_failure(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-----BEGIN PRIVATE KEY-----",
+        "http://a:",
+        '{"type": ',
+        "<",
+        "litellm.Timeout: ",
+        'b"\\',
+        "\\",
+    ],
+)
+def test_no_error_takes_long_to_read(
+    register: Register, server: CloudServer, kind: str, status: int, words: str
+) -> None:
+    model = register(kind, max_retries=0)
+    text = words * (200_000 // len(words))
+    server.faults.append(Reply.of_json({"error": {"message": text}}, status))
+    assert failure(model).code != ErrorCode.INTERNAL_ERROR
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("status", [500, 503])
 def test_status_goes_before_words(
     register: Register, server: CloudServer, kind: str, status: int
