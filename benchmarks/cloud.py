@@ -37,7 +37,7 @@ DELAY_MS = 50
 SLOW_MS = 5000
 FAULT_RATE = 0.1
 SEED = 1
-WORDS = "alpha beta gamma delta epsilon zeta eta theta"
+WORDS = "alpha beta gamma delta epsilon zeta eta 😀"
 # The same work without a service: as many calls at once as the worker makes.
 BARE_LITELLM = """
 import asyncio, os, sys, time
@@ -168,7 +168,11 @@ def measure_faults(service: RunningService) -> dict[str, Any]:
 def _ends(service: RunningService, rate: float, task_ids: list[str]) -> dict[str, Any]:
     tasks = [service.task(task_id) for task_id in task_ids]
     wrong = [
-        task for task in tasks if task["status"] != "completed" or task["result"]["text"] != WORDS
+        task
+        for task in tasks
+        if task["status"] != "completed"
+        or task["result"]["text"] != WORDS
+        or len(task["result"]["extra"].get("tool_calls", "no")) != 2  # none, or both of a fault
     ]
     answered_by = Counter(task["result"]["model"] for task in tasks if task["result"])
     return {

@@ -54,9 +54,14 @@ class Fault(StrEnum):
     WHOLE = "whole"
     STRAY_EVENTS = "stray_events"
     BLOCKS = "blocks"
-    BAD_USAGE = "bad_usage"
+    BAD_NUMBERS = "bad_numbers"
     CUT_AT_END = "cut_at_end"
     HANG_AT_END = "hang_at_end"
+    HALVES = "halves"
+    TWO_CALLS = "two_calls"
+    NETWORK_ERROR = "network_error"
+    UNKNOWN_REASON = "unknown_reason"
+    ABSURD_RETRY_AFTER = "absurd_retry_after"
 
 
 # What a benchmark's random faults are: another try, another model, or the reader mends them.
@@ -73,9 +78,14 @@ PASSING_FAULTS = (
     Fault.WHOLE,
     Fault.STRAY_EVENTS,
     Fault.BLOCKS,
-    Fault.BAD_USAGE,
+    Fault.BAD_NUMBERS,
     Fault.CUT_AT_END,
     Fault.HANG_AT_END,
+    Fault.HALVES,
+    Fault.TWO_CALLS,
+    Fault.NETWORK_ERROR,
+    Fault.UNKNOWN_REASON,
+    Fault.ABSURD_RETRY_AFTER,
 )
 _DRIP_SECONDS = 0.15
 
@@ -89,6 +99,7 @@ class _Refusal:
     code: str | None = None
     type: str = "invalid_request_error"
     anthropic_type: str = "invalid_request_error"
+    retry_after: str | None = None
 
 
 _REFUSALS = {
@@ -163,6 +174,14 @@ _REFUSALS = {
         None,
         "server_error",
         "api_error",
+    ),
+    Fault.ABSURD_RETRY_AFTER: _Refusal(
+        503,
+        "Come back later.",
+        None,
+        "server_error",
+        "api_error",
+        retry_after=f"Fri, 31 Dec {'9' * 20} 23:59:59 GMT",
     ),
     Fault.OVERLOADED: _Refusal(529, "Overloaded", None, "server_error", "overloaded_error"),
 }
@@ -357,7 +376,8 @@ class CloudServer:
         return await self._stream(request, api.events(call.body, answer, fault), fault)
 
     def _refuse(self, call: Call, api: "_Api", refusal: _Refusal) -> web.Response:
-        headers = {"Retry-After": self.retry_after} if self.retry_after else {}
+        retry_after = refusal.retry_after or self.retry_after
+        headers = {"Retry-After": retry_after} if retry_after else {}
         message = refusal.message.format(key=api.key_of(call))
         body = api.error(refusal, message)
         return web.json_response(body, status=refusal.status, headers=headers)
@@ -440,8 +460,12 @@ class _Answer:
         finish_reason = "length" if len(deltas) > limit else "stop"
         if tool is not None:
             finish_reason = "tool_calls"
-        if fault == Fault.FILTERED:
-            finish_reason = "content_filter"
+        told_by_fault = {
+            Fault.FILTERED: "content_filter",
+            Fault.NETWORK_ERROR: "network_error",
+            Fault.UNKNOWN_REASON: "bored",
+        }
+        finish_reason = told_by_fault.get(fault, finish_reason) if fault else finish_reason
         wants_reasoning = body.get("reasoning_effort") or body.get("thinking")
         reasoning = ["Let me ", "think."] if wants_reasoning else []
         cached_tokens = prompt_tokens // 2
@@ -568,7 +592,7 @@ class _OpenAI(_Api):
         if fault == Fault.ERROR_IN_STREAM:
             yield _data({"error": {"code": 429, "message": "Not so often."}})
             return
-        for number, delta in enumerate(self._deltas(answer)):
+        for number, delta in enumerate(self._deltas(answer, fault)):
             if fault == Fault.STRAY_EVENTS:
                 yield from map(_data, (None, 7, [], "x", {"choices": [None]}))
             said = delta
@@ -580,24 +604,36 @@ class _OpenAI(_Api):
                 refusal = _REFUSALS[Fault.SERVER_ERROR]
                 yield _data(self.error(refusal, refusal.message))
             choice = {"index": 0, "delta": said, "finish_reason": None}
+            if fault == Fault.BAD_NUMBERS:
+                token = {"token": "\ud83d", "logprob": float("-inf")}
+                choice["logprobs"] = {"content": [token]}
             yield _data(base | {"choices": [choice]})
         last = {"index": 0, "delta": {}, "finish_reason": answer.finish_reason}
         yield _data(base | {"choices": [last]})
         wants_usage = (body.get("stream_options") or {}).get("include_usage")
         if wants_usage and fault != Fault.NO_USAGE:
             usage = self._usage(answer) | (
-                {"prompt_tokens": -1} if fault == Fault.BAD_USAGE else {}
+                {"prompt_tokens": -1} if fault == Fault.BAD_NUMBERS else {}
             )
             yield _data(base | {"choices": [], "usage": usage})
         yield b"data: [DONE]\n\n"
 
-    def _deltas(self, answer: _Answer) -> Iterator[dict[str, Any]]:
+    def _deltas(self, answer: _Answer, fault: Fault | None) -> Iterator[dict[str, Any]]:
         yield {"role": "assistant", "content": None if answer.tool else ""}
         for text in answer.reasoning:
             yield {"reasoning_content": text}
+        if fault == Fault.TWO_CALLS:
+            function = {"name": "look_up", "arguments": "{}"}
+            for number in range(2):
+                yield {"tool_calls": [{"index": 0, "id": f"call_{number}", "function": function}]}
+        if fault == Fault.HALVES:
+            yield {"reasoning_content": "\ud83d"}
         if answer.tool is None:
             for text in answer.deltas:
-                yield {"content": text}
+                yield from (
+                    {"content": half}
+                    for half in (_halves(text) if fault == Fault.HALVES else [text])
+                )
             return
         start = self._tool(answer) | {"function": {"name": answer.tool, "arguments": ""}}
         yield {"tool_calls": [{"index": 0, **start}]}
@@ -713,6 +749,15 @@ class _Anthropic(_Api):
         tool = {"type": "tool_use", "id": "toolu_1", "name": answer.tool, "input": {}}
         deltas = [{"type": "input_json_delta", "partial_json": text} for text in answer.deltas]
         yield tool, deltas
+
+
+def _halves(text: str) -> list[str]:
+    """The text as pieces of one unit of UTF-16 each, as some tokenizers' bytes come out."""
+    units = text.encode("utf-16-le")
+    return [
+        units[start : start + 2].decode("utf-16-le", "surrogatepass")
+        for start in range(0, len(units), 2)
+    ]
 
 
 def _openai_object(kind: str, body: dict[str, Any]) -> dict[str, Any]:
