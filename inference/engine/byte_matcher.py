@@ -21,9 +21,9 @@ def byte_tokenizer() -> LLTokenizer:
     return new_tokenizer(Vocabulary(tokens, [_END], [_END], list))
 
 
-def byte_matcher(grammar: str) -> LLMatcher:
-    """At the start of a text; its tokens are the bytes."""
-    return new_matcher(byte_tokenizer(), grammar, LIMITS)
+def byte_matcher(grammar: str, max_seconds: float | None = None) -> LLMatcher:
+    """At the start of a text; its tokens are the bytes. Raises ConstraintError after the time."""
+    return new_matcher(byte_tokenizer(), grammar, LIMITS, max_seconds)
 
 
 def matches(pattern: str, text: str) -> bool:

@@ -5,21 +5,26 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from llguidance import LLExecutor, LLMatcher
 
 from inference.engine.errors import ConstraintError
 from inference.engine.matcher import (
     MAX_REASON,
+    TOO_SLOW,
     Answer,
     Vocabulary,
     call,
+    call_within,
     new_matcher,
     new_tokenizer,
 )
 
 # The limits do not bound ambiguity, over which a parser takes longer with every token: so much of
-# the thread's time a token may cost in the long run, and so much more once.
+# processor time a token may cost in the long run, and so much more once.
 SECONDS_PER_TOKEN = 0.01
 MAX_SECONDS_BEHIND = 0.1
+# Where a single call may take any time. All that fail in one step take twice that.
+MAX_CALL_SECONDS = 0.12
 
 
 class ConstraintTokenizer:
@@ -35,11 +40,19 @@ class ConstraintTokenizer:
 class Constraint:
     """A grammar, and how far one sequence has come in it."""
 
-    def __init__(self, tokenizer: ConstraintTokenizer, grammar: str) -> None:
-        """Raises ConstraintError."""
+    def __init__(
+        self, tokenizer: ConstraintTokenizer, grammar: str, *, may_explode: bool = False
+    ) -> None:
+        """`may_explode`: a token of the grammar may take any time to follow.
+
+        Calls have a time limit then, and no tokens are forced. Raises ConstraintError.
+        """
         self._tokenizer = tokenizer
+        # A call that goes on after its time is up keeps the thread of its executor.
+        self._executor = LLExecutor(1) if may_explode else None
         self._seconds_behind = 0.0
-        self._matcher = new_matcher(tokenizer.native, grammar)
+        max_seconds = 2 * MAX_CALL_SECONDS if may_explode else None
+        self._matcher = new_matcher(tokenizer.native, grammar, max_seconds=max_seconds)
         self._check()
 
     @property
@@ -57,6 +70,8 @@ class Constraint:
             return self._ask(self._matcher.is_accepting)
         if not self._tokenizer.is_text[token]:
             return False
+        if self._executor is not None:
+            return self._try(self._executor, token)
         return self._ask(self._matcher.try_consume_tokens, [token]) == 1
 
     def accept_forced(self) -> list[int]:
@@ -66,6 +81,8 @@ class Constraint:
         Raises ConstraintError.
         """
         self._seconds_behind = max(0.0, self._seconds_behind - SECONDS_PER_TOKEN)
+        if self._executor is not None:
+            return []
         tokens = self._ask(self._matcher.compute_ff_tokens)
         if not self._tokenizer.is_text[tokens].all():
             raise ConstraintError("it asks for a token that no answer may contain")
@@ -84,18 +101,37 @@ class Constraint:
             raise ConstraintError("it allows no token of this model's vocabulary here")
         return tokens
 
-    def _ask(self, method: Callable[..., Answer], *args: object) -> Answer:
-        started = time.thread_time()
-        answer = call(method, *args)
+    def _try(self, executor: LLExecutor, token: int) -> bool:
+        """Go on by a text token, with a time limit."""
+        # Only calls for two matchers or more release the GIL: one without a grammar is the other.
+        following, none = self._matcher.deep_copy(), LLMatcher(self._tokenizer.native, "")
+        consumed = [(following, token), (none, token)]
+        is_allowed, _ = self._ask(executor.consume_token_par, consumed)
+        if is_allowed:
+            self._matcher = following
+        elif "satisfy the grammar" not in following.get_error():
+            raise ConstraintError(_reason(following))
+        return is_allowed
+
+    def _ask(self, function: Callable[..., Answer], *args: object) -> Answer:
+        clock = time.thread_time if self._executor is None else time.process_time
+        started = clock()
+        if self._executor is None:
+            answer = call(function, *args)
+        else:
+            answer = call_within(MAX_CALL_SECONDS, function, *args)
         self._check()
-        self._seconds_behind += time.thread_time() - started
+        self._seconds_behind += clock() - started
         if self._seconds_behind > MAX_SECONDS_BEHIND:
-            raise ConstraintError("it takes too long to follow: make it less ambiguous")
+            raise ConstraintError(TOO_SLOW)
         return answer
 
     def _check(self) -> None:
         """Raise ConstraintError when the matcher has failed, which it never recovers from."""
         if self._matcher.is_error():
-            # A stack follows the reason on lines of their own.
-            reason = self._matcher.get_error().split("\n<")[0].strip()
-            raise ConstraintError(reason[:MAX_REASON])
+            raise ConstraintError(_reason(self._matcher))
+
+
+def _reason(matcher: LLMatcher) -> str:
+    # A stack follows the reason on lines of their own.
+    return matcher.get_error().split("\n<")[0].strip()[:MAX_REASON]

@@ -6,6 +6,7 @@ stacks do, at a cost that does not grow exponentially.
 Source: grammars/README.md and src/llama-grammar.cpp of llama.cpp, docs/syntax.md of llguidance.
 """
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,9 +17,12 @@ from inference.engine.errors import GrammarError
 
 MAX_GRAMMAR_BYTES = 128 * 1024
 MAX_REPETITIONS = 2000
-MAX_SYMBOLS = 100_000
+# So many take llguidance 0.2 s.
+MAX_SYMBOLS = 40_000
 # llguidance follows references by recursion: up to three for one of ours, with 3 kB of stack each.
 MAX_DEPTH = 2000
+# More alternatives are written as a tree of what they begin with: an Earley parser follows each.
+_MANY_ALTERNATIVES = 100
 
 _ESCAPE = r'\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[trn\\"\[\]-])'
 _CHAR = re.compile(rf"{_ESCAPE}|[^\\]", re.DOTALL)
@@ -179,7 +183,7 @@ class _Grammar:
         repeated = _Rule(self._new_name(), start, [[item]])
         self.rules[repeated.name] = repeated
         # llguidance writes {times} out as rules for powers of four.
-        self._num_symbols += 50 if "{" in times else 2
+        self._num_symbols += 75 if "{" in times else 2
         if times in {"*", "+", "?"}:
             return _Symbol(repeated.name + times, repeated.name, is_optional=times != "+")
         numbers = [int(number) for number in re.findall("[0-9]+", times)]
@@ -324,14 +328,37 @@ def _alternatives(name: str, alternatives: list[list[str]]) -> list[str]:
     Where many fit the same text, they are one before the parser looks for all uses of the rule.
     """
     texts = [" ".join(symbols) for symbols in alternatives]
+    below: list[str] = []
+    if len(texts) > _MANY_ALTERNATIVES:
+        texts, below = _tree(name, {tuple(text.split()) for text in texts})
     if len(texts) <= 2:
-        return [f"{name}: {' | '.join(texts)}"]
+        return [f"{name}: {' | '.join(texts)}", *below]
     half = len(texts) // 2
     return [
         f"{name}: {name}a | {name}b",
         f"{name}a: {' | '.join(texts[:half])}",
         f"{name}b: {' | '.join(texts[half:])}",
+        *below,
     ]
+
+
+def _tree(name: str, alternatives: set[tuple[str, ...]]) -> tuple[list[str], list[str]]:
+    """Alternatives of which no two begin with the same symbol, and the rules that they refer to."""
+    by_first: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for symbols in sorted(alternatives):
+        by_first[symbols[0] if symbols else ""].append(symbols)
+    texts, below = [], []
+    for number, group in enumerate(by_first.values()):
+        # The first and the last in order have in common what all have.
+        pairs = zip(group[0], group[-1], strict=False)
+        common = [symbol for symbol, other in itertools.takewhile(lambda p: p[0] == p[1], pairs)]
+        if len(group) > 1:
+            rest = f"{name}t{number}"
+            rests, rules = _tree(rest, {symbols[len(common) :] for symbols in group})
+            below += [f"{rest}: {' | '.join(rests)}", *rules]
+            common.append(rest)
+        texts.append(" ".join(common))
+    return texts, below
 
 
 def _class_line(name: str, ranges: tuple[_Range, ...]) -> str:

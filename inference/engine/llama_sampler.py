@@ -42,7 +42,9 @@ class SamplerChain:
         self._constraint: Constraint | None = None
         self._forced: list[int] = []
         if params.constraint is not None:
-            self._constraint = Constraint(tokenizer, params.constraint)
+            self._constraint = Constraint(
+                tokenizer, params.constraint, may_explode=params.constraint_may_explode
+            )
             self._forced = self._constraint.accept_forced()
         self._candidates = candidates
         options = llama.llama_sampler_chain_default_params()

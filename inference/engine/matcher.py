@@ -6,8 +6,10 @@ returns.
 """
 
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -22,6 +24,10 @@ LIMITS = LLParserLimits(max_lexer_states=20_000, verbose_errors=False)
 # The library recurses into rules that refer to one another: 2,000 of them overflow a usual stack.
 _STACK_BYTES = 256 * 2**20
 _stack_size_lock = threading.Lock()
+# The library cannot be interrupted. So many calls that took too long may go on beside each other.
+MAX_ABANDONED = 4
+_abandoned: list[threading.Thread] = []
+TOO_SLOW = "it takes too long to follow: make it less ambiguous"
 MAX_REASON = 300
 
 Answer = TypeVar("Answer")
@@ -58,7 +64,7 @@ def new_tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
 def find_problem(grammar: str, limits: LLParserLimits = LIMITS) -> str:
     """What is wrong with a grammar, in the library's words; "" if nothing is. Needs no model."""
     try:
-        return _call_deep(LLMatcher.validate_grammar, grammar, limits=limits)
+        return call_within(None, LLMatcher.validate_grammar, grammar, limits=limits)
     except ConstraintError as error:
         return str(error)
 
@@ -69,9 +75,17 @@ def check_grammar(grammar: str) -> None:
         raise GrammarError(f"The grammar cannot be used: {reason[:MAX_REASON]}")
 
 
-def new_matcher(tokenizer: LLTokenizer, grammar: str, limits: LLParserLimits = LIMITS) -> LLMatcher:
-    """At the start of a text; one that is in an error where the grammar cannot be used."""
-    return _call_deep(LLMatcher, tokenizer, grammar, log_level=0, limits=limits)
+def new_matcher(
+    tokenizer: LLTokenizer,
+    grammar: str,
+    limits: LLParserLimits = LIMITS,
+    max_seconds: float | None = None,
+) -> LLMatcher:
+    """At the start of a text; one that is in an error where the grammar cannot be used.
+
+    Raises ConstraintError where making it takes longer than `max_seconds`.
+    """
+    return call_within(max_seconds, LLMatcher, tokenizer, grammar, log_level=0, limits=limits)
 
 
 def call(function: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
@@ -85,14 +99,39 @@ def call(function: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
         raise ConstraintError(f"llguidance panicked: {error}") from error
 
 
-def _call_deep(function: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
-    """Call into the library on a stack that is deep enough for any grammar."""
-    executor = ThreadPoolExecutor(max_workers=1)
+def call_within(
+    max_seconds: float | None, function: Callable[..., Answer], *args: Any, **kwargs: Any
+) -> Answer:
+    """Call into the library in a thread of its own, on a stack that is deep enough for any grammar.
+
+    Raises ConstraintError after so many seconds of the process's time, for functions that release
+    the GIL. The call goes on then, and the objects that it was made with are of no more use.
+    """
+    future: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call(function, *args, **kwargs))
+        except BaseException as error:  # noqa: BLE001
+            future.set_exception(error)
+
+    # A daemon: a process that stops does not wait for it.
+    thread = threading.Thread(target=run, daemon=True)
+    _abandoned[:] = [other for other in _abandoned if other.is_alive()]
+    if max_seconds is not None and len(_abandoned) >= MAX_ABANDONED:
+        raise ConstraintError("too many ambiguous grammars are being computed: try again later")
     with _stack_size_lock:
         usual = threading.stack_size(_STACK_BYTES)
         try:
-            future: Future[Answer] = executor.submit(call, function, *args, **kwargs)
+            thread.start()
         finally:
             threading.stack_size(usual)
-    executor.shutdown()
-    return future.result()
+    if max_seconds is None:
+        return future.result()
+    # Calls that go on take part of the time, so that several which fail take little more than one.
+    deadline = time.process_time() + max_seconds
+    while time.process_time() < deadline:
+        with suppress(TimeoutError):
+            return future.result(max_seconds / 4)
+    _abandoned.append(thread)
+    raise ConstraintError(TOO_SLOW)

@@ -38,7 +38,8 @@ class SamplingParams:
     `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 switch these filters off.
     `frequency_penalty` and `presence_penalty` count the generated tokens, as OpenAI's do;
     `repeat_penalty` looks at the last 64 tokens, prompt included, as llama.cpp's does.
-    `constraint` is the text of an llguidance grammar. Raises InvalidRequestError on a value out of
+    `constraint` is the text of an llguidance grammar; `constraint_may_explode` says that it may be
+    so ambiguous that a token takes any time to follow. Raises InvalidRequestError on a value out of
     bounds.
     """
 
@@ -53,6 +54,7 @@ class SamplingParams:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     constraint: str | None = None
+    constraint_may_explode: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:

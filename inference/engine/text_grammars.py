@@ -7,12 +7,15 @@ from functools import lru_cache
 from llguidance import LLMatcher
 
 from inference.engine.byte_matcher import LIMITS, byte_matcher
-from inference.engine.errors import GrammarError
-from inference.engine.matcher import find_problem
+from inference.engine.errors import ConstraintError, GrammarError
+from inference.engine.matcher import call_within, find_problem
 
 MAX_BYTES = 16 * 1024
-MAX_CHOICES = 1000
-MAX_CHECK_SECONDS = 1.0
+MAX_CHOICES = 10_000
+MAX_CHOICES_BYTES = 128 * 1024
+# To find out what a text may begin with, and whether one follows the grammar.
+MAX_START_SECONDS = 0.3
+MAX_CHECK_SECONDS = 0.2
 _CHECKED_AT_A_TIME = 32
 _MAX_QUOTED = 300
 
@@ -45,7 +48,9 @@ def of_choices(choices: list[str]) -> str:
             f"Give 1 to {MAX_CHOICES} texts, none of them empty, none of them twice."
         )
     expression = "|".join(re.escape(choice) for choice in choices)
-    return _checked(LLMatcher.grammar_from_regex(expression), "".join(choices))
+    return _checked(
+        LLMatcher.grammar_from_regex(expression), "".join(choices), max_bytes=MAX_CHOICES_BYTES
+    )
 
 
 def of_lark(grammar: str) -> str:
@@ -67,24 +72,29 @@ def is_complete(grammar: str, text: str, *, was_cut: bool) -> bool:
     False also where that cannot be found out in MAX_CHECK_SECONDS.
     """
     matcher, encoded = byte_matcher(grammar), text.encode()
-    deadline = time.monotonic() + MAX_CHECK_SECONDS
+    deadline = time.thread_time() + MAX_CHECK_SECONDS
     for start in range(0, len(encoded), _CHECKED_AT_A_TIME):
         part = list(encoded[start : start + _CHECKED_AT_A_TIME])
-        if time.monotonic() > deadline or matcher.try_consume_tokens(part) < len(part):
+        if time.thread_time() > deadline or matcher.try_consume_tokens(part) < len(part):
             return False
     return matcher.is_accepting() and not (was_cut and _can_go_on(matcher))
 
 
-@lru_cache(maxsize=256)
-def _checked(grammar: str, given: str) -> str:
+@lru_cache(maxsize=64)
+def _checked(grammar: str, given: str, max_bytes: int = MAX_BYTES) -> str:
     if "\0" in given:
         raise GrammarError("NUL characters cannot be stored: leave them out.")
-    if len(given.encode(errors="replace")) > MAX_BYTES:
-        raise GrammarError(f"It is larger than {MAX_BYTES} bytes: simplify it.")
+    if len(given.encode(errors="replace")) > max_bytes:
+        raise GrammarError(f"It is larger than {max_bytes} bytes: simplify it.")
     if problem := find_problem(grammar, LIMITS):
         raise GrammarError(f"It is not valid: {problem[:_MAX_QUOTED]}: correct it.")
-    matcher = byte_matcher(grammar)
-    if not matcher.is_accepting() and not _can_go_on(matcher):
+    try:
+        matcher = byte_matcher(grammar, MAX_START_SECONDS)
+        is_possible = matcher.is_accepting() or call_within(MAX_START_SECONDS, _can_go_on, matcher)
+    except ConstraintError as error:
+        message = "It takes too long to find out how a text begins: make it less ambiguous."
+        raise GrammarError(message) from error
+    if not is_possible:
         raise GrammarError("No text follows it: let the repetitions of its rules end.")
     return grammar
 

@@ -19,7 +19,9 @@ from inference.loading.loaded_engines import LoadedEngine
 from inference.models import Queue
 from inference.providers.base import GenerationRequest, Progress, Provider
 
-_SAMPLING = SamplingParams.__dataclass_fields__.keys() - {"stop", "constraint"}
+_SAMPLING = SamplingParams.__dataclass_fields__.keys() - {
+    *("stop", "constraint", "constraint_may_explode")
+}
 
 # The first that fits counts.
 _CODES = (
@@ -90,9 +92,15 @@ def _prompt_tokens(loaded: LoadedEngine, request: GenerationRequest) -> tuple[li
 def _sampling_params(request: GenerationRequest) -> SamplingParams:
     params = request.params
     known: dict[str, Any] = {name: params[name] for name in _SAMPLING & params.keys()}
-    constraint = None
+    constraint, may_explode = None, False
     if request.response_format is not None:
         constraint = structured_output.constraint_for(request.response_format)
+        may_explode = request.response_format["type"] == "lark"
     elif "grammar" in params:
-        constraint = compile_grammar(params["grammar"])
-    return SamplingParams(**known, stop=tuple(params["stop_sequences"]), constraint=constraint)
+        constraint, may_explode = compile_grammar(params["grammar"]), True
+    return SamplingParams(
+        **known,
+        stop=tuple(params["stop_sequences"]),
+        constraint=constraint,
+        constraint_may_explode=may_explode,
+    )

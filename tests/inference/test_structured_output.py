@@ -121,10 +121,18 @@ def test_refusal_holds_little_of_a_long_schema() -> None:
     assert len(refusal(None, {"properties": {"a" * 10_000: {"type": "b" * 10_000}}})[1]) < 600
 
 
+# Four million times /a/, in one terminal.
+HUGE = "start: T0\n" + "\n".join(f"T{n}: T{n + 1} T{n + 1}" for n in range(22)) + "\nT22: /a/"
+
 TEXT_FORMATS: list[tuple[dict[str, Any], list[str], list[str]]] = [
     ({"type": "regex", "regex": "[a-z]{2}-[0-9]"}, ["ab-1"], ["ab-", "ab-12", "xab-1", ""]),
     ({"type": "regex", "regex": "^a|b$"}, ["a", "b"], ["ab"]),
     ({"type": "choice", "choices": ["a.b", "a.b c\n", "é(["]}, ["a.b", "a.b c\n", "é(["], ["aXb"]),
+    (
+        {"type": "choice", "choices": [f"item {number}" for number in range(5000)]},
+        ["item 4999", "item 1"],
+        ["item 5000", "item "],
+    ),
     ({"type": "lark", "lark": 'start: "(" start ")" | "x"'}, ["x", "((x))"], ["((x)", "y"]),
     ({"type": "lark", "lark": 'start: "<[5]>" /[<@%]/ // <a>'}, ["<[5]>%"], ["<[5]>"]),
 ]
@@ -182,8 +190,10 @@ def test_answer_that_is_too_ambiguous_to_be_checked_is_refused() -> None:
         ({"type": "regex", "regex": "a\0"}, "NUL"),
         ({"type": "regex", "regex": "[a&&b]"}, "No text follows it"),
         ({"type": "regex", "regex": 20_000 * "a"}, "larger than 16384 bytes"),
-        ({"type": "choice", "choices": []}, "Give 1 to 1000 texts"),
+        ({"type": "choice", "choices": []}, "Give 1 to 10000 texts"),
         ({"type": "choice", "choices": ["a", "a"]}, "none of them twice"),
+        ({"type": "choice", "choices": [f"{n:09}" for n in range(20_000)]}, "Give 1 to 10000"),
+        ({"type": "choice", "choices": [140_000 * "a"]}, "larger than 131072 bytes"),
         ({"type": "choice", "choices": ["a", 1]}, "must be a list of texts"),
         ({"type": "choice", "choices": "a"}, "must be a list of texts"),
         ({"type": "lark", "lark": "start: <|im_end|>"}, "Line 1: Tokens in <…>"),
@@ -198,6 +208,7 @@ def test_answer_that_is_too_ambiguous_to_be_checked_is_refused() -> None:
         ({"type": "lark", "lark": "start[max_tokens=1]: /a+/"}, "options"),
         ({"type": "lark", "lark": "start: T\nT: /a*/ & ~/aa/"}, "Line 2: The operators & and ~"),
         ({"type": "lark", "lark": "start: x"}, "unknown name"),
+        ({"type": "lark", "lark": HUGE}, "takes too long"),
         ({"type": "lark", "lark": 'start: start "a"'}, "No text follows it"),
         ({"type": "lark", "lark": 'a: "a"'}, "no start rule"),
     ],

@@ -17,6 +17,8 @@ MAX_COUNT = 1_000_000
 MAX_PATTERNS = 100
 # The library compares each two of them.
 MAX_NAME_PATTERNS = 40
+# Where all of them are possible, each token is tried on each.
+MAX_ALTERNATIVES = 600
 MAX_NUMBER_DIGITS = 300
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
@@ -74,7 +76,7 @@ def check_keywords(document: Any) -> None:
     # Of each schema, those that speak of the same value.
     in_place: dict[str, list[str]] = {}
     patterns: dict[str, str] = {}
-    num_name_patterns = 0
+    num_name_patterns = num_alternatives = 0
     told_apart: dict[str, str] = {}
     while waiting:
         schema, pointer = waiting.pop()
@@ -91,6 +93,8 @@ def check_keywords(document: Any) -> None:
         seen |= {where for _, where in places}
         of_names = schema.get("patternProperties", {})
         num_name_patterns += len(of_names)
+        num_alternatives += sum(len(schema.get(keyword, ())) for keyword in ("anyOf", "oneOf"))
+        num_alternatives += sum(isinstance(each, dict | list) for each in schema.get("enum", ()))
         for pattern in (*of_names, schema.get("pattern", "")):
             patterns.setdefault(pattern, pointer)
         told_apart |= dict.fromkeys(_TOLD_APART & schema.keys(), pointer)
@@ -106,6 +110,11 @@ def check_keywords(document: Any) -> None:
     if num_name_patterns > MAX_NAME_PATTERNS:
         raise SchemaError(
             f"#: It has more than {MAX_NAME_PATTERNS} patternProperties: simplify it."
+        )
+    if num_alternatives > MAX_ALTERNATIVES:
+        raise SchemaError(
+            f"#: anyOf, oneOf, and the objects and arrays of enum have more than {MAX_ALTERNATIVES}"
+            " members together: simplify it."
         )
     _check_patterns(patterns)
 

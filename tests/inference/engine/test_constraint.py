@@ -1,8 +1,11 @@
 """Constrained answers with real weights: what the grammar allows; no other answer is touched."""
 
+import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +17,7 @@ from inference.engine.chat_template import Turn
 from inference.engine.constraint import Constraint, ConstraintTokenizer
 from inference.engine.errors import ConstraintError
 from inference.engine.llama_runner import LlamaRunner
-from inference.engine.matcher import Vocabulary, find_problem
+from inference.engine.matcher import MAX_ABANDONED, Vocabulary, call_within, find_problem
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
 from tests.inference.engine.replay import assert_same_but_for_ties, new_engine
 
@@ -29,6 +32,7 @@ PERSON = {
     "additionalProperties": False,
 }
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
+BYTES = Vocabulary([*(bytes([byte]) for byte in range(256)), b"<end>"], [256], [256], list)
 CITY = 'start: "{\\"city\\": \\"" /[A-Z][a-zé]{1,9}/ "\\"}"'
 
 
@@ -101,7 +105,11 @@ def test_complete_answers_are_what_the_grammar_allows(
 ) -> None:
     grammar, is_allowed = CASES[case]
     plain = SamplingParams(temperature=temperature, seed=1, max_tokens=80, constraint=grammar)
-    answers = run(model, plain, replace(plain, seed=2, repeat_penalty=1.3))
+    answers = run(
+        model,
+        replace(plain, constraint_may_explode=True),
+        replace(plain, seed=2, repeat_penalty=1.3),
+    )
     for answer in answers:
         assert answer.error is None
         if answer.finish_reason == FinishReason.STOP:
@@ -151,20 +159,23 @@ def test_free_answers_are_the_same_beside_constrained_ones(runner: LlamaRunner) 
     [
         ('start: s\ns: s s s | s s | "a"', "takes too long"),
         ("start: /a[^\\x00-\\u{10FFFF}]/", "No"),
-        ('start: /[a-z]{3}/ <[2]> "cd"', "no answer may contain"),
+        ('start: /[a-z]{3}/ <[2]> "cd"', "no answer may contain|it allows no token"),
     ],
 )
+@pytest.mark.parametrize("may_explode", [False, True])
 def test_constraint_that_cannot_be_followed_ends_its_own_answer_alone(
-    runner: LlamaRunner, grammar: str, reason: str
+    runner: LlamaRunner, grammar: str, reason: str, may_explode: bool
 ) -> None:
     stuck, free = run(
         runner,
-        SamplingParams(constraint=grammar, max_tokens=200, seed=1),
+        SamplingParams(
+            constraint=grammar, constraint_may_explode=may_explode, max_tokens=200, seed=1
+        ),
         SamplingParams(temperature=0, max_tokens=12),
     )
     assert stuck.finish_reason == FinishReason.ERROR
     assert isinstance(stuck.error, ConstraintError)
-    assert reason in str(stuck.error)
+    assert re.search(reason, str(stuck.error))
     assert free.error is None
 
 
@@ -193,14 +204,42 @@ def test_panic_of_the_library_is_an_error_in_words() -> None:
             return []
         raise RuntimeError("no tokens today")
 
-    letters = [bytes([byte]) for byte in range(256)]
-    vocabulary = Vocabulary([*letters, b"<end>"], [256], [256], tokenize)
+    vocabulary = replace(BYTES, tokenize=tokenize)
     constraint = Constraint(ConstraintTokenizer(vocabulary), 'start: "abc"')
     with pytest.raises(ConstraintError, match="panic") as failure:
         constraint.accept_forced()
     assert len(str(failure.value)) < 500
     with pytest.raises(ConstraintError):
         constraint.allowed_tokens()
+
+
+def test_single_token_that_takes_too_long_is_given_up() -> None:
+    """Ten rules wait at each of 300 places, and the last byte completes all of them."""
+    rules = "\n".join(
+        f"x{number}: " + " | ".join(f'"a" x{other}' for other in range(10)) + " | /[b-d]/"
+        for number in range(10)
+    )
+    constraint = Constraint(ConstraintTokenizer(BYTES), f"start: x0\n{rules}", may_explode=True)
+    for _ in range(300):
+        assert constraint.accept(ord("a"))
+        assert constraint.accept_forced() == []
+    with pytest.raises(ConstraintError, match="takes too long"):
+        constraint.accept(ord("b"))
+
+
+def test_few_calls_that_take_too_long_go_on_beside_each_other() -> None:
+    reasons = set()
+    for _ in range(MAX_ABANDONED + 1):
+        with pytest.raises(ConstraintError) as failure:
+            call_within(0.001, hashlib.pbkdf2_hmac, "sha256", b"", b"", 1_000_000)
+        reasons.add(str(failure.value))
+    assert any("try again later" in reason for reason in reasons)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with suppress(ConstraintError):
+            assert call_within(10, int, "7") == 7
+            return
+    pytest.fail("Calls that have ended still count.")
 
 
 def test_end_of_generation_is_allowed_where_the_text_is_complete(runner: LlamaRunner) -> None:

@@ -266,6 +266,8 @@ REFUSED: list[tuple[Any, str]] = [
     ({"not": {"pattern": r"(a)\1"}}, "^#/not: The pattern is not supported"),
     ({"properties": {str(n): {"pattern": str(n)} for n in range(200)}}, "more than 100 patterns"),
     ({"patternProperties": {f"^{n}": {} for n in range(50)}}, "more than 40 patternProp"),
+    ({"items": {"anyOf": [{"const": n} for n in range(700)]}}, "more than 600 members together"),
+    ({"enum": [[n] for n in range(700)]}, "^#: .* more than 600 members together"),
     ({"patternProperties": {"a": {}, "b": {}}}, "must not match the same name"),
     ({"unevaluatedProperties": False, "patternProperties": {"a": {}}}, "unevaluatedProperties is"),
 ]
