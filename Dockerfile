@@ -45,4 +45,4 @@ ENV PATH=/app/.venv/bin:$PATH \
     MODELS_DIR=/models
 EXPOSE 8000
 # A worker is asked to end with SIGTERM; the signals reach the process itself, since there is no shell between.
-CMD ["uvicorn", "sopllm.asgi:application", "--host", "0.0.0.0", "--port", "8000", "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--timeout-graceful-shutdown", "10", "--ws-max-size", "1048576", "--ws-per-message-deflate", "false"]
+CMD ["uvicorn", "sopllm.asgi:application", "--host", "0.0.0.0", "--port", "8000", "--loop", "uvloop", "--http", "sopllm.http_protocol:LimitedHttpProtocol", "--no-access-log", "--timeout-graceful-shutdown", "10", "--ws-max-size", "1048576", "--ws-per-message-deflate", "false"]

@@ -1,6 +1,7 @@
 """The ASGI application that the web process serves."""
 
 import os
+import resource
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,8 @@ async def _lifespan(receive: Receive, send: Send) -> None:
         message = await receive()
         if message["type"] == "lifespan.startup":
             service_log.start("web")
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         elif message["type"] == "lifespan.shutdown":
             await _http.stop()
         await send({"type": f"{message['type']}.complete"})

@@ -7,17 +7,17 @@ view; a pool of a few threads with lasting connections serves three to four time
 import asyncio
 import contextlib
 import io
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from django.conf import settings
 from django.core import signals
 from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.base import BaseHandler
-from django.http import HttpResponse, HttpResponseBase, JsonResponse
+from django.http import FileResponse, HttpResponse, HttpResponseBase, JsonResponse
 from django.urls import set_script_prefix
 
-from inference.api.deferred_response import DeferredResponse
+from inference.api.deferred_response import DeferredResponse, InThread
 from monitoring.database_threads import DatabaseThreads
 from monitoring.streams.follower import Follower
 from sopllm.exceptions import error_body, error_response
@@ -29,6 +29,10 @@ Send = Callable[[Message], Awaitable[None]]
 # Too large a body is still read, up to this many times the limit: most clients send all of it
 # before they read an answer.
 _DRAIN_FACTOR = 8
+# A body may take REQUEST_TIMEOUT_SECONDS, and a second more for each so many bytes.
+_MIN_BYTES_PER_SECOND = 64 * 1024
+# What is read ahead for a client that takes a file slowly.
+_FILE_PART_BYTES = 16 * 1024
 
 
 class PooledHandler(BaseHandler):
@@ -47,13 +51,8 @@ class PooledHandler(BaseHandler):
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         body = await _read_body(receive)
-        if body is None:
-            message = (
-                f"The body is larger than {settings.MAX_BODY_BYTES} bytes: send less at a time."
-            )
-            await _send_whole(
-                send, JsonResponse(error_body("payload_too_large", message), status=413)
-            )
+        if isinstance(body, HttpResponse):
+            await _send_whole(send, body)
             return
         response = await self._threads.run(self._respond, scope, body)
         if isinstance(response, DeferredResponse):
@@ -65,12 +64,8 @@ class PooledHandler(BaseHandler):
         set_script_prefix(scope.get("root_path", "") or "/")
         signals.request_started.send(sender=self.__class__, scope=scope)
         response: Any = self.get_response(ASGIRequest(scope, io.BytesIO(body)))
-        if response.streaming and not isinstance(response, DeferredResponse):  # a static file
-            parts: Iterable[bytes] = response
-            whole: Any = HttpResponse(b"".join(parts), status=response.status_code)
-            whole.headers, whole.cookies = response.headers, response.cookies
-            whole._resource_closers = response._resource_closers
-            response = whole
+        if isinstance(response, FileResponse):
+            response = StaticFile(response)
         response.close()  # sends request_finished
         return response
 
@@ -111,20 +106,48 @@ class PooledHandler(BaseHandler):
             await send({"type": "http.response.body", "body": failure.content, "more_body": True})
 
 
-async def _read_body(receive: Receive) -> bytes | None:
-    """The whole body; None when it is larger than MAX_BODY_BYTES."""
+class StaticFile(DeferredResponse):
+    """A file of WhiteNoise, read as fast as the client takes it."""
+
+    def __init__(self, response: FileResponse) -> None:
+        super().__init__(status=response.status_code)
+        self.headers = response.headers
+        self._file = response.file_to_stream
+
+    async def parts(self, follower: Follower, in_thread: InThread) -> AsyncGenerator[bytes, None]:
+        yield b""  # sends the head
+        if self._file is not None:  # as for 304
+            with self._file:
+                while part := await in_thread(self._file.read, _FILE_PART_BYTES):
+                    yield part
+
+
+async def _read_body(receive: Receive) -> bytes | HttpResponse:
+    """The whole body; the error to answer with when it is too large, or comes too slowly."""
     limit = settings.MAX_BODY_BYTES
     parts: list[bytes] = []
     size = 0
-    while size <= limit * _DRAIN_FACTOR:
-        message = await receive()
-        part = message.get("body", b"")
-        size += len(part)
-        if size <= limit:
-            parts.append(part)
-        if not message.get("more_body"):
-            break
-    return b"".join(parts) if size <= limit else None
+    try:
+        async with asyncio.timeout(settings.REQUEST_TIMEOUT_SECONDS) as deadline:
+            give_up_at = deadline.when() or 0.0
+            while size <= limit * _DRAIN_FACTOR:
+                received = await receive()
+                part = received.get("body", b"")
+                size += len(part)
+                deadline.reschedule(give_up_at + size / _MIN_BYTES_PER_SECOND)
+                if size <= limit:
+                    parts.append(part)
+                if not received.get("more_body"):
+                    break
+    except TimeoutError:
+        message = f"The body is too slow: send at least {_MIN_BYTES_PER_SECOND} bytes a second."
+        response = JsonResponse(error_body("request_timeout", message), status=408)
+        response["Connection"] = "close"
+        return response
+    if size > limit:
+        message = f"The body is larger than {limit} bytes: send less at a time."
+        return JsonResponse(error_body("payload_too_large", message), status=413)
+    return b"".join(parts)
 
 
 async def _send_whole(send: Send, response: HttpResponse) -> None:

@@ -23,6 +23,7 @@ FLOWER_MAX_TASKS = 20_000
 # Flower asks the workers once, when it starts: workers that are busy starting answer late.
 FLOWER_INSPECT_MS = 5000
 WEB_GRACE_SECONDS = 3
+HTTP_PROTOCOL = "sopllm.http_protocol:LimitedHttpProtocol"
 # A larger message ends the connection; the consumer answers smaller ones that it does not accept.
 WEBSOCKET_MAX_BYTES = 1024 * 1024
 
@@ -57,7 +58,7 @@ def web(number: int, listener: socket.socket) -> ProcessSpec:
     command = [
         *(sys.executable, "-m", "uvicorn", "sopllm.asgi:application"),
         *("--fd", str(listener.fileno())),
-        *("--loop", "uvloop", "--http", "httptools", "--no-access-log"),
+        *("--loop", "uvloop", "--http", HTTP_PROTOCOL, "--no-access-log"),
         *("--timeout-graceful-shutdown", str(WEB_GRACE_SECONDS)),
         *("--ws-max-size", str(WEBSOCKET_MAX_BYTES), "--ws-per-message-deflate", "false"),
     ]

@@ -1,9 +1,8 @@
 """The WebSocket route behind a real server, and a client to talk to it."""
 
 import json
-import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +13,7 @@ from monitoring.events import events
 from monitoring.events.events import EventType
 from monitoring.redis import outbox
 from sopllm.asgi import application
+from sopllm.http_protocol import LimitedHttpProtocol
 from sopllm.processes import WEBSOCKET_MAX_BYTES
 from tests.conftest import wait_until
 
@@ -26,15 +26,17 @@ Message = dict[str, Any]
 class LiveServer:
     """uvicorn with the options of `make run`, in a thread; may be stopped and started again."""
 
-    def __init__(self) -> None:
+    def __init__(self, application: Callable[..., Awaitable[None]] = application) -> None:
+        self._application = application
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self.port = 0
 
-    def start(self, listener: socket.socket | None = None, **options: Any) -> None:
+    def start(self, **options: Any) -> None:
         config = uvicorn.Config(
-            application,
+            self._application,
             port=self.port,
+            http=LimitedHttpProtocol,
             lifespan="off",
             log_level="warning",
             ws_max_size=WEBSOCKET_MAX_BYTES,
@@ -43,8 +45,7 @@ class LiveServer:
             **options,
         )
         server = self._server = uvicorn.Server(config)
-        sockets = [listener] if listener else None
-        self._thread = threading.Thread(target=server.run, args=(sockets,))
+        self._thread = threading.Thread(target=server.run)
         self._thread.start()
         wait_until(lambda: server.started)
         self.port = server.servers[0].sockets[0].getsockname()[1]

@@ -14,7 +14,7 @@ from monitoring.events import events
 from monitoring.events.events import EventType
 from monitoring.redis import outbox
 from monitoring.redis.client import client as redis_client
-from sopllm.management.commands import serve
+from sopllm import http_protocol
 from tests.conftest import Valkey, wait_until
 from tests.live_server import (
     OTHER_TASK_ID,
@@ -394,9 +394,9 @@ def test_socket_that_reads_nothing_holds_up_nobody_and_misses_nothing(server: Li
 def test_client_that_reads_nothing_for_too_long_is_cut_off(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "UNREAD_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(http_protocol, "UNREAD_TIMEOUT_SECONDS", 1)
     server = LiveServer()
-    server.start(listener=serve.listen("127.0.0.1", 0, "SERVER_PORT"), ws_ping_interval=None)
+    server.start(ws_ping_interval=None)
     try:
         with server.client(max_queue=1, ping_interval=None) as client:
             client.subscribe("task.*")

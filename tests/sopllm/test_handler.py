@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from django.conf import settings
+from django.contrib.staticfiles import finders
 from django.db import connections
 
 from inference.lifecycle import finish
@@ -233,7 +235,17 @@ def test_static_file_is_served() -> None:
     response = get("/static/rest_framework/css/bootstrap.min.css")
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/css")
-    assert int(response.headers["content-length"]) == len(response.content) > 10_000
+    path = finders.find("rest_framework/css/bootstrap.min.css")
+    assert isinstance(path, str)
+    assert response.content == Path(path).read_bytes()
+    assert int(response.headers["content-length"]) == len(response.content) > 100_000
+
+
+def test_static_file_that_is_known_is_not_sent_again() -> None:
+    path = "/static/rest_framework/css/bootstrap.min.css"
+    response = get(path, **{"If-None-Match": get(path).headers["etag"]})
+    assert response.status_code == 304
+    assert response.content == b""
 
 
 def test_cookies_are_sent() -> None:

@@ -28,7 +28,6 @@ VALKEY_TIMEOUT_SECONDS = 60  # A long append-only file is read back first.
 READY_TIMEOUT_SECONDS = 120
 DEMO_TIMEOUT_SECONDS = 120
 MAX_SOCKET_PATH_BYTES = 107
-UNREAD_TIMEOUT_SECONDS = 60
 DEMO_TASK = {
     "model": "smollm2-135m-instruct",
     "prompt": "What is the capital of France? Answer in one short sentence.",
@@ -184,11 +183,9 @@ def listen(host: str, port: int, variable: str) -> socket.socket:
         raise CommandError(
             f"Port {port} on {host} cannot be used ({exc.strerror}): set {variable} to another one."
         ) from exc
-    # Connections inherit both options. uvicorn sets TCP_NODELAY on its own sockets only; without
+    # Connections inherit the option. uvicorn sets TCP_NODELAY on its own sockets only; without
     # it each answer in two packets waits 40 ms for the client's acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # The kernel would keep data for a client that reads nothing for ever, even after our close.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT_SECONDS * 1000)
     return listener
 
 
