@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import cache
 from typing import Any
 
@@ -14,6 +15,7 @@ from inference.providers.cloud.wire import TooLargeError
 
 # Of one line, of one event, and of a whole answer.
 MAX_BYTES = 32 * 2**20
+_MAX_ERROR_BYTES = 16 * 2**10
 # It would read a .env file, and fetch price and header lists, while it is imported.
 _ENVIRONMENT = {
     "LITELLM_MODE": "PRODUCTION",
@@ -70,6 +72,22 @@ async def _lines(response: httpx.Response) -> AsyncIterator[str]:
     yield rest.decode("utf-8-sig", errors="replace")
 
 
+async def _read(response: httpx.Response) -> bytes:
+    """The whole body, but no more of an error than anybody needs: LiteLLM searches all of it."""
+    if not hasattr(response, "_content"):
+        body = bytearray()
+        parts: Any = response.aiter_bytes()
+        async with aclosing(parts):
+            async for part in parts:
+                body += part
+                if response.is_error and len(body) > _MAX_ERROR_BYTES:
+                    del body[_MAX_ERROR_BYTES:]
+                    break
+        await response.aclose()
+        response._content = bytes(body)
+    return response._content
+
+
 @cache
 def library() -> Any:
     """The module. The first call takes seconds and 180 MB; only workers make it."""
@@ -89,6 +107,7 @@ def library() -> Any:
     litellm.REPEATED_STREAMING_CHUNK_LIMIT = sys.maxsize  # type: ignore[attr-defined]
     _refuse_redirects_elsewhere()
     httpx.Response.aiter_lines = _lines  # type: ignore[assignment, method-assign]
+    httpx.Response.aread = _read  # type: ignore[assignment, method-assign]
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return litellm

@@ -23,6 +23,7 @@ from inference.lifecycle import submit
 from inference.models import GenerationTask, RegisteredModel, TaskAttempt
 from inference.providers.base import Progress
 from inference.providers.cloud import answer as cloud_answer
+from inference.providers.cloud import errors
 from inference.providers.registry import provider_for
 from monitoring.redis.client import client
 from tests.cloud_server import KEY, CloudServer, Reply, delta
@@ -430,6 +431,26 @@ def test_no_error_takes_long_to_read(
     text = words * (200_000 // len(words))
     server.faults.append(Reply.of_json({"error": {"message": text}}, status))
     assert failure(model).code != ErrorCode.INTERNAL_ERROR
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_error_is_cut_where_it_comes_in(
+    register: Register, server: CloudServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    lengths = []
+    failure_of = errors.failure_of
+
+    def measured(error: Exception, *of: Any) -> InferenceError:
+        lengths.append(len(str(error)))
+        return failure_of(error, *of)
+
+    monkeypatch.setattr(errors, "failure_of", measured)
+    text = "No. " * 1_000_000
+    server.faults.append(Reply.of_json({"error": {"message": text}}, 400))
+    error = failure(register(kind, max_retries=0))
+    assert error.code == ErrorCode.INVALID_REQUEST
+    assert "It says: No. No." in error.message
+    assert lengths[0] < 100_000
 
 
 @pytest.mark.parametrize("kind", KINDS)
