@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, TypedDict
 
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
@@ -28,7 +29,7 @@ _CODES = {
     429: "rate_limited",
     503: "unavailable",
 }
-_MAX_CHARS = 1000
+_MAX_MEMBERS, _MAX_CHARS = 50, 1000
 _FAILED = "The server failed unexpectedly; its log has the reason. Please try again."
 _NOT_FOUND = "There is nothing here: check the address, or see /docs for the routes."
 
@@ -77,12 +78,16 @@ def _unexpected(exc: Exception, path: str) -> Response:
 
 
 def _shortened(detail: Any) -> Any:
-    """Sentences that quote what a client sent, of a length that may be sent back."""
+    """The first members that are not valid, in sentences of a length that may be sent back."""
     if isinstance(detail, dict):
-        return {name: _shortened(value) for name, value in detail.items()}
+        shown = {name: _shortened(value) for name, value in islice(detail.items(), _MAX_MEMBERS)}
+        if (num_more := len(detail) - _MAX_MEMBERS) > 0:
+            shown["non_field_errors"] = [f"{num_more} more are not valid."]
+        return shown
     if isinstance(detail, list):
-        return [_shortened(value) for value in detail]
-    return detail if len(detail) <= _MAX_CHARS else f"{detail[:_MAX_CHARS]}…"
+        return [_shortened(value) for value in detail[:_MAX_MEMBERS]]
+    text = str(detail)
+    return text if len(text) <= _MAX_CHARS else f"{text[:_MAX_CHARS]}…"
 
 
 def _known(exc: exceptions.APIException, allowed_methods: Sequence[str] = ()) -> Response:
@@ -90,8 +95,8 @@ def _known(exc: exceptions.APIException, allowed_methods: Sequence[str] = ()) ->
     message = str(exc.detail)
     if isinstance(exc, exceptions.ValidationError):
         # A request can have half surrogate pairs in a name, which UTF-8 has not.
-        text = json.dumps(exc.detail, ensure_ascii=False)
-        details = _shortened(json.loads(text.encode(errors="replace")))
+        text = json.dumps(_shortened(exc.detail), ensure_ascii=False)
+        details = json.loads(text.encode(errors="replace"))
         message = next(sentences(details), "The request is not valid.")
     elif isinstance(exc, exceptions.ParseError):
         reason = str(exc.detail).removeprefix("JSON parse error - ")

@@ -560,6 +560,15 @@ def test_refusal_quotes_only_the_beginning_of_what_was_sent(api: APIClient) -> N
     assert len(response.content) < 5000
 
 
+def test_refusal_names_only_the_first_of_many_messages(api: APIClient) -> None:
+    good, bad = {"role": "user", "content": "x"}, {f"field{number}": 1 for number in range(9)}
+    body = {"model": "echo", "messages": [good] * 120 + [bad] * 9000}
+    response = api.post(TASKS, body, format="json")
+    assert_error(response, 400, "validation_error", "messages.120.field0")
+    assert len(response.json()["details"]["messages"]) <= 50
+    assert len(response.content) < 100_000
+
+
 def test_following_the_cursor_gives_each_task_once(api: APIClient, new_task: NewTask) -> None:
     made = [new_task().pk for _ in range(5)]
     # Two of the same moment, on two pages: neither lost nor repeated.
