@@ -1,12 +1,27 @@
+from typing import Any
+
 from django.urls import re_path
-from rest_framework.routers import DefaultRouter
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.routers import APIRootView, DefaultRouter
 
 from inference.api import monitor_views
 from inference.api.embedding_views import EmbeddingViewSet
 from inference.api.model_views import RegisteredModelViewSet
 from inference.api.task_views import TaskViewSet
+from monitoring.api import query_parameters
+
+
+class Root(APIRootView):
+    """The collections of the API."""
+
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        query_parameters.refuse_unknown(request, ())
+        return super().get(request, *args, **kwargs)
+
 
 router = DefaultRouter()
+router.APIRootView = Root
 router.trailing_slash = "/?"
 router.include_format_suffixes = False
 router.register("tasks", TaskViewSet, basename="task")

@@ -99,8 +99,7 @@ def _known(exc: exceptions.APIException, allowed_methods: Sequence[str] = ()) ->
         details = json.loads(text.encode(errors="replace"))
         message = next(sentences(details), "The request is not valid.")
     elif isinstance(exc, exceptions.ParseError):
-        reason = str(exc.detail).removeprefix("JSON parse error - ")
-        message = f"The body is no valid JSON: {reason}."
+        message = f"The body is no valid JSON: {exc.detail}."
     elif isinstance(exc, exceptions.UnsupportedMediaType):
         message = "Send the body as JSON, with the header Content-Type: application/json."
     elif isinstance(exc, exceptions.MethodNotAllowed):

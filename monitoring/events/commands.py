@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from monitoring.api.json_parser import object_of
 from monitoring.events.events import EventType
 from monitoring.events.messages import SocketError
 
@@ -76,7 +77,7 @@ def _json_object(text: str | None) -> dict[str, Any]:
     if len(text) > MAX_CHARACTERS:
         raise _invalid(f"The message is too large: send at most {MAX_CHARACTERS} characters.")
     try:
-        message = json.loads(text)
+        message = json.loads(text, object_pairs_hook=object_of)
     except RecursionError:
         raise _invalid("The message is nested too deeply.") from None
     except ValueError as exc:

@@ -276,6 +276,7 @@ def test_since_from_the_future_is_told_where_it_goes_on(socket_client: Client) -
     ("text", "says"),
     [
         ("{", "no valid JSON"),
+        ('{"type": "ping", "type": "ping"}', "there twice"),
         ("", "no valid JSON"),
         ("[1, 2]", "JSON object"),
         ('"ping"', "JSON object"),

@@ -569,6 +569,22 @@ def test_refusal_names_only_the_first_of_many_messages(api: APIClient) -> None:
     assert len(response.content) < 100_000
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"model": "echo", "prompt": "a", "prompt": "b"}',
+        '{"model": "echo", "prompt": "a", "metadata": {"x": [{"prompt": 1, "prompt": 1}]}}',
+    ],
+)
+def test_name_that_is_there_twice_is_refused(
+    api: APIClient, echo: RegisteredModel, body: str
+) -> None:
+    response = api.generic("POST", TASKS, body, content_type="application/json")
+    assert_error(response, 400, "validation_error")
+    assert '"prompt" is there twice' in response.json()["message"]
+    assert not GenerationTask.objects.exists()
+
+
 def test_following_the_cursor_gives_each_task_once(api: APIClient, new_task: NewTask) -> None:
     made = [new_task().pk for _ in range(5)]
     # Two of the same moment, on two pages: neither lost nor repeated.
