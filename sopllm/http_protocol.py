@@ -58,6 +58,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._num_head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"The head is larger than {MAX_HEAD_BYTES} bytes.")
 
+    def handle_websocket_upgrade(self) -> None:
+        self._stop_unread_timer()
+        super().handle_websocket_upgrade()
+
     def on_headers_complete(self) -> None:
         self._num_head_bytes = 0
         self._stop_waiting()
