@@ -32,7 +32,7 @@ _MAX_WAIT_SECONDS = 60.0
 _BUSY_SECONDS = 5.0
 _TIMEOUT = httpx.Timeout(10.0, read=30.0)
 _RECONNECT_SECONDS = 0.5
-# A connection that is slower for so long gives its slot to another download.
+# A download that is slower for so long gives its slot to another one.
 _MIN_BYTES_PER_SECOND = 1024
 _MEASURED_SECONDS = 60.0
 _GO_ON = "load the model to go on with its download"
@@ -162,6 +162,23 @@ def _complete(
         ) from error
 
 
+class _Speed:
+    """How much has arrived since when, also where each connection brings a few bytes and ends."""
+
+    def __init__(self, size: int) -> None:
+        self._since, self._size = time.monotonic(), size
+
+    def check(self, size: int) -> None:
+        """Raises DownloadError when next to nothing has come for a while."""
+        seconds = time.monotonic() - self._since
+        is_slow = 0 <= size - self._size < _MIN_BYTES_PER_SECOND * seconds
+        if seconds >= _MEASURED_SECONDS and is_slow:
+            message = "The hub sends next to nothing: other downloads go first."
+            raise DownloadError(message, retryable=True)
+        if seconds >= _MEASURED_SECONDS or size < self._size:
+            self._since, self._size = time.monotonic(), size
+
+
 def _fetch_and_check(remote: RemoteFile, partial: PartialFile, progress: DownloadProgress) -> None:
     """Go on with the part that is there; wrong content is downloaded once more, from the start."""
     # Without a hash, nothing would tell whether the part fits the rest.
@@ -170,10 +187,11 @@ def _fetch_and_check(remote: RemoteFile, partial: PartialFile, progress: Downloa
     if remote.sha256 is None or partial.size > remote.size_bytes:
         partial.restart()
     progress.downloaded_bytes = partial.size
+    speed = _Speed(partial.size)
     with httpx.Client(follow_redirects=True, timeout=_TIMEOUT) as client:
         for is_last in (False, True):
             while partial.size < remote.size_bytes:
-                _fetch(client, remote, partial, progress)
+                _fetch(client, remote, partial, progress, speed)
             if partial.size == remote.size_bytes and remote.sha256 in (None, partial.sha256):
                 return
             if not is_last:
@@ -188,7 +206,11 @@ def _fetch_and_check(remote: RemoteFile, partial: PartialFile, progress: Downloa
 
 
 def _fetch(
-    client: httpx.Client, remote: RemoteFile, partial: PartialFile, progress: DownloadProgress
+    client: httpx.Client,
+    remote: RemoteFile,
+    partial: PartialFile,
+    progress: DownloadProgress,
+    speed: _Speed,
 ) -> None:
     """Append what one connection sends; raises DownloadError when that is nothing."""
     start = partial.size
@@ -203,7 +225,6 @@ def _fetch(
             wanted_range = f"bytes {partial.size}-"
             if not response.headers.get("content-range", wanted_range).startswith(wanted_range):
                 raise DownloadError("The hub sends another part of the file than was asked for.")
-            measured_at, measured_size = time.monotonic(), partial.size
             # Chunks of a fixed size would lose the last one of a broken connection.
             for chunk in response.iter_raw():
                 progress.check()
@@ -211,18 +232,14 @@ def _fetch(
                 progress.downloaded_bytes = partial.size
                 if partial.size > remote.size_bytes:
                     return
-                seconds = time.monotonic() - measured_at
-                if seconds >= _MEASURED_SECONDS:
-                    if (partial.size - measured_size) / seconds < _MIN_BYTES_PER_SECOND:
-                        message = "The hub sends next to nothing: other downloads go first."
-                        raise DownloadError(message, retryable=True)
-                    measured_at, measured_size = time.monotonic(), partial.size
+                speed.check(partial.size)
     except httpx.RequestError as error:
         failure = error
     if partial.size >= remote.size_bytes:
         return
     if partial.size <= start:
         raise hub.unreachable(failure) from failure
+    speed.check(partial.size)
     logger.info(
         "Model %s: cut off at %d of %d bytes (%s), going on",
         *(progress.name, partial.size, remote.size_bytes, type(failure).__name__),

@@ -238,6 +238,19 @@ def test_hub_that_sends_next_to_nothing_holds_no_slot(
     assert run_again(model).status == Status.AVAILABLE
 
 
+def test_hub_whose_connections_bring_a_byte_each_holds_no_slot(
+    model: RegisteredModel, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_RECONNECT_SECONDS", 0.01)
+    hub.faults.next_break_after = [1] * 100
+    with monkeypatch.context() as strict:
+        strict.setattr(worker, "_MEASURED_SECONDS", 0.2)
+        assert run(model).status == Status.DOWNLOADING
+    assert "next to nothing" in model.status_message
+    hub.faults.next_break_after.clear()
+    assert run_again(model).status == Status.AVAILABLE
+
+
 def test_file_that_is_no_gguf_is_an_error(model: RegisteredModel, hub: HubServer) -> None:
     hub.files[f"{REPO}/{FILE}"] = b"no model" * 1000
     assert run(model).status == Status.ERROR
