@@ -126,5 +126,11 @@ def worker_of_attempt(service: RunningService, task_id: str, number: int) -> int
             if attempt["number"] == number and attempt["outcome"] == "running"
         ]
 
-    _host, pid, _start_time = wait_for(running)[0].split(":")
+    _host, pid, _start_time = wait_for(running, 60)[0].split(":")
     return int(pid)
+
+
+def worker_that_answers(service: RunningService, task_id: str, number: int) -> int:
+    """The process that runs the task's nth attempt, once its answer has begun."""
+    wait_for(lambda: service.attempt_with_text(task_id) == number, 60)
+    return worker_of_attempt(service, task_id, number)

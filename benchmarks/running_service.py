@@ -229,6 +229,12 @@ class RunningService:
         with redis.Redis(unix_socket_path=str(self.var_dir / "valkey.sock")) as valkey:
             return int(str(valkey.xlen(f"task:{task_id}:stream")))
 
+    def attempt_with_text(self, task_id: str) -> int:
+        """The attempt that has written to the task's stream last; 0 if none has."""
+        with redis.Redis(unix_socket_path=str(self.var_dir / "valkey.sock")) as valkey:
+            last: Any = valkey.xrevrange(f"task:{task_id}:stream", count=1)
+        return int(last[0][0].partition(b"-")[0]) if last else 0
+
     def generating(self, task_id: str) -> dict[str, Any]:
         """The task once its answer has begun."""
         wait_for(lambda: self.num_deltas(task_id) > 1)

@@ -2,8 +2,9 @@
 
 The model of the first request runs. While it does, pending tasks for the same model join straight
 from the database, most urgent first, whenever a sequence is free; their own messages find them
-claimed later. All text leaves the engine as the outputs of its steps, handed to the attempts by
-request id. Nothing else touches the engine meanwhile.
+claimed later. A task whose last attempt was lost runs alone: if its prompt ends the worker, no
+other is lost with it. All text leaves the engine as the outputs of its steps, handed to the
+attempts by request id. Nothing else touches the engine meanwhile.
 """
 
 import faulthandler
@@ -73,6 +74,7 @@ class Session:
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
         self._start = timezone.now()
+        self._is_for_one = False
         self._loaded: LoadedEngine | None = None
         # By request id, the one that has run longest first.
         self._attempts: dict[str, Attempt] = {}
@@ -84,6 +86,7 @@ class Session:
 
     def run(self, first: Lease) -> None:
         """Answer the first task and those that join; whatever fails, the engine is empty then."""
+        self._is_for_one = first.task.was_lost
         try:
             self._begin(first)
             if self._loaded is not None and self._attempts:
@@ -184,7 +187,7 @@ class Session:
     def _admit(self, max_num_seqs: int) -> None:
         """Claim tasks that join while there are free sequences, and it is the model's turn."""
         now = time.monotonic()
-        if now < self._look_again_at:
+        if self._is_for_one or now < self._look_again_at:
             return
         self._look_again_at = now + _LOOK_AGAIN_SECONDS
         while len(self._attempts) < max_num_seqs and not _draining.is_set():

@@ -7,7 +7,9 @@ from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 from django.db import Error as DatabaseError
 
+from inference.lifecycle import sweep
 from inference.loading import crashes
+from monitoring.hardware import worker_identity
 
 logger = logging.getLogger(__name__)
 
@@ -16,11 +18,13 @@ class WorkerRequest(Request):
     """Knows which child ran the message; Celery's signals only say that one died."""
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """Before the tasks of the child are taken back, count its death on the model it ran."""
+        """Count the child's death on the model that it was loading, or on the task that it ran."""
         death = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(death, WorkerLostError) and self.worker_pid:
+            child, reason = worker_identity.prefix_of(int(self.worker_pid)), str(death)
             try:
-                crashes.count(int(self.worker_pid), str(death))
+                if not crashes.count(child, reason):
+                    sweep.take_back_from(child, reason)
             except DatabaseError as exc:
                 logger.warning("Message %s: a crash was not counted: %s", self.id, exc)
         return super().on_failure(exc_info, *args, **kwargs)

@@ -52,7 +52,8 @@ def claim_joining(queue: str, model_name: str, session_start: datetime) -> Lease
 
     That is when a task of another model has a higher priority; or the same and an earlier time, and
     the session has let it wait for longer than SWAP_WINDOW_SECONDS: two model changes are saved for
-    each time that the session goes on.
+    each time that the session goes on. A task that was lost joins nobody, and nobody goes before
+    it: the session ends, and the task has one of its own.
     """
     while first := sql.first_task(sql.FIRST_OF_QUEUE, queue=queue):
         joining = first
@@ -64,6 +65,8 @@ def claim_joining(queue: str, model_name: str, session_start: datetime) -> Lease
             if (timezone.now() - waiting_since).total_seconds() > settings.SWAP_WINDOW_SECONDS:
                 return None
             joining = of_model
+        if joining.was_lost:
+            return None
         if lease := claim(joining.pk):
             return lease
     return None

@@ -35,7 +35,7 @@ WHERE status = 'pending'
 """
 _FIRST = "ORDER BY priority DESC, created_at, id LIMIT 1"
 
-_SELECT_FIRST = f"SELECT id, model_name, priority, created_at {_CLAIMABLE}"
+_SELECT_FIRST = f"SELECT id, model_name, priority, created_at, status, attempt {_CLAIMABLE}"
 FIRST_OF_QUEUE = f"{_SELECT_FIRST} AND queue = %(queue)s {_FIRST}"
 FIRST_OF_MODEL = f"{_SELECT_FIRST} AND queue = %(queue)s AND model_name = %(model_name)s {_FIRST}"
 

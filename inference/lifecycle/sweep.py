@@ -3,14 +3,15 @@
 import logging
 import time
 from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 
 from inference import dispatch, events
-from inference.errors import ErrorCode
+from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle import sql
 from inference.lifecycle.claim import add_attempt
 from inference.lifecycle.fallback import UNCLAIMED, announce_fallback, next_fallback
@@ -20,6 +21,7 @@ from inference.models import (
     GenerationTask,
     GenerationTaskQuerySet,
     ModelDownload,
+    RegisteredModel,
     TaskAttempt,
     WebhookDelivery,
 )
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 Status = GenerationTask.Status
 
 _SWEEP_LIMIT = 1000
+_MAX_OWN_DOING = 2
 # Between the sweeps of a process, clocks that nobody sets differ by less.
 _MAX_DRIFT_SECONDS = 2.0
 
@@ -73,24 +76,58 @@ def _is_clock_steady() -> bool:
     return now >= _distrusted_until
 
 
+def take_back_from(child: str, reason: str) -> None:
+    """Take back the tasks of a pool child whose main process saw it die, and lives on.
+
+    `child` is what its identity starts with, `reason` names the signal. A restart ends the main
+    process too, so a task has ended the child: the one that it ran, if it was only one. Not by
+    SIGTERM, which supervisors send to all processes of a worker.
+    """
+    lost = GenerationTask.objects.lost().filter(worker__startswith=child)
+    for task in lost:
+        _take_back(task, lost)
+    # By the attempts, since another sweep may have been faster.
+    of_child = TaskAttempt.objects.lost_with(child)
+    attempts = list(of_child.select_related("task"))
+    if len(attempts) != 1 or "SIGTERM" in reason:
+        return
+    [attempt] = attempts
+    culprit = "Its prompt" if attempt.error_code is None else "Loading its model"
+    of_child.update(
+        error=f"{culprit} has ended the worker, which ran no other task. {reason}",
+        error_code=ErrorCode.WORKER_LOST,
+    )
+    num_own_doing = _lost_attempts(attempt.task).filter(error_code=ErrorCode.WORKER_LOST).count()
+    if num_own_doing >= _MAX_OWN_DOING:
+        _give_up(
+            attempt,
+            f"{culprit} has ended the worker {num_own_doing} times while no other task ran: by a "
+            "crash, or for want of memory. Change the prompt, or choose another model.",
+        )
+
+
 def _take_back(task: GenerationTask, lost: GenerationTaskQuerySet) -> None:
     """Back to pending; cancelled if that was asked; its last attempt used up, as `fail` does."""
-    attempts = task.attempts.filter(outcome=TaskAttempt.Outcome.LOST, model_name=task.model_name)
-    num_lost = attempts.count() + 1
+    num_lost = _lost_attempts(task).count() + 1
     if task.cancel_requested:
         change = end_fields(Status.CANCELLED)
     elif num_lost < settings.MAX_ATTEMPTS:
         change = UNCLAIMED | {"enqueued_at": None}
     else:
-        change = next_fallback(task) or end_fields(Status.FAILED) | {
-            "error_code": ErrorCode.WORKER_LOST,
-            "error": f"The worker was lost {num_lost} times while it ran this task. "
-            "Look at the worker's log before you submit it again.",
-        }
+        why = (
+            f"The worker was lost {num_lost} times while it ran this task. "
+            "Look at the worker's log before you submit it again."
+        )
+        change = next_fallback(task) or _failure(why)
+    failure = None
+    loading = RegisteredModel.objects.filter(status=RegisteredModel.Status.LOADING)
+    if loading.filter(name=task.model_name, loaded_by=task.worker).exists():
+        message = "The worker was lost while it loaded the model."
+        failure = InferenceError(message, ErrorCode.MODEL_LOAD_FAILED)
     with transaction.atomic():
         if not lost.filter(pk=task.pk, attempt=task.attempt).update(**change):
             return  # it was renewed, or another sweep was faster
-        add_attempt(task, TaskAttempt.Outcome.LOST)
+        add_attempt(task, TaskAttempt.Outcome.LOST, failure)
         if change["status"] != Status.PENDING:
             store_end(task, change)
     log(task.pk, logging.WARNING, "Attempt %d lost with its worker %s", task.attempt, task.worker)
@@ -101,6 +138,28 @@ def _take_back(task: GenerationTask, lost: GenerationTaskQuerySet) -> None:
         events.queued([task])
     else:
         announce_end(task)
+
+
+def _give_up(attempt: TaskAttempt, why: str) -> None:
+    """Queue the task of a lost attempt for its next model, or fail it, unless it runs again."""
+    task = attempt.task
+    waiting = GenerationTask.objects.pending().filter(pk=task.pk, attempt=attempt.number)
+    if fallback := next_fallback(task):
+        if waiting.update(**fallback):
+            announce_fallback(task, fallback, why)
+        return
+    task.started_at = attempt.started_at
+    if end_pending(task, waiting, _failure(why) | {"started_at": attempt.started_at}):
+        announce_end(task)
+
+
+def _lost_attempts(task: GenerationTask) -> QuerySet[TaskAttempt]:
+    """Those of its present model."""
+    return task.attempts.filter(outcome=TaskAttempt.Outcome.LOST, model_name=task.model_name)
+
+
+def _failure(why: str) -> dict[str, Any]:
+    return end_fields(Status.FAILED) | {"error_code": ErrorCode.WORKER_LOST, "error": why}
 
 
 def _fail_past_deadline() -> None:

@@ -2,7 +2,7 @@
 
 import math
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from django.db import connection, models
@@ -260,6 +260,13 @@ class GenerationTask(Claimable):
         usage: Usage = self.result["usage"] if self.result else NO_USAGE
         return usage
 
+    @property
+    def was_lost(self) -> bool:
+        """Whether the worker of its last attempt was lost: perhaps its prompt has ended it."""
+        num_ended = self.attempt - (self.status == self.Status.PROCESSING)
+        lost = self.attempts.filter(number=num_ended, outcome=TaskAttempt.Outcome.LOST)
+        return num_ended > 0 and lost.exists()
+
     def next_model(self) -> ModelChoice | None:
         """The model to run if the present one fails."""
         return next(iter(self.models_left()), None)
@@ -306,6 +313,17 @@ _AHEAD_OF = f"""
 """
 
 
+# Longer than a death can go unnoticed; the number of a process may come again.
+_RECENT = timedelta(minutes=1)
+
+
+class TaskAttemptQuerySet(models.QuerySet["TaskAttempt"]):
+    def lost_with(self, worker: str) -> Self:
+        """Those lost of late with a process, by what its identity starts with."""
+        of_worker = self.filter(worker__startswith=worker, outcome=TaskAttempt.Outcome.LOST)
+        return of_worker.filter(ended_at__gte=Now() - _RECENT)
+
+
 class TaskAttempt(models.Model):
     """One try at a task by one worker, that has ended; a running one is in the task's own row."""
 
@@ -324,6 +342,8 @@ class TaskAttempt(models.Model):
     outcome = models.CharField(max_length=9, choices=Outcome.choices)
     error = models.TextField(null=True, blank=True)
     error_code = models.CharField(max_length=64, null=True, blank=True)
+
+    objects = TaskAttemptQuerySet.as_manager()
 
     class Meta:
         constraints = [

@@ -1,5 +1,6 @@
 """Processes are killed and data is lost; every accepted task still ends, exactly once."""
 
+import signal
 import time
 from collections.abc import Callable, Iterable
 
@@ -93,11 +94,40 @@ def test_stalled_valkey_holds_up_no_submission(service: RunningService) -> None:
     assert_completed_once(service, task_ids)
 
 
-def test_task_that_always_kills_its_worker_fails(service: RunningService) -> None:
+def test_task_that_kills_its_worker_twice_alone_fails(service: RunningService) -> None:
     task_id = service.submit(**COUNT | {"max_tokens": 1500})
-    for number in (1, 2, 3):
-        faults.kill(faults.worker_of_attempt(service, task_id, number))
+    for number in (1, 2):
+        faults.kill(faults.worker_that_answers(service, task_id, number))
     task = service.ended(task_id)
     assert (task["status"], task["error_code"]) == ("failed", "worker_lost")
-    assert outcomes(service, task_id) == ["lost"] * 3
+    assert outcomes(service, task_id) == ["lost"] * 2
     assert service.ended(service.submit(WORDS, max_tokens=2))["status"] == "completed"
+
+
+def test_prompt_that_kills_its_worker_takes_no_other_task_with_it(service: RunningService) -> None:
+    innocent = [service.submit(**COUNT) for _ in range(3)]
+    poisonous = service.submit(**COUNT | {"max_tokens": 1500})
+    for task_id in innocent:
+        service.processing(task_id)
+    for number in (1, 2, 3):
+        faults.kill(faults.worker_that_answers(service, poisonous, number), signal.SIGSEGV)
+    task = service.ended(poisonous)
+    assert (task["status"], task["error_code"]) == ("failed", "worker_lost")
+    assert "prompt" in task["error"]
+    errors = [attempt["error"] for attempt in service.report(poisonous)["attempts"]]
+    assert errors[0] is None
+    assert all("SIGSEGV" in error for error in errors[1:])
+    assert_completed_once(service, innocent)
+    assert [outcomes(service, task_id) for task_id in innocent] == [["lost", "completed"]] * 3
+    assert service.model(SMOLLM2)["status"] == "available"
+    assert service.ended(service.submit(WORDS, max_tokens=2))["status"] == "completed"
+
+
+def test_worker_that_is_restarted_again_and_again_fails_no_task(service: RunningService) -> None:
+    task_ids = [service.submit(**COUNT) for _ in range(8)]
+    first = task_ids[0]
+    for number in range(1, 6):
+        faults.worker_that_answers(service, first, number)
+        faults.kill_gpu_worker(service)
+    assert_completed_once(service, task_ids)
+    assert outcomes(service, first) == [*["lost"] * 5, "completed"]

@@ -15,13 +15,15 @@ def register(service: RunningService, **config: object) -> None:
     service.http.post("/models/register", json=body).raise_for_status()
 
 
-def test_model_that_crashed_twice_is_refused_until_it_is_registered_anew(
+def test_model_whose_loading_crashed_twice_is_refused_until_it_is_registered_anew(
     service: RunningService,
 ) -> None:
     register(service)
     running = service.submit(**COUNTING, model=TROUBLED, max_tokens=1500)
     for number, crash in ((1, signal.SIGSEGV), (2, signal.SIGABRT)):
-        faults.kill(faults.worker_of_attempt(service, running, number), crash)
+        child = faults.worker_of_attempt(service, running, number)
+        wait_for(lambda: service.model(TROUBLED)["status"] == "loading")
+        faults.kill(child, crash)
     task = service.ended(running)
     assert (task["status"], task["error_code"]) == ("failed", "model_load_failed")
     assert "crashed its worker 2 times" in task["error"]

@@ -207,7 +207,8 @@ def test_lost_lease_of_one_leaves_the_others(loaded: FakeEngines, submit: NewTas
     loaded.at_step[5] = lose
     gpu_session.run(first.pk)
     assert fresh(first).status == "completed"
-    # Taken back, and admitted again by the same session.
+    assert fresh(joined).status == "pending"
+    gpu_session.run(joined.pk)
     assert (fresh(joined).status, fresh(joined).attempt) == ("completed", 2)
     assert sorted(outcomes(joined)) == ["completed", "lost"]
 
@@ -223,6 +224,42 @@ def test_bad_request_fails_by_itself(loaded: FakeEngines, submit: NewTask) -> No
     assert fresh(too_long).error_code == "context_length_exceeded"
 
 
+class Died(BaseException):
+    """What would have ended the process."""
+
+
+def test_prompt_that_ends_the_worker_takes_no_other_with_it(
+    loaded: FakeEngines, submit: NewTask, dead_worker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [submit() for _ in range(8)]
+    poisonous = tasks[2]
+    engine = loaded.engines["a"]
+    step = engine.step
+
+    def step_or_die() -> Any:
+        if fresh(poisonous).status == "processing":
+            raise Died
+        return step()
+
+    monkeypatch.setattr(engine, "step", step_or_die)
+    num_deaths = 0
+    while pending := list(GenerationTask.objects.due().most_urgent_first()):
+        try:
+            gpu_session.run(pending[0].pk)
+        except Died:
+            num_deaths += 1
+            worker = f"{dead_worker}.{num_deaths}:"
+            GenerationTask.objects.filter(status="processing").update(worker=worker)
+            sweep.take_back_from(worker, "signal 11 (SIGSEGV)")
+    assert num_deaths == 3
+    assert outcomes(poisonous) == ["lost"] * 3
+    assert (fresh(poisonous).status, fresh(poisonous).error_code) == ("failed", "worker_lost")
+    joined, later = [*tasks[:2], tasks[3]], tasks[4:]
+    assert [outcomes(task) for task in joined] == [["lost", "completed"]] * 3
+    assert [outcomes(task) for task in later] == [["completed"]] * 4
+    assert in_order_of_start(*joined, *later)[:3] == joined
+
+
 def test_broken_engine_leaves_nothing_behind(loaded: FakeEngines, submit: NewTask) -> None:
     tasks = [submit(), submit()]
 
@@ -236,7 +273,8 @@ def test_broken_engine_leaves_nothing_behind(loaded: FakeEngines, submit: NewTas
     for task in tasks:
         expire(task)
     sweep.sweep()
-    gpu_session.run(tasks[0].pk)
+    for task in tasks:
+        gpu_session.run(task.pk)
     assert [text(task) for task in tasks] == ["x" * 8] * 2
 
 

@@ -444,10 +444,10 @@ def test_last_attempt_lost_fails_the_task(new_task: NewTask) -> None:
         claimed(task)
         lose(task)
     row = fresh(task)
-    assert (row.status, row.error_code, row.attempt) == ("failed", "worker_lost", 3)
+    assert (row.status, row.error_code, row.attempt) == ("failed", "worker_lost", 10)
     assert row.error is not None
-    assert "3 times" in row.error
-    assert outcomes(task) == 3 * ["lost"]
+    assert "10 times" in row.error
+    assert outcomes(task) == 10 * ["lost"]
     assert row.expires_at is not None
 
 
