@@ -126,8 +126,8 @@ def test_prompt_that_kills_its_worker_takes_no_other_task_with_it(service: Runni
 def test_worker_that_is_restarted_again_and_again_fails_no_task(service: RunningService) -> None:
     task_ids = [service.submit(**COUNT) for _ in range(8)]
     first = task_ids[0]
-    for number in range(1, 6):
+    for number in (1, 2, 3):
         faults.worker_that_answers(service, first, number)
         faults.kill_gpu_worker(service)
     assert_completed_once(service, task_ids)
-    assert outcomes(service, first) == [*["lost"] * 5, "completed"]
+    assert outcomes(service, first) == ["lost"] * 3 + ["completed"]
