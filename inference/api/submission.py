@@ -20,7 +20,7 @@ from inference.providers import embedding
 from inference.providers.base import Provider
 from inference.providers.registry import provider_class
 from inference.registry import downloads
-from inference.registry.configs import SAMPLING_FIELDS
+from inference.registry.configs import NOT_DETERMINISTIC, SAMPLING_FIELDS
 from inference.webhooks import urls as webhook_urls
 from monitoring import tracing
 from monitoring.api.errors import sentences
@@ -216,6 +216,8 @@ def _sampling_params(
     params: dict[str, Any] = {"max_tokens": settings.DEFAULT_MAX_TOKENS, "stop_sequences": []}
     for layer in layers:
         params |= {k: layer[k] for k in SAMPLING_FIELDS if layer.get(k) is not None}
+    if not params.get("deterministic"):  # a task's false overrides its model's true
+        params.pop("deterministic", None)
     for name in provider.unsupported_params & params.keys():
         if not model.config.get("drop_params"):
             message = (
@@ -224,6 +226,10 @@ def _sampling_params(
             )
             raise ValidationError({name: [message]})
         del params[name]
+    if "deterministic" in params:
+        if "num_cache_cells" in model.config:
+            raise ValidationError({"deterministic": [NOT_DETERMINISTIC]})
+        params.setdefault("seed", 0)
     max_tokens = model.max_output_tokens
     if max_tokens is not None and params["max_tokens"] > max_tokens:
         if data.get("max_tokens") or data.get("generation_params", {}).get("max_tokens"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from inference.engine.errors import EngineError, InvalidRequestError, PromptTooLongError
-from inference.engine.kv_cache import KVCache
+from inference.engine.kv_cache import CHUNK_TOKENS, KVCache
 from inference.engine.runner import Runner
 from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
@@ -54,7 +54,12 @@ class Engine:
         self.runner = runner
         self.max_num_seqs = max_num_seqs
         self._clock = clock
-        self._kv_cache = KVCache(runner.memory, runner.max_num_seqs, runner.num_cells)
+        self._kv_cache = KVCache(
+            runner.memory,
+            runner.max_num_seqs,
+            runner.num_cells,
+            min(CHUNK_TOKENS, runner.max_batch_tokens),
+        )
         self._scheduler = Scheduler(
             self._kv_cache,
             max_num_seqs=max_num_seqs,
@@ -117,7 +122,9 @@ class Engine:
             return [self._fail(sequence, error) for sequence, _ in batch]
         outputs: list[StepOutput] = []
         for (sequence, chunk), row in zip(batch, rows, strict=True):
-            self._kv_cache.append(chunk.slot, chunk.tokens)
+            self._kv_cache.append(
+                chunk.slot, chunk.tokens, is_deterministic=sequence.params.deterministic
+            )
             sequence.num_computed_tokens += len(chunk.tokens)
             if chunk.needs_logits:
                 outputs.append(self._sample(sequence, row))

@@ -1,12 +1,15 @@
 """Which slot of the model's memory holds which tokens, and which prompts can start from them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from inference.engine.runner import SequenceMemory
 
 # A copy moves the whole buffer of a sequence: as much work as computing a few tokens.
 MIN_COPY_TOKENS = 32
+# Tokens that a deterministic sequence computes at a time: llama.cpp's kernels add up numbers in
+# another order for another number of tokens. Its attention is faster from 64 on, on a CPU.
+CHUNK_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +24,13 @@ class Allocation:
 class _Slot:
     """`tokens` are those whose keys and values it holds, from position 0.
 
-    `max_cells` is what a running sequence has reserved, 0 = idle.
+    `max_cells` is what a running sequence has reserved, 0 = idle. The first
+    `num_deterministic_tokens` were computed alone, in whole chunks.
     """
 
     number: int
     tokens: list[int] = field(default_factory=list)
+    num_deterministic_tokens: int = 0
     max_cells: int = 0
     used_at: int = 0
 
@@ -37,6 +42,10 @@ class _Slot:
     def num_cells(self) -> int:
         return self.max_cells or len(self.tokens)
 
+    def hold(self, tokens: list[int], num_deterministic_tokens: int = 0) -> None:
+        self.tokens = tokens
+        self.num_deterministic_tokens = min(num_deterministic_tokens, len(tokens))
+
 
 class KVCache:
     """The slots of a model's memory: the books, and every change of the memory they describe.
@@ -47,9 +56,19 @@ class KVCache:
     slot or its cells are needed, least recently used first.
     """
 
-    def __init__(self, memory: SequenceMemory, num_slots: int, num_cells: int) -> None:
-        """Empties the memory, of which nothing else must change anything from then on."""
+    def __init__(
+        self,
+        memory: SequenceMemory,
+        num_slots: int,
+        num_cells: int,
+        chunk_tokens: int = CHUNK_TOKENS,
+    ) -> None:
+        """Empties the memory, of which nothing else must change anything from then on.
+
+        `chunk_tokens`: how many a deterministic sequence computes at a time.
+        """
         self.num_cells = num_cells
+        self.chunk_tokens = chunk_tokens
         self._memory = memory
         self._slots = [_Slot(number) for number in range(num_slots)]
         self._num_uses = 0
@@ -65,15 +84,18 @@ class KVCache:
         """Cells that no running sequence has reserved."""
         return self.num_cells - sum(slot.max_cells for slot in self._slots)
 
-    def allocate(self, prompt_tokens: list[int], max_cells: int) -> Allocation | None:
+    def allocate(
+        self, prompt_tokens: list[int], max_cells: int, *, is_deterministic: bool = False
+    ) -> Allocation | None:
         """Reserve a slot and `max_cells` cells; None while there is no room.
 
         The slot then holds the longest part of the prompt that memory had, but never all of it:
-        the last token is to be computed, because its logits are needed.
+        the last token is to be computed, because its logits are needed. Of a deterministic
+        sequence, whole chunks that another one has computed.
         """
         if self.num_free_slots == 0 or max_cells > self.num_free_cells:
             return None
-        slot = self._place(prompt_tokens)
+        slot = self._place(prompt_tokens, is_deterministic)
         slot.max_cells = max_cells
         self._touch(slot)
         # Where sequences share one buffer, idle slots give way until all cells fit into it; buffers
@@ -83,9 +105,12 @@ class KVCache:
             self.forget(min(kept, key=lambda each: each.used_at).number)
         return Allocation(slot.number, len(slot.tokens))
 
-    def append(self, slot: int, tokens: Iterable[int]) -> None:
+    def append(self, slot: int, tokens: list[int], *, is_deterministic: bool = False) -> None:
         """Note that these tokens have been computed and follow those the slot held."""
         held = self._slots[slot]
+        is_whole = is_deterministic and len(tokens) == self.chunk_tokens
+        if is_whole and held.num_deterministic_tokens == len(held.tokens):
+            held.num_deterministic_tokens += len(tokens)
         held.tokens.extend(tokens)
         if len(held.tokens) > held.max_cells:
             raise AssertionError("a sequence outgrew its cells")
@@ -98,27 +123,39 @@ class KVCache:
     def forget(self, slot: int) -> None:
         """Empty the slot, for instance because its memory is undefined after an error."""
         self._memory.remove_sequence(slot)
-        self._slots[slot].tokens = []
+        self._slots[slot].hold([])
 
     def tokens(self, slot: int) -> list[int]:
         """The tokens whose keys and values the slot holds, from position 0."""
         return self._slots[slot].tokens
 
-    def gains_by_copy(self, prompt_tokens: list[int], source: int, num_tokens: int) -> bool:
+    def gains_by_copy(
+        self,
+        prompt_tokens: list[int],
+        source: int,
+        num_tokens: int,
+        *,
+        is_deterministic: bool = False,
+    ) -> bool:
         """Whether a copy of `num_tokens`, once `source` has them, beats what other slots have."""
         if not self._memory.can_copy or num_tokens < MIN_COPY_TOKENS:
             return False
         others = [slot for slot in self._slots if slot.number != source]
-        best = max((self._num_reusable(slot, prompt_tokens) for slot in others), default=0)
+        best = max(
+            (self._num_reusable(slot, prompt_tokens, is_deterministic) for slot in others),
+            default=0,
+        )
         return num_tokens - best >= MIN_COPY_TOKENS
 
-    def _place(self, prompt_tokens: list[int]) -> _Slot:
+    def _place(self, prompt_tokens: list[int], is_deterministic: bool) -> _Slot:
         """The idle slot to run in, holding as much of the prompt as is worth having.
 
         A history of which the prompt keeps little is left for its conversation to go on with:
         what they share is copied to the slot that is lost most easily.
         """
-        reusable = {slot: self._num_reusable(slot, prompt_tokens) for slot in self._slots}
+        reusable = {
+            slot: self._num_reusable(slot, prompt_tokens, is_deterministic) for slot in self._slots
+        }
         idle = [slot for slot in self._slots if slot.is_idle]
         source = max(self._slots, key=reusable.__getitem__)
         expendable = min(idle, key=self._value)
@@ -129,19 +166,25 @@ class KVCache:
         if self._memory.can_copy and reusable[source] - reusable[home] >= MIN_COPY_TOKENS:
             num_tokens = reusable[source]
             done = self._memory.copy_prefix(source.number, expendable.number, num_tokens)
-            expendable.tokens = source.tokens[:num_tokens] if done else []
+            held = source.tokens[:num_tokens] if done else []
+            expendable.hold(held, source.num_deterministic_tokens)
             return expendable
         num_tokens = reusable[home]
         if num_tokens == 0:
             self.forget(home.number)
         elif num_tokens < len(home.tokens):
             done = self._memory.keep_prefix(home.number, num_tokens)
-            home.tokens = home.tokens[:num_tokens] if done else []
+            home.hold(home.tokens[:num_tokens] if done else [], home.num_deterministic_tokens)
         return home
 
-    def _num_reusable(self, slot: _Slot, prompt_tokens: list[int]) -> int:
+    def _num_reusable(self, slot: _Slot, prompt_tokens: list[int], is_deterministic: bool) -> int:
         """How many tokens of the prompt a sequence could take over from the slot."""
         length = min(common_prefix_length(slot.tokens, prompt_tokens), len(prompt_tokens) - 1)
+        if is_deterministic:
+            if not self._memory.has_all_cells(slot.number):
+                return 0
+            length = min(length, slot.num_deterministic_tokens)
+            length -= length % self.chunk_tokens
         can_keep = length > 0 and self._memory.can_keep_prefix(slot.number, length)
         return length if can_keep else 0
 

@@ -49,6 +49,10 @@ class LlamaMemory:
         oldest = self._llama.llama_memory_seq_pos_min(memory, slot)
         return not self._is_recurrent and oldest <= max(0, num_tokens - self._window)
 
+    def has_all_cells(self, slot: int) -> bool:
+        """Whether each token of the slot still has its own cell, in the order of the tokens."""
+        return bool(self._llama.llama_memory_seq_pos_min(self._opened(), slot) == 0)
+
     def keep_prefix(self, slot: int, num_tokens: int) -> bool:
         """Cut the slot after `num_tokens`. False when that failed: the slot is empty then."""
         if self._llama.llama_memory_seq_rm(self._opened(), slot, num_tokens, -1):

@@ -74,6 +74,14 @@ class SequenceMemory(Protocol):
         """Whether a sequence could go on after the first `num_tokens` of those the slot holds."""
         ...
 
+    def has_all_cells(self, slot: int) -> bool:
+        """Whether each token of the slot still has its own cell, in the order of the tokens.
+
+        Not of a recurrent state, nor after the window of a sliding one has moved on: its cells
+        are used again, and sums over them are then made in another order.
+        """
+        ...
+
     def keep_prefix(self, slot: int, num_tokens: int) -> bool:
         """Cut the slot after `num_tokens`. False when that failed: the slot is empty then."""
         ...

@@ -40,6 +40,9 @@ class Scheduler:
     waiting sequences are admitted, strictly in order of arrival (none overtakes one that waits for
     more cells, so none starves). One that begins like a prompt being computed waits until it can
     copy what they share.
+
+    A deterministic sequence has batches of its own, in chunks of one size, so that they are the
+    same in any company. They take turns, after each batch of the others one of them.
     """
 
     def __init__(self, kv_cache: KVCache, *, max_num_seqs: int, max_batch_tokens: int) -> None:
@@ -49,6 +52,7 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._is_deterministic_next = False
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -63,16 +67,34 @@ class Scheduler:
         sequence.slot = None
 
     def schedule(self) -> list[tuple[Sequence, Chunk]]:
-        """The next batch, in the order of slots: one chunk a sequence, within both budgets."""
-        decoding = [sequence for sequence in self.running if not sequence.is_prefilling]
-        prefilling = [sequence for sequence in self.running if sequence.is_prefilling]
+        """The next batch, in the order of slots: one chunk a sequence."""
+        batch = (self._is_deterministic_next and self._schedule_alone()) or self._schedule_shared()
+        self._is_deterministic_next = not self._is_deterministic_next
+        return batch or self._schedule_alone()
+
+    def _schedule_alone(self) -> list[tuple[Sequence, Chunk]]:
+        """The next chunk of the deterministic sequence that has waited longest for its turn."""
+        while self._admit(is_deterministic=True):
+            pass
+        sequence = next((each for each in self.running if each.params.deterministic), None)
+        if sequence is None:
+            return []
+        self.running.remove(sequence)
+        self.running.append(sequence)
+        return [(sequence, _next_chunk(sequence, self.kv_cache.chunk_tokens))]
+
+    def _schedule_shared(self) -> list[tuple[Sequence, Chunk]]:
+        """The next batch of the other sequences, within both budgets."""
+        running = [sequence for sequence in self.running if not sequence.params.deterministic]
+        decoding = [sequence for sequence in running if not sequence.is_prefilling]
+        prefilling = [sequence for sequence in running if sequence.is_prefilling]
         batch: list[tuple[Sequence, Chunk]] = []
         budget = min(self.prefill_budget.num_tokens, self.max_batch_tokens - len(decoding))
         for sequence in decoding:
             batch.append((sequence, chunk := _next_chunk(sequence, 1 + budget)))
             budget -= len(chunk.tokens) - 1
         while budget > 0:
-            next_one = prefilling.pop(0) if prefilling else self._admit()
+            next_one = prefilling.pop(0) if prefilling else self._admit(is_deterministic=False)
             if next_one is None:
                 break
             batch.append((next_one, chunk := _next_chunk(next_one, budget)))
@@ -80,14 +102,16 @@ class Scheduler:
         batch.sort(key=lambda scheduled: scheduled[1].slot)
         return batch
 
-    def _admit(self) -> Sequence | None:
-        """Start the sequence that has waited longest; None when it has to wait on."""
+    def _admit(self, *, is_deterministic: bool) -> Sequence | None:
+        """Start the one that has waited longest; None when it must wait, or is not of this kind."""
         if not self.waiting or len(self.running) >= self.max_num_seqs:
             return None
         sequence = self.waiting[0]
-        if self._can_soon_share(sequence):
+        if sequence.params.deterministic != is_deterministic or self._can_soon_share(sequence):
             return None
-        allocation = self.kv_cache.allocate(sequence.prompt_tokens, sequence.max_cells)
+        allocation = self.kv_cache.allocate(
+            sequence.prompt_tokens, sequence.max_cells, is_deterministic=is_deterministic
+        )
         if allocation is None:
             return None
         sequence.slot = allocation.slot
@@ -100,12 +124,17 @@ class Scheduler:
 
         It ends with the part they share, which never takes longer than computing it twice.
         """
-        prompt = sequence.prompt_tokens
+        prompt, is_deterministic = sequence.prompt_tokens, sequence.params.deterministic
         for other in self.running:
             if other.is_prefilling and other.slot is not None:
                 shared = common_prefix_length(other.prompt_tokens, prompt)
+                if is_deterministic:
+                    is_whole = other.params.deterministic
+                    shared -= shared % self.kv_cache.chunk_tokens if is_whole else shared
                 is_coming = shared > other.num_computed_tokens
-                if is_coming and self.kv_cache.gains_by_copy(prompt, other.slot, shared):
+                if is_coming and self.kv_cache.gains_by_copy(
+                    prompt, other.slot, shared, is_deterministic=is_deterministic
+                ):
                     return True
         return False
 

@@ -39,7 +39,9 @@ class SamplingParams:
     `frequency_penalty` and `presence_penalty` count the generated tokens, as OpenAI's do;
     `repeat_penalty` looks at the last 64 tokens, prompt included, as llama.cpp's does.
     `constraint` is the text of an llguidance grammar; `constraint_may_explode` says that it may be
-    so ambiguous that a token takes any time to follow. Raises InvalidRequestError on a value out of
+    so ambiguous that a token takes any time to follow. `deterministic`: the same prompt and values
+    give the same tokens and logits to the bit, whatever else the engine does; with a seed, and
+    where each sequence has a KV buffer of its own. Raises InvalidRequestError on a value out of
     bounds.
     """
 
@@ -55,6 +57,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     constraint: str | None = None
     constraint_may_explode: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:

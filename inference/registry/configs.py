@@ -23,6 +23,10 @@ RESERVED_MODEL_NAMES = {
 CLOUD_MODEL_NAME = re.compile(r"^[!-.0-~]+(/[!-.0-~]+)*$")
 _URL = re.compile(r"https?://[!-~]+")
 _CONNECTION_FIELDS = {"api_key", "api_key_env_var", "base_url", "timeout", "max_retries"}
+NOT_DETERMINISTIC = (
+    "With num_cache_cells sequences share one buffer, where each changes how the others are "
+    "computed: leave out num_cache_cells, or deterministic."
+)
 # The fields that go with each place of an embedding model.
 _FIELDS_BY_PLACE = {
     "model_path": {"max_seq_length", "pooling"},
@@ -84,6 +88,11 @@ class SamplingSerializer(StrictSerializer):
         allow_null=True,
         max_length=16,
     )
+    deterministic = serializers.BooleanField(
+        required=False,
+        allow_null=True,
+        help_text="The same tokens to the bit, whatever else the model does; local models only.",
+    )
 
 
 SAMPLING_FIELDS = tuple(SamplingSerializer().fields)
@@ -125,6 +134,11 @@ class LocalConfigSerializer(StrictSerializer):
     )
     max_output_tokens = serializers.IntegerField(required=False, min_value=1, max_value=128_000)
     generation_params = SamplingSerializer(required=False)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if "num_cache_cells" in attrs and attrs.get("generation_params", {}).get("deterministic"):
+            raise serializers.ValidationError({"num_cache_cells": [NOT_DETERMINISTIC]})
+        return attrs
 
 
 class ConnectionConfigSerializer(StrictSerializer):

@@ -51,6 +51,7 @@ class CloudProvider(Provider):
     queue = Queue.API
     supports_structured_output = True
     known_extra_params: ClassVar[frozenset[str] | None] = call.KNOWN_EXTRA_PARAMS
+    unsupported_params = frozenset({"deterministic"})
     prefix: ClassVar[str]
 
     async def generate(self, request: GenerationRequest, progress: Progress) -> Deltas:
@@ -159,7 +160,7 @@ class OpenAIProvider(CloudProvider):
 
     prefix = "openai/"
     known_extra_params = None
-    unsupported_params = frozenset({"top_k", "min_p", "repeat_penalty"})
+    unsupported_params = CloudProvider.unsupported_params | {"top_k", "min_p", "repeat_penalty"}
 
     def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
         translated, body = call.split(request.extra_params)
@@ -170,9 +171,9 @@ class AnthropicProvider(CloudProvider):
     """Claude."""
 
     prefix = "anthropic/"
-    unsupported_params = frozenset(
-        {"min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "seed"}
-    )
+    unsupported_params = CloudProvider.unsupported_params | {
+        *("min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "seed"),
+    }
 
     def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
         """A JSON object is what a tool is called with."""

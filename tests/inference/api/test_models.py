@@ -397,3 +397,11 @@ def test_deleted_local_model_is_told_to_the_gpu_worker(
     for model, num_rung in ((echo, 0), (weights, 1)):
         assert api.delete(f"{MODELS}/{model.name}").status_code == 204
         assert dispatch.waiting_messages(Queue.GPU) == num_rung
+
+
+def test_deterministic_needs_a_buffer_for_each_sequence(api: APIClient, smollm2_file: Path) -> None:
+    config = {"model_path": smollm2_file.name, "generation_params": {"deterministic": True}}
+    refused = register(api, "shared", "local", **config, num_cache_cells=4096)
+    assert refused.status_code == 400
+    assert "num_cache_cells" in str(refused.json()["details"])
+    assert register(api, "own", "local", **config).status_code == 201

@@ -412,6 +412,54 @@ def test_without_a_key_only_the_local_environment_is_open(
         assert response["WWW-Authenticate"]
 
 
+def local_model(name: str, **config: Any) -> str:
+    RegisteredModel.objects.create(
+        name=name, provider="local", config={"model_path": "x.gguf", **config}
+    )
+    return name
+
+
+def params_of(response: Any) -> dict[str, Any]:
+    assert response.status_code == 201, response.json()
+    params: dict[str, Any] = GenerationTask.objects.get(pk=response.json()["task_id"]).request[
+        "params"
+    ]
+    return params
+
+
+def test_deterministic_is_reported_with_the_seed_that_it_needs(api: APIClient) -> None:
+    model = local_model("local")
+    task_id = submit(api, model=model, deterministic=True).json()["task_id"]
+    params = api.get(f"{TASKS}/{task_id}/report").json()["params"]
+    assert (params["deterministic"], params["seed"]) == (True, 0)
+    params = params_of(submit(api, model=model, generation_params={"deterministic": True}, seed=5))
+    assert (params["deterministic"], params["seed"]) == (True, 5)
+    for params in (params_of(submit(api, model=model)), params_of(submit(api, deterministic=None))):
+        assert not {"deterministic", "seed"} & params.keys()
+
+
+def test_deterministic_of_a_model_holds_for_its_tasks_unless_they_say_otherwise(
+    api: APIClient,
+) -> None:
+    model = local_model("local", generation_params={"deterministic": True})
+    assert params_of(submit(api, model=model))["deterministic"] is True
+    assert "deterministic" not in params_of(submit(api, model=model, deterministic=False))
+
+
+def test_deterministic_is_refused_where_it_cannot_be_kept(api: APIClient) -> None:
+    RegisteredModel.objects.create(name="cloud", provider="openai", config={"model_name": "x"})
+    shared = local_model("shared", num_cache_cells=4096)
+    for model in ("cloud", shared):
+        response = submit(api, model=model, deterministic=True)
+        assert_error(response, 400, "validation_error", "deterministic")
+        assert submit(api, model=model, deterministic=False).status_code == 201
+    response = submit(
+        api, model=local_model("local"), deterministic=True, fallback_models=["cloud"]
+    )
+    assert_error(response, 400, "validation_error", "fallback_models")
+    assert_error(submit(api, deterministic="sometimes"), 400, "validation_error", "deterministic")
+
+
 # Intake style
 
 

@@ -38,6 +38,9 @@ class FakeMemory:
             return True
         return not self._is_recurrent and self._has_window(slot, num_tokens)
 
+    def has_all_cells(self, slot: int) -> bool:
+        return not self._is_recurrent and self._oldest.get(slot, 0) == 0
+
     def keep_prefix(self, slot: int, num_tokens: int) -> bool:
         self.num_changes += 1
         if self._loses(self.num_changes):

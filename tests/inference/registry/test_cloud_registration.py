@@ -252,7 +252,13 @@ def test_provider_is_not_named_twice(api: APIClient, provider: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("provider", "name", "value"), [("openai", "top_k", 5), ("anthropic", "seed", 1)]
+    ("provider", "name", "value"),
+    [
+        *(("openai", "top_k", 5), ("anthropic", "seed", 1), ("openai", "deterministic", True)),
+        ("anthropic", "deterministic", True),
+        ("openai_compatible", "deterministic", True),
+        ("litellm", "deterministic", True),
+    ],
 )
 def test_parameter_that_the_provider_has_not_is_refused_unless_dropped(
     api: APIClient, provider: str, name: str, value: float
