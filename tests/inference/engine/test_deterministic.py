@@ -21,24 +21,16 @@ from inference.engine.sequence import SamplingParams, Sequence
 from tests.inference.engine.conftest import GEMMA_WINDOW
 from tests.inference.engine.fake_runner import FakeMemory, FakeRunner
 
-NUM_NEW_TOKENS = 16
-SCHEMA = structured_output.constraint_for(
-    structured_output.normalize(
-        {
-            "type": "json_schema",
-            "json_schema": {
-                "name": "n",
-                "schema": {"type": "object", "properties": {"the_answer": {"type": "string"}}},
-            },
-        },
-        None,
-    )
+NUM_NEW_TOKENS = 8
+FORMAT = structured_output.normalize(
+    None, {"type": "object", "properties": {"the_answer": {"type": "string"}}}
 )
+assert FORMAT is not None
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_NEW_TOKENS, deterministic=True)
 PARAMS = {
     "greedy": GREEDY,
     "sampled": replace(GREEDY, temperature=0.8, top_k=40, seed=7),
-    "schema": replace(GREEDY, constraint=SCHEMA),
+    "schema": replace(GREEDY, constraint=structured_output.constraint_for(FORMAT)),
 }
 ORDINARY = SamplingParams(temperature=0, max_tokens=3 * NUM_NEW_TOKENS)
 
