@@ -32,7 +32,7 @@ _DRAIN_FACTOR = 8
 # A body may take REQUEST_TIMEOUT_SECONDS, and a second more for each so many bytes.
 _MIN_BYTES_PER_SECOND = 64 * 1024
 # What is read ahead for a client that takes a file slowly.
-_FILE_PART_BYTES = 16 * 1024
+_FILE_PART_BYTES = 32 * 1024
 
 
 class PooledHandler(BaseHandler):

@@ -15,6 +15,8 @@ MAX_HEAD_BYTES = 32 * 1024
 # A client has to take so much of what waits for it in so many seconds, or all that there is.
 UNREAD_TIMEOUT_SECONDS = 60.0
 MIN_TAKEN_BYTES = 32 * 1024
+# What the kernel takes of an answer, which it doubles for its own needs.
+SEND_BUFFER_BYTES = 128 * 1024
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
@@ -40,11 +42,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             oldest = next(iter(self._waiting))
             oldest._stop_waiting()
             oldest.transport.abort()
-        # The kernel would keep data for a client that reads nothing for ever, even after our close.
+        connection = transport.get_extra_info("socket")
+        # The kernel would take megabytes for a client that reads nothing, and keep them for ever,
+        # even after our close.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         with contextlib.suppress(OSError):  # a Unix socket has no such option
-            transport.get_extra_info("socket").setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_TIMEOUT_SECONDS * 1000)
-            )
+            milliseconds = int(UNREAD_TIMEOUT_SECONDS * 1000)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
