@@ -6,7 +6,7 @@ from typing import Any
 from rest_framework import serializers
 
 from inference.engine.sequence import FinishReason
-from inference.models import GenerationTask
+from inference.models import GenerationTask, queue_positions
 
 
 class UsageSerializer(serializers.Serializer[Any]):
@@ -62,7 +62,7 @@ class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
     def get_queue_position(self, task: GenerationTask) -> int | None:
         """0 is next; null unless pending. A list hands the positions over, to query them once."""
         positions: dict[str, int] | None = self.context.get("queue_positions")
-        return task.queue_position() if positions is None else positions.get(task.pk)
+        return (queue_positions([task]) if positions is None else positions).get(task.pk)
 
 
 @cache

@@ -10,7 +10,7 @@ from inference.lifecycle import finish
 from inference.lifecycle import sweep as lifecycle_sweep
 from inference.loading import requests
 from inference.loading.loaded_engines import loaded_engines
-from inference.models import Queue, WebhookDelivery
+from inference.models import Queue, RoundRobin, WebhookDelivery
 from inference.webhooks import sending
 from monitoring.models import EndedTask
 
@@ -40,6 +40,7 @@ def purge() -> None:
         pass
     while WebhookDelivery.objects.purge():
         pass
+    RoundRobin.objects.purge()
 
 
 @shared_task(name=dispatch.DELIVER_WEBHOOK.name)

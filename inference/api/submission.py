@@ -28,8 +28,16 @@ from monitoring.api.errors import sentences
 _MODEL_LIST = "GET /api/v1/models lists them."
 
 
-def build_task(owner: str, data: dict[str, Any], idempotency_key: str | None) -> GenerationTask:
-    """A task, unsaved, from the validated fields; raises ValidationError naming the field."""
+def build_task(
+    owner: str,
+    data: dict[str, Any],
+    idempotency_key: str | None,
+    max_running: int | None = None,
+) -> GenerationTask:
+    """A task, unsaved, from the validated fields; raises ValidationError naming the field.
+
+    `max_running`: how many tasks its owner may have running at a time; None for any number.
+    """
     has_prompt, has_messages = bool(data.get("prompt")), bool(data.get("messages"))
     if has_prompt and has_messages:
         raise ValidationError({"prompt": ["Give either prompt or messages, not both."]})
@@ -56,6 +64,7 @@ def build_task(owner: str, data: dict[str, Any], idempotency_key: str | None) ->
         requested_model=model.name,
         queue=provider_class(model.provider).queue,
         priority=data["priority"],
+        max_running=max_running,
         conversation=conversation,
         metadata=data.get("metadata") or {},
         idempotency_key=idempotency_key,
@@ -72,6 +81,7 @@ def again(task: GenerationTask) -> GenerationTask:
         requested_model=task.requested_model,
         queue=first["queue"] if first else task.queue,
         priority=task.priority,
+        max_running=task.max_running,
         conversation=task.conversation,
         metadata=task.metadata,
         request_hash=task.request_hash,

@@ -18,7 +18,6 @@ from rest_framework.serializers import BaseSerializer
 from inference.api import submission, task_stream
 from inference.api.deferred_response import WAIT_PARAMETER, long_poll, requested_seconds
 from inference.api.filters import TaskFilters
-from inference.api.pagination import queue_positions
 from inference.api.report import report
 from inference.api.sse_cursor import FINAL_ID
 from inference.api.task_serializers import (
@@ -29,7 +28,7 @@ from inference.api.task_serializers import (
     submission_validator,
 )
 from inference.lifecycle import finish, submit
-from inference.models import GenerationTask
+from inference.models import GenerationTask, queue_positions
 from inference.task_body import TaskSerializer, task_body
 from monitoring.api.errors import Conflict, QueueFull
 from monitoring.api.owner import owner_of

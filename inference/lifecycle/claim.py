@@ -41,7 +41,8 @@ def claim(task_id: str) -> Lease | None:
 def claim_most_urgent(queue: str, except_models: Sequence[str] = ()) -> Lease | None:
     """Take the pending task of a queue that goes first; None when there is none.
 
-    Tasks of the models that are excepted wait on.
+    At equal priority the owners take turns, each with its own first task. Tasks of the models that
+    are excepted wait on.
     """
     statement, names = sql.claim_first(except_models)
     return _claim(statement, queue=queue, **names)
@@ -50,10 +51,10 @@ def claim_most_urgent(queue: str, except_models: Sequence[str] = ()) -> Lease | 
 def claim_joining(queue: str, model_name: str, session_start: datetime) -> Lease | None:
     """Take the pending task of a model that runs already; None when it is another model's turn.
 
-    That is when a task of another model has a higher priority; or the same and an earlier time, and
-    the session has let it wait for longer than SWAP_WINDOW_SECONDS: two model changes are saved for
-    each time that the session goes on. A task that was lost joins nobody, and nobody goes before
-    it: the session ends, and the task has one of its own.
+    That is when a task of another model has a higher priority; or the same and its owner's turn is
+    first, and the session has let it wait for longer than SWAP_WINDOW_SECONDS: two model changes
+    are saved for each time that the session goes on. A task that was lost joins nobody, and nobody
+    goes before it: the session ends, and the task has one of its own.
     """
     while first := sql.first_task(sql.FIRST_OF_QUEUE, queue=queue):
         joining = first
@@ -75,6 +76,9 @@ def claim_joining(queue: str, model_name: str, session_start: datetime) -> Lease
 def _claim(statement: str, **condition: str) -> Lease | None:
     with transaction.atomic():
         task = sql.first_task(statement, worker=worker_identity.current(), **condition)
+        if task and task.last_owner != task.owner:
+            turn = {"queue": task.queue, "priority": task.priority, "owner": task.owner}
+            sql.execute(sql.SET_LAST_OWNER, **turn)
     if task is None:
         return None
     log(task.pk, logging.DEBUG, "Attempt %d started on %s", task.attempt, task.worker)

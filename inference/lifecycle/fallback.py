@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 from inference import dispatch, events
 from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle.claim import Lease, add_attempt
-from inference.models import GenerationTask, TaskAttempt
+from inference.models import GenerationTask, Queue, TaskAttempt
 from inference.models.claimable import UNHELD
 from inference.task_log import log
 
@@ -53,7 +53,18 @@ def end_attempt(lease: Lease, failure: InferenceError, change: dict[str, Any]) -
         won = row.update(**change)
         if won:
             add_attempt(lease.task, TaskAttempt.Outcome.FAILED, failure)
+    if won:
+        enqueue_next_of_owner(lease.task)
     return bool(won)
+
+
+def enqueue_next_of_owner(task: GenerationTask) -> None:
+    """Wake workers for an owner who has one task less running, and may have only so many."""
+    if task.max_running is None:
+        return
+    due = GenerationTask.objects.due().filter(owner=task.owner).order_by("-priority")
+    for queue in (Queue.GPU, Queue.API):
+        dispatch.enqueue(dispatch.generate(due.filter(queue=queue)[:1]))
 
 
 def next_fallback(task: GenerationTask) -> dict[str, Any] | None:

@@ -15,7 +15,13 @@ from inference.engine.sequence import FinishReason
 from inference.errors import InferenceError, RetryLater
 from inference.lifecycle import sql
 from inference.lifecycle.claim import Lease, add_attempt
-from inference.lifecycle.fallback import UNCLAIMED, end_attempt, fall_back, may_fall_back
+from inference.lifecycle.fallback import (
+    UNCLAIMED,
+    end_attempt,
+    enqueue_next_of_owner,
+    fall_back,
+    may_fall_back,
+)
 from inference.models import (
     GenerationTask,
     GenerationTaskQuerySet,
@@ -191,7 +197,7 @@ def store_end(task: GenerationTask, change: dict[str, Any]) -> None:
 
 
 def announce_end(task: GenerationTask) -> None:
-    """Tell readers, and enqueue the webhook and the next task of the conversation, which waits."""
+    """Tell readers, and enqueue the webhook and the tasks that waited for this one to end."""
     delta_stream.end(task.pk)
     events.ended(task)
     if task.request.get("webhook_url"):
@@ -199,6 +205,7 @@ def announce_end(task: GenerationTask) -> None:
     if task.conversation_id:
         following = GenerationTask.objects.due().filter(conversation=task.conversation_id)
         dispatch.enqueue(dispatch.generate(following.order_by("created_at", "id")[:1]))
+    enqueue_next_of_owner(task)
 
 
 def purge() -> int:

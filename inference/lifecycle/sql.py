@@ -26,6 +26,11 @@ FROM inference_generationtask AS task
 WHERE status = 'pending'
     AND (due_at IS NULL OR due_at <= {now})
     AND (deadline_at IS NULL OR deadline_at > {now})
+    AND (max_running IS NULL OR owner NOT IN (
+        SELECT owner FROM inference_generationtask
+        WHERE status = 'processing' AND max_running IS NOT NULL
+        GROUP BY owner HAVING COUNT(*) >= MIN(max_running)
+    ))
     AND NOT EXISTS (
         SELECT 1 FROM inference_generationtask AS earlier
         WHERE earlier.conversation_id = task.conversation_id
@@ -33,24 +38,51 @@ WHERE status = 'pending'
             AND (earlier.created_at, earlier.id) < (task.created_at, task.id)
     )
 """
-_FIRST = "ORDER BY priority DESC, created_at, id LIMIT 1"
 
-_SELECT_FIRST = f"SELECT id, model_name, priority, created_at, status, attempt {_CLAIMABLE}"
-FIRST_OF_QUEUE = f"{_SELECT_FIRST} AND queue = %(queue)s {_FIRST}"
-FIRST_OF_MODEL = f"{_SELECT_FIRST} AND queue = %(queue)s AND model_name = %(model_name)s {_FIRST}"
+# Of the highest priority, the first task of the owner whose name follows that of the last one; or
+# else of the first owner. PostgreSQL would have claims of the same task wait for one another;
+# SQLite has one writer anyway.
+_FIRST_ID = f"""
+WITH top AS MATERIALIZED (SELECT priority {_CLAIMABLE} {{of_tasks}} ORDER BY priority DESC LIMIT 1)
+SELECT COALESCE((
+    SELECT id {_CLAIMABLE} {{of_tasks}} AND priority = (SELECT priority FROM top) AND owner > (
+        SELECT owner FROM inference_roundrobin AS last
+        WHERE last.queue = %(queue)s AND last.priority = (SELECT priority FROM top)
+    )
+    ORDER BY owner, created_at, id LIMIT 1 {{skip_locked}}
+), (
+    SELECT id {_CLAIMABLE} {{of_tasks}}
+    ORDER BY priority DESC, owner, created_at, id LIMIT 1 {{skip_locked}}
+))
+"""  # noqa: S608
+_SELECT_FIRST = f"""
+SELECT id, model_name, priority, created_at, status, attempt FROM inference_generationtask
+WHERE id = ({_FIRST_ID.replace("{skip_locked}", "")})
+"""  # noqa: S608
+_OF_QUEUE = "AND queue = %(queue)s"
+FIRST_OF_QUEUE = _SELECT_FIRST.replace("{of_tasks}", _OF_QUEUE)
+FIRST_OF_MODEL = _SELECT_FIRST.replace("{of_tasks}", f"{_OF_QUEUE} AND model_name = %(model_name)s")
 
-# PostgreSQL would have claims of the same task wait for one another; SQLite has one writer anyway.
+# `last_owner`: whose task of its queue and priority was claimed before.
 _CLAIM = """
 UPDATE inference_generationtask
 SET status = 'processing', attempt = attempt + 1, worker = %(worker)s, lease_until = {lease_end},
     due_at = NULL, started_at = {now}, updated_at = {now}
-WHERE id = (SELECT id __CLAIMABLE__ {skip_locked})
-RETURNING *
+WHERE id = (__FIRST__)
+RETURNING *, (
+    SELECT owner FROM inference_roundrobin AS last
+    WHERE last.queue = inference_generationtask.queue
+        AND last.priority = inference_generationtask.priority
+) AS last_owner
 """
-CLAIM = _CLAIM.replace("__CLAIMABLE__", f"{_CLAIMABLE} AND id = %(task_id)s")
-_CLAIM_FIRST = _CLAIM.replace(
-    "__CLAIMABLE__", f"{_CLAIMABLE} AND queue = %(queue)s {{except_models}} {_FIRST}"
-)
+CLAIM = _CLAIM.replace("__FIRST__", f"SELECT id {_CLAIMABLE} AND id = %(task_id)s {{skip_locked}}")
+_CLAIM_FIRST = _CLAIM.replace("__FIRST__", _FIRST_ID)
+
+SET_LAST_OWNER = """
+INSERT INTO inference_roundrobin (queue, priority, owner)
+VALUES (%(queue)s, %(priority)s, %(owner)s)
+ON CONFLICT (queue, priority) DO UPDATE SET owner = excluded.owner
+"""
 
 FINISH = """
 UPDATE inference_generationtask
@@ -105,8 +137,9 @@ def clock() -> float:
 def claim_first(except_models: Sequence[str]) -> tuple[str, dict[str, str]]:
     """The statement that claims the first task of a queue, and the values of its exceptions."""
     names = {f"model_{number}": name for number, name in enumerate(except_models)}
-    condition = f"AND model_name NOT IN ({', '.join(f'%({key})s' for key in names)})"
-    return _CLAIM_FIRST.replace("{except_models}", condition if names else ""), names
+    condition = f" AND model_name NOT IN ({', '.join(f'%({key})s' for key in names)})"
+    of_tasks = f"{_OF_QUEUE}{condition}" if names else _OF_QUEUE
+    return _CLAIM_FIRST.replace("{of_tasks}", of_tasks), names
 
 
 def execute(statement: str, **values: Any) -> int:

@@ -2,6 +2,7 @@
 
 from inference.models.downloads import ModelDownload
 from inference.models.registered_models import RegisteredModel, loaded_models
+from inference.models.round_robin import RoundRobin, queue_positions
 from inference.models.tasks import (
     MAX_PRIORITY,
     NO_USAGE,
@@ -26,6 +27,7 @@ __all__ = [
     "ModelDownload",
     "Queue",
     "RegisteredModel",
+    "RoundRobin",
     "TaskAttempt",
     "TaskResult",
     "Usage",
@@ -33,4 +35,5 @@ __all__ = [
     "loaded_models",
     "milliseconds_between",
     "new_task_id",
+    "queue_positions",
 ]

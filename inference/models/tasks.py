@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from django.db import connection, models
-from django.db.models import F, Q
+from django.db.models import Count, F, Min, Q
 from django.db.models.functions import Now
 
 from conversations.models import ChatMessage, Conversation
@@ -100,8 +100,16 @@ class GenerationTaskQuerySet(ClaimableQuerySet["GenerationTask"]):
         )
 
     def due(self) -> Self:
-        """Pending, due, before its deadline, and first in line of its conversation."""
+        """Those that may start: due, before their deadline, first in line of their conversation.
+
+        And not of an owner who has `max_running` tasks running.
+        """
         outer = models.OuterRef
+        running = GenerationTask.objects.filter(
+            status=GenerationTask.Status.PROCESSING, max_running__isnull=False
+        )
+        num_running = running.values("owner").annotate(num=Count("pk"), limit=Min("max_running"))
+        at_limit = num_running.filter(num__gte=F("limit")).values("owner")
         earlier = GenerationTask.objects.unfinished().filter(
             Q(created_at__lt=outer("created_at"))
             | Q(created_at=outer("created_at"), id__lt=outer("id")),
@@ -111,6 +119,7 @@ class GenerationTaskQuerySet(ClaimableQuerySet["GenerationTask"]):
             self.pending()
             .filter(Q(due_at=None) | Q(due_at__lte=Now()))
             .filter(Q(deadline_at=None) | Q(deadline_at__gt=Now()))
+            .filter(Q(max_running=None) | ~Q(owner__in=at_limit))
             .exclude(models.Exists(earlier))
         )
 
@@ -154,6 +163,8 @@ class GenerationTask(Claimable):
     model_name = models.CharField(max_length=100)
     queue = models.CharField(max_length=10, choices=Queue.choices)
     priority = models.FloatField(default=1.0)
+    # How many tasks of its owner may run at a time; null: any number.
+    max_running = models.PositiveIntegerField(null=True, blank=True)
     request = models.JSONField()
     conversation = models.ForeignKey(
         Conversation, null=True, blank=True, on_delete=protect_unfinished, related_name="tasks"
@@ -184,6 +195,7 @@ class GenerationTask(Claimable):
 
     if TYPE_CHECKING:
         conversation_id: str | None
+        last_owner: str | None  # of a row as its claim gives it
 
     class Meta:
         constraints = [
@@ -196,12 +208,15 @@ class GenerationTask(Claimable):
         indexes = [
             *Claimable.Meta.indexes,
             models.Index(fields=["owner", "-created_at", "-id"], name="task_list"),
-            # With `status`, though it is always the same: so SQLite counts without the table.
+            # The last columns are there so that SQLite skips and counts rows without the table.
             models.Index(
                 F("queue"),
                 F("priority").desc(),
+                F("owner"),
                 F("created_at"),
                 F("id"),
+                F("model_name"),
+                F("max_running"),
                 F("status"),
                 name="task_claim",
                 condition=Q(status="pending"),
@@ -209,11 +224,19 @@ class GenerationTask(Claimable):
             # For tasks that may join a session of their model.
             models.Index(
                 F("model_name"),
+                F("queue"),
                 F("priority").desc(),
+                F("owner"),
                 F("created_at"),
                 F("id"),
                 name="task_model",
                 condition=Q(status="pending"),
+            ),
+            # For owners who may have so many tasks running.
+            models.Index(
+                fields=["owner", "max_running"],
+                name="task_running",
+                condition=Q(status="processing", max_running__isnull=False),
             ),
             models.Index(
                 fields=["deadline_at"],
@@ -277,16 +300,6 @@ class GenerationTask(Claimable):
         names = [choice["model"] for choice in choices]
         return choices[names.index(self.model_name) + 1 :] if choices else []
 
-    def queue_position(self) -> int | None:
-        """How many pending tasks of the same queue go first; None unless pending."""
-        if self.status != self.Status.PENDING:
-            return None
-        with connection.cursor() as cursor:
-            made: Any = connection.ops.adapt_datetimefield_value(self.created_at)
-            equal = (self.queue, self.priority, made)
-            cursor.execute(_AHEAD_OF, (*equal[:2], *equal, *equal, self.pk))
-            return int(cursor.fetchone()[0])
-
     def messages(self) -> list[ChatMessage]:
         """What the model reads, with the conversation as it is now."""
         if self.request.get("messages"):
@@ -301,16 +314,6 @@ _HELD_BY = """
     WHERE lease_until IS NOT NULL AND worker = %s
 """
 _READ = f"SELECT * FROM {GenerationTask._meta.db_table} WHERE id = %s"  # noqa: S608 (our own name)
-
-# In SQL, since every answer about a pending task runs it: building it takes the ORM four times as
-# long as the database takes to run it.
-# Three ranges of one index; as a single condition with ORs it would visit every pending row.
-_PENDING = f"SELECT COUNT(*) FROM {GenerationTask._meta.db_table} WHERE status = 'pending'"  # noqa: S608
-_AHEAD_OF = f"""
-    SELECT ({_PENDING} AND queue = %s AND priority > %s)
-        + ({_PENDING} AND queue = %s AND priority = %s AND created_at < %s)
-        + ({_PENDING} AND queue = %s AND priority = %s AND created_at = %s AND id < %s)
-"""
 
 
 # Longer than a death can go unnoticed; the number of a process may come again.

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
@@ -62,7 +63,7 @@ def test_rows_in_flight_become_claimable(new_task: NewTask, dead_worker: str) ->
             log=[],
         )
 
-    migrate_to("0007_claimable")
+    call_command("migrate", verbosity=0)
 
     assert GenerationTask.objects.get(pk=pending.pk).enqueued_at == past
     downloads = {each.model.name: each for each in ModelDownload.objects.all()}
