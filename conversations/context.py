@@ -40,11 +40,18 @@ def drop_oldest_turns(
         gone = {index for turn in turns[:num_turns] for index in turn}
         return [message for index, message in enumerate(messages) if index not in gone]
 
-    # Bisection: counting tokens means tokenizing the whole history.
-    num_dropped = bisect_left(
-        range(len(turns)), True, key=lambda k: count_tokens(without(k)) <= max_tokens
-    )
-    kept = without(num_dropped)
+    def fits(num_dropped: int) -> bool:
+        return count_tokens(without(num_dropped)) <= max_tokens
+
+    if not turns or fits(0):
+        return messages, 0
+    # From the newest turns on, twice as many each time: counting tokens means tokenizing all that
+    # is left, and of a long history little is.
+    num_kept = 1
+    while num_kept < len(turns) and fits(len(turns) - num_kept):
+        num_kept *= 2
+    low, high = max(1, len(turns) - num_kept + 1), len(turns) - num_kept // 2
+    kept = without(bisect_left(range(high), True, low, key=fits))
     return kept, len(messages) - len(kept)
 
 

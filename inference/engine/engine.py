@@ -30,7 +30,10 @@ class StepOutput:
 
 
 class Engine:
-    """Runs many sequences on one model, one batch a step. Not for use by several threads."""
+    """Runs many sequences on one model, one batch a step.
+
+    Not for use by several threads, but that one other may make the sequences to add.
+    """
 
     def __init__(
         self,
@@ -72,12 +75,12 @@ class Engine:
         """Sequences that wait or run; below `max_num_seqs` another can be admitted."""
         return len(self._sequences)
 
-    def add_request(
+    def new_sequence(
         self, request_id: str, prompt_tokens: list[int], params: SamplingParams
     ) -> Sequence:
-        """Queue a request; the sequence returned is kept up to date until it has finished.
+        """A sequence, which has to be added, if only to be aborted: that frees its sampler.
 
-        Raises InvalidRequestError, PromptTooLongError or ConstraintError; nothing is queued then.
+        Raises InvalidRequestError, PromptTooLongError or ConstraintError.
         """
         if request_id in self._sequences:
             raise InvalidRequestError(f"Request {request_id} is in the engine already.")
@@ -91,7 +94,7 @@ class Engine:
             raise InvalidRequestError(
                 f"The prompt has tokens outside of the vocabulary 0 to {last}."
             )
-        sequence = Sequence(
+        return Sequence(
             request_id=request_id,
             prompt_tokens=list(prompt_tokens),
             params=params,
@@ -100,9 +103,18 @@ class Engine:
             # A stop sequence may be the name of a token that writes no text.
             stop_tokens={self.runner.control_token(stop) for stop in params.stop} - {None},
         )
-        self._sequences[request_id] = sequence
+
+    def add(self, sequence: Sequence) -> Sequence:
+        """Queue a sequence, which is kept up to date until it has finished."""
+        self._sequences[sequence.request_id] = sequence
         self._scheduler.add(sequence)
         return sequence
+
+    def add_request(
+        self, request_id: str, prompt_tokens: list[int], params: SamplingParams
+    ) -> Sequence:
+        """Make a sequence and add it; nothing is queued where that raises."""
+        return self.add(self.new_sequence(request_id, prompt_tokens, params))
 
     def step(self) -> list[StepOutput]:
         """Compute one batch; one output for each sequence that got a token or ended."""

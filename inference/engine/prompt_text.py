@@ -16,7 +16,6 @@ _MARKED = re.compile(f"{_OPEN}(.+?){_CLOSE}", re.DOTALL)
 # Pre-tokenizers that llama.cpp runs by std::regex go as deep into the stack as a word is long: of
 # 32,000 letters the process would die.
 _MAX_RUN = 4096
-_LONG_RUN = re.compile(rf"\S{{{_MAX_RUN}}}|\s{{{_MAX_RUN}}}")
 
 
 class ContentMarker:
@@ -42,8 +41,16 @@ def split(prompt: str) -> list[str]:
 
 def without_long_runs(text: str) -> list[str]:
     """The text in pieces, in none of which a word or a blank has more than 4,096 characters."""
-    ends = [0, *(run.end() for run in _LONG_RUN.finditer(text)), len(text)]
-    return [text[start:end] for start, end in pairwise(ends)]
+    # A longer one covers one of these blocks, after each of which a piece ends. A search for it
+    # would take seconds of text whose words are a little shorter, and hold the GIL all the while.
+    size = _MAX_RUN // 2
+    block_ends = range(size, len(text), size)
+    ends = [end for end in block_ends if _is_one_run(text[end - size : end])]
+    return [text[start:end] for start, end in pairwise([0, *ends, len(text)])]
+
+
+def _is_one_run(text: str) -> bool:
+    return text.split(None, 1) in ([], [text])
 
 
 def _pattern(names: set[str]) -> str:

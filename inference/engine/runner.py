@@ -132,7 +132,10 @@ class Runner(Protocol):
         ...
 
     def new_sampler(self, params: SamplingParams, prompt_tokens: list[int]) -> int:
-        """A handle to the sampling state of one sequence. Raises ConstraintError."""
+        """A handle to the sampling state of one sequence. Raises ConstraintError.
+
+        May be called while another thread runs a step.
+        """
         ...
 
     def free_sampler(self, sampler: int) -> None: ...

@@ -65,23 +65,12 @@ class Attempt:
         """Names the attempt: a lost one may still be running when the next one starts."""
         return f"{self.task_id}#{self.lease.attempt}"
 
-    def prepare(self) -> tuple[RegisteredModel, GenerationRequest]:
-        """The model to run, and the request to it.
+    def read_model(self) -> RegisteredModel:
+        """The model to run.
 
-        Raises InferenceError for a model that is gone, or that runs elsewhere by now.
+        Raises InferenceError for one that is gone, or that runs elsewhere by now.
         """
         task = self.lease.task
-        request = GenerationRequest(
-            request_id=self.request_id,
-            messages=task.messages(),
-            params=task.request["params"],
-            response_format=task.request.get("response_format"),
-            context_overflow=task.request["context_overflow"],
-            extra_params=task.request.get("extra_params") or {},
-            has_fallback=task.next_model() is not None,
-            num_retries=task.request.get("num_retries", 0),
-        )
-        self._trace.messages = request.messages
         model = RegisteredModel.objects.read(task.model_name)
         if model is None:
             raise InferenceError(
@@ -95,7 +84,23 @@ class Attempt:
                 " again.",
                 ErrorCode.INVALID_REQUEST,
             )
-        return model, request
+        return model
+
+    def read_request(self) -> GenerationRequest:
+        """What the model is asked, with the conversation as it is now."""
+        task = self.lease.task
+        request = GenerationRequest(
+            request_id=self.request_id,
+            messages=task.messages(),
+            params=task.request["params"],
+            response_format=task.request.get("response_format"),
+            context_overflow=task.request["context_overflow"],
+            extra_params=task.request.get("extra_params") or {},
+            has_fallback=task.next_model() is not None,
+            num_retries=task.request.get("num_retries", 0),
+        )
+        self._trace.messages = request.messages
+        return request
 
     @property
     def must_stop(self) -> bool:

@@ -114,7 +114,7 @@ class CloudSession:
     def _begin(self, lease: Lease) -> _Begun:
         attempt = Attempt(lease)
         try:
-            model, request = attempt.prepare()
+            model, request = attempt.read_model(), attempt.read_request()
         except Exception as error:  # noqa: BLE001 (stored as the task's failure)
             attempt.fail(error)
             return _Begun(attempt, None)

@@ -3,7 +3,8 @@
 The model of the first request runs. While it does, pending tasks for the same model join straight
 from the database, most urgent first, whenever a sequence is free; their own messages find them
 claimed later. A task whose last attempt was lost runs alone: if its prompt ends the worker, no
-other is lost with it. All text leaves the engine as the outputs of its steps, handed to the
+other is lost with it. The prompt of one task at a time is made in a thread of the session, while
+the steps of the engine go on. All text leaves the engine as the outputs of its steps, handed to the
 attempts by request id. Nothing else touches the engine meanwhile.
 """
 
@@ -12,15 +13,16 @@ import logging
 import multiprocessing
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from django.conf import settings
 from django.db import Error as DatabaseError
-from django.db import connection
+from django.db import close_old_connections, connection, connections
 from django.utils import timezone
 
 from inference import dispatch
 from inference.engine.engine import Engine, StepOutput
-from inference.engine.sequence import FinishReason
+from inference.engine.sequence import FinishReason, Sequence
 from inference.execution import gpu_lock
 from inference.execution.attempt import Attempt
 from inference.lifecycle import claim, lease_renewer
@@ -39,6 +41,10 @@ _EXCHANGE_SECONDS = 0.05
 # The database is polled this often for tasks that may join, in case Redis lost the news of one;
 # at once when a task was submitted, or has ended and left room.
 _LOOK_AGAIN_SECONDS = 0.5
+# The running answers wait so long for the prompt of a task that joins: most take less, and two
+# threads that share the GIL would take longer.
+_PREPARE_SECONDS = 0.02
+_SWITCH_SECONDS = 0.0005
 _REARM_SECONDS = 1.0
 # Loading a model may take as long as so many steps.
 _LOAD_STEPS = 10
@@ -78,6 +84,11 @@ class Session:
         self._loaded: LoadedEngine | None = None
         # By request id, the one that has run longest first.
         self._attempts: dict[str, Attempt] = {}
+        # A step waits for the GIL after each of its calls into llama.cpp, two a sequence, while a
+        # template is rendered: 64 sequences would wait for half a second in all by the usual 5 ms.
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        self._preparing: tuple[Attempt, Future[Sequence]] | None = None
         self._shown: Attempt | None = None
         self._news_seen: list[str | None] = [None, None]
         self._exchanged_at = 0.0
@@ -93,6 +104,9 @@ class Session:
                 with loaded_engines.in_use(self._loaded):
                     self._run_on(self._loaded.engine)
         finally:
+            self._add_prepared(None)
+            self._preparer.submit(connections.close_all)
+            self._preparer.shutdown()
             self._watchdog.stop()
             for request_id, attempt in self._attempts.items():
                 if self._loaded is not None and (
@@ -102,7 +116,7 @@ class Session:
                 attempt.abandon()
 
     def _begin(self, lease: Lease) -> None:
-        """Queue a task's prompt in the engine, for which the first one loads the model.
+        """Have a task's prompt made, for whose engine the first one loads the model.
 
         If that fails, the task fails, and no other.
         """
@@ -111,25 +125,53 @@ class Session:
         self._show_task()
         try:
             self._watchdog.feed()
-            model, request = attempt.prepare()
+            model = attempt.read_model()
             started = time.monotonic()
             self._watchdog.feed(_LOAD_STEPS)
             self._loaded = loaded_engines.load(model)
             self._watchdog.feed()
             if self._loaded.loaded_at >= started:
                 attempt.progress.model_load_ms = (time.monotonic() - started) * 1000
-            local.add_request(self._loaded, request, attempt.progress)
         except Exception as error:  # noqa: BLE001 (stored as the task's failure)
             del self._attempts[attempt.request_id]
             attempt.fail(error)
+            return
+        self._preparing = attempt, self._preparer.submit(_prepare, attempt, self._loaded)
+
+    def _add_prepared(self, seconds: float | None) -> None:
+        """Queue the prompt that is being made, once it is ready, in the engine.
+
+        Wait for it so many seconds at most, None: as long as it takes.
+        """
+        if self._preparing is None or self._loaded is None:
+            return
+        attempt, prepared = self._preparing
+        if wait([prepared], seconds).not_done:
+            return
+        self._preparing = None
+        is_wanted = attempt.request_id in self._attempts
+        try:
+            self._loaded.engine.add(prepared.result())
+        except Exception as error:  # noqa: BLE001 (stored as the task's failure)
+            if is_wanted:
+                del self._attempts[attempt.request_id]
+                attempt.fail(error)
+        else:
+            if not is_wanted:
+                self._loaded.engine.abort(attempt.request_id, FinishReason.CANCELLED)
 
     def _run_on(self, engine: Engine) -> None:
         """Abort what must stop, step, hand out, let others join, until all have ended."""
         while self._attempts:
-            self._watchdog.feed()
+            if self._preparing is None:  # what has begun to be prepared was given its time then
+                self._watchdog.feed()
             for attempt in [each for each in self._attempts.values() if each.must_stop]:
                 if last := engine.abort(attempt.request_id, FinishReason.CANCELLED):
                     self._hand_out(last)
+                else:  # its prompt is being made
+                    del self._attempts[attempt.request_id]
+                    attempt.stop()
+            self._add_prepared(0 if engine.num_unfinished else _LOOK_AGAIN_SECONDS)
             for output in engine.step():
                 self._hand_out(output)
             self._show_task()
@@ -187,7 +229,7 @@ class Session:
     def _admit(self, max_num_seqs: int) -> None:
         """Claim tasks that join while there are free sequences, and it is the model's turn."""
         now = time.monotonic()
-        if self._is_for_one or now < self._look_again_at:
+        if self._is_for_one or self._preparing is not None or now < self._look_again_at:
             return
         self._look_again_at = now + _LOOK_AGAIN_SECONDS
         while len(self._attempts) < max_num_seqs and not _draining.is_set():
@@ -197,6 +239,17 @@ class Session:
             if lease is None:
                 return
             self._begin(lease)
+            self._add_prepared(_PREPARE_SECONDS)
+            if self._preparing is not None:  # the next one is whichever is most urgent then
+                self._look_again_at = 0.0
+                return
+
+
+def _prepare(attempt: Attempt, loaded: LoadedEngine) -> Sequence:
+    try:
+        return local.new_sequence(loaded, attempt.read_request(), attempt.progress)
+    finally:
+        close_old_connections()
 
 
 class _Watchdog:

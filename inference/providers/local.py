@@ -13,7 +13,7 @@ from inference.engine.errors import (
     PromptTooLongError,
 )
 from inference.engine.gbnf import compile_grammar
-from inference.engine.sequence import SamplingParams
+from inference.engine.sequence import SamplingParams, Sequence
 from inference.errors import ErrorCode, InferenceError
 from inference.loading.loaded_engines import LoadedEngine
 from inference.models import Queue
@@ -42,14 +42,17 @@ class LocalProvider(Provider):
     default_params = {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "min_p": 0.05}
 
 
-def add_request(loaded: LoadedEngine, request: GenerationRequest, progress: Progress) -> None:
-    """Queue a request in the engine of its model. Raises InferenceError; nothing is queued then."""
+def new_sequence(loaded: LoadedEngine, request: GenerationRequest, progress: Progress) -> Sequence:
+    """A request as a sequence for the engine of its model. Raises InferenceError.
+
+    May take seconds: it can be called while another thread runs the engine's steps.
+    """
     try:
         tokens, num_dropped = _prompt_tokens(loaded, request)
         if num_dropped:
             progress.extra["truncated_messages"] = num_dropped
         progress.prompt_tokens = len(tokens)
-        loaded.engine.add_request(request.request_id, tokens, _sampling_params(request))
+        return loaded.engine.new_sequence(request.request_id, tokens, _sampling_params(request))
     except EngineError as error:
         raise inference_error(error) from error
 

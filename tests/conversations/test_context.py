@@ -84,6 +84,19 @@ def test_no_more_is_dropped_than_must_be(history: list[ChatMessage], max_tokens:
     assert roomier == kept
 
 
+def test_of_a_long_history_little_more_is_counted_than_what_fits() -> None:
+    history = [message("user", "xxxx") for _ in range(10_001)]
+    counted: list[int] = []
+
+    def count(messages: list[ChatMessage]) -> int:
+        counted.append(len(messages))
+        return num_tokens(messages)
+
+    kept, _ = drop_oldest_turns(history, 100, count)
+    assert len(kept) == 25
+    assert sum(counted) - len(history) < 10 * len(kept)
+
+
 def test_room_for_the_answer_is_made_where_that_is_possible() -> None:
     window = num_tokens(HISTORY) + 1
     assert fit(HISTORY, window, 1, num_tokens) == (HISTORY, 0)

@@ -98,13 +98,19 @@ def test_no_piece_has_a_long_run(text: str) -> None:
 
 _READ = """
 import sys
+import threading
 from pathlib import Path
 from inference.engine.llama_runner import LlamaRunner
 from inference.engine.runner import LoadParams
 runner = LlamaRunner(LoadParams(path=Path(sys.argv[1]), context_window=8192, num_threads=1))
-for text in ("a" * 100_000, " " * 100_000, "1" * 100_000, "é" * 50_000):
-    assert b"".join(map(runner.token_to_bytes, runner.tokenize(text))).decode() == text
-print("read")
+def read():
+    for text in ("a" * 100_000, " " * 100_000, "1" * 100_000, "é" * 50_000, "ab" * 4095 + " "):
+        assert b"".join(map(runner.token_to_bytes, runner.tokenize(text))).decode() == text
+    print("read")
+threading.stack_size(2 * 2**20)  # the least that a thread gets where no limit is set
+thread = threading.Thread(target=read)
+thread.start()
+thread.join()
 """
 
 

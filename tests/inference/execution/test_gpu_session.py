@@ -3,13 +3,14 @@
 import faulthandler
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from django.conf import LazySettings, settings
-from django.db import OperationalError
+from django.db import OperationalError, connection
 
 from inference.engine.chat_template import ChatTemplate
 from inference.engine.engine import Engine
@@ -28,20 +29,38 @@ NewTask = Callable[..., GenerationTask]
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+HUGE, BROKEN = "huge", "broken"
+
+
 class TemplatedRunner(FakeRunner):
+    """The prompt HUGE is made once `may_finish` is set, BROKEN never."""
+
     chat_template = ChatTemplate(None)
+
+    def __init__(self, **sizes: Any) -> None:
+        super().__init__(**sizes)
+        self.has_begun, self.may_finish = threading.Event(), threading.Event()
+
+    def tokenize(self, text: str) -> list[int]:
+        if text == HUGE:
+            self.has_begun.set()
+            assert self.may_finish.wait(20), "nothing goes on while a prompt is made"
+        if text == BROKEN:
+            raise MemoryError("no more")
+        return super().tokenize(text)
 
 
 class FakeEngines:
     """Two models without weights, `a` and `b`, whose answers go on until max_tokens."""
 
     def __init__(self, max_num_seqs: int) -> None:
-        self.engines = {name: self._engine(max_num_seqs) for name in ("a", "b")}
+        self.runners: dict[str, TemplatedRunner] = {}
+        self.engines = {name: self._engine(name, max_num_seqs) for name in ("a", "b")}
         self.num_steps = 0
         self.at_step: dict[int, Callable[[], object]] = {}
 
-    def _engine(self, max_num_seqs: int) -> Engine:
-        runner = TemplatedRunner(
+    def _engine(self, name: str, max_num_seqs: int) -> Engine:
+        runner = self.runners[name] = TemplatedRunner(
             max_num_seqs=max_num_seqs,
             n_ctx_per_seq=256,
             max_batch_tokens=64,
@@ -258,6 +277,73 @@ def test_prompt_that_ends_the_worker_takes_no_other_with_it(
     assert [outcomes(task) for task in joined] == [["lost", "completed"]] * 3
     assert [outcomes(task) for task in later] == [["completed"]] * 4
     assert in_order_of_start(*joined, *later)[:3] == joined
+
+
+def test_crash_while_a_prompt_is_made_fails_that_task_alone(
+    loaded: FakeEngines, submit: NewTask
+) -> None:
+    first, broken, fine = submit(), submit(prompt=BROKEN), submit()
+    gpu_session.run(first.pk)
+    assert [fresh(task).status for task in (first, broken, fine)] == [
+        "completed",
+        "failed",
+        "completed",
+    ]
+    assert fresh(broken).error_code == "internal_error"
+
+
+def test_steps_go_on_while_a_prompt_is_made(loaded: FakeEngines, submit: NewTask) -> None:
+    first, huge = submit(max_tokens=100), submit(prompt=HUGE)
+    loaded.at_step[50] = loaded.runners["a"].may_finish.set
+    gpu_session.run(first.pk)
+    assert (text(first), text(huge)) == ("x" * 100, "x" * 8)
+
+
+def test_most_urgent_task_is_next_when_a_prompt_is_made(
+    loaded: FakeEngines, submit: NewTask
+) -> None:
+    first, huge = submit(max_tokens=100), submit(prompt=HUGE)
+    later: list[GenerationTask] = []
+
+    def submit_others() -> None:
+        later.extend([submit(), submit(priority=50)])
+        wait_until_enqueued()
+
+    loaded.at_step[20] = submit_others
+    loaded.at_step[50] = loaded.runners["a"].may_finish.set
+    gpu_session.run(first.pk)
+    low, high = later
+    assert in_order_of_start(first, huge, low, high) == [first, huge, high, low]
+
+
+def test_cancel_is_heard_while_a_prompt_is_made(loaded: FakeEngines, submit: NewTask) -> None:
+    first, huge = submit(max_tokens=100), submit(prompt=HUGE)
+    seen: list[str] = []
+    loaded.at_step[20] = lambda: finish.cancel(fresh(huge))
+    loaded.at_step[50] = lambda: seen.append(fresh(huge).status)
+    loaded.at_step[51] = loaded.runners["a"].may_finish.set
+    gpu_session.run(first.pk)
+    assert seen == ["cancelled"]
+    assert text(first) == "x" * 100
+    assert not loaded.runners["a"].samplers
+
+
+def test_session_ends_after_the_prompt_that_is_made(loaded: FakeEngines, submit: NewTask) -> None:
+    huge, runner = submit(prompt=HUGE), loaded.runners["a"]
+
+    def cancel() -> None:
+        runner.has_begun.wait(20)
+        finish.cancel(fresh(huge))
+        wait_until(lambda: fresh(huge).finished_at is not None)
+        runner.may_finish.set()
+        connection.close()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    gpu_session.run(huge.pk)
+    canceller.join()
+    assert runner.may_finish.is_set()
+    assert (outcomes(huge), runner.samplers) == (["cancelled"], set())
 
 
 def test_broken_engine_leaves_nothing_behind(loaded: FakeEngines, submit: NewTask) -> None:
