@@ -27,7 +27,7 @@ from conversations.serializers import (
 )
 from monitoring.api import query_parameters
 from monitoring.api.errors import Conflict
-from monitoring.api.owner import owner_of
+from monitoring.api.principal import Scope, owner_of
 from monitoring.api.query_parameters import StrictViewSet
 
 _INCLUDE_MESSAGES = OpenApiParameter("include_messages", bool)
@@ -38,6 +38,7 @@ class ConversationViewSet(
 ):
     """Dialogues with memory: tasks read one as context, and add their turn to it."""
 
+    scopes = (Scope.TASKS,)
     queryset = Conversation.objects.none()
     serializer_class = ConversationSerializer
     pagination_class = ConversationPagination

@@ -10,10 +10,13 @@ from inference.api.embedding_views import EmbeddingViewSet
 from inference.api.model_views import RegisteredModelViewSet
 from inference.api.task_views import TaskViewSet
 from monitoring.api import query_parameters
+from monitoring.api.principal import ANY_SCOPE
 
 
 class Root(APIRootView):
     """The collections of the API."""
+
+    scopes = ANY_SCOPE
 
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         query_parameters.refuse_unknown(request, ())

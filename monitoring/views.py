@@ -15,7 +15,8 @@ from rest_framework.utils.urls import replace_query_param
 
 from monitoring.api import query_parameters
 from monitoring.api.errors import RedisUnavailable
-from monitoring.api.owner import owner_of
+from monitoring.api.permissions import needs
+from monitoring.api.principal import Scope, owner_of
 from monitoring.events import log
 from monitoring.events.messages import EventPage, event_message
 from monitoring.hardware import gpu as gpu_stats
@@ -58,6 +59,7 @@ class LogPage(TypedDict):
 
 
 @extend_schema(responses=dict.fromkeys((200, 503), Health))
+@needs(Scope.MONITOR)
 @api_view(["GET"])
 def health(request: Request) -> Response:
     """How each component is: 200 healthy or degraded, 503 unhealthy."""
@@ -67,6 +69,7 @@ def health(request: Request) -> Response:
 
 
 @extend_schema(responses={200: GPUStats})
+@needs(Scope.MONITOR)
 @api_view(["GET"])
 def gpu(request: Request) -> Response:
     """The GPUs of all nodes, who works on them and which models they hold."""
@@ -75,6 +78,7 @@ def gpu(request: Request) -> Response:
 
 
 @extend_schema(parameters=_LOG_PARAMETERS, responses={200: LogPage})
+@needs(Scope.MONITOR)
 @api_view(["GET"])
 def logs(request: Request) -> Response:
     """What all processes have logged, the newest first: the last 10,000 records of 7 days."""
@@ -97,6 +101,7 @@ def logs(request: Request) -> Response:
 
 
 @extend_schema(parameters=_EVENT_PARAMETERS, responses={200: EventPage})
+@needs(Scope.TASKS, Scope.MONITOR)
 @api_view(["GET"])
 def events(request: Request) -> Response:
     """What happened after an event, in order; ask again after the `seq` of the answer.
@@ -125,6 +130,7 @@ def events(request: Request) -> Response:
 
 
 @extend_schema(parameters=_STATS_PARAMETERS, responses={200: Stats})
+@needs(Scope.MONITOR)
 @api_view(["GET"])
 def stats(request: Request) -> Response:
     """The tasks that ended on a day, or in the last days up to now: today's by default."""

@@ -1,5 +1,6 @@
 """The ASGI application that the web process serves."""
 
+import asyncio
 import os
 import resource
 from collections.abc import Mapping
@@ -16,8 +17,9 @@ from monitoring.events.events import EventType  # noqa: E402
 from monitoring.events.feed import Feed  # noqa: E402
 from monitoring.hardware import gpu  # noqa: E402
 from monitoring.logs import service_log  # noqa: E402 after Django's set-up
+from sopllm.access.exposure import stop_if_exposed  # noqa: E402 after Django's set-up
+from sopllm.access.websockets import WebSocketAccess, refuse  # noqa: E402
 from sopllm.handler import PooledHandler, Receive, Send  # noqa: E402
-from sopllm.websocket_access import WebSocketAccess, refuse  # noqa: E402
 
 _http = PooledHandler()
 
@@ -27,7 +29,7 @@ def read_stats(event_type: EventType, owner: str | None) -> Mapping[str, Any]:
     return gpu.stats() if event_type == EventType.GPU_STATS else queue_stats.read(owner)
 
 
-_monitor = WebSocketAccess(MonitorConsumer.as_asgi(feed=Feed(read_stats)))
+_monitor = WebSocketAccess(MonitorConsumer.as_asgi(feed=Feed(read_stats)), _http.identity)
 
 
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -43,13 +45,18 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
+    exposed: asyncio.Task[None] | None = None
     while True:
         message = await receive()
         if message["type"] == "lifespan.startup":
             service_log.start("web")
             hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            # The reference keeps it alive.
+            exposed = asyncio.create_task(stop_if_exposed(_http.in_thread))
         elif message["type"] == "lifespan.shutdown":
+            if exposed:
+                exposed.cancel()
             await _http.stop()
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":

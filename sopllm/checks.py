@@ -1,6 +1,5 @@
 """System checks: combinations of settings that would fail, or be unsafe, later."""
 
-import ipaddress
 import os
 import sqlite3
 from typing import Any
@@ -20,22 +19,18 @@ _MIN_SQLITE = (3, 35)
 
 
 @register
-def check_access(**_: Any) -> list[CheckMessage]:
-    """An API without keys may be reached from this machine alone."""
-    try:
-        is_loopback = ipaddress.ip_address(settings.SERVER_HOST).is_loopback
-    except ValueError:
-        is_loopback = settings.SERVER_HOST == "localhost"
-    if settings.APP_ENV == "local" and not is_loopback:
-        return [
-            Error(
-                f"SERVER_HOST is {settings.SERVER_HOST}, but this version has no API keys, so it "
-                "listens on loopback only.",
-                hint="Set SERVER_HOST=127.0.0.1, and put a proxy with access control before it.",
-                id="sopllm.E001",
-            )
-        ]
-    return []
+def check_production(**_: Any) -> list[CheckMessage]:
+    """Settings that would let strangers in, or sign for the service."""
+    if settings.APP_ENV == "local":
+        return []
+    problems: list[CheckMessage] = []
+    if len(settings.SECRET_KEY) < _MIN_KEY_CHARS:
+        message = f"SECRET_KEY needs at least {_MIN_KEY_CHARS} characters."
+        problems.append(Error(message, hint="`openssl rand -hex 32` prints one.", id="sopllm.E001"))
+    if "*" in settings.ALLOWED_HOSTS:
+        hint = "Name the hosts by which clients reach the service, as llm.example.org."
+        problems.append(Error("ALLOWED_HOSTS has *.", hint=hint, id="sopllm.E010"))
+    return problems
 
 
 @register

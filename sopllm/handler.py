@@ -1,5 +1,7 @@
 """Django behind ASGI: requests in a thread pool, deferred responses on the event loop.
 
+Who asks is found first, from the headers: of others no body is read.
+
 Django's own ASGI handler makes a thread and a database connection for each request to a synchronous
 view; a pool of a few threads with lasting connections serves three to four times as many.
 """
@@ -20,6 +22,7 @@ from django.urls import set_script_prefix
 from inference.api.deferred_response import DeferredResponse, InThread
 from monitoring.database_threads import DatabaseThreads
 from monitoring.streams.follower import Follower
+from sopllm.access.identity import AccessError, Identity
 from sopllm.exceptions import error_body, error_response
 
 Message = MutableMapping[str, Any]
@@ -33,6 +36,8 @@ _DRAIN_FACTOR = 8
 _MIN_BYTES_PER_SECOND = 64 * 1024
 # What is read ahead for a client that takes a file slowly.
 _FILE_PART_BYTES = 32 * 1024
+# From somebody unknown, who may sign in.
+_MAX_ANONYMOUS_BYTES = 64 * 1024
 
 
 class PooledHandler(BaseHandler):
@@ -43,6 +48,8 @@ class PooledHandler(BaseHandler):
         self.load_middleware(is_async=False)
         self._threads = DatabaseThreads(settings.WEB_THREADS, "web")
         self._follower = Follower()
+        self.in_thread = self._threads.run
+        self.identity = Identity(self.in_thread)
 
     async def stop(self) -> None:
         """Call it after the last request."""
@@ -50,11 +57,17 @@ class PooledHandler(BaseHandler):
         await self._threads.close()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        body = await _read_body(receive)
+        try:
+            scope["principal"] = await self.identity.find(scope)
+        except AccessError as error:
+            await _refuse(send, error)
+            return
+        limit = settings.MAX_BODY_BYTES if scope["principal"] else _MAX_ANONYMOUS_BYTES
+        body = await _read_body(receive, limit)
         if isinstance(body, HttpResponse):
             await _send_whole(send, body)
             return
-        response = await self._threads.run(self._respond, scope, body)
+        response = await self.in_thread(self._respond, scope, body)
         if isinstance(response, DeferredResponse):
             await self._send_deferred(scope, receive, send, response)
         else:
@@ -72,24 +85,28 @@ class PooledHandler(BaseHandler):
     async def _send_deferred(
         self, scope: Message, receive: Receive, send: Send, response: DeferredResponse
     ) -> None:
-        """Send its parts as they come, until they end, the client is gone, or the server stops."""
+        """Send its parts as they come, until they end, the client is gone, or the server stops.
+
+        Also until the client may stay no longer.
+        """
         sending = asyncio.ensure_future(self._send_parts(scope, send, response))
         gone = asyncio.ensure_future(receive())
-        gone.add_done_callback(lambda _: sending.cancel())
+        shut_out = asyncio.ensure_future(self.identity.wait_until_revoked(scope["principal"]))
+        for ending in (gone, shut_out):
+            ending.add_done_callback(lambda _: sending.cancel())
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 await sending
         finally:
             gone.cancel()
+            shut_out.cancel()
         await send({"type": "http.response.body"})
 
     async def _send_parts(self, scope: Message, send: Send, response: DeferredResponse) -> None:
         """Waits whenever the server does: a slow client holds up nothing but its own response."""
         has_begun = False
         try:
-            async with contextlib.aclosing(
-                response.parts(self._follower, self._threads.run)
-            ) as parts:
+            async with contextlib.aclosing(response.parts(self._follower, self.in_thread)) as parts:
                 async for part in parts:
                     if not has_begun:
                         has_begun = True
@@ -122,9 +139,8 @@ class StaticFile(DeferredResponse):
                     yield part
 
 
-async def _read_body(receive: Receive) -> bytes | HttpResponse:
+async def _read_body(receive: Receive, limit: int) -> bytes | HttpResponse:
     """The whole body; the error to answer with when it is too large, or comes too slowly."""
-    limit = settings.MAX_BODY_BYTES
     parts: list[bytes] = []
     size = 0
     try:
@@ -148,6 +164,13 @@ async def _read_body(receive: Receive) -> bytes | HttpResponse:
         message = f"The body is larger than {limit} bytes: send less at a time."
         return JsonResponse(error_body("payload_too_large", message), status=413)
     return b"".join(parts)
+
+
+async def _refuse(send: Send, error: AccessError) -> None:
+    response = JsonResponse(error_body(error.code, error.message), status=error.status)
+    if error.status == 401:
+        response["WWW-Authenticate"] = "Bearer"
+    await _send_whole(send, response)
 
 
 async def _send_whole(send: Send, response: HttpResponse) -> None:

@@ -202,6 +202,7 @@ INSTALLED_APPS = [
     "presets",
     "inference",
     "sopllm",
+    "sopllm.access",
 ]
 # DRF authenticates the API; sessions and messages are for the admin and the browsable API.
 MIDDLEWARE = [
@@ -242,8 +243,8 @@ SESSION_COOKIE_HTTPONLY = True
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
 
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["sopllm.access.LocalAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_AUTHENTICATION_CLASSES": ["sopllm.access.authentication.PrincipalAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["monitoring.api.permissions.HasScope"],
     "DEFAULT_PARSER_CLASSES": ["monitoring.api.json_parser.StrictJSONParser"],
     "DEFAULT_RENDERER_CLASSES": [
         "rest_framework.renderers.JSONRenderer",
@@ -260,7 +261,9 @@ SPECTACULAR_SETTINGS = {
     "VERSION": VERSION,
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PUBLIC": True,
-    "AUTHENTICATION_WHITELIST": [],  # no API keys yet
+    "AUTHENTICATION_WHITELIST": [],
+    "APPEND_COMPONENTS": {"securitySchemes": {"apiKey": {"type": "http", "scheme": "bearer"}}},
+    "SECURITY": [{"apiKey": []}],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",

@@ -21,6 +21,7 @@ from inference.api.submission import build_task
 from inference.api.task_serializers import submission_validator
 from inference.lifecycle import submit
 from inference.models import GenerationTask, RegisteredModel
+from monitoring.api.principal import LOCAL, Principal
 from monitoring.hardware import worker_identity
 from monitoring.redis import outbox
 from monitoring.redis.client import client
@@ -143,7 +144,15 @@ def wait_until_enqueued() -> None:
 @pytest.fixture
 def api(db: None, valkey: Valkey) -> APIClient:
     """A client of the API as the local owner, with a real broker that nobody listens to."""
-    return DescribedClient()
+    return client_of(LOCAL)
+
+
+def client_of(principal: Principal) -> APIClient:
+    """A client of the API without an ASGI handler, which would find who asks."""
+    api_client = DescribedClient()
+    user: Any = principal
+    api_client.force_authenticate(user)
+    return api_client
 
 
 @pytest.fixture

@@ -16,11 +16,14 @@ from inference.api.embedding_serializers import (
 from inference.embeddings.messages import EmbeddingRequest, Shape
 from inference.models import RegisteredModel
 from inference.registry import downloads
+from monitoring.api.principal import Scope
 from monitoring.api.query_parameters import StrictViewSet
 
 
 class EmbeddingViewSet(StrictViewSet):
     """Vectors of texts, and how near texts are to each other."""
+
+    scopes = (Scope.TASKS,)
 
     @extend_schema(request=EmbeddingRequestSerializer, responses={200: EmbeddingsSerializer})
     def create(self, request: Request) -> EmbeddingResponse:

@@ -33,6 +33,7 @@ from inference.providers import circuit_breaker
 from inference.registry import compatibility, downloads, preset_registration, registration
 from monitoring.api import query_parameters
 from monitoring.api.errors import Conflict
+from monitoring.api.principal import ANY_SCOPE, Scope
 from monitoring.api.query_parameters import StrictViewSet
 from presets.models import Preset
 
@@ -45,6 +46,8 @@ class RegisteredModelViewSet(
 ):
     """Models that tasks can name."""
 
+    scopes = (Scope.ADMIN,)
+    action_scopes = dict.fromkeys(("list", "retrieve", "presets", "check_compatibility"), ANY_SCOPE)
     queryset = RegisteredModel.objects.select_related("download")
     serializer_class = RegisteredModelSerializer
     pagination_class = ModelPagination

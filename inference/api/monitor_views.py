@@ -16,11 +16,13 @@ from inference.api.queue_stats import QueueStats
 from inference.models import loaded_models
 from inference.providers import circuit_breaker
 from monitoring.api import query_parameters
-from monitoring.api.owner import owner_of
+from monitoring.api.permissions import needs
+from monitoring.api.principal import Scope, owner_of
 from monitoring.metrics import prometheus
 
 
 @extend_schema(responses={200: QueueStats})
+@needs(Scope.TASKS, Scope.MONITOR)
 @api_view(["GET"])
 def queue(request: Request) -> Response:
     """What waits and what runs, by queue; of the running tasks, your own are named."""
@@ -29,6 +31,8 @@ def queue(request: Request) -> Response:
 
 
 class Metrics(APIView):
+    scopes = (Scope.MONITOR,)
+
     def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
         """Ignore Accept: scrapers name formats that we do not have."""
         return super().perform_content_negotiation(request, force=True)

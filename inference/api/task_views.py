@@ -31,8 +31,8 @@ from inference.lifecycle import finish, submit
 from inference.models import GenerationTask, queue_positions
 from inference.task_body import TaskSerializer, task_body
 from monitoring.api.errors import Conflict, QueueFull
-from monitoring.api.owner import owner_of
 from monitoring.api.pagination import StablePagination
+from monitoring.api.principal import Scope, owner_of
 from monitoring.api.query_parameters import StrictViewSet
 
 
@@ -53,6 +53,7 @@ def _refusals() -> Iterator[None]:
 class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]):
     """Generation tasks: submit, read, wait, cancel, delete."""
 
+    scopes = (Scope.TASKS,)
     queryset = GenerationTask.objects.none()
     serializer_class = TaskSerializer
     pagination_class = StablePagination

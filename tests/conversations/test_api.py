@@ -14,6 +14,8 @@ from conversations.models import Conversation, Message
 from inference.lifecycle import finish, submit
 from inference.lifecycle.finish import Timings
 from inference.models import GenerationTask
+from monitoring.api.principal import LOCAL
+from tests.conftest import client_of
 from tests.inference.api.test_tasks import assert_error
 from tests.inference.lifecycle.test_lifecycle import answer, claimed
 
@@ -291,7 +293,7 @@ def test_messages_added_at_once_are_all_kept(api: APIClient) -> None:
     conversation_id = begin(api)["conversation_id"]
 
     def add() -> None:
-        say(APIClient(), conversation_id, *"abcde")
+        say(client_of(LOCAL), conversation_id, *"abcde")
         connection.close()
 
     threads = [threading.Thread(target=add) for _ in range(4)]

@@ -16,8 +16,10 @@ from rest_framework.test import APIClient
 
 from inference.models import ModelDownload, RegisteredModel
 from inference.providers.registry import provider_class
+from monitoring.api.principal import LOCAL
 from presets import catalogue
 from presets.models import Preset
+from tests.conftest import client_of
 from tests.inference.api.test_tasks import assert_error
 
 MODELS = "/api/v1/models"
@@ -409,7 +411,7 @@ def test_of_registrations_at_once_one_wins(
 
     def race() -> None:
         barrier.wait()
-        answers.append(register(APIClient(), preset_name).status_code)
+        answers.append(register(client_of(LOCAL), preset_name).status_code)
         connection.close()
 
     threads = [threading.Thread(target=race) for _ in range(4)]

@@ -87,7 +87,7 @@ def test_endless_body_is_not_read_to_its_end() -> None:
         num_read += 1
         return {"type": "http.request", "body": 1024 * 1024 * b" ", "more_body": True}
 
-    sent = asyncio.run(call(receive))
+    sent = asyncio.run(call(receive, "/api/v1/tasks"))
     assert sent[0]["status"] == 413
     assert 10 < num_read < 100
 
@@ -102,6 +102,7 @@ async def call(receive: Callable[[], Awaitable[dict[str, Any]]], path: str = "/"
     headers = [(b"host", b"127.0.0.1")]
     scope: dict[str, Any] = {
         "type": "http",
+        "client": ("127.0.0.1", 1),
         "method": "GET",
         "path": path.partition("?")[0],
         "headers": headers,

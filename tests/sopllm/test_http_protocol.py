@@ -18,6 +18,9 @@ from sopllm.handler import Receive, Send
 from tests.conftest import Valkey, wait_until
 from tests.live_server import LiveServer
 
+# The threads of the server may have connections to the database from tests before.
+pytestmark = pytest.mark.django_db(transaction=True)
+
 LIMIT_SECONDS = 20.0
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 POST = b"POST /api/v1/tasks HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"

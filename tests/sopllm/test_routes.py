@@ -10,7 +10,12 @@ from rest_framework.test import APIClient
 
 # For pages that are shown, not called.
 PAGES = ("/docs", "/redoc", "/openapi.json")
-IDS = {"tasks": f"task_{32 * '0'}", "conversations": f"conv_{32 * '0'}", "models": "gone"}
+IDS = {
+    "tasks": f"task_{32 * '0'}",
+    "conversations": f"conv_{32 * '0'}",
+    "models": "gone",
+    "keys": "00000000",
+}
 
 
 def with_id(path: str) -> str:

@@ -85,9 +85,8 @@ def ids() -> set[str | None]:
 @pytest.mark.parametrize(
     ("changes", "check"),
     [
-        ({"SERVER_HOST": "0.0.0.0"}, "sopllm.E001"),  # noqa: S104
-        ({"SERVER_HOST": "192.168.1.5"}, "sopllm.E001"),
-        ({"SERVER_HOST": "example.com"}, "sopllm.E001"),
+        ({"APP_ENV": "production", "SECRET_KEY": 31 * "s"}, "sopllm.E001"),
+        ({"APP_ENV": "production", "ALLOWED_HOSTS": ["*"]}, "sopllm.E010"),
         ({"REDIS_URL": "http://localhost:6379"}, "sopllm.E002"),
         ({"REDIS_URL": "localhost:6379"}, "sopllm.E002"),
         ({"ENCRYPTION_KEYS": [40 * "k", "short"]}, "sopllm.E004"),

@@ -22,6 +22,7 @@ from monitoring.redis.client import client
 from monitoring.streams.delta_stream import read_deltas
 from presets import catalogue
 from sopllm import processes
+from sopllm.access import exposure
 from sopllm.supervisor import StoppingError, Supervisor
 
 VALKEY_TIMEOUT_SECONDS = 60  # A long append-only file is read back first.
@@ -62,6 +63,8 @@ class Command(BaseCommand):
             self.start_valkey(supervisor)
         self.check_redis(supervisor)
         self.migrate()
+        if not exposure.is_loopback(settings.SERVER_HOST) and not exposure.has_keys():
+            raise CommandError(exposure.NO_KEY)
         self.make_admin()
         self.load_presets()
         call_command("register_packaged_models", verbosity=0)

@@ -60,6 +60,7 @@ class Stream:
         headers = {"host": "127.0.0.1", "accept": "text/event-stream", **headers}
         scope = {
             "type": "http",
+            "client": ("127.0.0.1", 1),
             "method": method,
             "path": f"/api/v1/tasks/{task_id}/stream{slash}",
             "query_string": query.encode(),
@@ -510,7 +511,7 @@ def test_database_that_does_not_answer_ends_no_stream(
     task = new_task()
 
     async def conversation(handler: PooledHandler) -> list[ServerEvent]:
-        in_its_thread = handler._threads.run
+        in_its_thread = handler.in_thread
         num_failures = 0
 
         async def fail_at_first(*args: Any) -> Any:
@@ -520,7 +521,7 @@ def test_database_that_does_not_answer_ends_no_stream(
                 raise OperationalError("the database is away")
             return await in_its_thread(*args)
 
-        monkeypatch.setattr(handler._threads, "run", fail_at_first)
+        monkeypatch.setattr(handler, "in_thread", fail_at_first)
         stream = Stream(handler, task.pk)
         await stream.until(lambda: stream.body)
         lease = await in_thread(claimed, task)

@@ -12,7 +12,6 @@ import pytest
 from django.db import connection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rest_framework.test import APIClient
 
 from conversations.models import Conversation
 from inference.api.submission import build_task
@@ -25,8 +24,10 @@ from inference.providers.base import Progress
 from inference.providers.cloud import answer as cloud_answer
 from inference.providers.cloud import errors
 from inference.providers.registry import provider_for
+from monitoring.api.principal import LOCAL
 from monitoring.redis.client import client
 from tests.cloud_server import KEY, CloudServer, Reply, delta
+from tests.conftest import client_of
 from tests.inference.execution.cloud_sessions import deltas, execute
 from tests.inference.lifecycle.test_lifecycle import claimed, fresh
 from tests.inference.providers.conftest import Register
@@ -522,7 +523,7 @@ def run(task: GenerationTask) -> GenerationTask:
     """Executed, and so that it can be read."""
     execute(claimed(task))
     task = fresh(task)
-    assert APIClient().get(f"/api/v1/tasks/{task.pk}").status_code == 200
+    assert client_of(LOCAL).get(f"/api/v1/tasks/{task.pk}").status_code == 200
     return task
 
 

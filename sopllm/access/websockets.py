@@ -1,5 +1,6 @@
 """Who may open a WebSocket: the same callers as of the API, and no pages from elsewhere."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -7,33 +8,50 @@ from typing import Any
 from django.conf import settings
 from django.http.request import split_domain_port, validate_host
 
-from sopllm.access import LOCAL_OWNER
+from sopllm.access.identity import AccessError, Identity
 from sopllm.exceptions import error_body
 from sopllm.handler import Message, Receive, Send
 
 # The arguments are Any since Channels types each message on its own.
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
+# Closes the socket of somebody who may stay no longer.
+SHUT_OUT = 4401
+
 
 class WebSocketAccess:
     """Lets in who may come in, as `scope["principal"]`; others get no handshake."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, identity: Identity) -> None:
         self._application = application
+        self._identity = identity
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if not _has_good_origin(scope):
             message = "Pages from this origin may not connect: add it to CSRF_TRUSTED_ORIGINS."
             await refuse(scope, send, 403, "permission_denied", message)
-        elif settings.APP_ENV != "local":
-            message = "There are no API keys in this version: set APP_ENV=local."
-            await refuse(scope, send, 401, "authentication_required", message)
-        elif scope["query_string"]:
+            return
+        try:
+            principal = await self._identity.find(scope)
+        except AccessError as error:
+            await refuse(scope, send, error.status, error.code, error.message)
+            return
+        if scope["query_string"]:
             message = "The socket has no parameters: leave out ? and what follows, and subscribe."
             await refuse(scope, send, 400, "validation_error", message)
-        else:
-            # Without API keys, a client of a local installation is its owner.
-            await self._application({**scope, "principal": LOCAL_OWNER}, receive, send)
+            return
+        serving = asyncio.ensure_future(
+            self._application({**scope, "principal": principal}, receive, send)
+        )
+        revoked = asyncio.ensure_future(self._identity.wait_until_revoked(principal))
+        try:
+            await asyncio.wait({serving, revoked}, return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                await send({"type": "websocket.close", "code": SHUT_OUT})
+            await serving
+        finally:
+            revoked.cancel()
+            serving.cancel()
 
 
 async def refuse(scope: Message, send: Send, status: int, code: str, message: str) -> None:

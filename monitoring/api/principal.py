@@ -1,0 +1,72 @@
+"""Who asks: found before the request's body is read, and carried by the request."""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from rest_framework.request import Request
+
+# "local" belongs to the caller on the service's own machine, "" to nobody.
+RESERVED_OWNERS = frozenset({"", "local"})
+OWNER_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+class Scope(StrEnum):
+    """What a principal may do; whatever names no scope is denied."""
+
+    TASKS = "tasks"  # its own tasks, conversations, events and logs; embeddings; reading models
+    MONITOR = "monitor"  # how the whole service is: events, logs and figures of all owners
+    ADMIN = "admin"  # models, presets and keys
+
+
+ANY_SCOPE = frozenset(Scope)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a principal may use at most; None: no limit."""
+
+    requests_per_second: float | None = None
+    max_pending_tasks: int | None = None
+    max_running_tasks: int | None = None
+    max_priority: float | None = None
+    max_tokens_per_day: int | None = None
+    max_usd_per_month: float | None = None
+    max_streams: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The authenticated caller; `owner` is whose tasks and conversations are its own.
+
+    `name` is the prefix of an API key or the name of a user. `key_digest` is that of the API key,
+    `session_key` that of Django's session, by which it was found; the other one is "". `is_staff`:
+    a signed-in user who may read and act for all owners.
+    """
+
+    name: str
+    owner: str
+    scopes: frozenset[Scope]
+    limits: Limits = Limits()
+    key_digest: str = ""
+    session_key: str = ""
+    is_staff: bool = False
+    is_authenticated: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+LOCAL = Principal(name="local", owner="local", scopes=ANY_SCOPE)
+
+
+def principal_of(request: Request) -> Principal:
+    """Who asks; a view that needs a scope is called for no one else."""
+    principal = request.user
+    assert isinstance(principal, Principal), "the view is open to everybody"
+    return principal
+
+
+def owner_of(request: Request) -> str:
+    """The owner of the rows that the request may make."""
+    return principal_of(request).owner
