@@ -148,6 +148,8 @@ async def _read_body(receive: Receive, limit: int) -> bytes | HttpResponse:
             give_up_at = deadline.when() or 0.0
             while size <= limit * _DRAIN_FACTOR:
                 received = await receive()
+                if received["type"] == "http.disconnect":
+                    return HttpResponse(status=400)  # to nobody
                 part = received.get("body", b"")
                 size += len(part)
                 deadline.reschedule(give_up_at + size / _MIN_BYTES_PER_SECOND)

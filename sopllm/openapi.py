@@ -1,9 +1,12 @@
 """How the OpenAPI description differs from what drf-spectacular reads off the routes."""
 
+from functools import cache
 from types import NoneType
 from typing import Annotated, Any, NotRequired, get_args, get_origin, get_type_hints, is_typeddict
 
+from django.http import HttpRequest, HttpResponse
 from drf_spectacular.extensions import OpenApiSerializerExtension
+from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import (
     build_array_type,
@@ -11,6 +14,7 @@ from drf_spectacular.plumbing import (
     get_doc,
     resolve_type_hint,
 )
+from drf_spectacular.renderers import OpenApiJsonRenderer
 from drf_spectacular.utils import Direction
 
 from sopllm.exceptions import ErrorBody
@@ -24,6 +28,18 @@ _resolve: Any = resolve_type_hint  # which has no annotations itself
 def without_trailing_slashes(endpoints: list[Endpoint]) -> list[Endpoint]:
     """Each route answers with and without one; the description names the shorter."""
     return [(path.rstrip("/"), regex, method, view) for path, regex, method, view in endpoints]
+
+
+def description(_: HttpRequest) -> HttpResponse:
+    """The description at /openapi.json, made once a process: it is open to everybody."""
+    return HttpResponse(_encoded(), content_type=OpenApiJsonRenderer.media_type)
+
+
+@cache
+def _encoded() -> bytes:
+    generator: Any = SchemaGenerator  # which has no annotations itself
+    text: bytes = OpenApiJsonRenderer().render(generator().get_schema(request=None, public=True))
+    return text
 
 
 class SchemaWithErrors(AutoSchema):

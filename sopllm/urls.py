@@ -4,15 +4,12 @@ from django.conf import settings
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, re_path
-from drf_spectacular.views import (
-    SpectacularJSONAPIView,
-    SpectacularRedocView,
-    SpectacularSwaggerView,
-)
+from drf_spectacular.views import SpectacularRedocView, SpectacularSwaggerView
 
 from inference.api.monitor_views import Metrics
 from monitoring.health import report as health
 from monitoring.page import page
+from sopllm import openapi
 
 
 def no_icon(_: HttpRequest) -> HttpResponse:
@@ -30,7 +27,7 @@ urlpatterns = [
     re_path(r"^metrics/?$", Metrics.as_view()),
     re_path(r"^healthz/?$", health.healthz),
     re_path(r"^readyz/?$", health.readyz),
-    path("openapi.json", SpectacularJSONAPIView.as_view(), name="schema"),
+    path("openapi.json", openapi.description, name="schema"),
     re_path(r"^docs/?$", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
     re_path(
         r"^redoc/?$",
