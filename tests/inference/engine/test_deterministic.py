@@ -110,26 +110,37 @@ def test_one_answer_cold_cached_and_in_company(
     assert begun.num_cached_tokens == 2 * CHUNK_TOKENS
     assert_equal(recording, cold, begun)
 
-    for num_others in (3, 7):
-        engine = Engine(recording)
-        others = [counting(recording, 5000 + 100 * i, 20 + 30 * i) for i in range(num_others)]
-        for other in others[::2]:
-            add(engine, other, ORDINARY)
-        for _ in range(3):
-            engine.step()
-        amid = add(engine, prompt, params)
-        engine.step()
-        for other in others[1::2]:
-            add(engine, other, replace(params, max_tokens=5))
-        finish(engine)
-        assert_equal(recording, cold, amid)
+    engine = Engine(recording)
+    amid = amid_others(engine, recording, prompt, params, num_others=3)
+    assert_equal(recording, cold, amid)
 
-    # All slots have held something else since.
-    for other in others:
-        add(engine, [*other, 9], ORDINARY)
-    add(engine, [*others[0], 10], ORDINARY)
+
+def amid_others(
+    engine: Engine, runner: LlamaRunner, prompt: list[int], params: SamplingParams, num_others: int
+) -> Sequence:
+    """The answer beside others, some of them deterministic too, that begin before and after it."""
+    others = [counting(runner, 5000 + 100 * i, 20 + 30 * i) for i in range(num_others)]
+    for other in others[::2]:
+        add(engine, other, ORDINARY)
+    for _ in range(3):
+        engine.step()
+    amid = add(engine, prompt, params)
+    engine.step()
+    for other in others[1::2]:
+        add(engine, other, replace(params, max_tokens=5))
     finish(engine)
-    evicted = answer(engine, prompt, params)
+    return amid
+
+
+def test_one_answer_in_a_full_engine_and_after_eviction(recording: RecordingRunner) -> None:
+    prompt = counting(recording, 1000, 300)
+    cold = answer(Engine(recording), prompt, GREEDY)
+    engine = Engine(recording)
+    assert_equal(recording, cold, amid_others(engine, recording, prompt, GREEDY, num_others=7))
+    for number in range(8):  # all slots hold something else
+        add(engine, [100 + number, *range(200, 210)], replace(GREEDY, max_tokens=1))
+    finish(engine)
+    evicted = answer(engine, prompt, GREEDY)
     assert evicted.num_cached_tokens == 0
     assert_equal(recording, cold, evicted)
 
