@@ -44,7 +44,7 @@ def claim_most_urgent(queue: str, except_models: Sequence[str] = ()) -> Lease | 
     At equal priority the owners take turns, each with its own first task. Tasks of the models that
     are excepted wait on.
     """
-    statement, names = sql.claim_first(except_models)
+    statement, names = sql.claim_first(tuple(except_models))
     return _claim(statement, queue=queue, **names)
 
 
