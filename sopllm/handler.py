@@ -11,12 +11,19 @@ import contextlib
 import io
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import urlencode
 
 from django.conf import settings
 from django.core import signals
 from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.base import BaseHandler
-from django.http import FileResponse, HttpResponse, HttpResponseBase, JsonResponse
+from django.http import (
+    FileResponse,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseRedirect,
+    JsonResponse,
+)
 from django.urls import set_script_prefix
 
 from inference.api.deferred_response import DeferredResponse, InThread
@@ -60,7 +67,7 @@ class PooledHandler(BaseHandler):
         try:
             scope["principal"] = await self.identity.find(scope)
         except AccessError as error:
-            await _refuse(send, error)
+            await _refuse(scope, send, error)
             return
         limit = settings.MAX_BODY_BYTES if scope["principal"] else _MAX_ANONYMOUS_BYTES
         body = await _read_body(receive, limit)
@@ -168,11 +175,22 @@ async def _read_body(receive: Receive, limit: int) -> bytes | HttpResponse:
     return b"".join(parts)
 
 
-async def _refuse(send: Send, error: AccessError) -> None:
+async def _refuse(scope: Message, send: Send, error: AccessError) -> None:
+    """Send a browser that opens a page to the sign-in; others get the error."""
+    response: HttpResponse
+    if error.status == 401 and scope["method"] == "GET" and _wants_page(scope):
+        address = scope["path"] + (f"?{query}" if (query := scope["query_string"].decode()) else "")
+        response = HttpResponseRedirect(f"{settings.LOGIN_URL}?{urlencode({'next': address})}")
+        await _send_whole(send, response)
+        return
     response = JsonResponse(error_body(error.code, error.message), status=error.status)
     if error.status == 401:
         response["WWW-Authenticate"] = "Bearer"
     await _send_whole(send, response)
+
+
+def _wants_page(scope: Message) -> bool:
+    return any(name == b"accept" and b"text/html" in value for name, value in scope["headers"])
 
 
 async def _send_whole(send: Send, response: HttpResponse) -> None:

@@ -59,6 +59,7 @@ def web(number: int, listener: socket.socket) -> ProcessSpec:
         *(sys.executable, "-m", "uvicorn", "sopllm.asgi:application"),
         *("--fd", str(listener.fileno())),
         *("--loop", "uvloop", "--http", HTTP_PROTOCOL, "--no-access-log"),
+        *("--forwarded-allow-ips", ",".join(settings.TRUSTED_PROXIES)),
         *("--timeout-graceful-shutdown", str(WEB_GRACE_SECONDS)),
         *("--ws-max-size", str(WEBSOCKET_MAX_BYTES), "--ws-per-message-deflate", "false"),
     ]

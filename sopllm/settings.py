@@ -3,11 +3,13 @@
 import base64
 import secrets
 import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import dj_database_url
 import django_stubs_ext
+from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
@@ -185,6 +187,8 @@ ENCRYPTION_KEYS = env_list("ENCRYPTION_KEYS", [])
 DEBUG = False
 ALLOWED_HOSTS = env_list("ALLOWED_HOSTS", ["127.0.0.1", "localhost", "[::1]"])
 CSRF_TRUSTED_ORIGINS = env_list("CSRF_TRUSTED_ORIGINS", [])
+# The addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed.
+TRUSTED_PROXIES = env_list("TRUSTED_PROXIES", ["127.0.0.1"])
 INSTALLED_APPS = [
     "django.contrib.admin",
     "django.contrib.auth",
@@ -192,6 +196,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "axes",
     "channels",
     "rest_framework",
     "django_filters",
@@ -207,6 +212,7 @@ INSTALLED_APPS = [
 # DRF authenticates the API; sessions and messages are for the admin and the browsable API.
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
+    "sopllm.content_policy.PagePolicyMiddleware",
     # Refuses other host names, so that a web page cannot reach a local API by DNS rebinding.
     "django.middleware.common.CommonMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -215,12 +221,16 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    # Answers those who are locked out.
+    "axes.middleware.AxesMiddleware",
 ]
 ROOT_URLCONF = "sopllm.urls"
 ASGI_APPLICATION = "sopllm.asgi.application"
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
+        # Templates of ours that stand for those of libraries.
+        "DIRS": [BASE_DIR / "sopllm" / "templates"],
         "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [
@@ -239,7 +249,46 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en"
 APPEND_SLASH = False
+
+# People: sign-in, cookies, what their browsers may do.
+
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
+LOGIN_URL = "/login"
+LOGIN_REDIRECT_URL = "/"
+LOGOUT_REDIRECT_URL = "/login"
+# Five wrong passwords for a name from one address: no more tries from there for 15 minutes.
+AXES_FAILURE_LIMIT = 5
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_LOCKOUT_TEMPLATE = "sopllm/locked_out.html"
+AXES_RESET_ON_SUCCESS = True
+AXES_DISABLE_ACCESS_LOG = True
+AXES_VERBOSE = False
+SECURE_COOKIES = env_bool("SECURE_COOKIES", APP_ENV != "local")
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
 SESSION_COOKIE_HTTPONLY = True
+SECURE_HSTS_SECONDS = env_int("HSTS_SECONDS", 0 if APP_ENV == "local" else 31_536_000, 0)
+SECURE_REFERRER_POLICY = "same-origin"
+SILENCED_SYSTEM_CHECKS = [
+    # HSTS for other hosts of the domain, or in browsers' lists, is for the domain's owner to say.
+    "security.W005",
+    "security.W021",
+    # The proxy that has the certificate redirects from http; this service speaks no TLS.
+    "security.W008",
+]
+# Scripts, styles and connections of this service alone; markup can run nothing.
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [SELF],
+        "base-uri": [NONE],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+        "object-src": [NONE],
+    }
+}
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
 
 REST_FRAMEWORK = {

@@ -1,10 +1,13 @@
 """All routes."""
 
+from csp.constants import SELF, UNSAFE_INLINE
+from csp.decorators import csp_update
 from django.conf import settings
 from django.contrib import admin
+from django.contrib.auth.views import LoginView, LogoutView
 from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, re_path
-from drf_spectacular.views import SpectacularRedocView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularRedocView, SpectacularSwaggerSplitView
 
 from inference.api.monitor_views import Metrics
 from monitoring.health import report as health
@@ -17,8 +20,24 @@ def no_icon(_: HttpRequest) -> HttpResponse:
     return HttpResponse(status=204)
 
 
+# Swagger UI and ReDoc make their styles, and a worker, in the browser.
+in_browser = csp_update(
+    {
+        "style-src": [SELF, UNSAFE_INLINE],
+        "img-src": [SELF, "data:"],
+        "worker-src": ["blob:"],
+    }
+)
+
+# The browsable API looks for these names.
+signing = [
+    re_path(r"^login/?$", LoginView.as_view(template_name="sopllm/login.html"), name="login"),
+    re_path(r"^logout/?$", LogoutView.as_view(), name="logout"),
+]
+
 urlpatterns = [
     path("", page, name="monitor"),
+    path("", include((signing, "rest_framework"))),
     path("favicon.ico", no_icon),
     path("api/v1/", include("inference.urls")),
     path("api/v1/", include("conversations.urls")),
@@ -28,10 +47,14 @@ urlpatterns = [
     re_path(r"^healthz/?$", health.healthz),
     re_path(r"^readyz/?$", health.readyz),
     path("openapi.json", openapi.description, name="schema"),
-    re_path(r"^docs/?$", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    re_path(
+        r"^docs/?$", in_browser(SpectacularSwaggerSplitView.as_view(url_name="schema")), name="docs"
+    ),
     re_path(
         r"^redoc/?$",
-        SpectacularRedocView.as_view(url_name="schema", template_name="sopllm/redoc.html"),
+        in_browser(
+            SpectacularRedocView.as_view(url_name="schema", template_name="sopllm/redoc.html")
+        ),
         name="redoc",
     ),
     path("admin/", admin.site.urls),

@@ -44,10 +44,28 @@ export function post(path, body, timeoutMs) {
 export async function call(method, path, body, timeoutMs = TIMEOUT_MS, statuses = []) {
   const response = await answerOf(method, path, body, timeoutMs);
   const answer = await response.json().catch(() => null);
+  if (response.status === 401) signIn();
   if (response.ok || statuses.includes(response.status)) return answer;
   const message =
     answer?.message ?? `The service answered ${response.status} ${response.statusText}.`;
   throw new ApiError(message, { status: response.status, details: answer?.details });
+}
+
+/** Ends the session of whoever is signed in. */
+export async function signOut() {
+  await fetch("/logout", { method: "POST", headers: csrfHeader(), redirect: "manual" });
+  signIn();
+}
+
+/** Leaves the page, and comes back to it as somebody. */
+function signIn() {
+  location.assign(`/login?next=${encodeURIComponent(location.pathname + location.hash)}`);
+}
+
+/** Proves that a change comes from a page of ours; the cookie is there for whoever is signed in. */
+function csrfHeader() {
+  const token = /(?:^|; )csrftoken=([^;]+)/.exec(document.cookie)?.[1];
+  return token ? { "X-CSRFToken": token } : {};
 }
 
 async function answerOf(method, path, body, timeoutMs) {
@@ -56,6 +74,7 @@ async function answerOf(method, path, body, timeoutMs) {
       method,
       headers: {
         Accept: "application/json",
+        ...(method === "GET" ? {} : csrfHeader()),
         ...(body === undefined ? {} : { "Content-Type": "application/json" }),
       },
       body: body === undefined ? undefined : JSON.stringify(body),

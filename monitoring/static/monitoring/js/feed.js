@@ -1,6 +1,7 @@
 /** The WebSocket: every event once and in order, over any number of connections. */
 
 import { Backoff } from "./backoff.js";
+import { may } from "./who.js";
 
 /**
  * @typedef {{type: string, seq: number, timestamp: string, data: Record<string, any>}} FeedEvent
@@ -14,7 +15,8 @@ const TRANSIENT = new Set([
   "queue_stats",
   "log",
 ]);
-const SUBSCRIPTION = ["task.*", "model.*", "gpu_stats", "queue_stats", "log"];
+const SUBSCRIPTION = ["task.*", "model.*", "queue_stats"];
+const MONITOR_SUBSCRIPTION = ["gpu_stats", "log"];
 const PING_AFTER_MS = 10_000;
 const LOST_AFTER_MS = 20_000;
 
@@ -101,7 +103,7 @@ export class Feed {
     this.#isConnected = true;
     this.#send(socket, {
       type: "subscribe",
-      events: SUBSCRIPTION,
+      events: may("monitor") ? [...SUBSCRIPTION, ...MONITOR_SUBSCRIPTION] : SUBSCRIPTION,
       ...(this.#seq === null ? {} : { since: this.#seq }),
     });
   }

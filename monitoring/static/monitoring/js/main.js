@@ -18,6 +18,7 @@ import { TaskList } from "./task-list.js";
 import { showTasks } from "./task-panels.js";
 import { startThemeSwitch } from "./theme-switch.js";
 import { redrawCharts } from "./time-chart.js";
+import { may, startWho } from "./who.js";
 
 const PAST_EVENTS = 200;
 const PAST_LOG_LINES = 100;
@@ -84,8 +85,10 @@ function readState() {
   read(readTasks);
   read(readModels);
   read(async () => showQueues(await get("/monitor/queue")));
-  read(async () => showGpus(await get("/monitor/gpu")));
-  read(readLog);
+  if (may("monitor")) {
+    read(async () => showGpus(await get("/monitor/gpu")));
+    read(readLog);
+  }
   readHealth();
   readStats();
 }
@@ -108,6 +111,7 @@ async function readLog() {
 }
 
 async function readHealth() {
+  if (!may("monitor")) return;
   try {
     const health = await call("GET", "/monitor/health", undefined, undefined, [UNHEALTHY_STATUS]);
     showHealth(health);
@@ -118,7 +122,7 @@ async function readHealth() {
 }
 
 function readStats() {
-  read(async () => showStats(await get("/monitor/stats?days=1")));
+  if (may("monitor")) read(async () => showStats(await get("/monitor/stats?days=1")));
 }
 
 /** What cannot be read now stays as it was: the line at the top tells of the trouble. */
@@ -130,8 +134,14 @@ function whileVisible(/** @type {() => void} */ act) {
   return () => document.visibilityState === "visible" && act();
 }
 
-function start() {
-  startThemeSwitch(redrawCharts);
+/** Tries again while the service does not say who looks at the page. */
+async function start() {
+  try {
+    await startWho();
+  } catch (error) {
+    if (error.status !== 401) setTimeout(start, HEALTH_EVERY_MS);
+    return;
+  }
   startReports();
   startEventLog();
   startServiceLog();
@@ -146,4 +156,5 @@ function start() {
   drawSpeed();
 }
 
+startThemeSwitch(redrawCharts);
 start();
