@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings as django_settings
 from django.contrib.admin.utils import quote
 from django.db import connection, transaction
 from django.test import Client
@@ -132,7 +133,7 @@ def miss_the_deadline(task: GenerationTask) -> None:
 
 
 def lose_all_workers(task: GenerationTask) -> None:
-    for _ in range(3):
+    for _ in range(django_settings.MAX_ATTEMPTS):
         claimed(task)
         lose(task)
 
