@@ -31,6 +31,7 @@ STOP_LIMIT_SECONDS = 20.0
 # Part of the command line of each process that serve starts.
 WEB, GPU_WORKER, API_WORKER = "sopllm.asgi", "gpu@%h", "api@%h"
 DEFAULT_WORKER, EMBEDDINGS_WORKER = "default@%h", "embeddings@%h"
+FLOWER_USER, FLOWER_PASSWORD = "flower", "of the tests"
 BEAT, FLOWER, VALKEY = " beat ", " flower ", "valkey-server"
 # Set even where empty, so that neither the environment nor `.env` gets a say.
 _OWN_VARIABLES = {
@@ -56,7 +57,7 @@ _OWN_VARIABLES = {
     "EMBEDDING_DEVICE": "",
     # A process that has loaded an embedding model has set this for itself.
     "HF_HUB_OFFLINE": "",
-    "FLOWER_UNAUTHENTICATED_API": "true",
+    "FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{FLOWER_PASSWORD}",
 }
 
 

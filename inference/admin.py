@@ -13,34 +13,18 @@ from inference.models import GenerationTask, RegisteredModel, TaskAttempt, Webho
 from inference.registry import downloads
 from inference.webhooks.deliveries import deliver_soon
 
-# Colours by the meaning of a status, legible in the light and the dark theme.
-_WAITS, _WORKS, _IS_GOOD, _IS_BAD, _IS_OVER = "#b7791f", "#3182ce", "#2f9e5b", "#e03e3e", "#808080"
-_COLOURS: dict[str, str] = {
-    "pending": _WAITS,
-    "processing": _WORKS,
-    "delivering": _WORKS,
-    "loading": _WORKS,
-    "registered": _WAITS,
-    "downloading": _WORKS,
-    "completed": _IS_GOOD,
-    "delivered": _IS_GOOD,
-    "loaded": _IS_GOOD,
-    "failed": _IS_BAD,
-    "lost": _IS_BAD,
-    "error": _IS_BAD,
-    "cancelled": _IS_OVER,
-    "available": _IS_OVER,
-}
-
 
 def coloured(status: str) -> str:
-    return format_html('<b style="color: {}">{}</b>', _COLOURS[status], status)
+    return format_html('<b class="status-{}">{}</b>', status, status)
 
 
 class ReadOnlyAdmin:
     """Rows that only the service itself makes and changes."""
 
     opts: Any
+
+    class Media:
+        css = {"all": ("inference/admin.css",)}
 
     def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
         return False

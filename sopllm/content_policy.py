@@ -1,8 +1,10 @@
 """What a page may load and run: Content-Security-Policy, by django-csp."""
 
-from csp.middleware import CSPMiddleware
+from csp.constants import SELF, UNSAFE_INLINE
+from csp.middleware import CSPMiddleware, PolicyParts
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from rest_framework.response import Response
 
 
 class PagePolicyMiddleware(CSPMiddleware):
@@ -14,3 +16,12 @@ class PagePolicyMiddleware(CSPMiddleware):
         if not response.get("Content-Type", "").startswith("text/html"):
             return response
         return super().process_response(request, response)
+
+    def get_policy_parts(
+        self, request: HttpRequest, response: HttpResponseBase, report_only: bool = False
+    ) -> PolicyParts:
+        """The browsable API has styles in its markup."""
+        parts = super().get_policy_parts(request, response, report_only)
+        if isinstance(response, Response):
+            parts.update = {"style-src": [SELF, UNSAFE_INLINE], "img-src": [SELF, "data:"]}
+        return parts

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -111,15 +112,27 @@ def beat() -> ProcessSpec:
 
 
 def flower() -> ProcessSpec:
-    """Flower, on loopback only, since it authenticates nobody.
+    """Flower, on loopback, read-only and with a password.
 
+    It answers to any host name; a page that gets there by DNS rebinding has no password.
     Start it after the workers: it asks them for their queues once, and shows no others.
     """
     command = celery(
         *("flower", "--address=127.0.0.1", f"--port={settings.FLOWER_PORT}"),
         *(f"--max_tasks={FLOWER_MAX_TASKS}", f"--inspect_timeout={FLOWER_INSPECT_MS}"),
+        "--read_only=True",
     )
-    return ProcessSpec("flower", command, nice=FLOWER_NICE)
+    basic_auth = os.environ.get("FLOWER_BASIC_AUTH") or f"flower:{flower_password()}"
+    return ProcessSpec("flower", command, env={"FLOWER_BASIC_AUTH": basic_auth}, nice=FLOWER_NICE)
+
+
+def flower_password() -> str:
+    """Of the user `flower`: in a file that the first run makes, and no other user can read."""
+    path: Path = settings.VAR_DIR / "flower_password"
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(f"{secrets.token_urlsafe(12)}\n")
+    return path.read_text().strip()
 
 
 def celery(*arguments: str) -> list[str]:

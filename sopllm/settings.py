@@ -267,6 +267,8 @@ AXES_LOCKOUT_TEMPLATE = "sopllm/locked_out.html"
 AXES_RESET_ON_SUCCESS = True
 AXES_DISABLE_ACCESS_LOG = True
 AXES_VERBOSE = False
+# Its actions ask for no permission; `manage.py axes_reset_username NAME` lets somebody in again.
+AXES_ENABLE_ADMIN = False
 SECURE_COOKIES = env_bool("SECURE_COOKIES", APP_ENV != "local")
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_COOKIES
 SESSION_COOKIE_HTTPONLY = True

@@ -13,13 +13,22 @@ import pytest
 from playwright.sync_api import (
     Browser,
     BrowserContext,
+    HttpCredentials,
     Page,
     WebSocketRoute,
     expect,
     sync_playwright,
 )
 
-from benchmarks.running_service import COUNTING, SMOLLM2, WEB, RunningService, wait_for
+from benchmarks.running_service import (
+    COUNTING,
+    FLOWER_PASSWORD,
+    FLOWER_USER,
+    SMOLLM2,
+    WEB,
+    RunningService,
+    wait_for,
+)
 from tests.system.conftest import ONE_AT_A_TIME
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -369,7 +378,9 @@ def row_of_flower(page: Page, address: str, queue: str) -> str:
     return rows.inner_text() if rows.count() else ""
 
 
-def test_flower_shows_how_many_messages_wait(page: Page, service: RunningService) -> None:
+def test_flower_shows_how_many_messages_wait(
+    browser: Browser, page: Page, service: RunningService
+) -> None:
     """Of all priorities; the page links to it."""
     prompts = [(1, "first"), (50, "second"), (90, "third")]
     tasks = [service.submit(**{**COUNTING, "model": ONE_AT_A_TIME, "priority": 1})]
@@ -379,7 +390,10 @@ def test_flower_shows_how_many_messages_wait(page: Page, service: RunningService
         for priority, prompt in prompts
     ]
     address = f"{page.get_attribute('#flower', 'href')}broker"
-    wait_for(lambda: "3" in row_of_flower(page, address, "gpu"))
+    password = HttpCredentials(username=FLOWER_USER, password=FLOWER_PASSWORD)
+    with browser.new_context(http_credentials=password) as context:
+        flower = context.new_page()
+        wait_for(lambda: "3" in row_of_flower(flower, address, "gpu"))
     for task_id in tasks:
         service.http.post(f"/tasks/{task_id}/cancel").raise_for_status()
 

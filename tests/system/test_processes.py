@@ -9,6 +9,8 @@ from benchmarks.running_service import (
     BEAT,
     DEFAULT_WORKER,
     FLOWER,
+    FLOWER_PASSWORD,
+    FLOWER_USER,
     GPU_WORKER,
     WEB,
     RunningService,
@@ -18,7 +20,9 @@ from benchmarks.running_service import (
 
 
 def flower(service: RunningService, path: str) -> httpx.Response:
-    return service.http.get(f"http://127.0.0.1:{service.flower_port}{path}")
+    return service.http.get(
+        f"http://127.0.0.1:{service.flower_port}{path}", auth=(FLOWER_USER, FLOWER_PASSWORD)
+    )
 
 
 def test_only_the_pool_child_maps_llama_cpp(service: RunningService) -> None:
@@ -32,6 +36,13 @@ def test_only_the_pool_child_maps_llama_cpp(service: RunningService) -> None:
     for pid in (service.pid(GPU_WORKER), *others):
         assert "libllama" not in mapped_files(pid)
         assert "libtorch" not in mapped_files(pid)
+
+
+def test_flower_shows_nothing_without_its_password(service: RunningService) -> None:
+    for path in ("/", "/workers", "/api/workers", "/broker"):
+        address = f"http://127.0.0.1:{service.flower_port}{path}"
+        assert service.http.get(address).status_code == 401
+        assert service.http.get(address, auth=(FLOWER_USER, "guessed")).status_code == 401
 
 
 def test_flower_shows_workers_and_a_task_by_its_own_id(service: RunningService) -> None:

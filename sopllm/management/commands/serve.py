@@ -148,7 +148,10 @@ class Command(BaseCommand):
         self.row("API", f"{base_url()}/api/v1/")
         self.row("Docs", f"{base_url()}/docs")
         self.row("Admin", f"{base_url()}/admin/")
-        self.row("Flower", f"http://127.0.0.1:{settings.FLOWER_PORT}/")
+        flower = f"http://127.0.0.1:{settings.FLOWER_PORT}/"
+        if "FLOWER_BASIC_AUTH" not in os.environ:
+            flower += f", user flower, password in {shown(settings.VAR_DIR)}/flower_password"
+        self.row("Flower", flower)
         self.row("Logs", f"{shown(settings.VAR_DIR)}/log/")
         self.say("Ctrl-C stops everything.")
 

@@ -4,6 +4,7 @@ import { get, post } from "./api.js";
 import { byId, element, setState, setText } from "./element.js";
 import { bytes, clock, count } from "./format.js";
 import { Rows } from "./rows.js";
+import { may } from "./who.js";
 
 const STATES = { loaded: "good", loading: "busy", downloading: "busy", error: "bad" };
 const WAIT_SECONDS = 60;
@@ -93,7 +94,8 @@ function create(first) {
       pending === "unload" ? "unloading" : model.status,
     );
     setText(about, inWords(model));
-    button.hidden = model.provider !== "local" && model.status !== "registered";
+    const isFile = model.provider === "local" || model.status === "registered";
+    button.hidden = !isFile || !may("admin");
     button.disabled = Boolean(pending) || ["loading", "downloading"].includes(model.status);
     setText(button, verb(model));
     button.setAttribute("aria-label", `${button.textContent} ${model.name}`);

@@ -12,9 +12,8 @@ export async function startWho() {
   scopes = new Set(me.scopes);
   for (const node of document.querySelectorAll("[data-scope]"))
     /** @type {HTMLElement} */ (node).hidden = !may(node.getAttribute("data-scope") ?? "");
-  const whose = me.is_staff ? "all owners" : me.owner;
   const isLocal = me.owner === "local";
-  setText(byId("who"), isLocal ? "Local access" : `${me.name}, sees tasks of ${whose}`);
+  setText(byId("who"), isLocal ? "Local access" : `${me.name}, sees tasks of ${me.owner}`);
   byId("sign-out").hidden = isLocal;
   byId("sign-out").addEventListener("click", signOut);
 }

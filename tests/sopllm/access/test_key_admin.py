@@ -1,0 +1,87 @@
+"""API keys in the admin, and who may act there."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+
+from monitoring.api.principal import Scope
+from sopllm.access.models import ApiKey, digest_of
+
+KEYS = "/admin/access/apikey/"
+
+
+@pytest.fixture
+def staff(client: Client, db: None) -> Client:
+    client.force_login(User.objects.create_superuser("root"))
+    return client
+
+
+def test_new_key_is_shown_once(staff: Client) -> None:
+    form = {"owner": "alice", "name": "laptop", "scopes": ["monitor", "tasks"], "max_priority": "5"}
+    page = staff.post(f"{KEYS}add/", form, follow=True).content.decode()
+    text = re.search(r"sopllm_[0-9a-f]{8}_[\w-]{43}", page)
+    assert text
+    principal = ApiKey.objects.find(digest_of(text[0]))
+    assert principal
+    assert (principal.owner, principal.scopes) == ("alice", {Scope.TASKS, Scope.MONITOR})
+    assert principal.limits.max_priority == 5
+    key = ApiKey.objects.get()
+    for path in (KEYS, f"{KEYS}{key.pk}/change/", f"{KEYS}{key.pk}/history/"):
+        page = staff.get(path).content.decode()
+        assert key.prefix in page
+        assert text[0] not in page
+        assert key.digest not in page
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"owner": "local"},
+        {"scopes": ["everything"]},
+        {"scopes": []},
+        {"max_priority": "101"},
+        {"expires_at_0": "2020-01-01", "expires_at_1": "00:00:00"},
+    ],
+)
+def test_form_refuses_what_no_key_may_be(staff: Client, wrong: dict[str, Any]) -> None:
+    form = {"owner": "alice", "scopes": ["tasks"], **wrong}
+    response = staff.post(f"{KEYS}add/", form)
+    assert response.status_code == 200
+    assert b"errorlist" in response.content
+    assert not ApiKey.objects.exists()
+
+
+def test_changed_key_keeps_its_owner_and_its_text(staff: Client) -> None:
+    key, text = ApiKey.objects.make("alice", ["tasks"])
+    form = {"owner": "bob", "scopes": ["admin"], "max_streams": "3"}
+    assert staff.post(f"{KEYS}{key.pk}/change/", form).status_code == 302
+    principal = ApiKey.objects.find(digest_of(text))
+    assert principal
+    assert (principal.owner, principal.scopes) == ("alice", {Scope.ADMIN})
+    assert principal.limits.max_streams == 3
+
+
+def test_keys_are_revoked_by_who_may_change_them(client: Client, db: None) -> None:
+    key, text = ApiKey.objects.make("alice", ["tasks"])
+    user = User.objects.create_user("viewer", is_staff=True)
+    form = {"action": "revoke", "_selected_action": [key.pk]}
+    client.force_login(user)
+    for permission, is_revoked in (("view_apikey", False), ("change_apikey", True)):
+        user.user_permissions.add(Permission.objects.get(codename=permission))
+        client.post(KEYS, form)
+        assert (ApiKey.objects.find(digest_of(text)) is None) == is_revoked
+
+
+def test_no_action_of_the_admin_is_for_viewers() -> None:
+    acting = {"change", "delete", "act"}  # `act`: the change permission of rows that nobody edits
+    for model_admin in admin.site._registry.values():
+        actions: list[tuple[Callable[..., Any], str, str]] = model_admin._get_base_actions()
+        for action, name, _ in actions:
+            allowed = set(getattr(action, "allowed_permissions", ()))
+            assert allowed, (model_admin, name)
+            assert allowed <= acting, (model_admin, name)
