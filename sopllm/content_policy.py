@@ -20,8 +20,12 @@ class PagePolicyMiddleware(CSPMiddleware):
     def get_policy_parts(
         self, request: HttpRequest, response: HttpResponseBase, report_only: bool = False
     ) -> PolicyParts:
-        """The browsable API has styles in its markup."""
+        """Pages of DRF have styles in their markup; ReDoc makes a worker in the browser."""
         parts = super().get_policy_parts(request, response, report_only)
         if isinstance(response, Response):
-            parts.update = {"style-src": [SELF, UNSAFE_INLINE], "img-src": [SELF, "data:"]}
+            parts.update = {
+                "style-src": [SELF, UNSAFE_INLINE],
+                "img-src": [SELF, "data:"],
+                "worker-src": ["blob:"],
+            }
         return parts
