@@ -19,10 +19,21 @@ from benchmarks.running_service import (
 )
 
 
-def flower(service: RunningService, path: str) -> httpx.Response:
-    return service.http.get(
-        f"http://127.0.0.1:{service.flower_port}{path}", auth=(FLOWER_USER, FLOWER_PASSWORD)
-    )
+def flower(
+    service: RunningService, path: str, password: str | None = FLOWER_PASSWORD
+) -> httpx.Response:
+    """What Flower answers, which starts last."""
+
+    def answer() -> httpx.Response | None:
+        try:
+            return service.http.get(
+                f"http://127.0.0.1:{service.flower_port}{path}",
+                auth=(FLOWER_USER, password) if password else None,
+            )
+        except httpx.ConnectError:
+            return None
+
+    return wait_for(answer)
 
 
 def test_only_the_pool_child_maps_llama_cpp(service: RunningService) -> None:
@@ -40,9 +51,8 @@ def test_only_the_pool_child_maps_llama_cpp(service: RunningService) -> None:
 
 def test_flower_shows_nothing_without_its_password(service: RunningService) -> None:
     for path in ("/", "/workers", "/api/workers", "/broker"):
-        address = f"http://127.0.0.1:{service.flower_port}{path}"
-        assert service.http.get(address).status_code == 401
-        assert service.http.get(address, auth=(FLOWER_USER, "guessed")).status_code == 401
+        for password in (None, "guessed"):
+            assert flower(service, path, password).status_code == 401
 
 
 def test_flower_shows_workers_and_a_task_by_its_own_id(service: RunningService) -> None:

@@ -194,6 +194,8 @@ def test_user_sees_what_is_theirs(site: Site, page: Page) -> None:
     submit(page, "slow-echo", "one two three")
     expect_end(page, "completed")
     expect(page.locator("#answer")).to_have_text("one two three")
+    page.click("#copy")
+    expect(page.locator("#command")).to_contain_text('"Authorization: Bearer $SOPLLM_KEY"')
     page.click("#sign-out")
     page.wait_for_url("**/login?next=*")
 

@@ -5,6 +5,7 @@ import { byId, setText } from "./element.js";
 
 /** @type {Set<string>} */
 let scopes = new Set();
+let isLocal = false;
 
 /** Shows who it is, and hides what they may not see; without access the page gives way to the sign-in. */
 export async function startWho() {
@@ -12,7 +13,7 @@ export async function startWho() {
   scopes = new Set(me.scopes);
   for (const node of document.querySelectorAll("[data-scope]"))
     /** @type {HTMLElement} */ (node).hidden = !may(node.getAttribute("data-scope") ?? "");
-  const isLocal = me.owner === "local";
+  isLocal = me.owner === "local";
   setText(byId("who"), isLocal ? "Local access" : `${me.name}, sees tasks of ${me.owner}`);
   byId("sign-out").hidden = isLocal;
   byId("sign-out").addEventListener("click", signOut);
@@ -21,4 +22,9 @@ export async function startWho() {
 /** @param {string} scope */
 export function may(scope) {
   return scopes.has(scope);
+}
+
+/** Whether calls from here need a key. */
+export function needsKey() {
+  return !isLocal;
 }
