@@ -5,7 +5,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.routers import APIRootView, DefaultRouter
 
-from inference.api import monitor_views
+from inference.api import monitor_views, webhook_views
 from inference.api.embedding_views import EmbeddingViewSet
 from inference.api.model_views import RegisteredModelViewSet
 from inference.api.task_views import TaskViewSet
@@ -34,4 +34,5 @@ router.register("models", RegisteredModelViewSet, basename="model")
 urlpatterns = [
     *router.urls,
     re_path(r"^monitor/queue/?$", monitor_views.queue, name="monitor-queue"),
+    re_path(r"^webhooks/secret/?$", webhook_views.webhook_secret, name="webhook-secret"),
 ]

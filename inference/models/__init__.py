@@ -17,6 +17,7 @@ from inference.models.tasks import (
     new_task_id,
 )
 from inference.models.webhook_deliveries import WebhookDelivery
+from inference.models.webhook_secrets import WebhookSecret
 
 __all__ = [
     "MAX_PRIORITY",
@@ -32,6 +33,7 @@ __all__ = [
     "TaskResult",
     "Usage",
     "WebhookDelivery",
+    "WebhookSecret",
     "loaded_models",
     "milliseconds_between",
     "new_task_id",

@@ -86,6 +86,7 @@ class WebhookDelivery(Claimable):
         db_constraint=False,
         related_name="webhook_deliveries",
     )
+    owner = models.CharField(max_length=64)  # of the task, whose secret signs
     url = models.TextField()
     event = models.CharField(max_length=20, choices=Event.choices)
     payload = models.TextField()

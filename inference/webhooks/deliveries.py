@@ -20,6 +20,7 @@ def add_delivery(task: GenerationTask) -> None:
     payload = {"type": event.value, "timestamp": body["finished_at"], "data": body}
     WebhookDelivery.objects.create(
         task_id=ended.pk,
+        owner=ended.owner,
         url=ended.request["webhook_url"],
         event=event,
         payload=json.dumps(payload, separators=(",", ":")),

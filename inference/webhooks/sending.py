@@ -17,7 +17,7 @@ from inference.task_log import log
 from inference.webhooks import deliveries, http_client, urls
 from inference.webhooks.addresses import RefusedAddressError
 from inference.webhooks.http_client import UnansweredError
-from inference.webhooks.signing import signed_headers
+from inference.webhooks.signing import secrets_of, signed_headers
 from inference.webhooks.urls import RefusedUrlError
 from monitoring.events import events
 from monitoring.logs.redaction import redact
@@ -85,12 +85,13 @@ def _attempt(delivery: WebhookDelivery) -> None:
 def _send(delivery: WebhookDelivery) -> _Outcome:
     if not settings.WEBHOOK_SECRETS:
         return _Outcome(error="It cannot be signed: set WEBHOOK_SECRETS for this worker.")
-    headers = {
-        "content-type": "application/json",
-        "user-agent": f"sop-llm-executor/{settings.VERSION}",
-        **signed_headers(delivery.pk, delivery.payload, settings.WEBHOOK_SECRETS, timezone.now()),
-    }
     try:
+        secrets = secrets_of(delivery.owner)
+        headers = {
+            "content-type": "application/json",
+            "user-agent": f"sop-llm-executor/{settings.VERSION}",
+            **signed_headers(delivery.pk, delivery.payload, secrets, timezone.now()),
+        }
         url = urls.parse(delivery.url)
         body = delivery.payload.encode()
         answer = http_client.post(url, headers, body, _LIMIT_SECONDS)

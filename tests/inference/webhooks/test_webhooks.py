@@ -30,16 +30,17 @@ from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle import finish
 from inference.lifecycle.finish import Timings
 from inference.lifecycle.sweep import sweep as sweep_tasks
-from inference.models import GenerationTask, RegisteredModel, WebhookDelivery
+from inference.models import GenerationTask, RegisteredModel, WebhookDelivery, WebhookSecret
 from inference.models.webhook_deliveries import DeliveryLogEntry
 from inference.tasks import deliver_webhooks, purge, sweep
 from inference.webhooks import addresses, deliveries, http_client, sending, urls
 from inference.webhooks.http_client import UnansweredError
-from inference.webhooks.signing import is_secret, signed_headers
+from inference.webhooks.signing import is_secret, secrets_of, signed_headers
+from monitoring.api.principal import Principal, Scope
 from monitoring.hardware import worker_identity
 from monitoring.redis.client import client
 from tests.certificates import Authority
-from tests.conftest import Valkey
+from tests.conftest import Valkey, client_of
 from tests.inference.lifecycle.test_lifecycle import (
     TIMINGS,
     NewTask,
@@ -267,6 +268,103 @@ def test_both_secrets_sign_while_one_follows_the_other(
     assert call.verified(CURRENT) == call.verified(OLD)
     with pytest.raises(WebhookVerificationError):
         call.verified(f"whsec_{'c' * 43}=")
+
+
+SECRET = "/api/v1/webhooks/secret"
+
+
+def as_owner(owner: str) -> APIClient:
+    return client_of(Principal(name=owner, owner=owner, scopes=frozenset({Scope.TASKS})))
+
+
+def test_webhook_of_one_owner_does_not_verify_with_the_secret_of_another(
+    end_task: EndTask, receiver: Receiver
+) -> None:
+    secrets = {owner: as_owner(owner).post(SECRET).json()["secret"] for owner in ("alice", "bob")}
+    delivery = attempt(end_task(owner="alice"))
+    assert delivery.owner == "alice"
+    [call] = receiver.calls
+    assert call.verified(secrets["alice"])["data"]["task_id"] == delivery.task_id
+    for secret in (secrets["bob"], CURRENT):
+        with pytest.raises(WebhookVerificationError):
+            call.verified(secret)
+
+
+def test_secret_is_shown_once_and_the_one_before_signs_for_a_day(
+    end_task: EndTask, receiver: Receiver
+) -> None:
+    alice = as_owner("alice")
+    assert alice.get(SECRET).json() == {
+        "version": 0,
+        "made_at": None,
+        "previous_signs_until": None,
+    }
+    answers = [alice.post(SECRET) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [201] * 3
+    first, second, third = (answer.json()["secret"] for answer in answers)
+    assert all(map(is_secret, (first, second, third)))
+    shown = alice.get(SECRET).json()
+    assert shown == {name: answers[-1].json()[name] for name in shown}
+    assert (shown["version"], "secret" in shown) == (3, False)
+    assert as_owner("bob").get(SECRET).json()["version"] == 0
+
+    attempt(end_task(owner="alice"))
+    receiver.calls[0].verified(third)
+    receiver.calls[0].verified(second)
+    with pytest.raises(WebhookVerificationError):
+        receiver.calls[0].verified(first)
+    WebhookSecret.objects.update(made_at=timezone.now() - timedelta(hours=24, seconds=1))
+    attempt(end_task(owner="alice"))
+    receiver.calls[1].verified(third)
+    with pytest.raises(WebhookVerificationError):
+        receiver.calls[1].verified(second)
+
+
+def test_webhook_that_waits_is_signed_with_the_secret_that_is_made_meanwhile(
+    end_task: EndTask, receiver: Receiver
+) -> None:
+    receiver.replies = [Reply(500)]
+    delivery = attempt(end_task(owner="alice"))
+    secret = as_owner("alice").post(SECRET).json()["secret"]
+    assert attempt(delivery).status == Status.DELIVERED
+    receiver.calls[1].verified(secret)
+    with pytest.raises(WebhookVerificationError):
+        receiver.calls[0].verified(secret)
+
+
+def test_local_owner_has_the_setting_until_it_makes_a_secret_of_its_own(
+    api: APIClient, end_task: EndTask, receiver: Receiver
+) -> None:
+    secret = api.post(SECRET).json()["secret"]
+    assert secret != CURRENT
+    attempt(end_task())
+    receiver.calls[0].verified(secret)
+    receiver.calls[0].verified(CURRENT)
+
+
+def test_owner_s_secrets_follow_each_of_the_setting(settings: Settings, db: None) -> None:
+    settings.WEBHOOK_SECRETS = [CURRENT, OLD]
+    shown = as_owner("alice").post(SECRET).json()["secret"]
+    settings.WEBHOOK_SECRETS = [OLD, CURRENT]
+    signing = secrets_of("alice")
+    assert (len(set(signing)), signing[1]) == (4, shown)
+
+
+def test_secret_without_a_setting_to_derive_it_from_is_refused(
+    settings: Settings, api: APIClient
+) -> None:
+    settings.WEBHOOK_SECRETS = []
+    response = api.post(SECRET)
+    assert (response.status_code, response.json()["error"]) == (409, "conflict")
+    assert "WEBHOOK_SECRETS" in response.json()["message"]
+    assert not WebhookSecret.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_each_of_many_who_make_a_secret_at_once_gets_one_of_its_own(db: None) -> None:
+    made: list[int] = []
+    run_in_threads(8, lambda: made.append(WebhookSecret.objects.renew("alice").version))
+    assert sorted(made) == list(range(1, 9))
 
 
 def test_signature_does_not_fit_another_payload() -> None:
