@@ -1,12 +1,36 @@
 """Typed readers of environment variables; a bad value stops the start with a sentence."""
 
 import os
+import re
 from pathlib import Path
 
 from django.core.exceptions import ImproperlyConfigured
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
+# The variables that hold secrets.
+SECRET = re.compile(
+    r"SECRET_KEY|ENCRYPTION_KEYS|WEBHOOK_SECRETS|DATABASE_URL|REDIS_URL|HF_TOKEN"
+    r"|FLOWER_BASIC_AUTH|LANGFUSE_(SECRET|PUBLIC)_KEY|[A-Z][A-Z0-9_]*_API_KEY"
+)
+
+
+def read_secret_files() -> None:
+    """Set each secret of which NAME_FILE names a file, as those of Docker, to the file's text."""
+    for variable, path in list(os.environ.items()):
+        name = variable.removesuffix("_FILE")
+        if name == variable or not path.strip() or not SECRET.fullmatch(name):
+            continue
+        try:
+            text = Path(path.strip()).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as exc:
+            raise ImproperlyConfigured(f"{variable}: {path} cannot be read: {exc}.") from None
+        if not text:
+            raise ImproperlyConfigured(f"{variable}: {path} is empty: put the secret into it.")
+        # A process that another one has started may have both, which then say the same.
+        if env_str(name) not in ("", text):
+            raise ImproperlyConfigured(f"{name} and {variable} are both set: keep one of them.")
+        os.environ[name] = text
 
 
 def env_str(name: str, default: str = "") -> str:

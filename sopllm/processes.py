@@ -2,15 +2,18 @@
 
 import importlib.util
 import os
+import re
 import secrets
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from django.conf import settings
 from django.core.management import CommandError
 
+from sopllm.env import SECRET
 from sopllm.supervisor import ProcessSpec
 
 # A worker ends a running generation on SIGQUIT only: SIGTERM waits for it.
@@ -27,6 +30,43 @@ WEB_GRACE_SECONDS = 3
 HTTP_PROTOCOL = "sopllm.http_protocol:LimitedHttpProtocol"
 # A larger message ends the connection; the consumer answers smaller ones that it does not accept.
 WEBSOCKET_MAX_BYTES = 1024 * 1024
+
+# Which secrets of the environment each process has: those that it uses.
+_PROVIDER_KEYS = r"(?!LANGFUSE_)\w+_API_KEY"
+_ROWS = "REDIS_URL|DATABASE_URL"
+_TRACES = "LANGFUSE_(PUBLIC|SECRET)_KEY"
+_STORED_KEYS = "SECRET_KEY|ENCRYPTION_KEYS"
+SECRETS_OF = {
+    "valkey": "",
+    "web": f"{_ROWS}|{_STORED_KEYS}|{_TRACES}|WEBHOOK_SECRETS",
+    "gpu": f"{_ROWS}|{_TRACES}",
+    "api": f"{_ROWS}|{_STORED_KEYS}|{_TRACES}|{_PROVIDER_KEYS}",
+    "default": f"{_ROWS}|{_TRACES}|WEBHOOK_SECRETS|HF_TOKEN",
+    "embeddings": f"{_ROWS}|{_STORED_KEYS}|{_PROVIDER_KEYS}",
+    "beat": "REDIS_URL",
+    "flower": "REDIS_URL|FLOWER_BASIC_AUTH",
+}
+
+
+def without_other_secrets(process: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """What to change in the environment of a process so that it has only SECRETS_OF it.
+
+    What it has no use for is emptied, not left out: `.env`, which it reads too, would set it
+    again. What a file holds it reads from the file itself.
+    """
+    changed = {}
+    for variable in environment:
+        name = variable.removesuffix("_FILE")
+        if not SECRET.fullmatch(name):
+            continue
+        is_used = re.fullmatch(SECRETS_OF[process], name)
+        has_file = bool(environment.get(f"{name}_FILE"))
+        if not is_used or (has_file and variable == name):
+            changed[variable] = ""
+    if settings.APP_ENV != "local" and not re.fullmatch(SECRETS_OF[process], "SECRET_KEY"):
+        # Django does not start without one; here it signs and encrypts nothing.
+        changed["SECRET_KEY"] = secrets.token_hex(32)
+    return changed
 
 
 def valkey() -> ProcessSpec:
@@ -45,7 +85,8 @@ def valkey() -> ProcessSpec:
         "daemonize": "no",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    return ProcessSpec("valkey", [str(valkey_executable()), *arguments])
+    env = without_other_secrets("valkey", os.environ)
+    return ProcessSpec("valkey", [str(valkey_executable()), *arguments], env)
 
 
 def application(listener: socket.socket) -> list[ProcessSpec]:
@@ -67,6 +108,7 @@ def web(number: int, listener: socket.socket) -> ProcessSpec:
     return ProcessSpec(
         f"web {number}",
         command,
+        without_other_secrets("web", os.environ),
         stop_signals=((signal.SIGTERM, WEB_GRACE_SECONDS + 1.0),),
         inherited=(listener.fileno(),),
     )
@@ -101,14 +143,14 @@ def worker(name: str, queues: str, *options: str, nice: int = 0) -> ProcessSpec:
         *("worker", "--queues", queues, "--hostname", f"{name}@%h", *options),
         *("--loglevel=INFO", "--task-events", "--without-mingle", "--without-gossip"),
     )
-    return ProcessSpec(f"{name} worker", command, nice=nice, stop_signals=WORKER_STOP_SIGNALS)
+    env = without_other_secrets(name, os.environ)
+    return ProcessSpec(f"{name} worker", command, env, nice, stop_signals=WORKER_STOP_SIGNALS)
 
 
 def beat() -> ProcessSpec:
     """The scheduler; without a pid file, which after a crash would keep it from starting."""
-    return ProcessSpec(
-        "beat", celery("beat", "--schedule", str(settings.VAR_DIR / "beat-schedule"))
-    )
+    command = celery("beat", "--schedule", str(settings.VAR_DIR / "beat-schedule"))
+    return ProcessSpec("beat", command, without_other_secrets("beat", os.environ))
 
 
 def flower() -> ProcessSpec:
@@ -123,7 +165,8 @@ def flower() -> ProcessSpec:
         "--read_only=True",
     )
     basic_auth = os.environ.get("FLOWER_BASIC_AUTH") or f"flower:{flower_password()}"
-    return ProcessSpec("flower", command, env={"FLOWER_BASIC_AUTH": basic_auth}, nice=FLOWER_NICE)
+    env = without_other_secrets("flower", os.environ) | {"FLOWER_BASIC_AUTH": basic_auth}
+    return ProcessSpec("flower", command, env, FLOWER_NICE)
 
 
 def flower_password() -> str:

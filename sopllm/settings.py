@@ -14,13 +14,23 @@ from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
 from sopllm import __version__
-from sopllm.env import env_bool, env_choice, env_float, env_int, env_list, env_path, env_str
+from sopllm.env import (
+    env_bool,
+    env_choice,
+    env_float,
+    env_int,
+    env_list,
+    env_path,
+    env_str,
+    read_secret_files,
+)
 
 # Lets Django classes take type parameters at run time, as the type checker wants them.
 django_stubs_ext.monkeypatch()
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 load_dotenv(BASE_DIR / ".env")
+read_secret_files()
 
 # The service.
 

@@ -154,6 +154,26 @@ def test_secret_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+def test_secret_may_be_in_a_file(tmp_path: Path) -> None:
+    for name, text in (("key", "a" * 32), ("other", "b" * 32), ("empty", "")):
+        (tmp_path / name).write_text(f"{text}\n")
+    env = {"VAR_DIR": str(tmp_path / "var"), "APP_ENV": "production"}
+    given = load_settings(**env, SECRET_KEY_FILE=str(tmp_path / "key"))
+    assert given.stdout.strip() == "a" * 32
+    shown = "settings.DEBUG or __import__('os').environ['GROQ_API_KEY']"
+    named = load_settings(shown, **env, SECRET_KEY="s", GROQ_API_KEY_FILE=str(tmp_path / "other"))
+    assert named.stdout.strip() == "b" * 32
+    for variables, says in (
+        ({"SECRET_KEY": "c", "SECRET_KEY_FILE": str(tmp_path / "key")}, "are both set"),
+        ({"SECRET_KEY_FILE": str(tmp_path / "empty")}, "is empty"),
+        ({"SECRET_KEY_FILE": str(tmp_path / "gone")}, "cannot be read"),
+    ):
+        stopped = load_settings(**env, **variables)
+        assert stopped.returncode != 0
+        assert says in stopped.stderr
+        assert "a" * 32 not in stopped.stderr
+
+
 def test_webhook_secret_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     shown = "*settings.WEBHOOK_SECRETS"
     first, again = (load_settings(shown, VAR_DIR=str(tmp_path)).stdout.strip() for _ in range(2))

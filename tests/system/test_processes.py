@@ -1,5 +1,6 @@
 """What each process holds in memory, and what Flower sees of the workers."""
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -8,15 +9,18 @@ from benchmarks.running_service import (
     API_WORKER,
     BEAT,
     DEFAULT_WORKER,
+    EMBEDDINGS_WORKER,
     FLOWER,
     FLOWER_PASSWORD,
     FLOWER_USER,
     GPU_WORKER,
+    VALKEY,
     WEB,
     RunningService,
     mapped_files,
     wait_for,
 )
+from tests.system.conftest import HUB_TOKEN, LANGFUSE_SECRET_KEY, NAMED_API_KEY
 
 
 def flower(
@@ -53,6 +57,25 @@ def test_flower_shows_nothing_without_its_password(service: RunningService) -> N
     for path in ("/", "/workers", "/api/workers", "/broker"):
         for password in (None, "guessed"):
             assert flower(service, path, password).status_code == 401
+
+
+def test_secret_is_in_the_environment_of_the_processes_that_use_it_alone(
+    service: RunningService,
+) -> None:
+    users = {
+        NAMED_API_KEY: {API_WORKER, EMBEDDINGS_WORKER},
+        HUB_TOKEN: {DEFAULT_WORKER},
+        LANGFUSE_SECRET_KEY: {WEB, GPU_WORKER, API_WORKER, DEFAULT_WORKER},
+    }
+    marks = (WEB, GPU_WORKER, API_WORKER, DEFAULT_WORKER, EMBEDDINGS_WORKER, BEAT, FLOWER, VALKEY)
+    pids = {mark: [service.pid(mark)] for mark in marks}
+    pids[GPU_WORKER].append(service.gpu_child())
+    pids[EMBEDDINGS_WORKER].append(service.embeddings_child())
+    for secret, using in users.items():
+        for mark in marks:
+            for pid in pids[mark]:
+                has_it = secret.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+                assert has_it is (mark in using), (mark, secret[:5])
 
 
 def test_flower_shows_workers_and_a_task_by_its_own_id(service: RunningService) -> None:
