@@ -44,5 +44,6 @@ ENV PATH=/app/.venv/bin:$PATH \
     SERVER_HOST=0.0.0.0 \
     MODELS_DIR=/models
 EXPOSE 8000
-# A worker is asked to end with SIGTERM; the signals reach the process itself, since there is no shell between.
+# Others may not read what it writes. A worker is asked to end with SIGTERM, which reaches the process itself: the shell is gone by then.
+ENTRYPOINT ["sh", "-c", "umask 077 && exec \"$@\"", "sh"]
 CMD ["uvicorn", "sopllm.asgi:application", "--host", "0.0.0.0", "--port", "8000", "--loop", "uvloop", "--http", "sopllm.http_protocol:LimitedHttpProtocol", "--no-access-log", "--timeout-graceful-shutdown", "10", "--ws-max-size", "1048576", "--ws-per-message-deflate", "false"]
