@@ -79,6 +79,8 @@ def test_secret_is_in_the_environment_of_the_processes_that_use_it_alone(
 
 
 def test_flower_shows_workers_and_a_task_by_its_own_id(service: RunningService) -> None:
+    # It knows no tasks from before it follows the events.
+    wait_for(lambda: "api@" in flower(service, "/workers").text)
     task_id = service.submit("hello", "echo")
     service.ended(task_id)
 
