@@ -1,6 +1,6 @@
 # `make run` and `make test` do all the set-up themselves; scripts/setup.sh takes no time when nothing has changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint fix bench lock clean
+.PHONY: help setup run test lint audit fix bench lock clean
 PYTHON_BIN := .venv/bin/python
 
 help: ## List the targets
@@ -20,6 +20,13 @@ lint: setup ## Check style, types and import arrows
 	.venv/bin/ruff format --check .
 	$(PYTHON_BIN) -m mypy .
 	.venv/bin/lint-imports
+
+AUDIT := .venv/bin/uv --quiet tool run pip-audit==2.10.1 --disable-pip --require-hashes --strict --progress-spinner off
+audit: setup ## Look for known vulnerabilities of the pinned packages, and for unsafe code
+	.venv/bin/ruff check --select S,TID251 .
+	.venv/bin/lint-imports
+	@$(AUDIT) -r requirements.txt || { \
+		echo "Packages are vulnerable, or their data could not be had: pip-audit needs https://pypi.org."; exit 1; }
 
 fix: setup ## Mend what ruff can mend
 	.venv/bin/ruff check --fix .
