@@ -76,10 +76,11 @@ class Engine:
         return len(self._sequences)
 
     def new_sequence(
-        self, request_id: str, prompt_tokens: list[int], params: SamplingParams
+        self, request_id: str, prompt_tokens: list[int], params: SamplingParams, owner: str = ""
     ) -> Sequence:
         """A sequence, which has to be added, if only to be aborted: that frees its sampler.
 
+        It starts from what sequences of the same owner have computed, and of no other.
         Raises InvalidRequestError, PromptTooLongError or ConstraintError.
         """
         if request_id in self._sequences:
@@ -100,6 +101,7 @@ class Engine:
             params=params,
             max_output_tokens=min(params.max_tokens, max_num_tokens - len(prompt_tokens)),
             sampler=self.runner.new_sampler(params, prompt_tokens),
+            owner=owner,
             # A stop sequence may be the name of a token that writes no text.
             stop_tokens={self.runner.control_token(stop) for stop in params.stop} - {None},
         )
@@ -111,10 +113,10 @@ class Engine:
         return sequence
 
     def add_request(
-        self, request_id: str, prompt_tokens: list[int], params: SamplingParams
+        self, request_id: str, prompt_tokens: list[int], params: SamplingParams, owner: str = ""
     ) -> Sequence:
         """Make a sequence and add it; nothing is queued where that raises."""
-        return self.add(self.new_sequence(request_id, prompt_tokens, params))
+        return self.add(self.new_sequence(request_id, prompt_tokens, params, owner))
 
     def step(self) -> list[StepOutput]:
         """Compute one batch; one output for each sequence that got a token or ended."""

@@ -25,10 +25,11 @@ class _Slot:
     """`tokens` are those whose keys and values it holds, from position 0.
 
     `max_cells` is what a running sequence has reserved, 0 = idle. The first
-    `num_deterministic_tokens` were computed alone, in whole chunks.
+    `num_deterministic_tokens` were computed alone, in whole chunks. All are of one owner.
     """
 
     number: int
+    owner: str = ""
     tokens: list[int] = field(default_factory=list)
     num_deterministic_tokens: int = 0
     max_cells: int = 0
@@ -52,8 +53,9 @@ class KVCache:
 
     A cell is the keys and values of one token in all layers. A sequence reserves the cells of
     its whole life when it is admitted, so that no running sequence is ever out of memory. What
-    an ended sequence has computed stays, and prompts that begin alike start from it, until the
-    slot or its cells are needed, least recently used first.
+    an ended sequence has computed stays, and prompts of its owner that begin alike start from it,
+    until the slot or its cells are needed, least recently used first. Nobody learns from the number
+    of cached tokens what others have asked.
     """
 
     def __init__(
@@ -85,7 +87,12 @@ class KVCache:
         return self.num_cells - sum(slot.max_cells for slot in self._slots)
 
     def allocate(
-        self, prompt_tokens: list[int], max_cells: int, *, is_deterministic: bool = False
+        self,
+        prompt_tokens: list[int],
+        max_cells: int,
+        *,
+        owner: str = "",
+        is_deterministic: bool = False,
     ) -> Allocation | None:
         """Reserve a slot and `max_cells` cells; None while there is no room.
 
@@ -95,7 +102,8 @@ class KVCache:
         """
         if self.num_free_slots == 0 or max_cells > self.num_free_cells:
             return None
-        slot = self._place(prompt_tokens, is_deterministic)
+        slot = self._place(prompt_tokens, owner, is_deterministic)
+        slot.owner = owner
         slot.max_cells = max_cells
         self._touch(slot)
         # Where sequences share one buffer, idle slots give way until all cells fit into it; buffers
@@ -140,21 +148,23 @@ class KVCache:
         """Whether a copy of `num_tokens`, once `source` has them, beats what other slots have."""
         if not self._memory.can_copy or num_tokens < MIN_COPY_TOKENS:
             return False
+        owner = self._slots[source].owner
         others = [slot for slot in self._slots if slot.number != source]
         best = max(
-            (self._num_reusable(slot, prompt_tokens, is_deterministic) for slot in others),
+            (self._num_reusable(slot, prompt_tokens, owner, is_deterministic) for slot in others),
             default=0,
         )
         return num_tokens - best >= MIN_COPY_TOKENS
 
-    def _place(self, prompt_tokens: list[int], is_deterministic: bool) -> _Slot:
+    def _place(self, prompt_tokens: list[int], owner: str, is_deterministic: bool) -> _Slot:
         """The idle slot to run in, holding as much of the prompt as is worth having.
 
         A history of which the prompt keeps little is left for its conversation to go on with:
         what they share is copied to the slot that is lost most easily.
         """
         reusable = {
-            slot: self._num_reusable(slot, prompt_tokens, is_deterministic) for slot in self._slots
+            slot: self._num_reusable(slot, prompt_tokens, owner, is_deterministic)
+            for slot in self._slots
         }
         idle = [slot for slot in self._slots if slot.is_idle]
         source = max(self._slots, key=reusable.__getitem__)
@@ -177,8 +187,12 @@ class KVCache:
             home.hold(home.tokens[:num_tokens] if done else [], home.num_deterministic_tokens)
         return home
 
-    def _num_reusable(self, slot: _Slot, prompt_tokens: list[int], is_deterministic: bool) -> int:
-        """How many tokens of the prompt a sequence could take over from the slot."""
+    def _num_reusable(
+        self, slot: _Slot, prompt_tokens: list[int], owner: str, is_deterministic: bool
+    ) -> int:
+        """How many tokens of the prompt a sequence of the owner could take over from the slot."""
+        if slot.owner != owner:
+            return 0
         length = min(common_prefix_length(slot.tokens, prompt_tokens), len(prompt_tokens) - 1)
         if is_deterministic:
             if not self._memory.has_all_cells(slot.number):

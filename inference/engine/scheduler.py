@@ -110,7 +110,10 @@ class Scheduler:
         if sequence.params.deterministic != is_deterministic or self._can_soon_share(sequence):
             return None
         allocation = self.kv_cache.allocate(
-            sequence.prompt_tokens, sequence.max_cells, is_deterministic=is_deterministic
+            sequence.prompt_tokens,
+            sequence.max_cells,
+            owner=sequence.owner,
+            is_deterministic=is_deterministic,
         )
         if allocation is None:
             return None
@@ -126,7 +129,8 @@ class Scheduler:
         """
         prompt, is_deterministic = sequence.prompt_tokens, sequence.params.deterministic
         for other in self.running:
-            if other.is_prefilling and other.slot is not None:
+            is_own = other.owner == sequence.owner
+            if is_own and other.is_prefilling and other.slot is not None:
                 shared = common_prefix_length(other.prompt_tokens, prompt)
                 if is_deterministic:
                     is_whole = other.params.deterministic

@@ -76,7 +76,7 @@ class Sequence:
     waiting (no slot) -> prefill -> decode -> finished (`finish_reason` set)
 
     The first `num_computed_tokens` of prompt + output are in the model's memory, at `slot`;
-    `num_cached_tokens` of them were there before.
+    `num_cached_tokens` of them were there before, of a sequence of the same `owner`.
     """
 
     request_id: str
@@ -84,6 +84,7 @@ class Sequence:
     params: SamplingParams
     max_output_tokens: int
     sampler: int
+    owner: str = ""
     stop_tokens: set[int | None] = field(default_factory=set)
     output_tokens: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0

@@ -93,6 +93,7 @@ class Attempt:
             request_id=self.request_id,
             messages=task.messages(),
             params=task.request["params"],
+            owner=task.owner,
             response_format=task.request.get("response_format"),
             context_overflow=task.request["context_overflow"],
             extra_params=task.request.get("extra_params") or {},

@@ -124,6 +124,11 @@ class RegisteredModel(models.Model):
         return bool(self.config.get("pinned", False))
 
     @property
+    def shares_prefixes(self) -> bool:
+        """Whether prompts start from what those of other owners have computed."""
+        return bool(self.config.get("shares_prefixes", False))
+
+    @property
     def keep_alive(self) -> timedelta | None:
         """How long it stays in memory when nobody uses it; None: no limit."""
         seconds = self.config.get("keep_alive_seconds", settings.KEEP_ALIVE_SECONDS)

@@ -31,11 +31,13 @@ class GenerationRequest:
     """What is asked: `params` are the sampling fields of the API, defaults filled in.
 
     `request_id` names the attempt: a lost one may still be running when the next one starts.
+    A local model reuses what it has computed for the same `owner`.
     """
 
     request_id: str
     messages: list[ChatMessage]
     params: dict[str, Any]
+    owner: str = ""
     response_format: ResponseFormat | None = None
     context_overflow: str = "truncate"
     extra_params: dict[str, Any] = field(default_factory=dict)

@@ -52,7 +52,9 @@ def new_sequence(loaded: LoadedEngine, request: GenerationRequest, progress: Pro
         if num_dropped:
             progress.extra["truncated_messages"] = num_dropped
         progress.prompt_tokens = len(tokens)
-        return loaded.engine.new_sequence(request.request_id, tokens, _sampling_params(request))
+        owner = "" if loaded.model.shares_prefixes else request.owner
+        params = _sampling_params(request)
+        return loaded.engine.new_sequence(request.request_id, tokens, params, owner)
     except EngineError as error:
         raise inference_error(error) from error
 

@@ -132,6 +132,9 @@ class LocalConfigSerializer(StrictSerializer):
     pinned = serializers.BooleanField(
         required=False, help_text="Neither idle time nor another model drives it out of memory."
     )
+    shares_prefixes = serializers.BooleanField(
+        required=False, help_text="Prompts start from what those of other owners have computed."
+    )
     max_output_tokens = serializers.IntegerField(required=False, min_value=1, max_value=128_000)
     generation_params = SamplingSerializer(required=False)
 

@@ -56,6 +56,11 @@ class Principal:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def visible_owner(self) -> str | None:
+        """Whose events, logs and figures it sees; None: those of all owners."""
+        return None if Scope.MONITOR in self.scopes else self.owner
+
 
 LOCAL = Principal(name="local", owner="local", scopes=ANY_SCOPE)
 

@@ -53,6 +53,19 @@ def test_follow_up_computes_only_what_is_new() -> None:
     assert runner.num_computed_tokens == 2
 
 
+def test_prompt_of_another_owner_neither_waits_for_a_prefix_nor_reuses_it() -> None:
+    runner = FakeRunner(max_batch_tokens=200, n_ctx_per_seq=200, next_token=never_ending)
+    engine = Engine(runner)
+    prompt, params = list(range(100)), SamplingParams(max_tokens=1)
+    first, stranger, second = (
+        engine.add_request(str(number), prompt, params, owner)
+        for number, owner in enumerate(("one", "other", "one"))
+    )
+    run(engine)
+    cached = [each.num_cached_tokens for each in (first, stranger, second)]
+    assert cached == [0, 0, 99]
+
+
 @pytest.mark.parametrize("reason", [FinishReason.CANCELLED, FinishReason.TIMEOUT])
 def test_what_an_aborted_sequence_has_computed_is_kept(reason: FinishReason) -> None:
     engine = Engine(FakeRunner(n_ctx_per_seq=100))

@@ -240,3 +240,28 @@ def test_copy_must_bring_more_than_other_slots_have() -> None:
 )
 def test_common_prefix(one: list[int], other: list[int], length: int) -> None:
     assert common_prefix_length(one, other) == common_prefix_length(other, one) == length
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_prompt_of_another_owner_computes_all_of_it(is_running: bool) -> None:
+    cache = cache_of()
+    first = start(cache, SYSTEM)
+    if not is_running:
+        cache.release(first.slot)
+    stranger = cache.allocate([*SYSTEM, 7], 1000, owner="stranger")
+    assert stranger is not None
+    assert stranger.num_cached_tokens == 0
+    again = cache.allocate([*SYSTEM, 8], 200)
+    assert again is not None
+    assert again.num_cached_tokens == len(SYSTEM)
+
+
+def test_idle_slots_of_other_owners_give_way() -> None:
+    cache = cache_of(num_slots=1)
+    finish(cache, SYSTEM)
+    allocation = cache.allocate(SYSTEM, 1000, owner="stranger")
+    assert allocation == Allocation(slot=0, num_cached_tokens=0)
+    cache.release(0)
+    again = cache.allocate(SYSTEM, 1000)
+    assert again is not None
+    assert again.num_cached_tokens == 0
