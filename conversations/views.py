@@ -27,7 +27,7 @@ from conversations.serializers import (
 )
 from monitoring.api import query_parameters
 from monitoring.api.errors import Conflict
-from monitoring.api.principal import Scope, owner_of
+from monitoring.api.principal import Scope, owner_of, principal_of
 from monitoring.api.query_parameters import StrictViewSet
 
 _INCLUDE_MESSAGES = OpenApiParameter("include_messages", bool)
@@ -50,8 +50,9 @@ class ConversationViewSet(
     }
 
     def get_queryset(self) -> QuerySet[Conversation]:
-        own = Conversation.objects.owned_by(owner_of(self.request))
-        return own.annotate(message_count=Count("messages"))
+        principal, rows = principal_of(self.request), Conversation.objects.all()
+        visible = rows if principal.is_staff else rows.owned_by(principal.owner)
+        return visible.annotate(message_count=Count("messages"))
 
     def get_serializer_class(self) -> type[BaseSerializer[Any]]:
         """The form of the browsable API is that of what is sent."""
@@ -73,7 +74,7 @@ class ConversationViewSet(
         return Response(ConversationSerializer(conversation).data, status=201)
 
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Own conversations, newest first."""
+        """Own conversations, newest first; staff that has signed in sees those of all owners."""
         return super().list(request, *args, **kwargs)
 
     @extend_schema(parameters=[_INCLUDE_MESSAGES], responses=ConversationWithMessagesSerializer)

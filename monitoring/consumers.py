@@ -28,7 +28,7 @@ MAX_MESSAGES_PER_SECOND = 50
 class MonitorConsumer(AsyncWebsocketConsumer):
     """One socket: replies to its client, and beside them the events that its cursor takes.
 
-    `scope["principal"]` says whose events it may see.
+    `scope["principal"]` says whose events it sees.
     """
 
     # No channel of its own, and so no subscription at Redis: the feed has one for all sockets.
@@ -43,11 +43,13 @@ class MonitorConsumer(AsyncWebsocketConsumer):
     async def connect(self) -> None:
         await self.accept()
         scope: Any = self.scope  # typed without what a middleware adds
-        self._owner: str = scope["principal"].owner
+        self._owner: str | None = scope["principal"].visible_owner
+        is_for_all = self._owner is None
+        self._events = [each for each in EventType if is_for_all or each != EventType.GPU_STATS]
         self._cursor = self._feed.join(self._owner, self._start_sender)
         await self._feed.wait_until_live(settings.REDIS_TIMEOUT_SECONDS)
         with _client_may_leave():
-            await self.send(connected_text(uuid.uuid4().hex, self._feed.last_seq))
+            await self.send(connected_text(uuid.uuid4().hex, self._events, self._feed.last_seq))
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         """Do what the client asks for, or say what is wrong with it."""
@@ -71,7 +73,7 @@ class MonitorConsumer(AsyncWebsocketConsumer):
             await asyncio.sleep(1 / MAX_MESSAGES_PER_SECOND)
             message = f"Send at most {MAX_MESSAGES_PER_SECOND} messages a second; this one is lost."
             raise SocketError("rate_limited", message)
-        command = parse(text)
+        command = parse(text, self._events)
         match command.type:
             case CommandType.SUBSCRIBE:
                 self._cursor.subscribe(command.events, command.since)

@@ -16,7 +16,7 @@ from rest_framework.utils.urls import replace_query_param
 from monitoring.api import query_parameters
 from monitoring.api.errors import RedisUnavailable
 from monitoring.api.permissions import needs
-from monitoring.api.principal import Scope, owner_of
+from monitoring.api.principal import Scope, principal_of
 from monitoring.events import log
 from monitoring.events.messages import EventPage, event_message
 from monitoring.hardware import gpu as gpu_stats
@@ -78,10 +78,13 @@ def gpu(request: Request) -> Response:
 
 
 @extend_schema(parameters=_LOG_PARAMETERS, responses={200: LogPage})
-@needs(Scope.MONITOR)
+@needs(Scope.TASKS, Scope.MONITOR)
 @api_view(["GET"])
 def logs(request: Request) -> Response:
-    """What all processes have logged, the newest first: the last 10,000 records of 7 days."""
+    """What all processes have logged, the newest first: the last 10,000 records of 7 days.
+
+    Of your own tasks; with the scope `monitor` everything.
+    """
     query_parameters.refuse_unknown(request, ("limit", "level", "task_id", "before"))
     params = request.query_params
     level, before = params.get("level", "INFO"), params.get("before")
@@ -92,7 +95,8 @@ def logs(request: Request) -> Response:
     limit = query_parameters.limit(request)
     min_level = logging.getLevelNamesMapping()[level]
     try:
-        entries, older = service_log.read(limit, min_level, params.get("task_id"), before)
+        owner = principal_of(request).visible_owner
+        entries, older = service_log.read(limit, min_level, params.get("task_id"), before, owner)
     except redis.RedisError as exc:
         raise RedisUnavailable from exc
     here = request.build_absolute_uri()
@@ -107,7 +111,8 @@ def events(request: Request) -> Response:
     """What happened after an event, in order; ask again after the `seq` of the answer.
 
     `has_gap` when some of it is no longer kept. A page reads `limit` events and shows those that
-    are yours or everyone's; `next` is not null where there are more.
+    you see: yours and everyone's, with the scope `monitor` all. `next` is not null where there are
+    more.
     """
     query_parameters.refuse_unknown(request, ("after", "limit"))
     after = query_parameters.whole_number(request, "after", 0, 0, _MAX_SEQ)
@@ -115,8 +120,8 @@ def events(request: Request) -> Response:
         excerpt = log.read(after, query_parameters.limit(request))
     except redis.RedisError as exc:
         raise RedisUnavailable from exc
-    owners = (None, owner_of(request))
-    visible = [event_message(event) for event in excerpt.events if event.owner in owners]
+    owner = principal_of(request).visible_owner
+    visible = [event_message(event) for event in excerpt.events if event.is_visible_to(owner)]
     here = request.build_absolute_uri()
     page = EventPage(
         events=visible,

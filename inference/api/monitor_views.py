@@ -17,7 +17,7 @@ from inference.models import loaded_models
 from inference.providers import circuit_breaker
 from monitoring.api import query_parameters
 from monitoring.api.permissions import needs
-from monitoring.api.principal import Scope, owner_of
+from monitoring.api.principal import Scope, principal_of
 from monitoring.metrics import prometheus
 
 
@@ -25,9 +25,9 @@ from monitoring.metrics import prometheus
 @needs(Scope.TASKS, Scope.MONITOR)
 @api_view(["GET"])
 def queue(request: Request) -> Response:
-    """What waits and what runs, by queue; of the running tasks, your own are named."""
+    """What waits and what runs, by queue: of your own tasks, with the scope `monitor` of all."""
     query_parameters.refuse_unknown(request, ())
-    return Response(queue_stats.read(owner_of(request)))
+    return Response(queue_stats.read(principal_of(request).visible_owner))
 
 
 class Metrics(APIView):

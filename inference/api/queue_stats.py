@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import TypedDict
 
 import redis
-from django.db.models import Count, Min
+from django.db.models import Count, Min, Q
 from django.utils import timezone
 
 from inference import dispatch
@@ -26,6 +26,8 @@ _RUNNING_FIELDS = (
 
 class QueueState(TypedDict):
     """One queue. `workers` and `messages` are null while Redis is away.
+
+    The tasks are those of whoever asks, who gets no `messages`; the scope `monitor` sees all.
 
     `by_priority`: the pending tasks of each exact priority, the most urgent 100 priorities.
     `messages`: what lies in the broker by Redis priority, 0 the most urgent; not the depth, since
@@ -60,7 +62,7 @@ class ProcessingTask(TypedDict):
 
 
 class QueueStats(TypedDict):
-    """All queues; `processing_tasks`: up to 100 of the owner who asks, longest running first."""
+    """All queues; `processing_tasks`: up to 100, longest running first."""
 
     queues: dict[str, QueueState]
     totals: Totals
@@ -68,26 +70,24 @@ class QueueStats(TypedDict):
 
 
 def read(owner: str | None = None) -> QueueStats:
-    """The queues, at most about a second ago; None sees no `processing_tasks`."""
+    """The tasks of an owner, None for those of all owners, at most about a second ago."""
     return cached(f"queue_stats:{owner or ''}", _CACHED_SECONDS, lambda: read_now(owner))
 
 
 def read_now(owner: str | None) -> QueueStats:
-    """All queues; of the tasks that run, the owner's alone are named.
-
-    Two queries, each by an index that holds the pending or the processing tasks alone.
-    """
-    queues = _pending_by_queue()
+    """Two queries, each by an index that holds the pending or the processing tasks alone."""
+    queues = _pending_by_queue(owner)
     held = GenerationTask.objects.filter(lease_until__isnull=False)  # by the index of the leases
     processing = held.filter(status=GenerationTask.Status.PROCESSING)
-    running = list(processing.order_by("started_at", "id").values(*_RUNNING_FIELDS))
+    everyones = processing.order_by("started_at", "id").values(*_RUNNING_FIELDS)
+    running = [task for task in everyones if owner in (None, task["owner"])]
     for task in running:
         queues[task["queue"]]["processing"] += 1
     with suppress(redis.RedisError):
         messages, num_workers = dispatch.messages_by_priority(queues), workers.count(queues)
         for queue, state in queues.items():
-            state["messages"], state["workers"] = messages[queue], num_workers[queue]
-    own = [task for task in running if task["owner"] == owner]
+            state["workers"] = num_workers[queue]
+            state["messages"] = messages[queue] if owner is None else None
     return QueueStats(
         queues={
             queue: state
@@ -107,13 +107,13 @@ def read_now(owner: str | None) -> QueueStats:
                 started_at=events.iso(task["started_at"]),
                 priority=task["priority"],
             )
-            for task in own[:_MAX_PROCESSING_TASKS]
+            for task in running[:_MAX_PROCESSING_TASKS]
         ],
     )
 
 
-def _pending_by_queue() -> dict[str, QueueState]:
-    """The state of each queue as far as its pending tasks tell."""
+def _pending_by_queue(owner: str | None) -> dict[str, QueueState]:
+    """The state of each queue as far as the owner's pending tasks tell, or those of all owners."""
     queues = {
         queue.value: QueueState(
             pending=0,
@@ -125,8 +125,12 @@ def _pending_by_queue() -> dict[str, QueueState]:
         )
         for queue in Queue
     }
+    # Not the rows of the owner alone: an owner's index has all that have ended.
     groups = GenerationTask.objects.pending().values_list("queue", "priority")
-    counted = groups.annotate(num_tasks=Count("pk"), oldest=Min("created_at"))
+    own = Q() if owner is None else Q(owner=owner)
+    counted = groups.annotate(
+        num_tasks=Count("pk", filter=own), oldest=Min("created_at", filter=own)
+    ).filter(num_tasks__gt=0)
     for queue, priority, num_tasks, oldest in counted.order_by("queue", "-priority"):
         state = queues[queue]
         state["pending"] += num_tasks

@@ -32,7 +32,7 @@ from inference.models import GenerationTask, queue_positions
 from inference.task_body import TaskSerializer, task_body
 from monitoring.api.errors import Conflict, QueueFull
 from monitoring.api.pagination import StablePagination
-from monitoring.api.principal import Scope, owner_of
+from monitoring.api.principal import Scope, owner_of, principal_of
 from monitoring.api.query_parameters import StrictViewSet
 
 
@@ -67,7 +67,8 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
     }
 
     def get_queryset(self) -> QuerySet[GenerationTask]:
-        return GenerationTask.objects.owned_by(owner_of(self.request))
+        principal, tasks = principal_of(self.request), GenerationTask.objects.all()
+        return tasks if principal.is_staff else tasks.owned_by(principal.owner)
 
     def get_serializer_class(self) -> type[BaseSerializer[Any]]:
         """The form of the browsable API is the submission's."""
@@ -75,7 +76,7 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
 
     def get_object(self) -> GenerationTask:
         task = GenerationTask.objects.read(self.kwargs["pk"])
-        if task is None or task.owner != owner_of(self.request):
+        if task is None or not principal_of(self.request).may_act_for(task.owner):
             raise NotFound(f"There is no task {self.kwargs['pk']}; ended ones are kept for a time.")
         return task
 
@@ -113,7 +114,7 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
         return Response(TaskSerializer(accepted, many=True, context=context).data, status=201)
 
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Own tasks, newest first."""
+        """Own tasks, newest first; staff that has signed in sees those of all owners."""
         page = self.paginate_queryset(self.filter_queryset(self.get_queryset())) or []
         context = {"queue_positions": queue_positions(list(page))}
         return self.get_paginated_response(TaskSerializer(page, many=True, context=context).data)

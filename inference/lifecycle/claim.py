@@ -81,7 +81,7 @@ def _claim(statement: str, **condition: str) -> Lease | None:
             sql.execute(sql.SET_LAST_OWNER, **turn)
     if task is None:
         return None
-    log(task.pk, logging.DEBUG, "Attempt %d started on %s", task.attempt, task.worker)
+    log(task, logging.DEBUG, "Attempt %d started on %s", task.attempt, task.worker)
     events.started(task)
     return Lease(task)
 
@@ -99,7 +99,7 @@ def begin_again(lease: Lease, failure: InferenceError) -> Lease | None:
         if not won:
             return None
         add_attempt(task, TaskAttempt.Outcome.FAILED, failure)
-    log(task.pk, logging.WARNING, "Attempt %d starts over: %s", lease.attempt, failure.message)
+    log(task, logging.WARNING, "Attempt %d starts over: %s", lease.attempt, failure.message)
     following = GenerationTask.objects.read(task.pk)
     if following is None or following.attempt != lease.attempt + 1:
         return None

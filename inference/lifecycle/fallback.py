@@ -89,6 +89,6 @@ def announce_fallback(task: GenerationTask, change: dict[str, Any], reason: str)
     failed = task.model_name
     for name in ("status", "model_name", "queue", "request"):
         setattr(task, name, change[name])
-    log(task.pk, logging.WARNING, "%s failed, %s is asked: %s", failed, task.model_name, reason)
+    log(task, logging.WARNING, "%s failed, %s is asked: %s", failed, task.model_name, reason)
     events.queued([task])
     dispatch.enqueue(dispatch.generate([task]))

@@ -87,7 +87,7 @@ def put_back(lease: Lease, later: RetryLater, result: TaskResult, timings: Timin
         return finish_cancelled(lease, result, timings)
     task.status = Status.PENDING
     message = "Attempt %d failed, the next one starts in %.1f s: %s"
-    log(task.pk, logging.WARNING, message, lease.attempt, later.seconds, later.failure.message)
+    log(task, logging.WARNING, message, lease.attempt, later.seconds, later.failure.message)
     events.queued([task])
     return True
 
@@ -133,7 +133,7 @@ def _finish(
     if not won:
         logger.warning("Task %s: attempt %d lost its lease", task.pk, lease.attempt)
         return False
-    log(task.pk, logging.INFO, "Attempt %d %s", lease.attempt, status)
+    log(task, logging.INFO, "Attempt %d %s", lease.attempt, status)
     announce_end(task)
     return True
 
@@ -142,7 +142,7 @@ def cancel(task: GenerationTask) -> bool:
     """Cancel a pending task, or ask the worker of a processing one. False when it has ended."""
     row = GenerationTask.objects.filter(pk=task.pk)
     if end_pending(task, row.pending(), end_fields(Status.CANCELLED)):
-        log(task.pk, logging.INFO, "Cancelled before it started")
+        log(task, logging.INFO, "Cancelled before it started")
         announce_end(task)
         return True
     # A claim or a sweep may come between the two statements: set the flag in either case.

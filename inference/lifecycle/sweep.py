@@ -130,7 +130,7 @@ def _take_back(task: GenerationTask, lost: GenerationTaskQuerySet) -> None:
         add_attempt(task, TaskAttempt.Outcome.LOST, failure)
         if change["status"] != Status.PENDING:
             store_end(task, change)
-    log(task.pk, logging.WARNING, "Attempt %d lost with its worker %s", task.attempt, task.worker)
+    log(task, logging.WARNING, "Attempt %d lost with its worker %s", task.attempt, task.worker)
     AttemptTrace(task).lost()
     if "model_name" in change:
         announce_fallback(task, change, f"its worker was lost {num_lost} times")
@@ -171,7 +171,7 @@ def _fail_past_deadline() -> None:
         }
         change = end_fields(Status.FAILED) | reason
         if end_pending(task, late.filter(pk=task.pk), change):
-            log(task.pk, logging.INFO, "Not started before its deadline")
+            log(task, logging.INFO, "Not started before its deadline")
             announce_end(task)
 
 

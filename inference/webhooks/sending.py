@@ -13,7 +13,7 @@ from inference import dispatch
 from inference.models import WebhookDelivery
 from inference.models.webhook_deliveries import DeliveryLogEntry
 from inference.retries import backoff_seconds
-from inference.task_log import log
+from inference.task_log import log_line
 from inference.webhooks import deliveries, http_client, urls
 from inference.webhooks.addresses import RefusedAddressError
 from inference.webhooks.http_client import UnansweredError
@@ -63,8 +63,9 @@ def _attempt(delivery: WebhookDelivery) -> None:
         duration_ms=round((time.monotonic() - started) * 1000, 1),
     )
     answer = outcome.status_code or outcome.error
-    log(
+    log_line(
         delivery.task_id,
+        None,
         logging.INFO,
         "webhook %s, attempt %d at %s: %s",
         *(delivery.pk, delivery.attempt, delivery.host, answer),
@@ -79,7 +80,7 @@ def _attempt(delivery: WebhookDelivery) -> None:
         is_stored = delivery.retry(entry, wait)
     if not is_stored:
         message = "webhook %s, attempt %d came too late to count"
-        log(delivery.task_id, logging.INFO, message, delivery.pk, delivery.attempt)
+        log_line(delivery.task_id, None, logging.INFO, message, delivery.pk, delivery.attempt)
 
 
 def _send(delivery: WebhookDelivery) -> _Outcome:

@@ -56,6 +56,10 @@ class Principal:
     def __str__(self) -> str:
         return self.name
 
+    def may_act_for(self, owner: str) -> bool:
+        """Whether it may read, change and delete the rows of that owner."""
+        return self.is_staff or owner == self.owner
+
     @property
     def visible_owner(self) -> str | None:
         """Whose events, logs and figures it sees; None: those of all owners."""

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from monitoring.api.json_parser import object_of
+from monitoring.api.principal import Scope
 from monitoring.events.events import EventType
 from monitoring.events.messages import SocketError
 
@@ -43,8 +45,11 @@ class SocketCommand:
     task_id: str | None = None
 
 
-def parse(text: str | None) -> SocketCommand:
-    """The command in a text frame; None stands for a binary one. Raises SocketError."""
+def parse(text: str | None, available_events: Collection[EventType]) -> SocketCommand:
+    """The command in a text frame; None stands for a binary one. Raises SocketError.
+
+    A pattern stands for the available events alone.
+    """
     message = _json_object(text)
     name = message.pop("type", None)
     if not isinstance(name, str) or name not in set(CommandType):
@@ -68,7 +73,8 @@ def parse(text: str | None) -> SocketCommand:
     names = message.get("events")
     if not isinstance(names, list) or not names:
         raise _invalid('events must be a list of names, such as ["task.*", "gpu_stats"].')
-    return SocketCommand(command, frozenset().union(*map(_matching, names)), since)
+    events = {event for name in names for event in _matching(name, available_events)}
+    return SocketCommand(command, frozenset(events), since)
 
 
 def _json_object(text: str | None) -> dict[str, Any]:
@@ -87,7 +93,7 @@ def _json_object(text: str | None) -> dict[str, Any]:
     return message
 
 
-def _matching(name: Any) -> set[str]:
+def _matching(name: Any, available_events: Collection[EventType]) -> set[str]:
     """The events that a name stands for: `*`, `task.*` or one itself."""
     if not isinstance(name, str):
         raise _invalid(f"{_quoted(name)} is no name of an event: use a text.")
@@ -100,7 +106,12 @@ def _matching(name: Any) -> set[str]:
     if not types:
         known = ", ".join(EventType)
         raise _invalid(f"Unknown event {_quoted(name)}: use * or task.* or some of {known}.")
-    return types
+    if name in types and name not in available_events:
+        message = (
+            f"{name} needs a key of the scope {Scope.MONITOR}: leave it out, or use such a key."
+        )
+        raise SocketError("permission_denied", message)
+    return types.intersection(available_events)
 
 
 def _invalid(message: str) -> SocketError:

@@ -12,6 +12,9 @@ from typing import Annotated, Any, TypedDict, cast
 from monitoring.events import publisher
 from monitoring.events.log import LoggedEvent
 
+# The owner of what the scope `monitor` alone sees: no principal has it.
+SERVICE = ""
+
 # ISO 8601 in UTC.
 Timestamp = Annotated[str, "date-time"]
 
@@ -122,8 +125,9 @@ EventData = (
 
 
 def publish(event_type: EventType, data: EventData | Mapping[str, Any], owner: str | None) -> None:
-    """Publish an event to those who may see what belongs to `owner`; None: to all. Never blocks.
+    """Publish an event to its owner and the scope `monitor`; None: to everyone. Never blocks.
 
+    The owner is SERVICE for what is nobody's, such as a log line of no task.
     While Redis is away the last 10,000 logged events of a process are kept back.
     """
     event = LoggedEvent(event_type, now(), cast(dict[str, Any], data), owner)

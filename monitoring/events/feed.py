@@ -42,9 +42,11 @@ _NUM_READ_AHEAD = 1000
 # The type of what says that events up to its number are lost.
 _RESYNC = "resync"
 
+_STATS = frozenset({EventType.GPU_STATS, EventType.QUEUE_STATS})
+
 _REDIS_ERRORS = (redis.RedisError, OSError)  # a time-out is an OSError
 
-# Reads GPU_STATS, or QUEUE_STATS of an owner.
+# Reads GPU_STATS, or QUEUE_STATS of an owner; None: of all.
 ReadStats = Callable[[EventType, str | None], Mapping[str, Any]]
 
 
@@ -86,8 +88,11 @@ class Feed:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._is_live.wait(), timeout_seconds)
 
-    def join(self, owner: str, wake: Callable[[], None]) -> "EventCursor":
-        """A new cursor; `wake` is called when there is something for it to take."""
+    def join(self, owner: str | None, wake: Callable[[], None]) -> "EventCursor":
+        """A new cursor for an owner's events, None for those of all owners.
+
+        `wake` is called when there is something for it to take.
+        """
         if not self._running:
             self._reset()
             self._redis = async_client()
@@ -110,7 +115,7 @@ class Feed:
             self._running = set()
 
     async def stats(self, event_type: EventType, owner: str | None) -> LoggedEvent:
-        """GPU_STATS for everyone, or QUEUE_STATS for one owner, as a transient event."""
+        """GPU_STATS or QUEUE_STATS for one owner, None for all, as a transient event."""
         read = database_sync_to_async(self._read_stats, thread_sensitive=False)
         return LoggedEvent(event_type, events.now(), dict(await read(event_type, owner)), owner)
 
@@ -219,7 +224,10 @@ class Feed:
             self.has_subscription.clear()
             await self.has_subscription.wait()
         for event_type, owner in wanted:
-            self._push(encode(await self.stats(event_type, owner), self.recent.last_seq))
+            event = encode(await self.stats(event_type, owner), self.recent.last_seq)
+            for cursor in self._cursors:
+                if cursor.owner == owner:
+                    cursor.hand(event)
 
 
 class EventCursor:
@@ -233,7 +241,7 @@ class EventCursor:
         *("owner", "task_id", "wake"),
     )
 
-    def __init__(self, feed: Feed, owner: str, wake: Callable[[], None]) -> None:
+    def __init__(self, feed: Feed, owner: str | None, wake: Callable[[], None]) -> None:
         self.owner = owner
         self.task_id: str | None = None
         self.wake = wake
@@ -282,8 +290,7 @@ class EventCursor:
 
     def wanted_stats(self) -> set[tuple[EventType, str | None]]:
         """The statistics that are subscribed to, and whose."""
-        whose = {EventType.GPU_STATS: None, EventType.QUEUE_STATS: self.owner}
-        return {(each, owner) for each, owner in whose.items() if each in self._transient}
+        return {(each, self.owner) for each in _STATS if each in self._transient}
 
     def hand(self, event: EncodedEvent) -> None:
         """Called by the feed with each new event."""
@@ -332,7 +339,7 @@ class EventCursor:
             return any(floor < event.seq for floor in self._floors.values())
         return (
             (event.type in self._transient or event.seq > self._floors.get(event.type, event.seq))
-            and event.owner in (None, self.owner)
+            and (self.owner is None or event.owner in (None, self.owner))
             and (self.task_id is None or event.task_id in (None, self.task_id))
         )
 

@@ -52,7 +52,7 @@ return first
 
 @dataclass(frozen=True, slots=True)
 class LoggedEvent:
-    """An event with its number; `owner` may see it, or everyone where that is None.
+    """An event with its number, which its owner sees, or everyone where that is None.
 
     `seq` is None for a transient event, which is superseded by the next one of its type.
     """
@@ -62,6 +62,10 @@ class LoggedEvent:
     data: dict[str, Any]
     owner: str | None = None
     seq: int | None = None
+
+    def is_visible_to(self, owner: str | None) -> bool:
+        """Whether that owner sees it; None sees the events of all owners."""
+        return owner is None or self.owner in (None, owner)
 
     def fields(self) -> dict[str, Any]:
         """Its fields by name; `asdict` would copy `data` deeply."""

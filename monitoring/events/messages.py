@@ -1,7 +1,7 @@
 """Messages of the service on the WebSocket, as JSON text."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypedDict, cast
 
 from monitoring.events import events
@@ -73,12 +73,14 @@ def resync_text(since: int) -> str:
     return error_text(SocketError("resync", message, {"since": since}), since)
 
 
-def connected_text(connection_id: str, seq: int | None) -> str:
+def connected_text(
+    connection_id: str, available_events: Iterable[EventType], seq: int | None
+) -> str:
     """The greeting of a new socket."""
     message = {
         "type": "connected",
         "connection_id": connection_id,
-        "available_events": list(EventType),
+        "available_events": list(available_events),
         "seq": seq,
         "timestamp": events.now(),
     }

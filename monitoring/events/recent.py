@@ -13,7 +13,7 @@ MAX_CHARACTERS = 16 * 1024 * 1024
 class EncodedEvent:
     """An event as JSON text; `seq` of a transient one is that of the last logged event before it.
 
-    `task_id` is None for an event of no task, `owner` for one that everyone may see.
+    `task_id` is None for an event of no task, `owner` for one that everyone sees.
     """
 
     type: str

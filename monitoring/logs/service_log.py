@@ -53,10 +53,14 @@ class LogLine(TypedDict):
 
 
 class ServiceLogLine(LogLine):
-    """One record of any process; `process` says of which kind, as "gpu worker"."""
+    """One record of any process; `process` says of which kind, as "gpu worker".
+
+    `owner` is that of the task; None for a record of no task, which the scope `monitor` alone sees.
+    """
 
     logger: str
     task_id: str | None
+    owner: str | None
     process: str
 
 
@@ -84,6 +88,7 @@ class LogHandler(logging.Handler):
             message=_text(record),
             logger=record.name,
             task_id=None if task_id is None else str(task_id),
+            owner=getattr(record, "owner", None),
             process=_process_name,
         )
         outbox.put(_SINK, _Waiting(line, is_of_service))
@@ -120,19 +125,27 @@ def task_log(task_id: str) -> list[LogLine]:
 
 
 def read(
-    limit: int, min_level: int = logging.INFO, task_id: str | None = None, before: str | None = None
+    limit: int,
+    min_level: int = logging.INFO,
+    task_id: str | None = None,
+    before: str | None = None,
+    owner: str | None = None,
 ) -> tuple[list[LogEntry], str | None]:
-    """The newest entries at and above a level, of one task or of all. Raises redis.RedisError.
+    """The newest entries at and above a level. Raises redis.RedisError.
+
+    Of one task, of the tasks of one owner, or where these are None of everything.
 
     Beside them the `before` that asks for the next page; None when there is none.
     """
-    is_search = min_level > logging.INFO or task_id is not None
+    is_search = min_level > logging.INFO or task_id is not None or owner is not None
     page: list[LogEntry] = []
     levels = logging.getLevelNamesMapping()
     for entry in _newest_first(before, step=_SEARCH_STEP if is_search else limit + 1):
         if levels.get(entry["level"], logging.INFO) < min_level:
             continue
         if task_id is not None and entry["task_id"] != task_id:
+            continue
+        if owner is not None and entry["owner"] != owner:
             continue
         if len(page) == limit:
             return page, page[-1]["id"]
@@ -173,7 +186,8 @@ def _keep_and_publish(lines: list[_Waiting]) -> None:
             pipe.xadd(key, fields, maxlen=MAX_LINES_PER_TASK)
             pipe.expire(key, settings.TASK_TTL_SECONDS)
         if waiting.is_of_service:
-            pipe.xadd(_LOG, {**entry, "task_id": entry["task_id"] or ""}, maxlen=MAX_ENTRIES)
+            fields = {name: value or "" for name, value in entry.items()}
+            pipe.xadd(_LOG, fields, maxlen=MAX_ENTRIES)
             if not has_trimmed:  # once a batch is often enough
                 pipe.xtrim(_LOG, minid=_oldest_id())
                 pipe.expire(_LOG, KEPT_SECONDS)
@@ -182,7 +196,7 @@ def _keep_and_publish(lines: list[_Waiting]) -> None:
                 published.append(entry)
     pipe.execute()
     for entry in published:
-        events.publish(EventType.LOG, entry, owner=None)
+        events.publish(EventType.LOG, entry, entry["owner"] or events.SERVICE)
 
 
 _SINK = Sink(
@@ -199,8 +213,8 @@ def _newest_first(before: str | None, step: int) -> Iterator[LogEntry]:
     while True:
         found = client().xrevrange(_LOG, max=end, min=_oldest_id(), count=step)
         for entry_id, fields in found:
-            more = {"id": entry_id, "task_id": fields["task_id"] or None}
-            yield cast(LogEntry, fields | more)
+            whose = {name: fields.get(name) or None for name in ("task_id", "owner")}
+            yield cast(LogEntry, {"id": entry_id, **fields, **whose})
         if len(found) < step:
             return
         end = f"({found[-1][0]}"

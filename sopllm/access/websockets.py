@@ -8,12 +8,16 @@ from typing import Any
 from django.conf import settings
 from django.http.request import split_domain_port, validate_host
 
+from monitoring.api.principal import Scope
 from sopllm.access.identity import AccessError, Identity
 from sopllm.exceptions import error_body
 from sopllm.handler import Message, Receive, Send
 
 # The arguments are Any since Channels types each message on its own.
 Application = Callable[[Any, Any, Any], Awaitable[None]]
+
+# Any of these opens a socket.
+SCOPES = frozenset({Scope.TASKS, Scope.MONITOR})
 
 # Closes the socket of somebody who may stay no longer.
 SHUT_OUT = 4401
@@ -35,6 +39,10 @@ class WebSocketAccess:
             principal = await self._identity.find(scope)
         except AccessError as error:
             await refuse(scope, send, error.status, error.code, error.message)
+            return
+        if principal is None or principal.scopes.isdisjoint(SCOPES):
+            message = f"This needs a key of the scope {' or '.join(sorted(SCOPES))}."
+            await refuse(scope, send, 403, "permission_denied", message)
             return
         if scope["query_string"]:
             message = "The socket has no parameters: leave out ? and what follows, and subscribe."

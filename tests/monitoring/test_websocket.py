@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from monitoring import consumers
 from monitoring.events import events
-from monitoring.events.events import EventType
+from monitoring.events.events import SERVICE, EventType
 from monitoring.redis import outbox
 from monitoring.redis.client import client as redis_client
 from sopllm import http_protocol
@@ -26,6 +26,7 @@ from tests.live_server import (
     tell_all,
     told,
 )
+from tests.sopllm.access.clients import bearer, key_of
 
 # These come at times of their own.
 UNASKED = frozenset({"gpu_stats", "queue_stats", "log"})
@@ -198,18 +199,58 @@ def tell_model_loaded() -> None:
     events.publish(EventType.MODEL_LOADED, data, None)
 
 
-def test_events_of_others_are_never_sent(socket_client: Client) -> None:
-    socket_client.subscribe("task.*", since=0)
-    socket_client.pong()
-    tell(1, owner="somebody else")
-    progress(1, owner="somebody else")
-    tell(2)
-    outbox.flush()
-    assert told([socket_client.hear()]) == [2]
-    # From the log neither.
-    socket_client.subscribe("task.*", since=0)
-    assert told([socket_client.hear()]) == [2]
-    socket_client.pong()
+@pytest.mark.django_db(transaction=True)
+def test_events_of_others_are_never_sent(server: LiveServer) -> None:
+    with server.client(additional_headers=bearer(key_of("alice"))) as client:
+        client.subscribe("task.*", "log", since=0)
+        client.pong()
+        for owner in ("bob", SERVICE):
+            tell(1, owner=owner)
+            progress(1, owner=owner)
+            events.publish(EventType.LOG, {"message": "of somebody else"}, owner)
+        tell(2, owner="alice")
+        outbox.flush()
+        assert told([client.hear()]) == [2]
+        # From the log neither.
+        client.subscribe("task.*", since=0)
+        assert told([client.hear()]) == [2]
+        client.pong()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_scope_monitor_hears_the_events_of_all(server: LiveServer) -> None:
+    with server.client(additional_headers=bearer(key_of("alice", "monitor"))) as client:
+        client.subscribe("task.*", "log", since=0)
+        for number, owner in enumerate(("bob", SERVICE, "alice", None)):
+            tell(number, owner=owner)
+        assert told([client.hear() for _ in range(4)]) == [0, 1, 2, 3]
+        events.publish(EventType.LOG, {"message": "m"}, SERVICE)
+        assert client.hear()["type"] == "log"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_event_that_needs_the_scope_monitor_is_refused_and_no_part_of_a_pattern(
+    server: LiveServer,
+) -> None:
+    with server.client(additional_headers=bearer(key_of("alice"))) as client:
+        assert "gpu_stats" not in client.connected["available_events"]
+        client.subscribe("task.*", "gpu_stats")
+        assert client.error()["error"] == "permission_denied"
+        client.subscribe("*")
+        tell(1, owner="alice")
+        outbox.flush()
+        heard = {client.hear()["type"] for _ in range(3)}
+        assert heard == {"task.queued", "queue_stats"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_key_of_another_scope_opens_no_socket(server: LiveServer) -> None:
+    with (
+        pytest.raises(InvalidStatus) as refused,
+        server.client(additional_headers=bearer(key_of("alice", "admin"))),
+    ):
+        pass
+    assert refused.value.response.status_code == 403
 
 
 # --- Replay ---

@@ -15,9 +15,10 @@ from inference import dispatch
 from inference.api import queue_stats
 from inference.lifecycle import finish
 from inference.models import GenerationTask, RegisteredModel
+from monitoring.api.principal import Principal, Scope
 from monitoring.hardware import workers
 from monitoring.redis.client import client
-from tests.conftest import Valkey, wait_until, wait_until_enqueued
+from tests.conftest import Valkey, client_of, wait_until, wait_until_enqueued
 from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed
 
 NewTask = Callable[..., GenerationTask]
@@ -128,14 +129,22 @@ def test_running_tasks_are_named_longest_first(api: APIClient, new_task: NewTask
     }
 
 
-def test_task_of_somebody_else_is_counted_but_not_named(api: APIClient, new_task: NewTask) -> None:
-    other = claimed(new_task(owner="somebody else")).task
+def test_owner_is_shown_its_own_tasks_alone_and_the_scope_monitor_all(
+    api: APIClient, new_task: NewTask
+) -> None:
+    new_task(owner="alice", priority=3)
+    own = claimed(new_task(owner="alice", priority=9)).task
+    other = claimed(new_task(owner="bob", priority=8)).task
+    new_task(owner="bob", priority=2)
+    alice = client_of(Principal("a key", "alice", frozenset({Scope.TASKS})))
+    body = alice.get(PATH).json()
+    assert body["totals"] == {"pending": 1, "processing": 1}
+    assert body["queues"]["api"]["by_priority"] == {"3": 1}
+    assert body["queues"]["api"]["messages"] is None
+    assert [task["task_id"] for task in body["processing_tasks"]] == [own.pk]
     body = api.get(PATH).json()
-    assert body["totals"]["processing"] == 1
-    assert body["processing_tasks"] == []
-    named = queue_stats.read("somebody else")["processing_tasks"]
-    assert [task["task_id"] for task in named] == [other.pk]
-    assert queue_stats.read()["processing_tasks"] == []
+    assert body["totals"] == {"pending": 2, "processing": 2}
+    assert {task["task_id"] for task in body["processing_tasks"]} == {own.pk, other.pk}
 
 
 def test_at_most_a_hundred_tasks_and_priorities_are_listed(api: APIClient) -> None:

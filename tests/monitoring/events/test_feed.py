@@ -11,7 +11,7 @@ import pytest
 from channels.layers import get_channel_layer
 
 from monitoring.events import events, feed, log, publisher, recent
-from monitoring.events.events import EventType
+from monitoring.events.events import SERVICE, EventType
 from monitoring.events.feed import EventCursor, Feed, ReadStats
 from monitoring.events.log import LoggedEvent
 from monitoring.redis.client import client as redis_client
@@ -25,7 +25,7 @@ LIMIT_SECONDS = 20.0
 class Listener:
     """What a socket does with its cursor: it takes when woken, unless it is made to rest."""
 
-    def __init__(self, feed_: Feed, owner: str = "local") -> None:
+    def __init__(self, feed_: Feed, owner: str | None = "local") -> None:
         self.heard: list[dict[str, Any]] = []
         self.num_wakes = 0
         self._feed = feed_
@@ -507,3 +507,28 @@ def test_owner_and_task_decide_what_is_heard(valkey: Valkey) -> None:
         assert len(listener.heard) == 2
 
     run(scenario)
+
+
+def test_cursor_of_all_owners_hears_everything_and_the_statistics_of_all(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "_STATS_SECONDS", 0.01)
+
+    def read(event_type: EventType, owner: str | None) -> dict[str, Any]:
+        return {"owner": owner}
+
+    async def scenario(live: Feed) -> None:
+        everyone, alice = Listener(live, None), Listener(live, "alice")
+        for listener in (everyone, alice):
+            listener.subscribe(0)
+        for number, owner in enumerate(("alice", "bob", SERVICE, None)):
+            tell(number, owner=owner)
+        await until(lambda: told(everyone.heard) == [0, 1, 2, 3])
+        await until(lambda: told(alice.heard) == [0, 3])
+        for listener in (everyone, alice):
+            listener.cursor.subscribe(frozenset({"queue_stats"}), None)
+        await until(lambda: len(everyone.heard) > 9 and len(alice.heard) > 7)
+        assert {each["data"]["owner"] for each in everyone.heard[4:]} == {None}
+        assert {each["data"]["owner"] for each in alice.heard[2:]} == {"alice"}
+
+    run(scenario, read)

@@ -5,10 +5,12 @@ import json
 import pytest
 from rest_framework.test import APIClient
 
+from monitoring.api.principal import Principal, Scope
 from monitoring.events import log
-from monitoring.events.events import EventType
+from monitoring.events.events import SERVICE, EventType
+from monitoring.redis import outbox
 from monitoring.redis.client import client as redis_client
-from tests.conftest import Valkey
+from tests.conftest import Valkey, client_of
 from tests.live_server import TASK_ID, progress, tell, tell_all, told
 
 URL = "/api/v1/monitor/events"
@@ -54,14 +56,18 @@ def test_pages_are_linked(api: APIClient) -> None:
     assert sizes == [10, 10, 5]
 
 
-def test_events_of_others_are_not_shown(api: APIClient) -> None:
+def test_events_of_others_are_shown_to_the_scope_monitor_alone(api: APIClient) -> None:
     tell(1, owner="somebody else")
     tell(2, owner=None)
-    tell_all(range(3, 4))
-    answer = api.get(URL).json()
-    assert told(answer["events"]) == [2, 3]
+    tell(3, owner=SERVICE)
+    tell(4, owner="alice")
+    assert outbox.flush(20)
+    alice = client_of(Principal("a key", "alice", frozenset({Scope.TASKS})))
+    answer = alice.get(URL).json()
+    assert told(answer["events"]) == [2, 4]
     assert "somebody else" not in json.dumps(answer)
     assert answer["seq"] == log.last_seq()
+    assert told(api.get(URL).json()["events"]) == [1, 2, 3, 4]
 
 
 def test_gap_is_told(api: APIClient) -> None:

@@ -94,7 +94,7 @@ def test_deleted_logs_are_gone(sending: None) -> None:
 
 
 def test_entry_says_who_logged_what_and_when(sending: None) -> None:
-    logger.info("Task %s: began", "a", extra={"task_id": "a"})
+    logger.info("Task %s: began", "a", extra={"task_id": "a", "owner": "alice"})
     logging.getLogger("anything.else").error("Disk %s", "full")
     flush()
     disk, task = service_log.read(10)[0]
@@ -106,10 +106,20 @@ def test_entry_says_who_logged_what_and_when(sending: None) -> None:
         "logger": "anything.else",
         "message": "Disk full",
         "task_id": None,
+        "owner": None,
         "process": "tested worker",
     }
-    assert (task["task_id"], task["logger"]) == ("a", "inference.tested")
+    assert (task["task_id"], task["owner"], task["logger"]) == ("a", "alice", "inference.tested")
     assert 0 < client().ttl("logs") <= 7 * 86_400
+
+
+def test_owner_reads_lines_of_its_own_tasks_alone(sending: None) -> None:
+    logger.info("of alice", extra={"task_id": "a", "owner": "alice"})
+    logger.info("of bob", extra={"task_id": "b", "owner": "bob"})
+    logger.info("of nobody")
+    assert messages() == ["of nobody", "of bob", "of alice"]
+    assert messages(owner="alice") == ["of alice"]
+    assert messages(owner="alice", task_id="b") == []
 
 
 def test_debug_and_the_transports_own_records_stay_out(sending: None) -> None:
@@ -285,17 +295,18 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EventType, Any, str | No
 def test_records_are_published(
     sending: None, told: list[tuple[EventType, Any, str | None]]
 ) -> None:
-    logger.info("Task %s: began", "a", extra={"task_id": "a"})
+    logger.info("Task %s: began", "a", extra={"task_id": "a", "owner": "alice"})
     logger.debug("details", extra={"task_id": "a"})
     wait_until(lambda: told)
     [(event_type, data, owner)] = told
-    assert (event_type, owner) == (EventType.LOG, None)
+    assert (event_type, owner) == (EventType.LOG, "alice")
     assert {**data, "timestamp": ""} == {
         "timestamp": "",
         "level": "INFO",
         "logger": "inference.tested",
         "message": "Task a: began",
         "task_id": "a",
+        "owner": "alice",
         "process": "tested worker",
     }
 
