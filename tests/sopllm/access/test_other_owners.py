@@ -22,7 +22,7 @@ from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed
 NewTask = Callable[..., GenerationTask]
 
 # The routes that need no key: pages without data, probes, the description of the API.
-OPEN = {"", "favicon.ico", "healthz", "readyz", "openapi.json", "docs", "redoc"}
+OPEN = {"", "login", "logout", "favicon.ico", "healthz", "readyz", "openapi.json", "docs", "redoc"}
 MARKER = "only-for-bob"
 ALL_SCOPES_BUT_MONITOR = frozenset({Scope.TASKS, Scope.ADMIN})
 ALICE = Principal("a key", "alice", ALL_SCOPES_BUT_MONITOR)
