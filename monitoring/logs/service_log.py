@@ -186,7 +186,7 @@ def _keep_and_publish(lines: list[_Waiting]) -> None:
             pipe.xadd(key, fields, maxlen=MAX_LINES_PER_TASK)
             pipe.expire(key, settings.TASK_TTL_SECONDS)
         if waiting.is_of_service:
-            fields = {name: value or "" for name, value in entry.items()}
+            fields = {name: str(value or "") for name, value in entry.items()}
             pipe.xadd(_LOG, fields, maxlen=MAX_ENTRIES)
             if not has_trimmed:  # once a batch is often enough
                 pipe.xtrim(_LOG, minid=_oldest_id())
