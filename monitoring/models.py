@@ -28,6 +28,8 @@ class EndedTask(models.Model):
         FAILED = "failed"
         CANCELLED = "cancelled"
 
+    # "" in rows from before ends were counted by owner.
+    owner = models.CharField(max_length=64, db_default="")
     model_name = models.CharField(max_length=100)
     outcome = models.CharField(max_length=9, choices=Outcome.choices)
     ended_at = models.DateTimeField(db_index=True)
@@ -40,6 +42,9 @@ class EndedTask(models.Model):
     total_ms = models.FloatField(null=True)
 
     objects = EndedTaskQuerySet.as_manager()
+
+    class Meta:
+        indexes = [models.Index(fields=["owner", "ended_at"], name="ended_of_owner")]
 
     def __str__(self) -> str:
         return f"{self.model_name}: {self.outcome} at {self.ended_at}"

@@ -135,19 +135,23 @@ def events(request: Request) -> Response:
 
 
 @extend_schema(parameters=_STATS_PARAMETERS, responses={200: Stats})
-@needs(Scope.MONITOR)
+@needs(Scope.TASKS, Scope.MONITOR)
 @api_view(["GET"])
 def stats(request: Request) -> Response:
-    """The tasks that ended on a day, or in the last days up to now: today's by default."""
+    """The tasks that ended on a day, or in the last days up to now: today's by default.
+
+    Your own; with the scope `monitor` those of all owners.
+    """
     query_parameters.refuse_unknown(request, ("date", "days"))
     if {"date", "days"} <= request.query_params.keys():
         raise ValidationError({"date": ["Give either date or days, not both."]})
+    owner = principal_of(request).visible_owner
     if "date" in request.query_params:
         day = _day(request)
-        return Response(statistics.read(day, day))
+        return Response(statistics.read(day, day, owner))
     num_days = query_parameters.whole_number(request, "days", 1, 1, KEPT_DAYS)
     today = statistics.today()
-    return Response(statistics.read(today - timedelta(days=num_days - 1), today))
+    return Response(statistics.read(today - timedelta(days=num_days - 1), today, owner))
 
 
 def _day(request: Request) -> date:

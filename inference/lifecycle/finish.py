@@ -182,6 +182,7 @@ def store_end(task: GenerationTask, change: dict[str, Any]) -> None:
         setattr(task, name, change[name])
     sql.execute(
         sql.ADD_ENDED_TASK,
+        owner=task.owner,
         model_name=task.model_name,
         outcome=str(task.status),
         prompt_tokens=task.usage["prompt_tokens"],

@@ -102,9 +102,9 @@ VALUES (%(task_id)s, %(number)s, %(worker)s, %(model_name)s, %(started_at)s, {no
 
 ADD_ENDED_TASK = """
 INSERT INTO monitoring_endedtask
-    (model_name, outcome, ended_at, prompt_tokens, completion_tokens, cached_tokens,
+    (owner, model_name, outcome, ended_at, prompt_tokens, completion_tokens, cached_tokens,
     queue_wait_ms, ttft_ms, inference_ms, total_ms)
-VALUES (%(model_name)s, %(outcome)s, {now}, %(prompt_tokens)s, %(completion_tokens)s,
+VALUES (%(owner)s, %(model_name)s, %(outcome)s, {now}, %(prompt_tokens)s, %(completion_tokens)s,
     %(cached_tokens)s, %(queue_wait_ms)s, %(ttft_ms)s, %(inference_ms)s, %(total_ms)s)
 """
 

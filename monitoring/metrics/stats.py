@@ -1,4 +1,4 @@
-"""Statistics of the ended tasks of some days, service-wide and by model.
+"""Statistics of the ended tasks of some days, of one owner or of all, and by model.
 
 Percentiles are taken over all tasks of the time asked for, by nearest rank: never over averages.
 """
@@ -30,7 +30,7 @@ _COUNTS = """
         COUNT(CASE WHEN outcome = 'failed' THEN 1 END),
         COUNT(CASE WHEN outcome = 'cancelled' THEN 1 END),
         SUM(prompt_tokens), SUM(completion_tokens), SUM(cached_tokens)
-    FROM {table} WHERE ended_at >= %s AND ended_at < %s
+    FROM {table} WHERE ended_at >= %s AND ended_at < %s {of_owner}
     GROUP BY part
 """
 # In the database, since SQLite meanwhile lets the other threads of its process run. The rank of a
@@ -41,7 +41,7 @@ _SPREAD = """
             ROW_NUMBER() OVER (PARTITION BY {part} ORDER BY {value}) AS place,
             COUNT(*) OVER (PARTITION BY {part}) AS num_tasks
         FROM {table}
-        WHERE ended_at >= %s AND ended_at < %s AND {value} IS NOT NULL
+        WHERE ended_at >= %s AND ended_at < %s {of_owner} AND {value} IS NOT NULL
     )
     SELECT part, AVG(value),
         MAX(CASE WHEN place = (num_tasks * 50 + 99) / 100 THEN value END),
@@ -111,46 +111,57 @@ def today() -> date:
     return datetime.now(UTC).date()
 
 
-def read(first: date, last: date) -> Stats:
-    """The tasks that ended from the first to the last day, as they were some seconds ago."""
-    return cached(f"stats:{first}:{last}", _CACHED_SECONDS, lambda: _read(first, last))
+def read(first: date, last: date, owner: str | None = None) -> Stats:
+    """The tasks that ended from the first to the last day, as they were some seconds ago.
+
+    Those of an owner; None: of all owners.
+    """
+    key = f"stats:{first}:{last}:{owner or ''}"
+    return cached(key, _CACHED_SECONDS, lambda: _read(first, last, owner))
 
 
-def _read(first: date, last: date) -> Stats:
+def _read(first: date, last: date, owner: str | None) -> Stats:
     start, end = _midnight(first), _midnight(last + timedelta(days=1))
-    models = _summaries(start, end, part="model_name")
-    whole = next(iter(models.values())) if len(models) == 1 else _summary(start, end)
-    days = [Day(date=first.isoformat(), **whole)] if first == last else list(_days(first, last))
+    models = _summaries(start, end, owner, part="model_name")
+    whole = next(iter(models.values())) if len(models) == 1 else _summary(start, end, owner)
+    days = (
+        [Day(date=first.isoformat(), **whole)] if first == last else list(_days(first, last, owner))
+    )
     return Stats(start=_iso(start), end=_iso(end), models=models, days=days, **whole)
 
 
-def _days(first: date, last: date) -> Iterator[Day]:
+def _days(first: date, last: date, owner: str | None) -> Iterator[Day]:
     for number in range((last - first).days + 1):
         day = first + timedelta(days=number)
-        summary = _summary(_midnight(day), _midnight(day + timedelta(days=1)))
+        summary = _summary(_midnight(day), _midnight(day + timedelta(days=1)), owner)
         yield Day(date=day.isoformat(), **summary)
 
 
-def _summary(start: datetime, end: datetime) -> Summary:
+def _summary(start: datetime, end: datetime, owner: str | None) -> Summary:
     """Of all tasks, also when there are none."""
-    return _summaries(start, end, part="''").get("") or _summary_of((0,) * 7, {})
+    return _summaries(start, end, owner, part="''").get("") or _summary_of((0,) * 7, {})
 
 
-def _summaries(start: datetime, end: datetime, part: str) -> dict[str, Summary]:
+def _summaries(start: datetime, end: datetime, owner: str | None, part: str) -> dict[str, Summary]:
     """One for each value of `part`, in SQL: a column, or a constant for all tasks together."""
-    counts = {name: row for name, *row in _rows(_COUNTS, start, end, part=part)}
+    counts = {name: row for name, *row in _rows(_COUNTS, start, end, owner, part=part)}
     spreads: defaultdict[str, dict[str, Spread]] = defaultdict(dict)
     for quantity, value in _QUANTITIES.items():
-        for name, *figures in _rows(_SPREAD, start, end, part=part, value=value):
+        for name, *figures in _rows(_SPREAD, start, end, owner, part=part, value=value):
             mean, p50, p95 = (round(figure, 2) for figure in figures)
             spreads[name][quantity] = Spread(mean=mean, p50=p50, p95=p95)
     return {name: _summary_of(counts[name], spreads[name]) for name in counts}
 
 
-def _rows(sql: str, start: datetime, end: datetime, **names: str) -> list[tuple[Any, ...]]:
-    adapted = [connection.ops.adapt_datetimefield_value(moment) for moment in (start, end)]
+def _rows(
+    sql: str, start: datetime, end: datetime, owner: str | None, **names: str
+) -> list[tuple[Any, ...]]:
+    values = [connection.ops.adapt_datetimefield_value(moment) for moment in (start, end)]
+    if owner is not None:
+        values.append(owner)
+    names["of_owner"] = "" if owner is None else "AND owner = %s"
     with connection.cursor() as cursor:
-        cursor.execute(sql.format(table=EndedTask._meta.db_table, **names), adapted)
+        cursor.execute(sql.format(table=EndedTask._meta.db_table, **names), values)
         return list(cursor.fetchall())
 
 

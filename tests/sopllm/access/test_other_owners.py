@@ -134,6 +134,9 @@ def test_no_list_shows_what_belongs_to_somebody_else(
             assert secret not in text, route
     queue = alice.get("/api/v1/monitor/queue").json()
     assert queue["totals"] == {"pending": 0, "processing": 0}
+    bob = client_of(Principal("a key", "bob", frozenset({Scope.TASKS})))
+    for client, num_ended in ((alice, 0), (bob, 1), (api, 1)):
+        assert client.get("/api/v1/monitor/stats").json()["tasks"]["total"] == num_ended
 
 
 def test_conversation_and_idempotency_key_of_somebody_else_are_unknown(
