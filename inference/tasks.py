@@ -13,7 +13,7 @@ from inference.loading import requests
 from inference.loading.loaded_engines import loaded_engines
 from inference.models import Queue, RoundRobin, WebhookDelivery
 from inference.webhooks import sending
-from monitoring.models import EndedTask
+from monitoring.models import EndedTask, OwnerUse
 
 
 @shared_task(name=dispatch.GENERATE, bind=True)
@@ -42,6 +42,7 @@ def purge() -> None:
     while WebhookDelivery.objects.purge():
         pass
     RoundRobin.objects.purge()
+    OwnerUse.objects.purge()
 
 
 @shared_task(name=dispatch.DELIVER_WEBHOOK.name)

@@ -1,11 +1,15 @@
-"""Figures of ended tasks, for the statistics."""
+"""Figures of ended tasks, for the statistics, and of what owners have used, for their limits."""
 
 from datetime import timedelta
+from typing import TypedDict
 
 from django.db import models
+from django.db.models import Sum
 from django.db.models.functions import Now
+from django.utils import timezone
 
 KEPT_DAYS = 7
+USE_KEPT_DAYS = 396  # 13 months
 
 
 class EndedTaskQuerySet(models.QuerySet["EndedTask"]):
@@ -48,3 +52,52 @@ class EndedTask(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model_name}: {self.outcome} at {self.ended_at}"
+
+
+class Use(TypedDict):
+    """What an owner has used for some time; dollars of cloud models whose prices are known."""
+
+    num_tasks: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+
+
+class OwnerUseQuerySet(models.QuerySet["OwnerUse"]):
+    def today(self, owner: str) -> Use:
+        """Since midnight, UTC."""
+        return self.filter(owner=owner, day=timezone.now().date())._sum()
+
+    def this_month(self, owner: str) -> Use:
+        """Since the first of the month, UTC."""
+        return self.filter(owner=owner, day__gte=timezone.now().date().replace(day=1))._sum()
+
+    def purge(self) -> int:
+        """Delete the rows that are older than USE_KEPT_DAYS; returns how many."""
+        first = timezone.now().date() - timedelta(days=USE_KEPT_DAYS)
+        return self.filter(day__lt=first).delete()[0]
+
+    def _sum(self) -> Use:
+        sums = self.aggregate(**{name: Sum(name, default=0) for name in Use.__annotations__})
+        return Use(**sums)
+
+
+class OwnerUse(models.Model):
+    """What an owner has used on a day, UTC; written in the transactions that end attempts."""
+
+    owner = models.CharField(max_length=64)
+    day = models.DateField(db_index=True)
+    num_tasks = models.PositiveBigIntegerField()
+    prompt_tokens = models.PositiveBigIntegerField()
+    completion_tokens = models.PositiveBigIntegerField()
+    cost_usd = models.FloatField()
+
+    objects = OwnerUseQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["owner", "day"], name="one_row_per_owner_and_day")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.owner} on {self.day}: {self.num_tasks} tasks"

@@ -108,10 +108,23 @@ VALUES (%(owner)s, %(model_name)s, %(outcome)s, {now}, %(prompt_tokens)s, %(comp
     %(cached_tokens)s, %(queue_wait_ms)s, %(ttft_ms)s, %(inference_ms)s, %(total_ms)s)
 """
 
+# The row of an owner's day is also what transactions that compare its use with a limit lock first.
+ADD_USE = """
+INSERT INTO monitoring_owneruse
+    (owner, day, num_tasks, prompt_tokens, completion_tokens, cost_usd)
+VALUES (%(owner)s, {today}, %(num_tasks)s, %(prompt_tokens)s, %(completion_tokens)s, %(cost_usd)s)
+ON CONFLICT (owner, day) DO UPDATE SET
+    num_tasks = monitoring_owneruse.num_tasks + excluded.num_tasks,
+    prompt_tokens = monitoring_owneruse.prompt_tokens + excluded.prompt_tokens,
+    completion_tokens = monitoring_owneruse.completion_tokens + excluded.completion_tokens,
+    cost_usd = monitoring_owneruse.cost_usd + excluded.cost_usd
+"""
+
 _SQLITE_NOW = "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW'"
 _DIALECTS = {
     "sqlite": {
         "now": f"{_SQLITE_NOW})",
+        "today": "DATE('NOW')",
         "epoch": "STRFTIME('%%s', 'NOW')",
         "lease_end": f"{_SQLITE_NOW}, %(lease_seconds)s || ' seconds')",
         "expiry": f"{_SQLITE_NOW}, %(ttl_seconds)s || ' seconds')",
@@ -119,6 +132,7 @@ _DIALECTS = {
     },
     "postgresql": {
         "now": "STATEMENT_TIMESTAMP()",
+        "today": "(STATEMENT_TIMESTAMP() AT TIME ZONE 'UTC')::date",
         "epoch": "EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())",
         "lease_end": "STATEMENT_TIMESTAMP() + %(lease_seconds)s * INTERVAL '1 second'",
         "expiry": "STATEMENT_TIMESTAMP() + %(ttl_seconds)s * INTERVAL '1 second'",

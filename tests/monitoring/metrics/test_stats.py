@@ -18,7 +18,7 @@ from inference.lifecycle.finish import Timings
 from inference.models import GenerationTask
 from inference.tasks import purge
 from monitoring.metrics import stats
-from monitoring.models import EndedTask
+from monitoring.models import EndedTask, OwnerUse
 from tests.conftest import Valkey, wait_until_enqueued
 from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed, lose
 
@@ -63,6 +63,33 @@ def test_completed_task_is_counted_with_its_figures(new_task: NewTask) -> None:
     assert row.queue_wait_ms == wait_ms
     assert row.total_ms == pytest.approx(wait_ms + 150.0)
     assert before - timedelta(seconds=1) < row.ended_at <= timezone.now()
+
+
+def test_use_of_an_owner_adds_up_by_day(new_task: NewTask) -> None:
+    for owner in ("ann", "ann", "bob"):
+        finish.complete(claimed(new_task(owner=owner)), answer(), TIMINGS)
+    finish.cancel(new_task(owner="ann"))
+    day_before = OwnerUse.objects.get(owner="bob")
+    day_before.pk, day_before.day = None, timezone.now().date() - timedelta(days=1)
+    day_before.save()
+    assert OwnerUse.objects.today("ann") == {
+        "num_tasks": 3,
+        "prompt_tokens": 6,
+        "completion_tokens": 4,
+        "cost_usd": 0.0,
+    }
+    assert OwnerUse.objects.today("bob")["num_tasks"] == 1
+    assert OwnerUse.objects.today("nobody")["num_tasks"] == 0
+
+
+def test_use_is_kept_for_thirteen_months(new_task: NewTask) -> None:
+    finish.cancel(new_task())
+    use = OwnerUse.objects.get()
+    for days in (396, 397):
+        use.pk, use.day = None, timezone.now().date() - timedelta(days=days)
+        use.save()
+    purge()
+    assert OwnerUse.objects.count() == 2
 
 
 def test_failure_without_text_is_counted_without_tokens(new_task: NewTask) -> None:
