@@ -4,7 +4,6 @@ from datetime import timedelta
 from typing import TypedDict
 
 from django.db import models
-from django.db.models import Sum
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -55,31 +54,27 @@ class EndedTask(models.Model):
 
 
 class Use(TypedDict):
-    """What an owner has used for some time; dollars of cloud models whose prices are known."""
+    """What an owner has used for some time."""
 
     num_tasks: int
     prompt_tokens: int
     completion_tokens: int
-    cost_usd: float
 
 
 class OwnerUseQuerySet(models.QuerySet["OwnerUse"]):
     def today(self, owner: str) -> Use:
         """Since midnight, UTC."""
-        return self.filter(owner=owner, day=timezone.now().date())._sum()
-
-    def this_month(self, owner: str) -> Use:
-        """Since the first of the month, UTC."""
-        return self.filter(owner=owner, day__gte=timezone.now().date().replace(day=1))._sum()
+        found = self.filter(owner=owner, day=timezone.now().date()).first()
+        return Use(
+            num_tasks=found.num_tasks if found else 0,
+            prompt_tokens=found.prompt_tokens if found else 0,
+            completion_tokens=found.completion_tokens if found else 0,
+        )
 
     def purge(self) -> int:
         """Delete the rows that are older than USE_KEPT_DAYS; returns how many."""
         first = timezone.now().date() - timedelta(days=USE_KEPT_DAYS)
         return self.filter(day__lt=first).delete()[0]
-
-    def _sum(self) -> Use:
-        sums = self.aggregate(**{name: Sum(name, default=0) for name in Use.__annotations__})
-        return Use(**sums)
 
 
 class OwnerUse(models.Model):
@@ -90,7 +85,6 @@ class OwnerUse(models.Model):
     num_tasks = models.PositiveBigIntegerField()
     prompt_tokens = models.PositiveBigIntegerField()
     completion_tokens = models.PositiveBigIntegerField()
-    cost_usd = models.FloatField()
 
     objects = OwnerUseQuerySet.as_manager()
 

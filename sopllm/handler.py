@@ -29,6 +29,7 @@ from django.urls import set_script_prefix
 from inference.api.deferred_response import DeferredResponse, InThread
 from monitoring.database_threads import DatabaseThreads
 from monitoring.streams.follower import Follower
+from sopllm.access import rate_limit
 from sopllm.access.identity import AccessError, Identity
 from sopllm.exceptions import error_body, error_response
 
@@ -69,12 +70,23 @@ class PooledHandler(BaseHandler):
         except AccessError as error:
             await _refuse(scope, send, error)
             return
+        allowance = None
+        if scope["principal"] and scope["principal"].limits.requests_per_second is not None:
+            allowance = await self.in_thread(rate_limit.take, scope["principal"])
+        if allowance and allowance.wait_seconds:
+            message = f"Your key allows {allowance.limit:g} requests a second: come again later."
+            refusal = error_body("rate_limited", message)
+            await _send_whole(send, JsonResponse(refusal, status=429, headers=allowance.headers()))
+            return
         limit = settings.MAX_BODY_BYTES if scope["principal"] else _MAX_ANONYMOUS_BYTES
         body = await _read_body(receive, limit)
         if isinstance(body, HttpResponse):
             await _send_whole(send, body)
             return
         response = await self.in_thread(self._respond, scope, body)
+        if allowance:
+            for name, value in allowance.headers().items():
+                response[name] = value
         if isinstance(response, DeferredResponse):
             await self._send_deferred(scope, receive, send, response)
         else:

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.db.models import QuerySet
 from django.http import HttpResponseBase
+from django.utils import timezone
 from django_filters.rest_framework import DjangoFilterBackend
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, status, viewsets
@@ -30,10 +31,14 @@ from inference.api.task_serializers import (
 from inference.lifecycle import finish, submit
 from inference.models import GenerationTask, queue_positions
 from inference.task_body import TaskSerializer, task_body
-from monitoring.api.errors import Conflict, QueueFull
+from monitoring.api.errors import Conflict, LimitReached, QueueFull
 from monitoring.api.pagination import StablePagination
-from monitoring.api.principal import Scope, owner_of, principal_of
+from monitoring.api.principal import Limits, Scope, owner_of, principal_of
 from monitoring.api.query_parameters import StrictViewSet
+from monitoring.models import OwnerUse
+
+# Tasks end sooner or later: a guess.
+_PENDING_WAIT_SECONDS = 5
 
 
 @contextmanager
@@ -46,6 +51,9 @@ def _refusals() -> Iterator[None]:
         raise Conflict(message) from error
     except submit.QueueFullError as error:
         raise QueueFull from error
+    except submit.PendingLimitError as error:
+        message = "You have as many pending tasks as your key allows: wait for some of them."
+        raise LimitReached(message, _PENDING_WAIT_SECONDS) from error
     except submit.ConversationGoneError as error:
         raise Conflict("The conversation has been deleted: begin another one.") from error
 
@@ -88,7 +96,7 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
         with _refusals():
             task = self._first_or_new(request.data, request.headers.get("Idempotency-Key"))
             is_new = task._state.adding
-            [accepted] = submit.submit([task])
+            [accepted] = submit.submit([task], self._limits.max_pending_tasks)
         return Response(task_body(accepted), status=201 if is_new and accepted is task else 200)
 
     @extend_schema(
@@ -109,7 +117,7 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
                     tasks.append(self._first_or_new(data))
                 except ValidationError as error:
                     raise ValidationError({str(index): error.detail}) from error
-            accepted = submit.submit(tasks)
+            accepted = submit.submit(tasks, self._limits.max_pending_tasks)
         context = {"queue_positions": queue_positions(accepted)}
         return Response(TaskSerializer(accepted, many=True, context=context).data, status=201)
 
@@ -175,4 +183,26 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
         owner = owner_of(self.request)
         if key and (first := submit.first_with_key(owner, key, submission.fingerprint(fields))):
             return first
-        return submission.build_task(owner, fields, key)
+        self._check_limits(fields)
+        return submission.build_task(owner, fields, key, self._limits.max_running_tasks)
+
+    @property
+    def _limits(self) -> Limits:
+        return principal_of(self.request).limits
+
+    def _check_limits(self, fields: dict[str, Any]) -> None:
+        """Raise ValidationError or LimitReached for what the caller's key does not allow."""
+        limits = self._limits
+        if limits.max_priority is not None and fields["priority"] > limits.max_priority:
+            message = f"Your key allows priorities up to {limits.max_priority:g}."
+            raise ValidationError({"priority": [message]})
+        if limits.max_tokens_per_day is not None:
+            use = OwnerUse.objects.today(owner_of(self.request))
+            if use["prompt_tokens"] + use["completion_tokens"] >= limits.max_tokens_per_day:
+                message = (
+                    f"Your key's {limits.max_tokens_per_day} tokens of today are used: come again "
+                    "after midnight, UTC."
+                )
+                now = timezone.now()
+                midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+                raise LimitReached(message, 86_400 - (now - midnight).total_seconds())

@@ -199,7 +199,6 @@ def store_end(task: GenerationTask, change: dict[str, Any]) -> None:
         num_tasks=1,
         prompt_tokens=task.usage["prompt_tokens"],
         completion_tokens=task.usage["completion_tokens"],
-        cost_usd=0.0,
     )
     if task.request.get("webhook_url"):
         deliveries.add_delivery(task)

@@ -108,16 +108,14 @@ VALUES (%(owner)s, %(model_name)s, %(outcome)s, {now}, %(prompt_tokens)s, %(comp
     %(cached_tokens)s, %(queue_wait_ms)s, %(ttft_ms)s, %(inference_ms)s, %(total_ms)s)
 """
 
-# The row of an owner's day is also what transactions that compare its use with a limit lock first.
 ADD_USE = """
 INSERT INTO monitoring_owneruse
-    (owner, day, num_tasks, prompt_tokens, completion_tokens, cost_usd)
-VALUES (%(owner)s, {today}, %(num_tasks)s, %(prompt_tokens)s, %(completion_tokens)s, %(cost_usd)s)
+    (owner, day, num_tasks, prompt_tokens, completion_tokens)
+VALUES (%(owner)s, {today}, %(num_tasks)s, %(prompt_tokens)s, %(completion_tokens)s)
 ON CONFLICT (owner, day) DO UPDATE SET
     num_tasks = monitoring_owneruse.num_tasks + excluded.num_tasks,
     prompt_tokens = monitoring_owneruse.prompt_tokens + excluded.prompt_tokens,
-    completion_tokens = monitoring_owneruse.completion_tokens + excluded.completion_tokens,
-    cost_usd = monitoring_owneruse.cost_usd + excluded.cost_usd
+    completion_tokens = monitoring_owneruse.completion_tokens + excluded.completion_tokens
 """
 
 _SQLITE_NOW = "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW'"

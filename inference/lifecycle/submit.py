@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from django.conf import settings
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 from django.db.models import Max
 
 from conversations.models import Conversation
@@ -24,17 +24,22 @@ class QueueFullError(Exception):
     """MAX_PENDING_TASKS tasks are pending."""
 
 
+class PendingLimitError(Exception):
+    """The owner has as many pending tasks as it may have."""
+
+
 class ConversationGoneError(Exception):
     """The conversation was deleted after the task was checked."""
 
 
-def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
+def submit(tasks: Sequence[GenerationTask], max_pending: int | None = None) -> list[GenerationTask]:
     """Save those that are new, all or none, and enqueue them after the commit.
 
     They are made a microsecond apart, so that equal priorities run in the order given, and after
     all tasks of their conversations that have not ended. One whose
     idempotency key was used before is answered by the first task of that key. Raises
-    IdempotencyConflictError when that was another request, QueueFullError, ConversationGoneError.
+    IdempotencyConflictError when that was another request, QueueFullError, ConversationGoneError,
+    PendingLimitError when their owner would have more than `max_pending` tasks pending.
     """
     fresh = [task for task in tasks if task._state.adding]
     if not fresh:
@@ -53,10 +58,12 @@ def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
     try:
         if len(fresh) > 1:
             with transaction.atomic():
+                _check_pending(fresh, max_pending)
                 GenerationTask.objects.bulk_create(fresh)
         else:
             values = sql.column_values(fresh[0])  # prepared before, since writers take turns
             with transaction.atomic():
+                _check_pending(fresh, max_pending)
                 sql.execute(sql.SUBMIT, **values)
             fresh[0]._state.adding = False  # as `save` does: the row is there
     except IntegrityError:
@@ -64,6 +71,7 @@ def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
         if Conversation.objects.filter(pk__in=ids).count() < len(ids):
             raise ConversationGoneError from None
         with transaction.atomic():
+            _check_pending(fresh, max_pending)
             saved = {task.pk: _first_or_saved(task) for task in fresh}
         accepted = [saved.get(task.pk, task) for task in tasks]
         fresh = [task for task in fresh if saved[task.pk] is task]
@@ -77,6 +85,19 @@ def submit(tasks: Sequence[GenerationTask]) -> list[GenerationTask]:
     events.queued(fresh)
     dispatch.enqueue_soon(dispatch.generate(fresh))
     return accepted
+
+
+def _check_pending(fresh: Sequence[GenerationTask], max_pending: int | None) -> None:
+    """Exact, since submissions of an owner with a limit take turns. Raises PendingLimitError."""
+    if max_pending is None:
+        return
+    owner = fresh[0].owner
+    if connection.vendor == "postgresql":  # SQLite has one writer anyway
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"pending of {owner}"])
+    num_pending = GenerationTask.objects.pending().owned_by(owner).count()
+    if num_pending + len(fresh) > max_pending:
+        raise PendingLimitError
 
 
 def _num_pending() -> int:

@@ -232,6 +232,7 @@ class GenerationTask(Claimable):
                 name="task_model",
                 condition=Q(status="pending"),
             ),
+            models.Index(fields=["owner"], name="task_pending_of", condition=Q(status="pending")),
             # For owners who may have so many tasks running.
             models.Index(
                 fields=["owner", "max_running"],

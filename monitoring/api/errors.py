@@ -22,6 +22,17 @@ class Conflict(APIException):
     default_code = "conflict"
 
 
+class LimitReached(APIException):
+    """A limit of the caller's key; `wait`: seconds until it may be worth while to try again."""
+
+    status_code = 429
+    default_code = "rate_limited"
+
+    def __init__(self, message: str, wait: float) -> None:
+        super().__init__(message)
+        self.wait = wait
+
+
 class QueueFull(APIException):
     status_code = 503
     default_detail = "Too many tasks are pending: submit again in a few seconds."

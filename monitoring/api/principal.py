@@ -31,8 +31,6 @@ class Limits:
     max_running_tasks: int | None = None
     max_priority: float | None = None
     max_tokens_per_day: int | None = None
-    max_usd_per_month: float | None = None
-    max_streams: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,10 +88,10 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
 
 
 class ApiKey(models.Model):
-    """A key that lets in as its owner, with scopes and limits; null limits are the settings'.
+    """A key that lets in as its owner, with scopes and limits, of which null ones are none.
 
-    Use is counted by owner where it is of tasks, tokens and dollars, so that a second key of the
-    same owner, as during a rotation, allows no more of them.
+    Tasks and tokens are counted by owner, so that a second key of the same owner, as during a
+    rotation, allows no more of them.
     """
 
     prefix = models.CharField(max_length=8, unique=True, editable=False)
@@ -115,8 +115,6 @@ class ApiKey(models.Model):
         null=True, blank=True, validators=[MinValueValidator(0), MaxValueValidator(100)]
     )
     max_tokens_per_day = models.PositiveBigIntegerField(null=True, blank=True)
-    max_usd_per_month = models.FloatField(null=True, blank=True, validators=[MinValueValidator(0)])
-    max_streams = models.PositiveIntegerField(null=True, blank=True)
 
     objects = ApiKeyQuerySet.as_manager()
 

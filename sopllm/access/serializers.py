@@ -21,7 +21,7 @@ def _owner(value: str) -> None:
 
 
 class NewApiKeySerializer(StrictSerializer):
-    """What a new key is to be; a limit that is left out is the setting's."""
+    """What a new key is to be; a limit that is left out is none."""
 
     owner = serializers.CharField(max_length=63, validators=[_owner])
     name = serializers.CharField(max_length=100, required=False, allow_blank=True)
@@ -43,12 +43,6 @@ class NewApiKeySerializer(StrictSerializer):
     )
     max_tokens_per_day = serializers.IntegerField(
         required=False, allow_null=True, min_value=0, max_value=2**53
-    )
-    max_usd_per_month = serializers.FloatField(
-        required=False, allow_null=True, min_value=0, max_value=1e9
-    )
-    max_streams = serializers.IntegerField(
-        required=False, allow_null=True, min_value=0, max_value=2**31 - 1
     )
 
     def validate_expires_at(self, value: Any) -> Any:
@@ -87,6 +81,9 @@ class MeSerializer(serializers.Serializer[Any]):
     scopes = serializers.ListField(child=serializers.ChoiceField([each.value for each in Scope]))
     is_staff = serializers.BooleanField()
     limits = serializers.DictField(child=serializers.FloatField(allow_null=True))
+    today = serializers.DictField(
+        child=serializers.IntegerField(), help_text="What your tasks have used since midnight, UTC."
+    )
 
 
 class TicketSerializer(serializers.Serializer[Any]):

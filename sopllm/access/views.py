@@ -18,6 +18,7 @@ from monitoring.api.pagination import StablePagination
 from monitoring.api.permissions import needs
 from monitoring.api.principal import ANY_SCOPE, Scope, principal_of
 from monitoring.api.query_parameters import StrictViewSet
+from monitoring.models import OwnerUse
 from sopllm.access import tickets
 from sopllm.access.models import ApiKey
 from sopllm.access.serializers import (
@@ -80,6 +81,7 @@ class ApiKeyViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSe
             "scopes": sorted(principal.scopes),
             "is_staff": principal.is_staff,
             "limits": asdict(principal.limits),
+            "today": OwnerUse.objects.today(principal.owner),
         }
         return Response(body)
 

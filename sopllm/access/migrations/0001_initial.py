@@ -31,8 +31,6 @@ class Migration(migrations.Migration):
                 ('max_running_tasks', models.PositiveIntegerField(blank=True, null=True, validators=[django.core.validators.MinValueValidator(1)])),
                 ('max_priority', models.FloatField(blank=True, null=True, validators=[django.core.validators.MinValueValidator(0), django.core.validators.MaxValueValidator(100)])),
                 ('max_tokens_per_day', models.PositiveBigIntegerField(blank=True, null=True)),
-                ('max_usd_per_month', models.FloatField(blank=True, null=True, validators=[django.core.validators.MinValueValidator(0)])),
-                ('max_streams', models.PositiveIntegerField(blank=True, null=True)),
             ],
             options={
                 'verbose_name': 'API key',

@@ -58,13 +58,13 @@ def test_form_refuses_what_no_key_may_be(staff: Client, wrong: dict[str, Any]) -
 
 def test_changed_key_keeps_its_owner_and_its_text(staff: Client) -> None:
     key, text = ApiKey.objects.make("alice", ["tasks"])
-    form = {"owner": "bob", "scopes": ["admin"], "max_streams": "3"}
+    form = {"owner": "bob", "scopes": ["admin"], "max_pending_tasks": "3"}
     assert staff.post(f"{KEYS}{key.pk}/change/", form).status_code == 302
     principal = ApiKey.objects.find(digest_of(text))
     assert principal
     assert principal.owner == "alice"
     assert principal.scopes == frozenset({Scope.ADMIN})
-    assert principal.limits.max_streams == 3
+    assert principal.limits.max_pending_tasks == 3
 
 
 def test_keys_are_revoked_by_who_may_change_them(client: Client, db: None) -> None:

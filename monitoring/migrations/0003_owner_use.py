@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('monitoring', '0001_initial'),
+        ('monitoring', '0002_ended_by_owner'),
     ]
 
     operations = [
@@ -19,7 +19,6 @@ class Migration(migrations.Migration):
                 ('num_tasks', models.PositiveBigIntegerField()),
                 ('prompt_tokens', models.PositiveBigIntegerField()),
                 ('completion_tokens', models.PositiveBigIntegerField()),
-                ('cost_usd', models.FloatField()),
             ],
             options={
                 'constraints': [models.UniqueConstraint(fields=('owner', 'day'), name='one_row_per_owner_and_day')],

@@ -1,0 +1,130 @@
+"""What keys may use: requests a second, tasks, priorities, tokens a day."""
+
+import threading
+from collections.abc import Callable
+
+import httpx
+import pytest
+from django.db import connection
+from rest_framework.test import APIClient
+
+from inference.lifecycle import finish
+from inference.models import GenerationTask
+from monitoring.api.principal import Limits, Principal, Scope
+from monitoring.redis.client import client as redis_client
+from sopllm.access import rate_limit
+from tests.conftest import Valkey, client_of
+from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed
+from tests.sopllm.access.clients import bearer, key_of
+from tests.sopllm.test_handler import talk
+
+NewTask = Callable[..., GenerationTask]
+
+TASKS = "/api/v1/tasks"
+BODY = {"model": "echo", "prompt": "one"}
+
+
+def limited(**limits: float) -> Principal:
+    return Principal(
+        name="key",
+        owner="ann",
+        scopes=frozenset({Scope.TASKS}),
+        limits=Limits(**limits),  # type: ignore[arg-type]
+        key_digest="digest",
+    )
+
+
+def submit(api: APIClient, **fields: object) -> int:
+    return int(api.post(TASKS, BODY | fields, format="json").status_code)
+
+
+def test_priority_has_a_limit(new_task: NewTask) -> None:
+    api = client_of(limited(max_priority=5))
+    assert submit(api, priority=5) == 201
+    response = api.post(TASKS, BODY | {"priority": 5.5}, format="json")
+    assert response.status_code == 400
+    assert list(response.json()["details"]) == ["priority"]
+
+
+def test_pending_tasks_have_a_limit_and_a_batch_is_all_or_none(new_task: NewTask) -> None:
+    api = client_of(limited(max_pending_tasks=2))
+    new_task(owner="bob")
+    assert submit(api) == 201
+    batch = api.post(f"{TASKS}/batch", [BODY, BODY], format="json")
+    assert batch.status_code == 429
+    assert batch.json()["error"] == "rate_limited"
+    assert int(batch["Retry-After"]) > 0
+    assert submit(api) == 201
+    assert submit(api) == 429
+    finish.cancel(GenerationTask.objects.filter(owner="ann").latest("created_at"))
+    assert submit(api) == 201
+    assert GenerationTask.objects.pending().owned_by("ann").count() == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_limit_of_pending_tasks_is_exact_among_threads(new_task: NewTask) -> None:
+    new_task(owner="bob")
+    statuses: list[int] = []
+
+    def race() -> None:
+        statuses.append(submit(client_of(limited(max_pending_tasks=3))))
+        connection.close()
+
+    threads = [threading.Thread(target=race) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [201] * 3 + [429] * 5
+
+
+def test_limit_of_running_tasks_goes_with_the_task(new_task: NewTask) -> None:
+    new_task(owner="bob")
+    assert submit(client_of(limited(max_running_tasks=2))) == 201
+    assert GenerationTask.objects.get(owner="ann").max_running == 2
+
+
+def test_tokens_of_a_day_have_a_limit(new_task: NewTask) -> None:
+    api = client_of(limited(max_tokens_per_day=6))
+    for status in (201, 201):  # each takes 3 + 2 tokens
+        assert submit(api) == status
+        finish.complete(claimed(GenerationTask.objects.latest("created_at")), answer(), TIMINGS)
+    response = api.post(TASKS, BODY, format="json")
+    assert response.status_code == 429
+    assert 0 < int(response["Retry-After"]) <= 86_400
+    me = api.get("/api/v1/keys/me").json()
+    assert me["today"]["num_tasks"] == 2
+    assert me["limits"]["max_tokens_per_day"] == 6
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(4, 4), (0.5, 1), (2.5, 2)])
+def test_requests_pass_at_their_rate(valkey: Valkey, rate: float, burst: int) -> None:
+    principal = limited(requests_per_second=rate)
+    allowances = [rate_limit.take(principal) for _ in range(burst + 1)]
+    assert [each.remaining for each in allowances if each] == [*range(burst - 1, -1, -1), 0]
+    last = allowances[-1]
+    assert last is not None
+    assert 0 < last.wait_seconds <= 1 / rate
+    # As if the key had waited for so long.
+    paid_off = float(redis_client().get("rate:digest"))
+    redis_client().set("rate:digest", paid_off - last.wait_seconds)
+    assert rate_limit.take(principal).wait_seconds == 0  # type: ignore[union-attr]
+
+
+def test_without_redis_everybody_is_let_in(valkey: Valkey) -> None:
+    valkey.stop()
+    assert rate_limit.take(limited(requests_per_second=1)) is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_answers_tell_the_rate(valkey: Valkey) -> None:
+    headers = bearer(key_of("ann", requests_per_second=0.01))
+
+    async def conversation(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await client.get("/api/v1/keys/me", headers=headers) for _ in range(2)]
+
+    first, second = talk(conversation)
+    assert (first.status_code, first.headers["ratelimit-remaining"]) == (200, "0")
+    assert (second.status_code, second.headers["ratelimit-limit"]) == (429, "0.01")
+    assert second.json()["error"] == "rate_limited"
+    assert 0 < int(second.headers["retry-after"]) <= 100
