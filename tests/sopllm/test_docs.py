@@ -79,6 +79,8 @@ def test_description_names_every_route(schema: Any) -> None:
         ("delete", "/api/v1/keys/{}"),
         ("get", "/api/v1/keys/me"),
         ("post", "/api/v1/monitor/ticket"),
+        ("get", "/api/v1/webhooks/secret"),
+        ("post", "/api/v1/webhooks/secret"),
         ("get", "/api/v1/monitor/health"),
         ("get", "/api/v1/monitor/gpu"),
         ("get", "/api/v1/monitor/events"),
