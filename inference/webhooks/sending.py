@@ -65,7 +65,7 @@ def _attempt(delivery: WebhookDelivery) -> None:
     answer = outcome.status_code or outcome.error
     log_line(
         delivery.task_id,
-        None,
+        delivery.owner,
         logging.INFO,
         "webhook %s, attempt %d at %s: %s",
         *(delivery.pk, delivery.attempt, delivery.host, answer),
@@ -80,7 +80,9 @@ def _attempt(delivery: WebhookDelivery) -> None:
         is_stored = delivery.retry(entry, wait)
     if not is_stored:
         message = "webhook %s, attempt %d came too late to count"
-        log_line(delivery.task_id, None, logging.INFO, message, delivery.pk, delivery.attempt)
+        log_line(
+            delivery.task_id, delivery.owner, logging.INFO, message, delivery.pk, delivery.attempt
+        )
 
 
 def _send(delivery: WebhookDelivery) -> _Outcome:
