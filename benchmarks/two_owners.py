@@ -1,0 +1,233 @@
+"""Two owners at random over all routes, streams and sockets: nothing of one reaches the other.
+
+    python -m benchmarks.two_owners [--seconds 60] [--threads 20]
+
+Each owner writes a marker into all that it sends, and asks with priorities of its own. Whatever is
+received is searched for the other's marker; the ids in it are compared with the other's at the end,
+numbers with those of the owner itself. Ends with status 1 if anything got through, or on a 500.
+"""
+
+import argparse
+import json
+import random
+import re
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import httpx
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from benchmarks.running_service import ROOT, SMOLLM2, RunningService
+
+_ID = re.compile(r"(?:task|conv|msg)_[0-9a-f]{32}")
+_STATS_CACHED_SECONDS = 11.0
+
+
+class Owner:
+    """A client with a key, and what it has made, seen, and found wrong."""
+
+    def __init__(self, service: RunningService, name: str, min_priority: int) -> None:
+        self.name = name
+        self.key = create_key(service, name, "tasks")
+        self.marker = f"marker-of-{name}-{secrets.token_hex(4)}"
+        self.min_priority = min_priority
+        self.made: set[str] = set()
+        self.seen: set[str] = set()
+        self.statuses: Counter[int] = Counter()
+        self.num_socket_messages = 0
+        self.wrong: list[str] = []
+        self.other: Owner = self
+        self._service = service
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(
+            base_url=f"{self._service.base_url}/api/v1",
+            headers={"Authorization": f"Bearer {self.key}"},
+            timeout=70,
+            trust_env=False,
+        )
+
+    def check(self, what: str, text: str) -> None:
+        """Look for what is the other's in whatever was received."""
+        self.seen.update(_ID.findall(text))
+        if self.other.marker in text or f'"{self.other.name}"' in text:
+            self.wrong.append(f"{what}: {text[:500]}")
+
+    def call(self, http: httpx.Client, method: str, path: str, body: Any = None) -> Any:
+        """The answer as JSON, None for one without; it is checked."""
+        response = http.request(method, path, json=body)
+        self.statuses[response.status_code] += 1
+        self.check(f"{method} {path}", response.text)
+        if response.status_code >= 500 and response.status_code != 503:
+            self.wrong.append(f"{method} {path}: {response.status_code} {response.text[:300]}")
+        is_json = response.headers.get("content-type", "").startswith("application/json")
+        return response.json() if is_json else None
+
+    def task(self, rng: random.Random) -> dict[str, Any]:
+        return {
+            "model": rng.choice(("echo", "echo", SMOLLM2)),
+            "prompt": f"{self.marker} says",
+            "metadata": {"of": self.marker},
+            "max_tokens": 8,
+            "priority": self.min_priority + rng.randrange(10),
+        }
+
+    def run(self, seed: int, until: float) -> None:
+        rng = random.Random(seed)  # noqa: S311 (no secret)
+        try:
+            with self.client() as http:
+                while time.monotonic() < until:
+                    self._one(http, rng)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is a finding
+            self.wrong.append(f"{self.name}: {exc!r}")
+
+    def _one(self, http: httpx.Client, rng: random.Random) -> None:  # noqa: PLR0912
+        own = [each for each in sorted(self.made)[:500] if each.startswith("task_")]
+        convs = [each for each in sorted(self.made) if each.startswith("conv_")]
+        task_id = rng.choice(own) if own else None
+        match rng.randrange(12):
+            case 0 | 1 | 2:
+                body = self.task(rng)
+                if convs and rng.random() < 0.3:
+                    body["conversation_id"] = rng.choice(convs)
+                self._made(self.call(http, "POST", "/tasks", body))
+            case 3:
+                for made in self.call(http, "POST", "/tasks/batch", [self.task(rng)] * 3) or ():
+                    self._made(made)
+            case 4:
+                fields = {"system_prompt": self.marker, "metadata": {"of": self.marker}}
+                self._made(self.call(http, "POST", "/conversations", fields))
+            case 5 if convs:
+                path = f"/conversations/{rng.choice(convs)}/messages"
+                self.call(http, "POST", path, {"role": "user", "content": self.marker})
+                self.call(http, "GET", path)
+            case 6 if task_id:
+                path = rng.choice((f"/tasks/{task_id}?wait=2", f"/tasks/{task_id}/report"))
+                self.call(http, "GET", path)
+            case 7 if task_id:
+                with http.stream("GET", f"/tasks/{task_id}/stream") as stream:
+                    self.check("stream", "".join(stream.iter_text()))
+            case 8 if task_id:
+                self.call(http, "POST", f"/tasks/{task_id}/cancel")
+                if rng.random() < 0.3:
+                    self.call(http, "DELETE", f"/tasks/{task_id}")
+            case 9:
+                lists = ("tasks", "conversations", "models", "keys/me", "monitor/logs?limit=1000")
+                more = ("monitor/events?after=0&limit=1000", "monitor/stats", "monitor/gpu")
+                self.call(http, "GET", f"/{rng.choice((*lists, *more))}")
+                self.check_queue(self.call(http, "GET", "/monitor/queue"))
+            case 10:
+                self._ask_for_the_others(http, rng)
+            case 11:
+                self._listen(rng)
+
+    def _made(self, body: Any) -> None:
+        for name in ("task_id", "conversation_id"):
+            if isinstance(body, dict) and body.get(name):
+                self.made.add(body[name])
+
+    def _ask_for_the_others(self, http: httpx.Client, rng: random.Random) -> None:
+        ids = sorted(self.other.made)
+        if not ids:
+            return
+        number = rng.choice(ids)
+        folder = "tasks" if number.startswith("task_") else "conversations"
+        method, end = rng.choice((("GET", ""), ("DELETE", "")))
+        if folder == "tasks":
+            more = (("GET", "/report"), ("GET", "/stream"), ("POST", "/cancel"))
+            method, end = rng.choice(((method, end), *more))
+        response = http.request(method, f"/{folder}/{number}{end}")
+        if response.status_code != 404:
+            self.wrong.append(f"{method} {folder}{end} of the other: {response.status_code}")
+
+    def check_queue(self, stats: Any) -> None:
+        """Priorities and numbers of a queue must be those of the owner's own tasks."""
+        for state in stats["queues"].values():
+            for priority in state["by_priority"]:
+                if not self.min_priority <= float(priority) < self.min_priority + 10:
+                    self.wrong.append(f"queue tells of priority {priority}")
+        if sum(stats["totals"].values()) > len(self.made) + 100:  # some answers are on their way
+            self.wrong.append(f"queue counts {stats['totals']} of {len(self.made)}")
+
+    def _listen(self, rng: random.Random) -> None:
+        url = f"ws://127.0.0.1:{self._service.port}/ws/monitor"
+        headers = {"Authorization": f"Bearer {self.key}"}
+        with connect(url, additional_headers=headers, proxy=None) as socket:
+            since = rng.choice((0, None))
+            subscription = {"type": "subscribe", "events": ["*"]}
+            socket.send(json.dumps(subscription | ({} if since is None else {"since": since})))
+            socket.send('{"type": "get_queue_stats"}')
+            until = time.monotonic() + rng.uniform(0.5, 3)
+            while time.monotonic() < until:
+                try:
+                    text = str(socket.recv(timeout=0.5))
+                except (TimeoutError, ConnectionClosed):
+                    continue
+                self.num_socket_messages += 1
+                self.check("socket", text)
+                message = json.loads(text)
+                if message["type"] == "queue_stats":
+                    self.check_queue(message["data"])
+
+
+def create_key(service: RunningService, owner: str, *scopes: str) -> str:
+    """A new key of the owner."""
+    command = [sys.executable, "manage.py", "create_api_key", owner, "--quiet"]
+    command += ["--scopes", ",".join(scopes)]
+    return subprocess.run(
+        command, cwd=ROOT, env=service.env, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--threads", type=int, default=20, help="of each owner")
+    options = parser.parse_args()
+    service = RunningService(
+        APP_ENV="production", SECRET_KEY=secrets.token_hex(32), ALLOWED_HOSTS="127.0.0.1"
+    )
+    try:
+        service.start()
+        admin = create_key(service, "operator", "admin", "monitor")
+        service.http.headers["Authorization"] = f"Bearer {admin}"
+        service.register_echo()
+        owners = [Owner(service, "alice", 10), Owner(service, "bob", 50)]
+        owners[0].other, owners[1].other = owners[1], owners[0]
+        until = time.monotonic() + options.seconds
+        threads = [
+            threading.Thread(target=owner.run, args=(seed, until))
+            for owner in owners
+            for seed in range(options.threads)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        time.sleep(_STATS_CACHED_SECONDS)  # until the statistics are read anew
+        for owner in owners:
+            with owner.client() as http:
+                total = owner.call(http, "GET", "/monitor/stats")["tasks"]["total"]
+            num_made = sum(each.startswith("task_") for each in owner.made)
+            if not 0 < total <= num_made:
+                owner.wrong.append(f"statistics count {total} tasks of {num_made}")
+            if shared := owner.seen & owner.other.made:
+                owner.wrong.append(f"{len(shared)} ids of the other: {sorted(shared)[:3]}")
+            print(owner.name, dict(sorted(owner.statuses.items())), end=" ")
+            print(f"{num_made} tasks, {total} ended, {len(owner.seen)} ids seen,", end=" ")
+            print(f"{owner.num_socket_messages} socket messages, {len(owner.wrong)} wrong")
+            for text in owner.wrong[:10]:
+                print("  ", text)
+        return int(any(owner.wrong for owner in owners))
+    finally:
+        service.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
