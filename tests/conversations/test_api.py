@@ -245,9 +245,9 @@ def test_task_for_a_conversation_that_goes_away_is_a_conflict(
     conversation_id = begin(api)["conversation_id"]
     submit_tasks = submit.submit
 
-    def delete_first(tasks: list[GenerationTask]) -> list[GenerationTask]:
+    def delete_first(*arguments: Any) -> list[GenerationTask]:
         Conversation.objects.filter(pk=conversation_id).delete()
-        return submit_tasks(tasks)
+        return submit_tasks(*arguments)
 
     monkeypatch.setattr(submit, "submit", delete_first)
     body = {"model": "echo", "prompt": "a", "conversation_id": conversation_id}

@@ -84,7 +84,7 @@ class FakeEngines:
             runner = engine.runner
             loaded_at = 0.0
 
-        Loaded.engine = engine  # type: ignore[attr-defined]
+        Loaded.engine, Loaded.model = engine, model  # type: ignore[attr-defined]
         return Loaded
 
     @contextmanager
