@@ -84,6 +84,7 @@ def measure() -> dict[str, Any]:
     service = RunningService()
     try:
         service.start("--no-demo")
+        service.register_echo()
         rates = asyncio.run(measure_rates(service.base_url, new_key(service)))
     finally:
         service.close()
