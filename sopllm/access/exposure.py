@@ -1,14 +1,14 @@
 """No service that other machines reach while nobody has a key."""
 
 import asyncio
-import ipaddress
 import logging
 import signal
 
 import psutil
 from django.db import Error as DatabaseError
 
-from sopllm.access.identity import InThread
+from inference.api.deferred_response import InThread
+from sopllm.access.identity import is_loopback
 from sopllm.access.models import ApiKey
 
 logger = logging.getLogger(__name__)
@@ -20,14 +20,6 @@ NO_KEY = (
 # Servers listen soon after they have started the application, if not before.
 _LOOK_FOR_SECONDS = 10.0
 _LOOK_EVERY_SECONDS = 0.1
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address, or `localhost`, is reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def has_keys() -> bool:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from importlib import import_module
 from typing import Any
@@ -16,6 +16,7 @@ from django.contrib.auth import get_user
 from django.db import Error as DatabaseError
 from django.http import HttpRequest
 
+from inference.api.deferred_response import InThread
 from monitoring.api.principal import (
     LOCAL,
     OWNER_PATTERN,
@@ -25,9 +26,9 @@ from monitoring.api.principal import (
 )
 from sopllm.access import tickets
 from sopllm.access.models import KEY_PATTERN, ApiKey, digest_of
+from sopllm.access.tickets import Holder
 
 ASGIScope = MutableMapping[str, Any]
-InThread = Callable[..., Awaitable[Any]]
 
 # Open to everybody: pages without data, probes, the sign-in. The admin has a sign-in of its own.
 _OPEN = frozenset(
@@ -97,15 +98,15 @@ class Identity:
         while is_still:
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
             with contextlib.suppress(AccessError):
-                is_still = principal is None or await self._is_still(principal)
+                is_still = principal is None or await self._find_again(principal) is not None
 
-    async def _is_still(self, principal: Principal) -> bool:
-        """Whether whoever was let in may stay: not with a key that was revoked meanwhile."""
-        if principal.key_digest:
-            return await self._of_key(principal.key_digest) is not None
-        if principal.session_key:
-            return await self._ask(_of_session, principal.session_key) is not None
-        return True
+    async def _find_again(self, holder: Principal | Holder) -> Principal | None:
+        """Whom the key or the session of somebody who was let in lets in by now."""
+        if holder.key_digest:
+            return await self._of_key(holder.key_digest)
+        if holder.session_key:
+            return await self._ask(_of_session, holder.session_key)
+        return LOCAL
 
     async def _of_key(self, digest: str) -> Principal | None:
         principal, known_until = self._known.get(digest, (None, 0.0))
@@ -121,11 +122,7 @@ class Identity:
             holder = await self._in_thread(tickets.take, ticket)
         except redis.RedisError as exc:
             raise _unavailable() from exc
-        if holder is None:
-            return None
-        if holder.key_digest:
-            return await self._of_key(holder.key_digest)
-        return await self._ask(_of_session, holder.session_key) if holder.session_key else LOCAL
+        return await self._find_again(holder) if holder else None
 
     async def _ask(self, look_up: Callable[..., Principal | None], key: str) -> Principal | None:
         try:
@@ -147,15 +144,18 @@ def _is_open(path: str) -> bool:
     return (path.rstrip("/") or "/") in _OPEN or path.startswith(_OPEN_FOLDERS)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address, or `localhost`, is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _is_local(scope: ASGIScope) -> bool:
     """Whether it comes from this machine, and through no proxy, while those need no key."""
     client = scope.get("client")
-    if settings.APP_ENV != "local" or not client:
-        return False
-    try:
-        if not ipaddress.ip_address(client[0]).is_loopback:
-            return False
-    except ValueError:  # a Unix socket
+    if settings.APP_ENV != "local" or not client or not is_loopback(client[0]):
         return False
     return not any(
         name in _PROXY_HEADERS or name.startswith(b"x-forwarded-") for name, _ in scope["headers"]

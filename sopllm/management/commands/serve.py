@@ -23,6 +23,7 @@ from monitoring.streams.delta_stream import read_deltas
 from presets import catalogue
 from sopllm import processes
 from sopllm.access import exposure
+from sopllm.access.identity import is_loopback
 from sopllm.supervisor import StoppingError, Supervisor
 
 VALKEY_TIMEOUT_SECONDS = 60  # A long append-only file is read back first.
@@ -63,7 +64,7 @@ class Command(BaseCommand):
             self.start_valkey(supervisor)
         self.check_redis(supervisor)
         self.migrate()
-        if not exposure.is_loopback(settings.SERVER_HOST) and not exposure.has_keys():
+        if not is_loopback(settings.SERVER_HOST) and not exposure.has_keys():
             raise CommandError(exposure.NO_KEY)
         self.make_admin()
         self.load_presets()

@@ -11,6 +11,7 @@ from django.conf import settings
 from django.core.management import CommandError, call_command
 
 from sopllm.access import exposure
+from sopllm.access.identity import is_loopback
 from sopllm.access.models import ApiKey
 from sopllm.management.commands import serve
 
@@ -36,9 +37,9 @@ def test_bare_server_stops(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback_is_known(host: str) -> None:
-    assert exposure.is_loopback(host)
-    assert not exposure.is_loopback("192.168.1.5")
-    assert not exposure.is_loopback("llm.example")
+    assert is_loopback(host)
+    assert not is_loopback("192.168.1.5")
+    assert not is_loopback("llm.example")
 
 
 def test_serve_does_not_start(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
