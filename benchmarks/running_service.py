@@ -249,7 +249,7 @@ class RunningService:
 
 
 def wait_for(
-    get: Callable[[], T | None], limit_seconds: float = 20.0, every_seconds: float = 0.01
+    get: Callable[[], T | None], limit_seconds: float = 40.0, every_seconds: float = 0.01
 ) -> T:
     """What `get` returns once that is true; TimeoutError when it never is."""
     give_up_at = time.monotonic() + limit_seconds

@@ -34,7 +34,7 @@ from tests.system.conftest import ONE_AT_A_TIME
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-LIMIT_MS = 15_000
+LIMIT_MS = 30_000
 # The page's list of events holds this many.
 MAX_EVENTS = 200
 SIZES = {"phone": (360, 740), "wide": (1920, 1080)}
@@ -210,7 +210,12 @@ def test_page_outlives_a_restart_of_the_server(page: Page, service: RunningServi
     for each in tasks:
         expect(page.locator(f"#recent tr[data-task={each}] .badge")).to_have_text("completed")
     expect(page.locator(f"#events > li[data-seq='{told[-1]['seq']}']")).to_have_count(1)
-    assert shown_events(page) == logged_events(service, after=before - MAX_EVENTS)[-MAX_EVENTS:]
+    # Processes tell their events each for itself: that a task was queued may come after its end.
+    wait_for(
+        lambda: (
+            shown_events(page) == logged_events(service, after=before - MAX_EVENTS)[-MAX_EVENTS:]
+        )
+    )
 
 
 def events_once_ended(
