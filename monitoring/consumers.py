@@ -10,7 +10,8 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 from django.db import Error as DatabaseError
 
-from monitoring.events.commands import CommandType, parse
+from monitoring.api.principal import Principal
+from monitoring.events.commands import CommandType, available_events, parse
 from monitoring.events.events import EventType
 from monitoring.events.feed import Feed
 from monitoring.events.messages import (
@@ -43,13 +44,13 @@ class MonitorConsumer(AsyncWebsocketConsumer):
     async def connect(self) -> None:
         await self.accept()
         scope: Any = self.scope  # typed without what a middleware adds
-        self._owner: str | None = scope["principal"].visible_owner
-        is_for_all = self._owner is None
-        self._events = [each for each in EventType if is_for_all or each != EventType.GPU_STATS]
+        self._principal: Principal = scope["principal"]
+        self._owner = self._principal.visible_owner
         self._cursor = self._feed.join(self._owner, self._start_sender)
         await self._feed.wait_until_live(settings.REDIS_TIMEOUT_SECONDS)
         with _client_may_leave():
-            await self.send(connected_text(uuid.uuid4().hex, self._events, self._feed.last_seq))
+            events = available_events(self._principal.scopes)
+            await self.send(connected_text(uuid.uuid4().hex, events, self._feed.last_seq))
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         """Do what the client asks for, or say what is wrong with it."""
@@ -73,7 +74,7 @@ class MonitorConsumer(AsyncWebsocketConsumer):
             await asyncio.sleep(1 / MAX_MESSAGES_PER_SECOND)
             message = f"Send at most {MAX_MESSAGES_PER_SECOND} messages a second; this one is lost."
             raise SocketError("rate_limited", message)
-        command = parse(text, self._events)
+        command = parse(text, self._principal.scopes)
         match command.type:
             case CommandType.SUBSCRIBE:
                 self._cursor.subscribe(command.events, command.since)

@@ -58,6 +58,11 @@ class Principal:
         """Whether it may read, change and delete the rows of that owner."""
         return self.is_staff or owner == self.owner
 
+    def has_all_of(self, other: "Principal") -> bool:
+        """Whether it is of the same owner, and may do whatever the other may."""
+        is_as_high = self.is_staff or not other.is_staff
+        return self.owner == other.owner and self.scopes >= other.scopes and is_as_high
+
     @property
     def visible_owner(self) -> str | None:
         """Whose events, logs and figures it sees; None: those of all owners."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from monitoring.api.json_parser import object_of
 from monitoring.api.principal import Scope
-from monitoring.events.events import EventType
+from monitoring.events.events import OF_OWNERS, EventType
 from monitoring.events.messages import SocketError
 
 MAX_CHARACTERS = 64 * 1024
@@ -25,6 +25,16 @@ class CommandType(StrEnum):
     GET_QUEUE_STATS = "get_queue_stats"
     PING = "ping"
 
+
+_OF_EVENTS = frozenset({Scope.TASKS, Scope.MONITOR})
+# Any of them opens a command; one that is not named here is closed.
+SCOPES: dict[CommandType, frozenset[Scope]] = {
+    CommandType.SUBSCRIBE: _OF_EVENTS,
+    CommandType.UNSUBSCRIBE: _OF_EVENTS,
+    CommandType.FILTER_TASK: _OF_EVENTS,
+    CommandType.GET_QUEUE_STATS: _OF_EVENTS,
+    CommandType.PING: _OF_EVENTS,
+}
 
 _FIELDS: dict[CommandType, set[str]] = {
     CommandType.SUBSCRIBE: {"events", "since"},
@@ -45,10 +55,17 @@ class SocketCommand:
     task_id: str | None = None
 
 
-def parse(text: str | None, available_events: Collection[EventType]) -> SocketCommand:
+def available_events(scopes: frozenset[Scope]) -> list[EventType]:
+    """What can be subscribed to with the scopes."""
+    if Scope.MONITOR in scopes:
+        return list(EventType)
+    return [each for each in EventType if Scope.TASKS in scopes and each in OF_OWNERS]
+
+
+def parse(text: str | None, scopes: frozenset[Scope]) -> SocketCommand:
     """The command in a text frame; None stands for a binary one. Raises SocketError.
 
-    A pattern stands for the available events alone.
+    A pattern stands for the events alone that the scopes open.
     """
     message = _json_object(text)
     name = message.pop("type", None)
@@ -56,6 +73,10 @@ def parse(text: str | None, available_events: Collection[EventType]) -> SocketCo
         known = ", ".join(CommandType)
         raise _invalid(f"Unknown type {_quoted(name)}: use one of {known}.")
     command = CommandType(name)
+    accepted = SCOPES.get(command, frozenset())
+    if scopes.isdisjoint(accepted):
+        text = f"{name} needs a key of the scope {' or '.join(sorted(accepted)) or '(none)'}."
+        raise SocketError("permission_denied", text)
     if unknown := [field for field in message if field not in _FIELDS[command]]:
         raise _invalid(f"{name} has no field {_quoted(unknown[0])}: check its spelling.")
     if command is CommandType.FILTER_TASK:
@@ -73,7 +94,8 @@ def parse(text: str | None, available_events: Collection[EventType]) -> SocketCo
     names = message.get("events")
     if not isinstance(names, list) or not names:
         raise _invalid('events must be a list of names, such as ["task.*", "gpu_stats"].')
-    events = {event for name in names for event in _matching(name, available_events)}
+    available = available_events(scopes)
+    events = {event for name in names for event in _matching(name, available)}
     return SocketCommand(command, frozenset(events), since)
 
 
@@ -93,7 +115,7 @@ def _json_object(text: str | None) -> dict[str, Any]:
     return message
 
 
-def _matching(name: Any, available_events: Collection[EventType]) -> set[str]:
+def _matching(name: Any, available: Collection[EventType]) -> set[str]:
     """The events that a name stands for: `*`, `task.*` or one itself."""
     if not isinstance(name, str):
         raise _invalid(f"{_quoted(name)} is no name of an event: use a text.")
@@ -106,12 +128,12 @@ def _matching(name: Any, available_events: Collection[EventType]) -> set[str]:
     if not types:
         known = ", ".join(EventType)
         raise _invalid(f"Unknown event {_quoted(name)}: use * or task.* or some of {known}.")
-    if name in types and name not in available_events:
+    if name in types and name not in available:
         message = (
             f"{name} needs a key of the scope {Scope.MONITOR}: leave it out, or use such a key."
         )
         raise SocketError("permission_denied", message)
-    return types.intersection(available_events)
+    return types.intersection(available)
 
 
 def _invalid(message: str) -> SocketError:

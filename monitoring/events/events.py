@@ -46,6 +46,23 @@ TRANSIENT = frozenset(
     }
 )
 
+# What the scope `tasks` opens, as far as it is one's own or everybody's; `monitor` opens all.
+OF_OWNERS = frozenset(
+    {
+        EventType.TASK_QUEUED,
+        EventType.TASK_STARTED,
+        EventType.TASK_PROGRESS,
+        EventType.TASK_COMPLETED,
+        EventType.TASK_FAILED,
+        EventType.TASK_CANCELLED,
+        EventType.MODEL_LOADED,
+        EventType.MODEL_UNLOADED,
+        EventType.MODEL_DOWNLOAD_PROGRESS,
+        EventType.QUEUE_STATS,
+        EventType.LOG,
+    }
+)
+
 
 class TaskQueued(TypedDict):
     """A task was accepted, or given back by a lost worker; `attempt` counts those before."""

@@ -93,12 +93,16 @@ class Identity:
         )
 
     async def wait_until_revoked(self, principal: Principal | None) -> None:
-        """For as long as whoever was let in may stay; also while that cannot be looked up."""
-        is_still = True
-        while is_still:
+        """Until whoever was let in may no longer do all that it might then.
+
+        While that cannot be looked up, it may.
+        """
+        may_stay = True
+        while may_stay:
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
             with contextlib.suppress(AccessError):
-                is_still = principal is None or await self._find_again(principal) is not None
+                found = principal and await self._find_again(principal)
+                may_stay = principal is None or (found is not None and found.has_all_of(principal))
 
     async def _find_again(self, holder: Principal | Holder) -> Principal | None:
         """Whom the key or the session of somebody who was let in lets in by now."""

@@ -9,6 +9,7 @@ from django.conf import settings
 from django.http.request import split_domain_port, validate_host
 
 from monitoring.api.principal import Scope
+from monitoring.events import commands
 from sopllm.access.identity import AccessError, Identity
 from sopllm.exceptions import error_body
 from sopllm.handler import Message, Receive, Send
@@ -16,8 +17,8 @@ from sopllm.handler import Message, Receive, Send
 # The arguments are Any since Channels types each message on its own.
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
-# Any of these opens a socket.
-SCOPES = frozenset({Scope.TASKS, Scope.MONITOR})
+# Any of these opens a socket: those of its commands.
+_SCOPES = frozenset[Scope]().union(*commands.SCOPES.values())
 
 # Closes the socket of somebody who may stay no longer.
 SHUT_OUT = 4401
@@ -40,8 +41,8 @@ class WebSocketAccess:
         except AccessError as error:
             await refuse(scope, send, error.status, error.code, error.message)
             return
-        if principal is None or principal.scopes.isdisjoint(SCOPES):
-            message = f"This needs a key of the scope {' or '.join(sorted(SCOPES))}."
+        if principal is None or principal.scopes.isdisjoint(_SCOPES):
+            message = f"This needs a key of the scope {' or '.join(sorted(_SCOPES))}."
             await refuse(scope, send, 403, "permission_denied", message)
             return
         if scope["query_string"]:

@@ -10,7 +10,9 @@ from django.test import override_settings
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from monitoring import consumers
-from monitoring.events import events
+from monitoring.api.principal import Scope
+from monitoring.events import commands, events
+from monitoring.events.commands import CommandType
 from monitoring.events.events import SERVICE, EventType
 from monitoring.redis import outbox
 from monitoring.redis.client import client as redis_client
@@ -244,13 +246,49 @@ def test_event_that_needs_the_scope_monitor_is_refused_and_no_part_of_a_pattern(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_key_of_another_scope_opens_no_socket(server: LiveServer) -> None:
-    with (
-        pytest.raises(InvalidStatus) as refused,
-        server.client(additional_headers=bearer(key_of("alice", "admin"))),
-    ):
-        pass
-    assert refused.value.response.status_code == 403
+@pytest.mark.parametrize("scopes", [(each,) for each in Scope])
+def test_each_command_is_for_its_scopes(server: LiveServer, scopes: tuple[Scope, ...]) -> None:
+    headers = bearer(key_of("alice", *scopes))
+    if all(accepted.isdisjoint(scopes) for accepted in commands.SCOPES.values()):
+        assert_refused(server, 403, "permission_denied", additional_headers=headers)
+        return
+    fields: dict[CommandType, dict[str, Any]] = {
+        CommandType.SUBSCRIBE: {"events": ["log"]},
+        CommandType.UNSUBSCRIBE: {"events": ["log"]},
+        CommandType.FILTER_TASK: {"task_id": None},
+    }
+    with server.client(additional_headers=headers) as client:
+        for command in CommandType:
+            client.say(command, **fields.get(command, {}))
+            if commands.SCOPES[command].isdisjoint(scopes):
+                assert client.error()["error"] == "permission_denied"
+            elif command == CommandType.GET_QUEUE_STATS:
+                assert client.hear()["type"] == "queue_stats"
+            elif command == CommandType.PING:
+                assert client.hear()["type"] == "pong"
+            client.pong()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("command", CommandType)
+def test_command_that_names_no_scope_is_closed(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch, command: CommandType
+) -> None:
+    monkeypatch.delitem(commands.SCOPES, command)
+    with server.client(additional_headers=bearer(key_of("alice", *Scope))) as client:
+        client.say(command)
+        assert client.error()["error"] == "permission_denied"
+
+
+@pytest.mark.parametrize("event", EventType)
+def test_event_that_names_no_scope_is_for_the_scope_monitor(
+    monkeypatch: pytest.MonkeyPatch, event: EventType
+) -> None:
+    others = events.OF_OWNERS - {event}
+    monkeypatch.setattr("monitoring.events.commands.OF_OWNERS", others)
+    for scope in Scope:
+        available = commands.available_events(frozenset({scope}))
+        assert (event in available) == (scope == Scope.MONITOR)
 
 
 # --- Replay ---
