@@ -1,8 +1,11 @@
-"""Every error of the API in one shape: {"error", "message", "details", "trace_id"}."""
+"""Every error of the API in one shape: {"error", "message", "details", "trace_id"}.
+
+Those of routes that speak for other APIs are in the shapes of these.
+"""
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, TypedDict
 
@@ -12,6 +15,7 @@ from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
+from inference.openai import errors as openai_errors
 from monitoring.api.errors import sentences
 
 logger = logging.getLogger(__name__)
@@ -29,6 +33,9 @@ _CODES = {
     429: "rate_limited",
     503: "unavailable",
 }
+# The shapes of errors below other addresses than /api/v1, from status, code, message and details;
+# the first that fits is taken.
+_SHAPES: list[tuple[str, Callable[[int, str, str, Any], Any]]] = [("/v1/", openai_errors.body)]
 _MAX_MEMBERS, _MAX_CHARS = 50, 1000
 _FAILED = "The server failed unexpectedly; its log has the reason. Please try again."
 _NOT_FOUND = "There is nothing here: check the address, or see /docs for the routes."
@@ -43,8 +50,17 @@ class ErrorBody(TypedDict):
     trace_id: str | None
 
 
-def error_body(code: str, message: str, details: Any = None) -> ErrorBody:
-    return {"error": code, "message": message, "details": details, "trace_id": None}
+def error_body(path: str, status: int, code: str, message: str, details: Any = None) -> Any:
+    """The body of an error, in the shape that clients of this path expect."""
+    for prefix, shape in _SHAPES:
+        if f"{path}/".startswith(prefix):
+            return shape(status, code, message, details)
+    return ErrorBody(error=code, message=message, details=details, trace_id=None)
+
+
+def error_json(path: str, status: int, code: str, message: str) -> JsonResponse:
+    """The answer to an error that no view has raised."""
+    return JsonResponse(error_body(path, status, code, message), status=status)
 
 
 def handle_exception(exc: Exception, context: dict[str, Any]) -> Response:
@@ -60,21 +76,24 @@ def handle_exception(exc: Exception, context: dict[str, Any]) -> Response:
         exc = exceptions.PermissionDenied()
     if not isinstance(exc, exceptions.APIException):
         return _unexpected(exc, context["request"].path)
-    return _known(exc, context["view"].allowed_methods)
+    return _known(exc, context["request"].path, context["view"].allowed_methods)
 
 
 def error_response(exc: Exception, path: str) -> JsonResponse:
     """The answer to an error that is raised after the view has returned."""
-    answer = _known(exc) if isinstance(exc, exceptions.APIException) else _unexpected(exc, path)
+    if isinstance(exc, exceptions.APIException):
+        answer = _known(exc, path)
+    else:
+        answer = _unexpected(exc, path)
     response = JsonResponse(answer.data, status=answer.status_code)
-    if wait := answer.get("Retry-After"):
-        response["Retry-After"] = wait
+    for name, value in answer.items():
+        response.headers.setdefault(name, value)
     return response
 
 
 def _unexpected(exc: Exception, path: str) -> Response:
     logger.error("Unexpected error at %s", path, exc_info=exc)
-    return Response(error_body("internal_error", _FAILED), status=500)
+    return Response(error_body(path, 500, "internal_error", _FAILED), status=500)
 
 
 def _shortened(detail: Any) -> Any:
@@ -90,7 +109,9 @@ def _shortened(detail: Any) -> Any:
     return text if len(text) <= _MAX_CHARS else f"{text[:_MAX_CHARS]}…"
 
 
-def _known(exc: exceptions.APIException, allowed_methods: Sequence[str] = ()) -> Response:
+def _known(
+    exc: exceptions.APIException, path: str, allowed_methods: Sequence[str] = ()
+) -> Response:
     details = None
     message = str(exc.detail)
     if isinstance(exc, exceptions.ValidationError):
@@ -104,29 +125,28 @@ def _known(exc: exceptions.APIException, allowed_methods: Sequence[str] = ()) ->
         message = "Send the body as JSON, with the header Content-Type: application/json."
     elif isinstance(exc, exceptions.MethodNotAllowed):
         message = f"{exc.detail} Use one of {', '.join(allowed_methods)}."
-    code = _CODES.get(exc.status_code, "internal_error")
-    if exc.default_code == "queue_full":
-        code = exc.default_code
-    headers = {}
+    code = getattr(exc, "error_code", None) or _CODES.get(exc.status_code, "internal_error")
+    headers = dict(getattr(exc, "headers", {}))
     if scheme := getattr(exc, "auth_header", None):
         headers["WWW-Authenticate"] = scheme
     wait = getattr(exc, "wait", None)
     if wait:
         headers["Retry-After"] = str(int(wait))
-    return Response(error_body(code, message, details), status=exc.status_code, headers=headers)
+    body = error_body(path, exc.status_code, code, message, details)
+    return Response(body, status=exc.status_code, headers=headers)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:
     """Django's handler404: no route has this path."""
-    return JsonResponse(error_body("not_found", _NOT_FOUND), status=404)
+    return error_json(request.path, 404, "not_found", _NOT_FOUND)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> JsonResponse:
     """Django's handler400: an unknown Host header, above all."""
     message = "Bad request: check the Host header against ALLOWED_HOSTS."
-    return JsonResponse(error_body("validation_error", message), status=400)
+    return error_json(request.path, 400, "validation_error", message)
 
 
 def server_error(request: HttpRequest) -> JsonResponse:
     """Django's handler500."""
-    return JsonResponse(error_body("internal_error", _FAILED), status=500)
+    return error_json(request.path, 500, "internal_error", _FAILED)

@@ -22,7 +22,6 @@ from django.http import (
     HttpResponse,
     HttpResponseBase,
     HttpResponseRedirect,
-    JsonResponse,
 )
 from django.urls import set_script_prefix
 
@@ -31,7 +30,7 @@ from monitoring.database_threads import DatabaseThreads
 from monitoring.streams.follower import Follower
 from sopllm.access import rate_limit
 from sopllm.access.identity import AccessError, Identity
-from sopllm.exceptions import error_body, error_response
+from sopllm.exceptions import error_json, error_response
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -75,11 +74,13 @@ class PooledHandler(BaseHandler):
             allowance = await self.in_thread(rate_limit.take, scope["principal"])
         if allowance and allowance.wait_seconds:
             message = f"Your key allows {allowance.limit:g} requests a second: come again later."
-            refusal = error_body("rate_limited", message)
-            await _send_whole(send, JsonResponse(refusal, status=429, headers=allowance.headers()))
+            refusal = error_json(scope["path"], 429, "rate_limited", message)
+            for name, value in allowance.headers().items():
+                refusal[name] = value
+            await _send_whole(send, refusal)
             return
         limit = settings.MAX_BODY_BYTES if scope["principal"] else _MAX_ANONYMOUS_BYTES
-        body = await _read_body(receive, limit)
+        body = await _read_body(scope["path"], receive, limit)
         if isinstance(body, HttpResponse):
             await _send_whole(send, body)
             return
@@ -158,7 +159,7 @@ class StaticFile(DeferredResponse):
                     yield part
 
 
-async def _read_body(receive: Receive, limit: int) -> bytes | HttpResponse:
+async def _read_body(path: str, receive: Receive, limit: int) -> bytes | HttpResponse:
     """The whole body; the error to answer with when it is too large, or comes too slowly."""
     parts: list[bytes] = []
     size = 0
@@ -178,12 +179,12 @@ async def _read_body(receive: Receive, limit: int) -> bytes | HttpResponse:
                     break
     except TimeoutError:
         message = f"The body is too slow: send at least {_MIN_BYTES_PER_SECOND} bytes a second."
-        response = JsonResponse(error_body("request_timeout", message), status=408)
+        response = error_json(path, 408, "request_timeout", message)
         response["Connection"] = "close"
         return response
     if size > limit:
         message = f"The body is larger than {limit} bytes: send less at a time."
-        return JsonResponse(error_body("payload_too_large", message), status=413)
+        return error_json(path, 413, "payload_too_large", message)
     return b"".join(parts)
 
 
@@ -195,7 +196,7 @@ async def _refuse(scope: Message, send: Send, error: AccessError) -> None:
         response = HttpResponseRedirect(f"{settings.LOGIN_URL}?{urlencode({'next': address})}")
         await _send_whole(send, response)
         return
-    response = JsonResponse(error_body(error.code, error.message), status=error.status)
+    response = error_json(scope["path"], error.status, error.code, error.message)
     if error.status == 401:
         response["WWW-Authenticate"] = "Bearer"
     await _send_whole(send, response)

@@ -17,6 +17,7 @@ from drf_spectacular.plumbing import (
 from drf_spectacular.renderers import OpenApiJsonRenderer
 from drf_spectacular.utils import Direction
 
+from inference.openai.errors import OpenAIErrorBody
 from sopllm.exceptions import ErrorBody
 
 Endpoint = tuple[str, str, str, Any]
@@ -47,9 +48,10 @@ class SchemaWithErrors(AutoSchema):
 
     def _get_response_bodies(self, direction: Direction = "response") -> Schema:
         bodies: Schema = super()._get_response_bodies(direction)
+        shape = OpenAIErrorBody if self.path.startswith("/v1/") else ErrorBody
         for code in ("4XX", "503"):
             error = self._get_response_for_code(  # type: ignore[no-untyped-call]
-                ErrorBody, code, ["application/json"]
+                shape, code, ["application/json"]
             )
             bodies.setdefault(code, error)
         return bodies

@@ -32,6 +32,7 @@ urlpatterns = [
     path("api/v1/", include("conversations.urls")),
     path("api/v1/", include("monitoring.urls")),
     path("api/v1/", include("sopllm.access.urls")),
+    path("v1/", include("inference.openai.urls")),
     re_path(r"^metrics/?$", Metrics.as_view()),
     re_path(r"^healthz/?$", health.healthz),
     re_path(r"^readyz/?$", health.readyz),

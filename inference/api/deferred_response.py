@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
@@ -45,17 +45,17 @@ class DeferredResponse(StreamingHttpResponse):
 
 
 class LongPoll(DeferredResponse):
-    """Answers when the end of `key` is announced, or when the time is over.
+    """Answers when the ends of `keys` are announced, or when the time is over.
 
     `look` runs in a thread, now and then: it gives the answer, or None while there is none. When it
     is called with True, nobody waits any more: it has to answer then.
     """
 
     def __init__(
-        self, key: str, seconds: float, look: Callable[[bool], HttpResponse | None]
+        self, keys: Sequence[str], seconds: float, look: Callable[[bool], HttpResponse | None]
     ) -> None:
         super().__init__()
-        self._key = key
+        self._keys = keys
         self._seconds = seconds
         self._look = look
 
@@ -63,10 +63,9 @@ class LongPoll(DeferredResponse):
         give_up_at = time.monotonic() + self._seconds
         answer: HttpResponse | None = None
         ended = asyncio.Event()
-        with (
-            follower.waiting_for(self._key, ended.set),
-            contextlib.suppress(asyncio.CancelledError),
-        ):
+        with contextlib.ExitStack() as waits, contextlib.suppress(asyncio.CancelledError):
+            for key in self._keys:
+                waits.enter_context(follower.waiting_for(key, ended.set))
             # The first look comes once the follower knows: the end may have come before.
             while (answer := await in_thread(self._look, False)) is None:
                 if (left := give_up_at - time.monotonic()) <= 0:
@@ -108,7 +107,7 @@ def long_poll(
         rendered: HttpResponse = response.render()
         return rendered
 
-    return LongPoll(key, seconds, look)
+    return LongPoll([key], seconds, look)
 
 
 def requested_seconds(request: Request) -> float:

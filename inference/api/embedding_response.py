@@ -27,7 +27,7 @@ class EmbeddingResponse(LongPoll):
         self._request = request
         self._answer_key = request_queue.new_key()
         self._entry_id: str | None = None
-        super().__init__(self._answer_key, settings.EMBEDDING_TIMEOUT_SECONDS, self._find_answer)
+        super().__init__([self._answer_key], settings.EMBEDDING_TIMEOUT_SECONDS, self._find_answer)
 
     def _find_answer(self, is_last: bool) -> HttpResponse | None:
         try:

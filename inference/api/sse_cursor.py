@@ -36,7 +36,10 @@ class SSECursor:
 
 
 class SSEWriter:
-    """Writes for one reader: bytes of whole events, b"" where there is nothing new."""
+    """Writes for one reader: bytes of whole events, b"" where there is nothing new.
+
+    What an event looks like is for `token`, `restart` and `end` to say.
+    """
 
     def __init__(self, cursor: SSECursor | None) -> None:
         """None for a reader that has nothing yet."""
@@ -69,16 +72,28 @@ class SSEWriter:
             restart = self._start_anew(task.attempt)
         rest = text[self.cursor.num_chars :]
         rest_token = self._token(rest, len(text), self.cursor.num_deltas) if rest else b""
-        return restart + rest_token + _event(task.status, FINAL_ID, task_body(task))
+        return restart + rest_token + self.end(task)
+
+    def token(self, text: str, index: int) -> bytes:
+        """The event of a text, up to the cursor."""
+        return _event("token", str(self.cursor), {"text": text, "index": index})
+
+    def restart(self, attempt: int) -> bytes:
+        """The event that makes the text so far void."""
+        return _event("restart", str(self.cursor), {"attempt": attempt})
+
+    def end(self, task: GenerationTask) -> bytes:
+        """The last event."""
+        return _event(task.status, FINAL_ID, task_body(task))
 
     def _start_anew(self, attempt: int) -> bytes:
         had_text = self.cursor.num_chars > 0
         self.cursor = SSECursor(attempt)
-        return _event("restart", str(self.cursor), {"attempt": attempt}) if had_text else b""
+        return self.restart(attempt) if had_text else b""
 
     def _token(self, text: str, num_chars: int, index: int) -> bytes:
         self.cursor = SSECursor(self.cursor.attempt, num_chars, index + 1)
-        return _event("token", str(self.cursor), {"text": text, "index": index})
+        return self.token(text, index)
 
 
 def _event(name: str, event_id: str, data: dict[str, Any]) -> bytes:

@@ -28,6 +28,14 @@ from monitoring.api.errors import sentences
 _MODEL_LIST = "GET /api/v1/models lists them."
 
 
+class UnknownModelError(ValidationError):
+    """No model has the name that a task asks for."""
+
+    def __init__(self, name: str) -> None:
+        self.message = f"There is no model {name}: {_MODEL_LIST}"
+        super().__init__({"model": [self.message]})
+
+
 def build_task(
     owner: str,
     data: dict[str, Any],
@@ -109,8 +117,7 @@ def _new_task(request: dict[str, Any], *, requested_model: str, **fields: Any) -
 def _usable_model(name: str) -> RegisteredModel:
     model = RegisteredModel.objects.read(name)
     if model is None:
-        message = f"There is no model {name}: {_MODEL_LIST}"
-        raise ValidationError({"model": [message]})
+        raise UnknownModelError(name)
     if model.provider == RegisteredModel.Provider.EMBEDDING:
         raise ValidationError({"model": [embedding.refusal(name)]})
     if model.crashed_too_often:

@@ -1,12 +1,9 @@
 """The routes of tasks: validate, call one thing, respond."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from django.db.models import QuerySet
 from django.http import HttpResponseBase
-from django.utils import timezone
 from django_filters.rest_framework import DjangoFilterBackend
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, status, viewsets
@@ -16,14 +13,14 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
-from inference.api import submission, task_stream
+from inference.api import task_stream
 from inference.api.deferred_response import WAIT_PARAMETER, long_poll, requested_seconds
 from inference.api.filters import TaskFilters
 from inference.api.report import report
-from inference.api.sse_cursor import FINAL_ID
+from inference.api.sse_cursor import FINAL_ID, SSEWriter
+from inference.api.submitting import first_or_new, refusals
 from inference.api.task_serializers import (
     MAX_BATCH,
-    MAX_KEY_LENGTH,
     ReportSerializer,
     TaskSubmissionSerializer,
     submission_validator,
@@ -31,31 +28,10 @@ from inference.api.task_serializers import (
 from inference.lifecycle import finish, submit
 from inference.models import GenerationTask, queue_positions
 from inference.task_body import TaskSerializer, task_body
-from monitoring.api.errors import Conflict, LimitReached, QueueFull
+from monitoring.api.errors import Conflict
 from monitoring.api.pagination import StablePagination
-from monitoring.api.principal import Limits, Scope, owner_of, principal_of
+from monitoring.api.principal import Scope, principal_of
 from monitoring.api.query_parameters import StrictViewSet
-from monitoring.models import OwnerUse
-
-# Tasks end sooner or later: a guess.
-_PENDING_WAIT_SECONDS = 5
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """What the lifecycle refuses, as HTTP says it."""
-    try:
-        yield
-    except submit.IdempotencyConflictError as error:
-        message = f"The idempotency key {error} was used for another request: take a new one."
-        raise Conflict(message) from error
-    except submit.QueueFullError as error:
-        raise QueueFull from error
-    except submit.PendingLimitError as error:
-        message = "You have as many pending tasks as your key allows: wait for some of them."
-        raise LimitReached(message, _PENDING_WAIT_SECONDS) from error
-    except submit.ConversationGoneError as error:
-        raise Conflict("The conversation has been deleted: begin another one.") from error
 
 
 class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]):
@@ -93,10 +69,12 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
     )
     def create(self, request: Request) -> Response:
         """Submit a task. Repeating an idempotency key gives the first task again, with 200."""
-        with _refusals():
-            task = self._first_or_new(request.data, request.headers.get("Idempotency-Key"))
+        principal = principal_of(request)
+        with refusals():
+            fields = submission_validator().run_validation(request.data)
+            task = first_or_new(principal, fields, request.headers.get("Idempotency-Key"))
             is_new = task._state.adding
-            [accepted] = submit.submit([task], self._limits.max_pending_tasks)
+            [accepted] = submit.submit([task], principal.limits.max_pending_tasks)
         return Response(task_body(accepted), status=201 if is_new and accepted is task else 200)
 
     @extend_schema(
@@ -110,14 +88,15 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
         if "Idempotency-Key" in request.headers:
             message = "A batch takes no such header: give each task an idempotency_key."
             raise ValidationError({"idempotency_key": [message]})
-        tasks = []
-        with _refusals():
+        principal, tasks = principal_of(request), []
+        with refusals():
             for index, data in enumerate(request.data):
                 try:
-                    tasks.append(self._first_or_new(data))
+                    fields = submission_validator().run_validation(data)
+                    tasks.append(first_or_new(principal, fields))
                 except ValidationError as error:
                     raise ValidationError({str(index): error.detail}) from error
-            accepted = submit.submit(tasks, self._limits.max_pending_tasks)
+            accepted = submit.submit(tasks, principal.limits.max_pending_tasks)
         context = {"queue_positions": queue_positions(accepted)}
         return Response(TaskSerializer(accepted, many=True, context=context).data, status=201)
 
@@ -151,7 +130,7 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
         event_id = task_stream.last_event_id(request)
         if task.has_ended and event_id == FINAL_ID:
             return Response(status=status.HTTP_204_NO_CONTENT)  # no need to connect again
-        return task_stream.TaskStream(task, task_stream.cursor_after(event_id))
+        return task_stream.TaskStream(task, SSEWriter(task_stream.cursor_after(event_id)))
 
     @extend_schema(request=None, responses=TaskSerializer)
     @action(detail=True, methods=["post"])
@@ -169,40 +148,3 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
         if not finish.delete(task):
             raise Conflict("The task has not ended: cancel it first, then delete it.")
         return Response(status=status.HTTP_204_NO_CONTENT)
-
-    def _first_or_new(self, data: Any, key: str | None = None) -> GenerationTask:
-        """The task that was submitted with the idempotency key before, else a new one, unsaved.
-
-        A repeat is answered though its model is gone or the queue is full.
-        """
-        fields = submission_validator().run_validation(data)
-        key = key or fields.get("idempotency_key")
-        if key and len(key) > MAX_KEY_LENGTH:
-            message = f"Use at most {MAX_KEY_LENGTH} characters."
-            raise ValidationError({"idempotency_key": [message]})
-        owner = owner_of(self.request)
-        if key and (first := submit.first_with_key(owner, key, submission.fingerprint(fields))):
-            return first
-        self._check_limits(fields)
-        return submission.build_task(owner, fields, key, self._limits.max_running_tasks)
-
-    @property
-    def _limits(self) -> Limits:
-        return principal_of(self.request).limits
-
-    def _check_limits(self, fields: dict[str, Any]) -> None:
-        """Raise ValidationError or LimitReached for what the caller's key does not allow."""
-        limits = self._limits
-        if limits.max_priority is not None and fields["priority"] > limits.max_priority:
-            message = f"Your key allows priorities up to {limits.max_priority:g}."
-            raise ValidationError({"priority": [message]})
-        if limits.max_tokens_per_day is not None:
-            use = OwnerUse.objects.today(owner_of(self.request))
-            if use["prompt_tokens"] + use["completion_tokens"] >= limits.max_tokens_per_day:
-                message = (
-                    f"Your key's {limits.max_tokens_per_day} tokens of today are used: come again "
-                    "after midnight, UTC."
-                )
-                now = timezone.now()
-                midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-                raise LimitReached(message, 86_400 - (now - midnight).total_seconds())

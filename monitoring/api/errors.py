@@ -36,7 +36,7 @@ class LimitReached(APIException):
 class QueueFull(APIException):
     status_code = 503
     default_detail = "Too many tasks are pending: submit again in a few seconds."
-    default_code = "queue_full"
+    error_code = "queue_full"
     wait = 5
 
 

@@ -69,7 +69,7 @@ async def refuse(scope: Message, send: Send, status: int, code: str, message: st
         await send({"type": "websocket.close", "code": 4000 + status})
         return
     headers = [(b"content-type", b"application/json")]
-    body = json.dumps(error_body(code, message)).encode()
+    body = json.dumps(error_body(scope["path"], status, code, message)).encode()
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body})
 

@@ -1,0 +1,73 @@
+"""From validated fields to the tasks of a principal, as far as its key and the queue allow it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.utils import timezone
+from rest_framework.exceptions import ValidationError
+
+from inference.api import submission
+from inference.api.task_serializers import MAX_KEY_LENGTH
+from inference.lifecycle import submit
+from inference.models import GenerationTask
+from monitoring.api.errors import Conflict, LimitReached, QueueFull
+from monitoring.api.principal import Principal
+from monitoring.models import OwnerUse
+
+# Tasks end sooner or later: a guess.
+_PENDING_WAIT_SECONDS = 5
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What the lifecycle refuses, as HTTP says it."""
+    try:
+        yield
+    except submit.IdempotencyConflictError as error:
+        message = f"The idempotency key {error} was used for another request: take a new one."
+        raise Conflict(message) from error
+    except submit.QueueFullError as error:
+        raise QueueFull from error
+    except submit.PendingLimitError as error:
+        message = "You have as many pending tasks as your key allows: wait for some of them."
+        raise LimitReached(message, _PENDING_WAIT_SECONDS) from error
+    except submit.ConversationGoneError as error:
+        raise Conflict("The conversation has been deleted: begin another one.") from error
+
+
+def first_or_new(
+    principal: Principal, fields: dict[str, Any], key: str | None = None
+) -> GenerationTask:
+    """The task that was submitted with the idempotency key before, else a new one, unsaved.
+
+    A repeat is answered though its model is gone or the queue is full. Raises ValidationError
+    naming the field, LimitReached, IdempotencyConflictError.
+    """
+    key = key or fields.get("idempotency_key")
+    if key and len(key) > MAX_KEY_LENGTH:
+        message = f"Use at most {MAX_KEY_LENGTH} characters."
+        raise ValidationError({"idempotency_key": [message]})
+    owner = principal.owner
+    if key and (first := submit.first_with_key(owner, key, submission.fingerprint(fields))):
+        return first
+    _check_limits(principal, fields)
+    return submission.build_task(owner, fields, key, principal.limits.max_running_tasks)
+
+
+def _check_limits(principal: Principal, fields: dict[str, Any]) -> None:
+    """Raise ValidationError or LimitReached for what the caller's key does not allow."""
+    limits = principal.limits
+    if limits.max_priority is not None and fields["priority"] > limits.max_priority:
+        message = f"Your key allows priorities up to {limits.max_priority:g}."
+        raise ValidationError({"priority": [message]})
+    if limits.max_tokens_per_day is not None:
+        use = OwnerUse.objects.today(principal.owner)
+        if use["prompt_tokens"] + use["completion_tokens"] >= limits.max_tokens_per_day:
+            message = (
+                f"Your key's {limits.max_tokens_per_day} tokens of today are used: come again "
+                "after midnight, UTC."
+            )
+            now = timezone.now()
+            midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+            raise LimitReached(message, 86_400 - (now - midnight).total_seconds())

@@ -1,0 +1,55 @@
+"""The tasks of a request, one for each choice: submitted together, and cancelled together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rest_framework.exceptions import ValidationError
+from rest_framework.request import Request
+
+from inference.api.submission import UnknownModelError
+from inference.api.submitting import first_or_new, refusals
+from inference.lifecycle import finish, submit
+from inference.models import MAX_PRIORITY, GenerationTask
+from inference.openai.errors import ModelNotFound
+from monitoring.api.principal import principal_of
+
+
+def submitted(request: Request, submissions: Sequence[dict[str, Any]]) -> list[GenerationTask]:
+    """A task for each of the validated fields, all or none.
+
+    Or those that were submitted with the same Idempotency-Key before. Raises ValidationError naming
+    the field, ModelNotFound, Conflict, LimitReached, QueueFull.
+    """
+    principal, tasks = principal_of(request), []
+    key = request.headers.get("Idempotency-Key")
+    if (priority := request.headers.get("X-Priority")) is not None:
+        submissions = [each | {"priority": _priority(priority)} for each in submissions]
+    with refusals():
+        try:
+            for index, fields in enumerate(submissions):
+                own_key = f"{key}#{index}" if key and index else key
+                tasks.append(first_or_new(principal, fields, own_key))
+        except UnknownModelError as error:
+            raise ModelNotFound(error.message) from error
+        return submit.submit(tasks, principal.limits.max_pending_tasks)
+
+
+def cancel(tasks: Sequence[GenerationTask]) -> None:
+    """Cancel those that have not ended and that nobody can ask for again.
+
+    A client that has sent an Idempotency-Key may come back for its answer.
+    """
+    for task in tasks:
+        if not task.idempotency_key:
+            finish.cancel(task)
+
+
+def _priority(text: str) -> float:
+    try:
+        priority = float(text)
+    except ValueError:
+        priority = -1
+    if not 0 <= priority <= MAX_PRIORITY:
+        message = f"Give a number from 0 to {MAX_PRIORITY}."
+        raise ValidationError({"X-Priority": [message]})
+    return priority
