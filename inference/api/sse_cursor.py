@@ -6,7 +6,7 @@ all of it once the task has ended.
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inference.models import GenerationTask
@@ -38,7 +38,7 @@ class SSECursor:
 class SSEWriter:
     """Writes for one reader: bytes of whole events, b"" where there is nothing new.
 
-    What an event looks like is for `token`, `restart` and `end` to say.
+    What the events look like is for `delta`, `restart` and `end` to say.
     """
 
     def __init__(self, cursor: SSECursor | None) -> None:
@@ -61,7 +61,7 @@ class SSEWriter:
             events += self.begin(delta.attempt)
             num_missing = delta.num_chars - self.cursor.num_chars
             if 0 < num_missing <= len(delta.text):
-                events += self._token(delta.text[-num_missing:], delta.num_chars, delta.index)
+                events += self._add(replace(delta, text=delta.text[-num_missing:]))
         return events
 
     def conclude(self, task: GenerationTask) -> bytes:
@@ -70,13 +70,18 @@ class SSEWriter:
         restart = b""
         if self.cursor.attempt != task.attempt or self.cursor.num_chars > len(text):
             restart = self._start_anew(task.attempt)
-        rest = text[self.cursor.num_chars :]
-        rest_token = self._token(rest, len(text), self.cursor.num_deltas) if rest else b""
-        return restart + rest_token + self.end(task)
+        rest = Delta(
+            id="",
+            attempt=task.attempt,
+            num_chars=len(text),
+            index=self.cursor.num_deltas,
+            text=text[self.cursor.num_chars :],
+        )
+        return restart + (self._add(rest) if rest.text else b"") + self.end(task)
 
-    def token(self, text: str, index: int) -> bytes:
-        """The event of a text, up to the cursor."""
-        return _event("token", str(self.cursor), {"text": text, "index": index})
+    def delta(self, delta: Delta) -> bytes:
+        """The event of a delta, up to which the cursor is."""
+        return _event("token", str(self.cursor), {"text": delta.text, "index": delta.index})
 
     def restart(self, attempt: int) -> bytes:
         """The event that makes the text so far void."""
@@ -91,9 +96,9 @@ class SSEWriter:
         self.cursor = SSECursor(attempt)
         return self.restart(attempt) if had_text else b""
 
-    def _token(self, text: str, num_chars: int, index: int) -> bytes:
-        self.cursor = SSECursor(self.cursor.attempt, num_chars, index + 1)
-        return self.token(text, index)
+    def _add(self, delta: Delta) -> bytes:
+        self.cursor = SSECursor(self.cursor.attempt, delta.num_chars, delta.index + 1)
+        return self.delta(delta)
 
 
 def _event(name: str, event_id: str, data: dict[str, Any]) -> bytes:

@@ -11,6 +11,7 @@ from inference.models import GenerationTask
 from inference.openai.answers import TextStream
 from inference.openai.chat_response import completion_id, finish_reason_of, result_of, usage_of
 from inference.openai.errors import AnswerVoid, body_of
+from monitoring.streams.delta_stream import Delta
 
 DONE = b"data: [DONE]\n\n"
 
@@ -25,8 +26,8 @@ class ChatChunks(SSEWriter):
         self._index = index
         self._has_begun = False
 
-    def token(self, text: str, index: int) -> bytes:
-        return self._role() + self._chunk({"content": text})
+    def delta(self, delta: Delta) -> bytes:
+        return self._role() + self._chunk({"content": delta.text})
 
     def restart(self, attempt: int) -> bytes:
         raise AnswerVoid
