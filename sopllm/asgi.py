@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import django
+from rest_framework.exceptions import NotFound
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "sopllm.settings")
 django.setup()
@@ -29,7 +30,9 @@ def read_stats(event_type: EventType, owner: str | None) -> Mapping[str, Any]:
     return gpu.stats() if event_type == EventType.GPU_STATS else queue_stats.read(owner)
 
 
-_monitor = WebSocketAccess(MonitorConsumer.as_asgi(feed=Feed(read_stats)), _http.identity)
+_monitor = WebSocketAccess(
+    MonitorConsumer.as_asgi(feed=Feed(read_stats)), _http.identity, _http.in_thread
+)
 
 
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -41,7 +44,7 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
     elif scope["path"].removesuffix("/") == "/ws/monitor":
         await _monitor(scope, receive, send)
     else:
-        await refuse(scope, send, 404, "not_found", "The WebSocket is at /ws/monitor.")
+        await refuse(scope, send, NotFound("The WebSocket is at /ws/monitor."))
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -48,6 +48,14 @@ def env_float(name: str, default: float, minimum: float = 0.0, maximum: float = 
     return float(_number(name, default, minimum, maximum, float, "a number"))
 
 
+def env_limit(
+    name: str, parse: type[int] | type[float], minimum: float, maximum: float
+) -> float | None:
+    """A number within [minimum, maximum]; None when unset or empty: no limit."""
+    kind = "a whole number" if parse is int else "a number"
+    return _number(name, 0, minimum, maximum, parse, kind) if env_str(name) else None
+
+
 def env_bool(name: str, default: bool) -> bool:
     """1/true/yes/on or 0/false/no/off, in any case."""
     text = env_str(name).lower()

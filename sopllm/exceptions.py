@@ -5,6 +5,7 @@ Those of routes that speak for other APIs are in the shapes of these.
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, TypedDict
@@ -80,7 +81,7 @@ def handle_exception(exc: Exception, context: dict[str, Any]) -> Response:
 
 
 def error_response(exc: Exception, path: str) -> JsonResponse:
-    """The answer to an error that is raised after the view has returned."""
+    """The answer to an error that is raised outside of a view."""
     if isinstance(exc, exceptions.APIException):
         answer = _known(exc, path)
     else:
@@ -131,7 +132,7 @@ def _known(
         headers["WWW-Authenticate"] = scheme
     wait = getattr(exc, "wait", None)
     if wait:
-        headers["Retry-After"] = str(int(wait))
+        headers["Retry-After"] = str(math.ceil(wait))
     body = error_body(path, exc.status_code, code, message, details)
     return Response(body, status=exc.status_code, headers=headers)
 

@@ -24,12 +24,15 @@ from django.http import (
     HttpResponseRedirect,
 )
 from django.urls import set_script_prefix
+from rest_framework.exceptions import APIException
 
 from inference.api.deferred_response import DeferredResponse, InThread
+from monitoring.api.errors import LimitReached
 from monitoring.database_threads import DatabaseThreads
 from monitoring.streams.follower import Follower
 from sopllm.access import rate_limit
-from sopllm.access.identity import AccessError, Identity
+from sopllm.access.identity import Identity
+from sopllm.access.open_streams import open_place
 from sopllm.exceptions import error_json, error_response
 
 Message = MutableMapping[str, Any]
@@ -66,32 +69,35 @@ class PooledHandler(BaseHandler):
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         try:
             scope["principal"] = await self.identity.find(scope)
-        except AccessError as error:
-            await _refuse(scope, send, error)
+        except APIException as error:
+            await _send_whole(send, _refusal(scope, error))
             return
         allowance = None
         if scope["principal"] and scope["principal"].limits.requests_per_second is not None:
             allowance = await self.in_thread(rate_limit.take, scope["principal"])
         if allowance and allowance.wait_seconds:
             message = f"Your key allows {allowance.limit:g} requests a second: come again later."
-            refusal = error_json(scope["path"], 429, "rate_limited", message)
-            for name, value in allowance.headers().items():
-                refusal[name] = value
-            await _send_whole(send, refusal)
-            return
-        limit = settings.MAX_BODY_BYTES if scope["principal"] else _MAX_ANONYMOUS_BYTES
-        body = await _read_body(scope["path"], receive, limit)
-        if isinstance(body, HttpResponse):
-            await _send_whole(send, body)
-            return
-        response = await self.in_thread(self._respond, scope, body)
-        if allowance:
-            for name, value in allowance.headers().items():
-                response[name] = value
-        if isinstance(response, DeferredResponse):
-            await self._send_deferred(scope, receive, send, response)
+            response: Any = error_response(
+                LimitReached(message, allowance.wait_seconds), scope["path"]
+            )
         else:
-            await _send_whole(send, response)
+            limit = settings.MAX_BODY_BYTES if scope["principal"] else _MAX_ANONYMOUS_BYTES
+            body = await _read_body(scope["path"], receive, limit)
+            is_whole = isinstance(body, bytes)
+            response = await self.in_thread(self._respond, scope, body) if is_whole else body
+        async with contextlib.AsyncExitStack() as stack:
+            if response.get("Content-Type", "").startswith("text/event-stream"):
+                try:
+                    await stack.enter_async_context(open_place(scope["principal"], self.in_thread))
+                except LimitReached as error:
+                    response = error_response(error, scope["path"])
+            if allowance:
+                for name, value in allowance.headers().items():
+                    response[name] = value
+            if isinstance(response, DeferredResponse):
+                await self._send_deferred(scope, receive, send, response)
+            else:
+                await _send_whole(send, response)
 
     def _respond(self, scope: Message, body: bytes) -> Any:
         set_script_prefix(scope.get("root_path", "") or "/")
@@ -188,18 +194,12 @@ async def _read_body(path: str, receive: Receive, limit: int) -> bytes | HttpRes
     return b"".join(parts)
 
 
-async def _refuse(scope: Message, send: Send, error: AccessError) -> None:
-    """Send a browser that opens a page to the sign-in; others get the error."""
-    response: HttpResponse
-    if error.status == 401 and scope["method"] == "GET" and _wants_page(scope):
+def _refusal(scope: Message, error: APIException) -> HttpResponse:
+    """Of a browser that opens a page, the way to the sign-in; for others the error."""
+    if error.status_code == 401 and scope["method"] == "GET" and _wants_page(scope):
         address = scope["path"] + (f"?{query}" if (query := scope["query_string"].decode()) else "")
-        response = HttpResponseRedirect(f"{settings.LOGIN_URL}?{urlencode({'next': address})}")
-        await _send_whole(send, response)
-        return
-    response = error_json(scope["path"], error.status, error.code, error.message)
-    if error.status == 401:
-        response["WWW-Authenticate"] = "Bearer"
-    await _send_whole(send, response)
+        return HttpResponseRedirect(f"{settings.LOGIN_URL}?{urlencode({'next': address})}")
+    return error_response(error, scope["path"])
 
 
 def _wants_page(scope: Message) -> bool:

@@ -19,6 +19,7 @@ from sopllm.env import (
     env_choice,
     env_float,
     env_int,
+    env_limit,
     env_list,
     env_path,
     env_str,
@@ -131,6 +132,15 @@ PROVIDER_ALLOWED_HOSTS = env_list("PROVIDER_ALLOWED_HOSTS", [])
 # A cloud model that keeps failing is not called for a while.
 CIRCUIT_FAILURES = env_int("CIRCUIT_FAILURES", 5, 1, 1000)
 CIRCUIT_OPEN_SECONDS = env_float("CIRCUIT_OPEN_SECONDS", 10.0, 0.1, 300)
+# Of a key that says no other value, and of a signed-in user.
+DEFAULT_LIMITS: dict[str, Any] = {
+    "requests_per_second": env_limit("DEFAULT_REQUESTS_PER_SECOND", float, 0.01, 100_000),
+    "max_pending_tasks": env_limit("DEFAULT_MAX_PENDING_TASKS", int, 0, 2**31 - 1),
+    "max_running_tasks": env_limit("DEFAULT_MAX_RUNNING_TASKS", int, 1, 2**31 - 1),
+    "max_priority": env_limit("DEFAULT_MAX_PRIORITY", float, 0, 100),
+    "max_tokens_per_day": env_limit("DEFAULT_MAX_TOKENS_PER_DAY", int, 0, 2**53),
+    "max_open_streams": env_limit("DEFAULT_MAX_OPEN_STREAMS", int, 0, 2**31 - 1),
+}
 # Each of these queues must have a live worker, or the service is degraded.
 WORKER_QUEUES = ["gpu", "api", "embeddings", "default"]
 

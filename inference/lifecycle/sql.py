@@ -162,6 +162,13 @@ def execute(statement: str, **values: Any) -> int:
         return int(cursor.rowcount)
 
 
+def take_turns(name: str) -> None:
+    """Have other transactions that call it with the same name wait for the end of this one."""
+    if connection.vendor == "postgresql":  # SQLite has one writer anyway
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [name])
+
+
 def first_task(statement: str, **values: Any) -> GenerationTask | None:
     """The first task that it returns, with the columns that it names; others become attributes."""
     with connection.cursor() as cursor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from django.conf import settings
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, transaction
 from django.db.models import Max
 
 from conversations.models import Conversation
@@ -55,17 +55,15 @@ def submit(tasks: Sequence[GenerationTask], max_pending: int | None = None) -> l
     for index, task in enumerate(fresh):
         task.created_at = first_at + timedelta(microseconds=index)
     accepted = list(tasks)
+    values = sql.column_values(fresh[0])  # prepared before, since writers take turns
     try:
-        if len(fresh) > 1:
-            with transaction.atomic():
-                _check_pending(fresh, max_pending)
+        with transaction.atomic():
+            _check_pending(fresh, max_pending)
+            if len(fresh) > 1:
                 GenerationTask.objects.bulk_create(fresh)
-        else:
-            values = sql.column_values(fresh[0])  # prepared before, since writers take turns
-            with transaction.atomic():
-                _check_pending(fresh, max_pending)
+            else:
                 sql.execute(sql.SUBMIT, **values)
-            fresh[0]._state.adding = False  # as `save` does: the row is there
+        fresh[0]._state.adding = False  # as `save` does: the row is there
     except IntegrityError:
         ids = {task.conversation_id for task in tasks if task.conversation_id}
         if Conversation.objects.filter(pk__in=ids).count() < len(ids):
@@ -92,9 +90,7 @@ def _check_pending(fresh: Sequence[GenerationTask], max_pending: int | None) -> 
     if max_pending is None:
         return
     owner = fresh[0].owner
-    if connection.vendor == "postgresql":  # SQLite has one writer anyway
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"pending of {owner}"])
+    sql.take_turns(f"pending of {owner}")
     num_pending = GenerationTask.objects.pending().owned_by(owner).count()
     if num_pending + len(fresh) > max_pending:
         raise PendingLimitError

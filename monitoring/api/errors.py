@@ -23,7 +23,7 @@ class Conflict(APIException):
 
 
 class LimitReached(APIException):
-    """A limit of the caller's key; `wait`: seconds until it may be worth while to try again."""
+    """A limit of the caller; `wait`: seconds until it may be worth while to try again."""
 
     status_code = 429
     default_code = "rate_limited"

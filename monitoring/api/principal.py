@@ -31,6 +31,7 @@ class Limits:
     max_running_tasks: int | None = None
     max_priority: float | None = None
     max_tokens_per_day: int | None = None
+    max_open_streams: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class ApiKeyAdmin(admin.ModelAdmin[ApiKey]):
             "Limits",
             {
                 "fields": tuple(Limits.__dataclass_fields__),
-                "description": "Those that are left empty are none.",
+                "description": "Those that are left empty are the service's defaults, if any.",
             },
         ),
     )

@@ -15,12 +15,14 @@ from django.conf import settings
 from django.contrib.auth import get_user
 from django.db import Error as DatabaseError
 from django.http import HttpRequest
+from rest_framework.exceptions import APIException, NotAuthenticated
 
 from inference.api.deferred_response import InThread
 from monitoring.api.principal import (
     LOCAL,
     OWNER_PATTERN,
     RESERVED_OWNERS,
+    Limits,
     Principal,
     Scope,
 )
@@ -46,14 +48,17 @@ _PROXY_HEADERS = (b"forwarded", b"via", b"x-real-ip")
 _TICKET = "ticket"
 
 
-class AccessError(Exception):
-    """Nobody is let in; `message` says what to do."""
+class UnknownCaller(NotAuthenticated):
+    """Nobody is let in; `detail` says what to do."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
+    auth_header = "Bearer"
+
+
+class IdentityUnavailable(APIException):
+    status_code = 503
+    default_code = "unavailable"
+    default_detail = "Who asks cannot be looked up now: try again soon."
+    wait = 2
 
 
 class Identity:
@@ -65,7 +70,7 @@ class Identity:
         self._known: dict[str, tuple[Principal | None, float]] = {}
 
     async def find(self, scope: ASGIScope) -> Principal | None:
-        """Who asks; None where the path is open to everybody. Raises AccessError.
+        """Who asks; None where the path is open to everybody. Raises APIException.
 
         A key comes first, then a ticket, then the local machine, then a signed-in user.
         """
@@ -73,14 +78,14 @@ class Identity:
         if key := _key(headers):
             principal = await self._of_key(digest_of(key)) if KEY_PATTERN.fullmatch(key) else None
             if principal is None:
-                raise _unknown("This API key is unknown, expired or revoked: use another one.")
+                raise UnknownCaller("This API key is unknown, expired or revoked: use another one.")
             return principal
         if _is_open(scope["path"]):
             return None
         if ticket := _take_ticket(scope):
             principal = await self._of_ticket(ticket)
             if principal is None:
-                raise _unknown("This ticket was used or has expired: ask for a new one.")
+                raise UnknownCaller("This ticket was used or has expired: ask for a new one.")
             return principal
         if _is_local(scope):
             return LOCAL
@@ -88,7 +93,7 @@ class Identity:
             principal = await self._ask(_of_session, session_key)
             if principal is not None:
                 return principal
-        raise _unknown(
+        raise UnknownCaller(
             "Send an API key, as in `Authorization: Bearer sopllm_…`, or sign in at /login."
         )
 
@@ -100,7 +105,7 @@ class Identity:
         may_stay = True
         while may_stay:
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-            with contextlib.suppress(AccessError):
+            with contextlib.suppress(APIException):
                 found = principal and await self._find_again(principal)
                 may_stay = principal is None or (found is not None and found.has_all_of(principal))
 
@@ -125,23 +130,15 @@ class Identity:
         try:
             holder = await self._in_thread(tickets.take, ticket)
         except redis.RedisError as exc:
-            raise _unavailable() from exc
+            raise IdentityUnavailable from exc
         return await self._find_again(holder) if holder else None
 
     async def _ask(self, look_up: Callable[..., Principal | None], key: str) -> Principal | None:
         try:
             found: Principal | None = await self._in_thread(look_up, key)
         except DatabaseError as exc:
-            raise _unavailable() from exc
+            raise IdentityUnavailable from exc
         return found
-
-
-def _unknown(message: str) -> AccessError:
-    return AccessError(401, "authentication_required", message)
-
-
-def _unavailable() -> AccessError:
-    return AccessError(503, "unavailable", "Who asks cannot be looked up now: try again soon.")
 
 
 def _is_open(path: str) -> bool:
@@ -177,6 +174,7 @@ def _of_session(session_key: str) -> Principal | None:
         name=user.get_username(),
         owner=owner_of_user(user),
         scopes=frozenset(Scope) if user.is_staff else frozenset({Scope.TASKS}),
+        limits=Limits(**settings.DEFAULT_LIMITS),
         session_key=session_key,
         is_staff=user.is_staff,
     )

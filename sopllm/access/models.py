@@ -7,20 +7,15 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.core.validators import MaxValueValidator, MinValueValidator
+from django.core.validators import BaseValidator, MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from monitoring.api.principal import (
-    OWNER_PATTERN,
-    RESERVED_OWNERS,
-    Limits,
-    Principal,
-    Scope,
-)
+from monitoring.api.principal import OWNER_PATTERN, RESERVED_OWNERS, Limits, Principal, Scope
 
 KEY_PATTERN = re.compile(r"sopllm_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 
@@ -47,6 +42,11 @@ def check_scopes(scopes: Any) -> None:
     is_list = isinstance(scopes, list) and scopes
     if not is_list or any(scope not in known for scope in scopes):
         raise ValidationError(f"Give a list of scopes: {', '.join(known)}.")
+
+
+def within(least: float, most: float) -> list[BaseValidator]:
+    """The validators of a limit."""
+    return [MinValueValidator(least), MaxValueValidator(most)]
 
 
 class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
@@ -88,7 +88,7 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
 
 
 class ApiKey(models.Model):
-    """A key that lets in as its owner, with scopes and limits, of which null ones are none.
+    """A key that lets in as its owner, with scopes and limits; null: what DEFAULT_LIMITS says.
 
     Tasks and tokens are counted by owner, so that a second key of the same owner, as during a
     rotation, allows no more of them.
@@ -104,17 +104,20 @@ class ApiKey(models.Model):
     revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
 
-    requests_per_second = models.FloatField(
-        null=True, blank=True, validators=[MinValueValidator(0.01), MaxValueValidator(100_000)]
+    requests_per_second = models.FloatField(null=True, blank=True, validators=within(0.01, 100_000))
+    max_pending_tasks = models.PositiveIntegerField(
+        null=True, blank=True, validators=within(0, 2**31 - 1)
     )
-    max_pending_tasks = models.PositiveIntegerField(null=True, blank=True)
     max_running_tasks = models.PositiveIntegerField(
-        null=True, blank=True, validators=[MinValueValidator(1)]
+        null=True, blank=True, validators=within(1, 2**31 - 1)
     )
-    max_priority = models.FloatField(
-        null=True, blank=True, validators=[MinValueValidator(0), MaxValueValidator(100)]
+    max_priority = models.FloatField(null=True, blank=True, validators=within(0, 100))
+    max_tokens_per_day = models.PositiveBigIntegerField(
+        null=True, blank=True, validators=within(0, 2**53)
     )
-    max_tokens_per_day = models.PositiveBigIntegerField(null=True, blank=True)
+    max_open_streams = models.PositiveIntegerField(
+        null=True, blank=True, validators=within(0, 2**31 - 1)
+    )
 
     objects = ApiKeyQuerySet.as_manager()
 
@@ -127,11 +130,14 @@ class ApiKey(models.Model):
 
     def principal(self) -> Principal:
         """Whom it lets in."""
-        names = Limits.__dataclass_fields__
+        limits = {
+            name: default if (own := getattr(self, name)) is None else own
+            for name, default in settings.DEFAULT_LIMITS.items()
+        }
         return Principal(
             name=self.prefix,
             owner=self.owner,
             scopes=frozenset(map(Scope, self.scopes)),
-            limits=Limits(**{name: getattr(self, name) for name in names}),
+            limits=Limits(**limits),
             key_digest=self.digest,
         )

@@ -1,4 +1,4 @@
-"""Requests a second of a key: the generic cell rate algorithm (GCRA), one call of Redis each.
+"""Requests a second of a key or a user: the generic cell rate algorithm (GCRA), in one Redis call.
 
 A key may send a second's worth at once, at least one request, and then one at each interval.
 """
@@ -46,13 +46,13 @@ class Allowance:
 
 
 def take(principal: Principal) -> Allowance | None:
-    """Count a request; None where there is no limit, or no Redis, which lets everybody in."""
+    """Count a request of somebody with that limit; None without Redis, which lets everybody in."""
     rate = principal.limits.requests_per_second
-    if rate is None:
-        return None
+    assert rate is not None, "who has no limit is not counted"
     try:
         script = client().register_script(_TAKE)
-        remaining, wait = script(keys=[f"rate:{principal.key_digest}"], args=[rate])
+        key = f"rate:{principal.key_digest or principal.owner}"
+        remaining, wait = script(keys=[key], args=[rate])
     except redis.RedisError:
         return None
     return Allowance(limit=rate, remaining=int(float(remaining)), wait_seconds=float(wait))

@@ -2,48 +2,26 @@
 
 from typing import Any
 
-from django.core.exceptions import ValidationError as DjangoValidationError
 from django.utils import timezone
 from rest_framework import serializers
 
 from monitoring.api.principal import Limits, Scope
 from monitoring.api.strict_serializer import StrictSerializer
-from sopllm.access.models import ApiKey, check_owner
+from sopllm.access.models import ApiKey
 
 LIMIT_FIELDS = tuple(Limits.__dataclass_fields__)
 
 
-def _owner(value: str) -> None:
-    try:
-        check_owner(value)
-    except DjangoValidationError as error:
-        raise serializers.ValidationError(error.messages) from error
+class NewApiKeySerializer(StrictSerializer, serializers.ModelSerializer[ApiKey]):
+    """What a new key is to be; a limit that is left out is the service's default, if any."""
 
-
-class NewApiKeySerializer(StrictSerializer):
-    """What a new key is to be; a limit that is left out is none."""
-
-    owner = serializers.CharField(max_length=63, validators=[_owner])
-    name = serializers.CharField(max_length=100, required=False, allow_blank=True)
     scopes = serializers.MultipleChoiceField(
         choices=[scope.value for scope in Scope], default={Scope.TASKS.value}, allow_empty=False
     )
-    expires_at = serializers.DateTimeField(required=False, allow_null=True)
-    requests_per_second = serializers.FloatField(
-        required=False, allow_null=True, min_value=0.01, max_value=100_000
-    )
-    max_pending_tasks = serializers.IntegerField(
-        required=False, allow_null=True, min_value=0, max_value=2**31 - 1
-    )
-    max_running_tasks = serializers.IntegerField(
-        required=False, allow_null=True, min_value=1, max_value=2**31 - 1
-    )
-    max_priority = serializers.FloatField(
-        required=False, allow_null=True, min_value=0, max_value=100
-    )
-    max_tokens_per_day = serializers.IntegerField(
-        required=False, allow_null=True, min_value=0, max_value=2**53
-    )
+
+    class Meta(StrictSerializer.Meta):
+        model = ApiKey
+        fields = ("owner", "name", "scopes", "expires_at", *LIMIT_FIELDS)
 
     def validate_expires_at(self, value: Any) -> Any:
         if value is not None and value <= timezone.now():
@@ -83,6 +61,9 @@ class MeSerializer(serializers.Serializer[Any]):
     limits = serializers.DictField(child=serializers.FloatField(allow_null=True))
     today = serializers.DictField(
         child=serializers.IntegerField(), help_text="What your tasks have used since midnight, UTC."
+    )
+    open_streams = serializers.IntegerField(
+        allow_null=True, help_text="Those that max_open_streams counts; null without Redis."
     )
 
 

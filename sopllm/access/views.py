@@ -19,7 +19,7 @@ from monitoring.api.permissions import needs
 from monitoring.api.principal import ANY_SCOPE, Scope, principal_of
 from monitoring.api.query_parameters import StrictViewSet
 from monitoring.models import OwnerUse
-from sopllm.access import tickets
+from sopllm.access import open_streams, tickets
 from sopllm.access.models import ApiKey
 from sopllm.access.serializers import (
     ApiKeySerializer,
@@ -82,6 +82,7 @@ class ApiKeyViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSe
             "is_staff": principal.is_staff,
             "limits": asdict(principal.limits),
             "today": OwnerUse.objects.today(principal.owner),
+            "open_streams": open_streams.num_open(principal.owner),
         }
         return Response(body)
 

@@ -1,17 +1,20 @@
 """Who may open a WebSocket: the same callers as of the API, and no pages from elsewhere."""
 
 import asyncio
-import json
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from django.conf import settings
 from django.http.request import split_domain_port, validate_host
+from rest_framework.exceptions import APIException, PermissionDenied, ValidationError
 
-from monitoring.api.principal import Scope
+from inference.api.deferred_response import InThread
+from monitoring.api.principal import Principal, Scope
 from monitoring.events import commands
-from sopllm.access.identity import AccessError, Identity
-from sopllm.exceptions import error_body
+from sopllm.access.identity import Identity
+from sopllm.access.open_streams import open_place
+from sopllm.exceptions import error_response
 from sopllm.handler import Message, Receive, Send
 
 # The arguments are Any since Channels types each message on its own.
@@ -27,51 +30,57 @@ SHUT_OUT = 4401
 class WebSocketAccess:
     """Lets in who may come in, as `scope["principal"]`; others get no handshake."""
 
-    def __init__(self, application: Application, identity: Identity) -> None:
+    def __init__(self, application: Application, identity: Identity, in_thread: InThread) -> None:
         self._application = application
         self._identity = identity
+        self._in_thread = in_thread
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                principal = await self._admit(scope)
+                await stack.enter_async_context(open_place(principal, self._in_thread))
+            except APIException as error:
+                await refuse(scope, send, error)
+                return
+            serving = asyncio.ensure_future(
+                self._application({**scope, "principal": principal}, receive, send)
+            )
+            revoked = asyncio.ensure_future(self._identity.wait_until_revoked(principal))
+            try:
+                await asyncio.wait({serving, revoked}, return_when=asyncio.FIRST_COMPLETED)
+                if not serving.done():
+                    await send({"type": "websocket.close", "code": SHUT_OUT})
+                await serving
+            finally:
+                revoked.cancel()
+                serving.cancel()
+
+    async def _admit(self, scope: Message) -> Principal:
+        """Who opens the socket. Raises APIException for who may not."""
         if not _has_good_origin(scope):
             message = "Pages from this origin may not connect: add it to CSRF_TRUSTED_ORIGINS."
-            await refuse(scope, send, 403, "permission_denied", message)
-            return
-        try:
-            principal = await self._identity.find(scope)
-        except AccessError as error:
-            await refuse(scope, send, error.status, error.code, error.message)
-            return
+            raise PermissionDenied(message)
+        principal = await self._identity.find(scope)
         if principal is None or principal.scopes.isdisjoint(_SCOPES):
             message = f"This needs a key of the scope {' or '.join(sorted(_SCOPES))}."
-            await refuse(scope, send, 403, "permission_denied", message)
-            return
+            raise PermissionDenied(message)
         if scope["query_string"]:
             message = "The socket has no parameters: leave out ? and what follows, and subscribe."
-            await refuse(scope, send, 400, "validation_error", message)
-            return
-        serving = asyncio.ensure_future(
-            self._application({**scope, "principal": principal}, receive, send)
-        )
-        revoked = asyncio.ensure_future(self._identity.wait_until_revoked(principal))
-        try:
-            await asyncio.wait({serving, revoked}, return_when=asyncio.FIRST_COMPLETED)
-            if not serving.done():
-                await send({"type": "websocket.close", "code": SHUT_OUT})
-            await serving
-        finally:
-            revoked.cancel()
-            serving.cancel()
+            raise ValidationError(message)
+        return principal
 
 
-async def refuse(scope: Message, send: Send, status: int, code: str, message: str) -> None:
+async def refuse(scope: Message, send: Send, error: APIException) -> None:
     """Answer the handshake with an error; 403 without a body where the server knows no other."""
     if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": 4000 + status})
+        await send({"type": "websocket.close", "code": 4000 + error.status_code})
         return
-    headers = [(b"content-type", b"application/json")]
-    body = json.dumps(error_body(scope["path"], status, code, message)).encode()
-    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body})
+    response = error_response(error, scope["path"])
+    headers = [(name.lower().encode(), value.encode()) for name, value in response.items()]
+    start = {"type": "websocket.http.response.start", "status": response.status_code}
+    await send({**start, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": response.content})
 
 
 def _has_good_origin(scope: Message) -> bool:

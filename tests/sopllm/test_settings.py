@@ -16,7 +16,16 @@ from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
 from inference.webhooks.signing import is_secret
-from sopllm.env import env_bool, env_choice, env_float, env_int, env_list, env_path, env_str
+from sopllm.env import (
+    env_bool,
+    env_choice,
+    env_float,
+    env_int,
+    env_limit,
+    env_list,
+    env_path,
+    env_str,
+)
 
 Reader = Callable[[], object]
 NAME = "SOPLLM_TESTED"
@@ -33,6 +42,9 @@ NAME = "SOPLLM_TESTED"
         ("-1", lambda: env_int(NAME, 7, -1), -1),
         ("2.5", lambda: env_float(NAME, 1.0), 2.5),
         ("3", lambda: env_float(NAME, 1.0), 3.0),
+        (None, lambda: env_limit(NAME, int, 0, 9), None),
+        ("0", lambda: env_limit(NAME, int, 0, 9), 0),
+        ("2.5", lambda: env_limit(NAME, float, 0, 9), 2.5),
         (None, lambda: env_bool(NAME, True), True),
         ("Yes", lambda: env_bool(NAME, False), True),
         ("0", lambda: env_bool(NAME, True), False),
@@ -65,6 +77,8 @@ def test_good_value_is_read(
         ("x", lambda: env_float(NAME, 1.0)),
         ("nan", lambda: env_float(NAME, 1.0)),
         ("inf", lambda: env_float(NAME, 1.0)),
+        ("10", lambda: env_limit(NAME, int, 0, 9)),
+        ("1.5", lambda: env_limit(NAME, int, 0, 9)),
         ("maybe", lambda: env_bool(NAME, True)),
         ("c", lambda: env_choice(NAME, "a", ("a", "b"))),
     ],

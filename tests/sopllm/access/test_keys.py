@@ -41,6 +41,7 @@ def test_new_key_is_shown_once_and_kept_as_a_digest(api: APIClient) -> None:
         *(("max_running_tasks", each) for each in (0, 2**40)),
         ("requests_per_second", 0),
         ("max_tokens_per_day", -1),
+        *(("max_open_streams", each) for each in (-1, 1.5, "many")),
         ("unknown", 1),
     ],
 )
@@ -94,7 +95,11 @@ def test_command_makes_a_key_and_says_how_to_use_it(db: None) -> None:
     assert key.expires_at is not None
     assert timedelta(days=89) < key.expires_at - timezone.now() < timedelta(days=91)
     assert f"curl -H 'Authorization: Bearer {found[0]}'" in text
-    assert KEY_PATTERN.fullmatch(said("create_api_key", "bob", "--quiet").strip())
+    assert key.max_pending_tasks is None
+    limits = ("--max-pending-tasks", "0", "--requests-per-second", "2.5")
+    assert KEY_PATTERN.fullmatch(said("create_api_key", "bob", "--quiet", *limits).strip())
+    key = ApiKey.objects.get(owner="bob")
+    assert (key.max_pending_tasks, key.requests_per_second) == (0, 2.5)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +109,7 @@ def test_command_makes_a_key_and_says_how_to_use_it(db: None) -> None:
         ["Bob"],
         ["bob", "--scopes", "root"],
         ["bob", "--scopes", ""],
+        *(["bob", "--max-running-tasks", number] for number in ("0", "some", "1.5")),
         *(["bob", "--expires", when] for when in ("2020-01-01T00:00Z", "soon", "2027-01-01", "9")),
     ],
 )

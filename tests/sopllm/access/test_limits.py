@@ -6,6 +6,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 from django.db import connection
+from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from inference.lifecycle import finish
@@ -15,7 +16,8 @@ from monitoring.redis.client import client as redis_client
 from sopllm.access import rate_limit
 from tests.conftest import Valkey, client_of
 from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed
-from tests.sopllm.access.clients import bearer, key_of
+from tests.sopllm.access.clients import bearer, close_to_strangers, key_of, request
+from tests.sopllm.access.test_identity import session_cookie
 from tests.sopllm.test_handler import talk
 
 NewTask = Callable[..., GenerationTask]
@@ -114,6 +116,33 @@ def test_requests_pass_at_their_rate(valkey: Valkey, rate: float, burst: int) ->
 def test_without_redis_everybody_is_let_in(valkey: Valkey) -> None:
     valkey.stop()
     assert rate_limit.take(limited(requests_per_second=1)) is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_key_has_the_default_limits_unless_it_says_others(
+    valkey: Valkey, settings: Settings
+) -> None:
+    close_to_strangers(settings)
+    defaults = {"max_pending_tasks": 7, "max_priority": 5.0, "max_open_streams": 0}
+    settings.DEFAULT_LIMITS = settings.DEFAULT_LIMITS | defaults
+    own = {"max_priority": 50.0, "max_open_streams": 3}
+    unset = dict.fromkeys(Limits.__dataclass_fields__)
+    for headers, limits in (
+        (bearer(key_of("ann")), unset | defaults),
+        (bearer(key_of("ann", **own)), unset | defaults | own),
+        (session_cookie(username="bob"), unset | defaults),
+    ):
+        assert request("GET", "/api/v1/keys/me", headers=headers).json()["limits"] == limits
+
+
+@pytest.mark.django_db(transaction=True)
+def test_users_have_a_rate_each(valkey: Valkey) -> None:
+    ann, bob = (
+        Principal(name=name, owner=name, scopes=frozenset(), limits=Limits(0.01), session_key=name)
+        for name in ("ann", "bob")
+    )
+    waits = [rate_limit.take(each).wait_seconds for each in (ann, bob, ann)]  # type: ignore[union-attr]
+    assert [wait > 0 for wait in waits] == [False, False, True]
 
 
 @pytest.mark.django_db(transaction=True)

@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
-from monitoring.api.principal import Scope
+from monitoring.api.principal import Limits, Scope
 from sopllm.access.models import ApiKey
 
 
@@ -23,14 +23,19 @@ class Command(BaseCommand):
         parser.add_argument("--scopes", default="tasks", help=f"some of {scopes}, with commas")
         parser.add_argument("--name", default="", help="what it is for")
         parser.add_argument("--expires", default="", help="in days, as 90d, or 2027-01-31T00:00Z")
+        for name in Limits.__dataclass_fields__:
+            parser.add_argument(
+                f"--{name.replace('_', '-')}", help="by default as the settings say"
+            )
         parser.add_argument("--quiet", action="store_true", help="print the key alone")
 
     def handle(self, *args: Any, **options: Any) -> None:
         scopes = [scope.strip() for scope in options["scopes"].split(",")]
         expires_at = self.expiry(options["expires"])
+        limits = {name: options[name] for name in Limits.__dataclass_fields__}
         try:
             key, text = ApiKey.objects.make(
-                options["owner"], scopes, name=options["name"], expires_at=expires_at
+                options["owner"], scopes, name=options["name"], expires_at=expires_at, **limits
             )
         except ValidationError as exc:
             raise CommandError(" ".join(exc.messages)) from exc
