@@ -90,6 +90,7 @@ class PooledHandler(BaseHandler):
                 try:
                     await stack.enter_async_context(open_place(scope["principal"], self.in_thread))
                 except LimitReached as error:
+                    await self.in_thread(response.refuse)
                     response = error_response(error, scope["path"])
             if allowance:
                 for name, value in allowance.headers().items():

@@ -43,6 +43,9 @@ class DeferredResponse(StreamingHttpResponse):
         """
         raise NotImplementedError
 
+    def refuse(self) -> None:
+        """End what the view has begun for it: it is not sent, since its client has too many."""
+
 
 class LongPoll(DeferredResponse):
     """Answers when the ends of `keys` are announced, or when the time is over.

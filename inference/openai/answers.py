@@ -70,6 +70,9 @@ class TextStream(DeferredResponse):
         self._ending = ending
         self._error_event = error_event
 
+    def refuse(self) -> None:
+        cancel(self._tasks)
+
     async def parts(self, follower: Follower, in_thread: InThread) -> AsyncGenerator[bytes, None]:
         """Bytes of whole events."""
         has_begun = False

@@ -11,7 +11,7 @@ import pytest
 from pytest_django import Settings
 from websockets.exceptions import InvalidStatus
 
-from inference.models import GenerationTask
+from inference.models import GenerationTask, RegisteredModel
 from monitoring.api.errors import LimitReached
 from monitoring.api.principal import LOCAL, Limits, Principal, Scope
 from monitoring.redis.client import client as redis_client
@@ -76,6 +76,15 @@ def test_streams_and_sockets_of_an_owner_have_a_limit(
         stream = open_now.enter_context(http.stream("GET", url, headers=headers))
         assert stream.status_code == 200
     wait_until(lambda: open_streams.num_open("alice") == 0)
+
+
+def test_chat_without_a_place_leaves_no_task(server: LiveServer, echo: RegisteredModel) -> None:
+    headers = bearer(key_of("alice", max_open_streams=0))
+    url = f"http://127.0.0.1:{server.port}/v1/chat/completions"
+    body = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
+    refused = httpx.post(url, json=body, headers=headers, trust_env=False)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert GenerationTask.objects.get().status == "cancelled"
 
 
 def test_without_a_limit_there_is_any_number(valkey: Valkey) -> None:
