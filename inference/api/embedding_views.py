@@ -13,6 +13,7 @@ from inference.api.embedding_serializers import (
     SimilaritySerializer,
     request_validator,
 )
+from inference.api.submission import UnknownModelError
 from inference.embeddings.messages import EmbeddingRequest, Shape
 from inference.models import RegisteredModel
 from inference.registry import downloads
@@ -29,7 +30,7 @@ class EmbeddingViewSet(StrictViewSet):
     def create(self, request: Request) -> EmbeddingResponse:
         """A vector of each text. Long texts are cut to the model's window, see `truncated`."""
         fields = request_validator().run_validation(request.data)
-        return _send(EmbeddingRequest(**fields))
+        return send(EmbeddingRequest(**fields))
 
     @extend_schema(request=SimilarityRequestSerializer, responses=SimilaritySerializer)
     @action(detail=False, methods=["post"])
@@ -40,15 +41,16 @@ class EmbeddingViewSet(StrictViewSet):
             shape, texts = Shape.PAIR, [fields["text1"], fields["text2"]]
         else:
             shape, texts = Shape.SIMILARITIES, [fields["query"], *fields["texts"]]
-        return _send(EmbeddingRequest(fields["model_name"], texts, shape))
+        return send(EmbeddingRequest(fields["model_name"], texts, shape))
 
 
-def _send(request: EmbeddingRequest) -> EmbeddingResponse:
+def send(request: EmbeddingRequest) -> EmbeddingResponse:
+    """Hand a request to the workers. Raises ValidationError for a model that gives no vectors."""
     name = request.model_name
     model = RegisteredModel.objects.read(name)
     if model is None:
         message = f"There is no model {name}: GET /api/v1/models?provider=embedding lists them."
-        raise ValidationError({"model_name": [message]})
+        raise UnknownModelError(message, "model_name")
     if not_here := downloads.why_missing(model):
         raise ValidationError({"model_name": [not_here]})
     if model.provider != RegisteredModel.Provider.EMBEDDING:
@@ -57,4 +59,13 @@ def _send(request: EmbeddingRequest) -> EmbeddingResponse:
             "GET /api/v1/models?provider=embedding lists those that do."
         )
         raise ValidationError({"model_name": [message]})
+    if request.dimensions is not None:
+        # Only a model that was made for it gives vectors that may be cut; its config says so.
+        longest = model.config.get("dimensions")
+        length = longest or model.extra.get("dimensions")
+        if request.dimensions != length and not (longest and request.dimensions < longest):
+            message = f"{name} gives vectors of length {length}: leave it out, or give " + (
+                "a smaller number." if longest else "that."
+            )
+            raise ValidationError({"dimensions": [message]})
     return EmbeddingResponse(request)

@@ -29,11 +29,11 @@ _MODEL_LIST = "GET /api/v1/models lists them."
 
 
 class UnknownModelError(ValidationError):
-    """No model has the name that a task asks for."""
+    """No model has the name that a request asks for."""
 
-    def __init__(self, name: str) -> None:
-        self.message = f"There is no model {name}: {_MODEL_LIST}"
-        super().__init__({"model": [self.message]})
+    def __init__(self, message: str, field: str = "model") -> None:
+        self.message = message
+        super().__init__({field: [message]})
 
 
 def build_task(
@@ -117,7 +117,7 @@ def _new_task(request: dict[str, Any], *, requested_model: str, **fields: Any) -
 def _usable_model(name: str) -> RegisteredModel:
     model = RegisteredModel.objects.read(name)
     if model is None:
-        raise UnknownModelError(name)
+        raise UnknownModelError(f"There is no model {name}: {_MODEL_LIST}")
     if model.provider == RegisteredModel.Provider.EMBEDDING:
         raise ValidationError({"model": [embedding.refusal(name)]})
     if model.crashed_too_often:

@@ -38,23 +38,30 @@ def prompt_of(prompts: Mapping[str, str], name: str | None, default_name: str | 
 class Shape(StrEnum):
     """What the answer has: the vectors, or the similarity of the first to each other one.
 
-    PAIR is for one other, whose similarity is no list.
+    PAIR is for one other, whose similarity is no list. OPENAI and OPENAI_BASE64 are the vectors as
+    OpenAI's API gives them.
     """
 
     EMBEDDINGS = "embeddings"
+    OPENAI = "openai"
+    OPENAI_BASE64 = "openai_base64"
     SIMILARITIES = "similarities"
     PAIR = "pair"
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
-    """Texts and how to embed them, all of it checked but for `prompt_name`."""
+    """Texts and how to embed them, all of it checked but for `prompt_name`.
+
+    `dimensions`: how many of each vector's are given; None for all.
+    """
 
     model_name: str
     texts: list[str]
     shape: Shape = Shape.EMBEDDINGS
     normalize: bool = True
     prompt_name: str | None = None
+    dimensions: int | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)

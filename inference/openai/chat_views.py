@@ -4,21 +4,16 @@ from django.http import HttpResponseBase
 from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 
-from inference.api.task_stream import AnyAccept
 from inference.openai.answers import AnswerAtEnd
 from inference.openai.chat_request import ChatCompletionRequestSerializer, chat_request
 from inference.openai.chat_response import ChatCompletion, chat_completion
 from inference.openai.chat_stream import chat_stream
 from inference.openai.tasks import submitted
-from monitoring.api.principal import Scope
-from monitoring.api.query_parameters import StrictViewSet
+from inference.openai.viewset import OpenAIViewSet
 
 
-class ChatCompletionViewSet(StrictViewSet):
+class ChatCompletionViewSet(OpenAIViewSet):
     """Chat completions."""
-
-    scopes = (Scope.TASKS,)
-    content_negotiation_class = AnyAccept
 
     @extend_schema(request=ChatCompletionRequestSerializer, responses={200: ChatCompletion})
     def create(self, request: Request) -> HttpResponseBase:

@@ -34,6 +34,8 @@ _CODES = {
     "rate_limited": "rate_limit_exceeded",
     "validation_error": "invalid_value",
 }
+# Fields that have other names at /api/v1, where they are checked.
+_PARAMS = {"model_name": "model", "texts": "input"}
 # The status for each error code of a task, so that the SDK raises the exception that fits.
 _STATUSES = {
     ErrorCode.CONTENT_FILTERED: 400,
@@ -59,7 +61,6 @@ class ModelNotFound(NotFound):
     """No model has the name."""
 
     error_code = "model_not_found"
-    param = "model"
 
 
 class TaskNotCompleted(APIException):
@@ -104,7 +105,10 @@ def body(status: int, code: str, message: str, details: Any = None) -> OpenAIErr
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     param = "model" if code == ModelNotFound.error_code else None
     if isinstance(details, dict):
-        param = next((name for name in details if name != "non_field_errors"), None)
+        names = [name for name in details if name != "non_field_errors"]
+        if names:
+            param = _PARAMS.get(names[0], names[0])
+            message = message.replace(names[0], param, 1)
     return {
         "error": {"message": message, "type": kind, "param": param, "code": _CODES.get(code, code)}
     }

@@ -6,11 +6,9 @@ from typing import Any
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 
-from inference.api.submission import UnknownModelError
 from inference.api.submitting import first_or_new, refusals
 from inference.lifecycle import finish, submit
 from inference.models import MAX_PRIORITY, GenerationTask
-from inference.openai.errors import ModelNotFound
 from monitoring.api.principal import principal_of
 
 
@@ -18,19 +16,16 @@ def submitted(request: Request, submissions: Sequence[dict[str, Any]]) -> list[G
     """A task for each of the validated fields, all or none.
 
     Or those that were submitted with the same Idempotency-Key before. Raises ValidationError naming
-    the field, ModelNotFound, Conflict, LimitReached, QueueFull.
+    the field, UnknownModelError, Conflict, LimitReached, QueueFull.
     """
     principal, tasks = principal_of(request), []
     key = request.headers.get("Idempotency-Key")
     if (priority := request.headers.get("X-Priority")) is not None:
         submissions = [each | {"priority": _priority(priority)} for each in submissions]
     with refusals():
-        try:
-            for index, fields in enumerate(submissions):
-                own_key = f"{key}#{index}" if key and index else key
-                tasks.append(first_or_new(principal, fields, own_key))
-        except UnknownModelError as error:
-            raise ModelNotFound(error.message) from error
+        for index, fields in enumerate(submissions):
+            own_key = f"{key}#{index}" if key and index else key
+            tasks.append(first_or_new(principal, fields, own_key))
         return submit.submit(tasks, principal.limits.max_pending_tasks)
 
 
