@@ -1,5 +1,5 @@
 from django.contrib import admin
-from django.db.models import Count, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString, mark_safe
@@ -31,11 +31,11 @@ class ConversationAdmin(admin.ModelAdmin[Conversation]):
         return False
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Conversation]:
-        return super().get_queryset(request).annotate(num_messages=Count("messages"))
+        return super().get_queryset(request).counted()
 
-    @admin.display(description="messages", ordering="num_messages")
+    @admin.display(description="messages", ordering="message_count")
     def num_messages(self, conversation: Conversation) -> int:
-        return int(getattr(conversation, "num_messages", 0))
+        return int(getattr(conversation, "message_count", 0))
 
     @admin.display(description="dialogue")
     def dialogue(self, conversation: Conversation) -> SafeString:

@@ -4,6 +4,8 @@ import uuid
 from typing import Any, TypedDict
 
 from django.db import models, transaction
+from django.db.models import Count, OuterRef, Subquery
+from django.db.models.functions import Coalesce
 
 
 class ChatMessage(TypedDict):
@@ -25,6 +27,12 @@ class ConversationQuerySet(models.QuerySet["Conversation"]):
     def owned_by(self, owner: str) -> "ConversationQuerySet":
         return self.filter(owner=owner)
 
+    def counted(self) -> "ConversationQuerySet":
+        """With `message_count`, counted for the rows that are read: a join would count them all."""
+        own = Message.objects.filter(conversation=OuterRef("pk")).order_by().values("conversation")
+        count = own.annotate(num=Count("pk")).values("num")
+        return self.annotate(message_count=Coalesce(Subquery(count), 0))
+
 
 class Conversation(models.Model):
     """A dialogue: a system prompt and messages, which tasks read as context and add to."""
@@ -40,7 +48,10 @@ class Conversation(models.Model):
     objects = ConversationQuerySet.as_manager()
 
     class Meta:
-        indexes = [models.Index(fields=["owner", "-created_at"], name="conversation_list")]
+        indexes = [
+            models.Index(fields=["owner", "-created_at"], name="conversation_list"),
+            models.Index(fields=["-created_at", "-id"], name="conversation_list_of_all"),
+        ]
 
     def __str__(self) -> str:
         return self.id

@@ -7,6 +7,7 @@ from rest_framework import serializers
 from conversations.models import Conversation, Message
 from monitoring.api import query_parameters
 from monitoring.api.metadata import MetadataField
+from monitoring.api.owners import OwnerField
 from monitoring.api.strict_serializer import StrictSerializer
 
 MAX_CONTENT_CHARS = 5_000_000
@@ -70,6 +71,7 @@ class ConversationFieldsSerializer(StrictSerializer):
 
 class ConversationSerializer(serializers.ModelSerializer[Conversation]):
     conversation_id = serializers.CharField(source="id")
+    owner = OwnerField()
     model = serializers.SerializerMethodField()
     system_prompt = serializers.SerializerMethodField()
     message_count = serializers.SerializerMethodField()
@@ -77,7 +79,7 @@ class ConversationSerializer(serializers.ModelSerializer[Conversation]):
     class Meta:
         model = Conversation
         fields: tuple[str, ...] = (
-            *("conversation_id", "model", "system_prompt", "metadata", "message_count"),
+            *("conversation_id", "owner", "model", "system_prompt", "metadata", "message_count"),
             *("created_at", "updated_at"),
         )
         read_only_fields = fields

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from django.db.models import Count, ProtectedError, QuerySet
+from django.db.models import ProtectedError, QuerySet
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, status, viewsets
 from rest_framework.decorators import action
@@ -27,6 +27,7 @@ from conversations.serializers import (
 )
 from monitoring.api import query_parameters
 from monitoring.api.errors import Conflict
+from monitoring.api.owners import OwnerFilter
 from monitoring.api.principal import Scope, owner_of, principal_of
 from monitoring.api.query_parameters import StrictViewSet
 
@@ -42,9 +43,10 @@ class ConversationViewSet(
     queryset = Conversation.objects.none()
     serializer_class = ConversationSerializer
     pagination_class = ConversationPagination
+    filter_backends = [OwnerFilter]
     lookup_value_regex = "conv_[0-9a-f]{32}"
     known_parameters = {
-        "list": ("limit", "cursor", "offset"),
+        "list": ("owner", "limit", "cursor", "offset"),
         "retrieve": ("include_messages",),
         "messages": ("limit", "before"),
     }
@@ -52,7 +54,7 @@ class ConversationViewSet(
     def get_queryset(self) -> QuerySet[Conversation]:
         principal, rows = principal_of(self.request), Conversation.objects.all()
         visible = rows if principal.is_staff else rows.owned_by(principal.owner)
-        return visible.annotate(message_count=Count("messages"))
+        return visible.counted()
 
     def get_serializer_class(self) -> type[BaseSerializer[Any]]:
         """The form of the browsable API is that of what is sent."""
@@ -82,7 +84,8 @@ class ConversationViewSet(
         """One conversation; with `?include_messages=true` its last 1,000 messages."""
         has_messages = query_parameters.boolean(request, "include_messages")
         shape = ConversationWithMessagesSerializer if has_messages else ConversationSerializer
-        return Response(shape(self.get_object()).data)
+        context = self.get_serializer_context()
+        return Response(shape(self.get_object(), context=context).data)
 
     @extend_schema(request=ConversationFieldsSerializer, responses=ConversationSerializer)
     def partial_update(self, request: Request, pk: str) -> Response:

@@ -7,6 +7,7 @@ from rest_framework import serializers
 
 from inference.engine.sequence import FinishReason
 from inference.models import GenerationTask, queue_positions
+from monitoring.api.owners import OwnerField
 
 
 class UsageSerializer(serializers.Serializer[Any]):
@@ -29,6 +30,7 @@ class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
     """The task body."""
 
     task_id = serializers.CharField(source="id")
+    owner = OwnerField()
     model = serializers.CharField(source="requested_model")
     result = ResultSerializer(allow_null=True)
     queue_position = serializers.SerializerMethodField()
@@ -39,6 +41,7 @@ class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
         model = GenerationTask
         fields = (
             "task_id",
+            "owner",
             "status",
             "model",
             "priority",

@@ -29,6 +29,7 @@ from inference.lifecycle import finish, submit
 from inference.models import GenerationTask, queue_positions
 from inference.task_body import TaskSerializer, task_body
 from monitoring.api.errors import Conflict
+from monitoring.api.owners import OwnerFilter
 from monitoring.api.pagination import StablePagination
 from monitoring.api.principal import Scope, principal_of
 from monitoring.api.query_parameters import StrictViewSet
@@ -41,11 +42,11 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
     queryset = GenerationTask.objects.none()
     serializer_class = TaskSerializer
     pagination_class = StablePagination
-    filter_backends = [DjangoFilterBackend]
+    filter_backends = [OwnerFilter, DjangoFilterBackend]
     filterset_class = TaskFilters
     lookup_value_regex = "task_[0-9a-f]{32}"
     known_parameters = {
-        "list": (*TaskFilters.base_filters, "limit", "cursor"),
+        "list": (*TaskFilters.base_filters, "owner", "limit", "cursor"),
         "retrieve": ("wait",),
         "stream": ("last_event_id",),
     }
@@ -103,7 +104,8 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Own tasks, newest first; staff that has signed in sees those of all owners."""
         page = self.paginate_queryset(self.filter_queryset(self.get_queryset())) or []
-        context = {"queue_positions": queue_positions(list(page))}
+        positions = {"queue_positions": queue_positions(list(page))}
+        context = {**self.get_serializer_context(), **positions}
         return self.get_paginated_response(TaskSerializer(page, many=True, context=context).data)
 
     @extend_schema(parameters=[WAIT_PARAMETER])
@@ -112,6 +114,9 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
 
         def read() -> tuple[object, bool]:
             task = self.get_object()
+            if principal_of(request).is_staff:
+                shown = TaskSerializer(task, context=self.get_serializer_context()).data
+                return shown, task.has_ended
             return task_body(task), task.has_ended
 
         return long_poll(self, pk, requested_seconds(request), read)

@@ -208,6 +208,7 @@ class GenerationTask(Claimable):
         indexes = [
             *Claimable.Meta.indexes,
             models.Index(fields=["owner", "-created_at", "-id"], name="task_list"),
+            models.Index(fields=["-created_at", "-id"], name="task_list_of_all"),
             # The last columns are there so that SQLite skips and counts rows without the table.
             models.Index(
                 F("queue"),

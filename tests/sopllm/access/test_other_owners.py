@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.urls import URLPattern, get_resolver
 from rest_framework.test import APIClient
 
@@ -164,3 +166,46 @@ def test_staff_reads_and_acts_for_all_owners(api: APIClient, of_bob: GenerationT
     assert staff.post(f"/api/v1/tasks/{pending.pk}/cancel").status_code == 200
     assert staff.delete(f"/api/v1/tasks/{of_bob.pk}").status_code == 204
     assert staff.delete(f"/api/v1/conversations/{of_bob.conversation_id}").status_code == 204
+
+
+@pytest.mark.parametrize("route", ["tasks", "conversations"])
+def test_lists_say_whose_rows_they_show_and_narrow_to_an_owner_for_staff_alone(
+    api: APIClient, of_bob: GenerationTask, new_task: NewTask, route: str
+) -> None:
+    staff, path = client_of(STAFF), f"/api/v1/{route}"
+    new_task("alice", conversation_id=Conversation.objects.create(owner="alice").pk)
+    listed = staff.get(path).json()["results"]
+    assert {each["owner"] for each in listed} == {"alice", "bob"}
+    for owner in ("alice", "bob", "nobody"):
+        page = staff.get(path, {"owner": owner}).json()["results"]
+        assert page == [each for each in listed if each["owner"] == owner]
+    number = listed[0].get("task_id") or listed[0]["conversation_id"]
+    assert staff.get(f"{path}/{number}").json()["owner"] == listed[0]["owner"]
+    for wrong in ("", "A b", "\0"):
+        assert staff.get(path, {"owner": wrong}).status_code == 400, wrong
+    alice = client_of(ALICE)
+    [own] = alice.get(path).json()["results"]
+    assert "owner" not in own
+    number = own.get("task_id") or own["conversation_id"]
+    assert "owner" not in alice.get(f"{path}/{number}").json()
+    for owner in ("alice", "bob"):
+        refused = alice.get(path, {"owner": owner})
+        assert (refused.status_code, refused.json()["error"]) == (403, "permission_denied")
+
+
+@pytest.mark.parametrize("query", [{}, {"owner": "bob"}])
+@pytest.mark.parametrize("route", ["tasks", "conversations"])
+def test_pages_of_lists_are_read_by_an_index(
+    api: APIClient, of_bob: GenerationTask, route: str, query: dict[str, str]
+) -> None:
+    if connection.vendor != "sqlite":
+        pytest.skip("the plan is SQLite's")
+    with CaptureQueriesContext(connection) as captured:
+        assert client_of(STAFF).get(f"/api/v1/{route}", query).json()["results"]
+    [page] = [each["sql"] for each in captured.captured_queries if "ORDER BY" in each["sql"]]
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN QUERY PLAN {page}")
+        plan = " ".join(row[3] for row in cursor.fetchall())
+    name = "task_list" if route == "tasks" else "conversation_list"
+    assert f"USING INDEX {name if query else f'{name}_of_all'}" in plan
+    assert "B-TREE FOR ORDER BY" not in plan
