@@ -31,7 +31,7 @@ class ConversationAdmin(admin.ModelAdmin[Conversation]):
         return False
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Conversation]:
-        return super().get_queryset(request).counted()
+        return Conversation.objects.counted().order_by(*self.get_ordering(request))
 
     @admin.display(description="messages", ordering="message_count")
     def num_messages(self, conversation: Conversation) -> int:
