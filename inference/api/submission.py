@@ -149,6 +149,7 @@ def _request(data: dict[str, Any], model: RegisteredModel) -> dict[str, Any]:
     return {
         "prompt": prompt,
         "messages": data.get("messages"),
+        "is_raw": data.get("is_raw", False),
         "save_to_conversation": data["save_to_conversation"],
         "stream": data["stream"],
         "params": chosen["params"],

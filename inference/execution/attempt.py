@@ -94,6 +94,7 @@ class Attempt:
             messages=task.messages(),
             params=task.request["params"],
             owner=task.owner,
+            is_raw=task.request.get("is_raw", False),
             response_format=task.request.get("response_format"),
             context_overflow=task.request["context_overflow"],
             extra_params=task.request.get("extra_params") or {},

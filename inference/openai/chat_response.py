@@ -12,7 +12,7 @@ class PromptTokensDetails(TypedDict):
 
 
 class CompletionUsage(TypedDict):
-    """Tokens of the prompt, once, and of all choices."""
+    """Tokens of each prompt, once, and of all choices."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -26,7 +26,7 @@ class AssistantMessage(TypedDict):
     refusal: str | None
 
 
-class Choice(TypedDict):
+class ChatChoice(TypedDict):
     index: int
     message: AssistantMessage
     logprobs: dict[str, Any] | None
@@ -40,28 +40,43 @@ class ChatCompletion(TypedDict):
     object: str
     created: int
     model: str
-    choices: list[Choice]
-    usage: CompletionUsage
     system_fingerprint: str | None
+    choices: list[ChatChoice]
+    usage: CompletionUsage
 
 
 def chat_completion(tasks: Sequence[GenerationTask]) -> ChatCompletion:
     """Of tasks that have completed, one for each choice."""
     return ChatCompletion(
-        id=completion_id(tasks[0]),
-        object="chat.completion",
-        created=int(tasks[0].created_at.timestamp()),
-        model=tasks[0].model_name,
+        **head(tasks, "chatcmpl", "chat.completion"),
         choices=[_choice(index, result_of(task)) for index, task in enumerate(tasks)],
-        usage=usage_of(tasks),
-        system_fingerprint=None,
+        usage=usage_of(tasks, num_choices=len(tasks)),
     )
 
 
-def _choice(index: int, result: TaskResult) -> Choice:
+def _choice(index: int, result: TaskResult) -> ChatChoice:
     message = AssistantMessage(role="assistant", content=result["text"], refusal=None)
     reason = finish_reason_of(result)
-    return Choice(index=index, message=message, logprobs=None, finish_reason=reason)
+    return ChatChoice(index=index, message=message, logprobs=None, finish_reason=reason)
+
+
+class Head(TypedDict):
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str | None
+
+
+def head(tasks: Sequence[GenerationTask], prefix: str, kind: str) -> Head:
+    """What a completion begins with, and each of its chunks; the `id` is that of the first task."""
+    return Head(
+        id=f"{prefix}-{tasks[0].pk.removeprefix('task_')}",
+        object=kind,
+        created=int(tasks[0].created_at.timestamp()),
+        model=tasks[0].model_name,
+        system_fingerprint=None,
+    )
 
 
 def result_of(task: GenerationTask) -> TaskResult:
@@ -71,23 +86,19 @@ def result_of(task: GenerationTask) -> TaskResult:
     return result
 
 
-def completion_id(task: GenerationTask, kind: str = "chatcmpl") -> str:
-    """Of the first choice's task."""
-    return f"{kind}-{task.pk.removeprefix('task_')}"
-
-
 def finish_reason_of(result: TaskResult) -> str:
     """Why the text ends, in OpenAI's words."""
     return "length" if result["finish_reason"] == FinishReason.LENGTH else "stop"
 
 
-def usage_of(tasks: Sequence[GenerationTask]) -> CompletionUsage:
-    """Of all choices together; they have one prompt."""
-    first = tasks[0].usage
+def usage_of(tasks: Sequence[GenerationTask], num_choices: int) -> CompletionUsage:
+    """Of all choices together, of which each prompt has so many."""
+    prompts = [task.usage for task in tasks[::num_choices]]
+    num_prompt = sum(usage["prompt_tokens"] for usage in prompts)
     num_completed = sum(task.usage["completion_tokens"] for task in tasks)
     return CompletionUsage(
-        prompt_tokens=first["prompt_tokens"],
+        prompt_tokens=num_prompt,
         completion_tokens=num_completed,
-        total_tokens=first["prompt_tokens"] + num_completed,
-        prompt_tokens_details={"cached_tokens": first["cached_tokens"]},
+        total_tokens=num_prompt + num_completed,
+        prompt_tokens_details={"cached_tokens": sum(usage["cached_tokens"] for usage in prompts)},
     )

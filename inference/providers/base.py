@@ -31,13 +31,15 @@ class GenerationRequest:
     """What is asked: `params` are the sampling fields of the API, defaults filled in.
 
     `request_id` names the attempt: a lost one may still be running when the next one starts.
-    A local model reuses what it has computed for the same `owner`.
+    A local model reuses what it has computed for the same `owner`, and goes on with the text of an
+    `is_raw` one as it is, without its chat template.
     """
 
     request_id: str
     messages: list[ChatMessage]
     params: dict[str, Any]
     owner: str = ""
+    is_raw: bool = False
     response_format: ResponseFormat | None = None
     context_overflow: str = "truncate"
     extra_params: dict[str, Any] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from typing import Any
 from conversations.context import fit
 from conversations.models import ChatMessage
 from inference import structured_output
+from inference.engine.chat_template import ChatTemplate
 from inference.engine.errors import (
     ChatTemplateError,
     ConstraintError,
@@ -22,6 +23,8 @@ from inference.providers.base import GenerationRequest, Progress, Provider
 _SAMPLING = SamplingParams.__dataclass_fields__.keys() - {
     *("stop", "constraint", "constraint_may_explode")
 }
+
+_RAW = ChatTemplate(None)
 
 # The first that fits counts.
 _CODES = (
@@ -68,13 +71,14 @@ def inference_error(error: EngineError) -> InferenceError:
 def _prompt_tokens(loaded: LoadedEngine, request: GenerationRequest) -> tuple[list[int], int]:
     """The prompt's tokens, and how many messages were dropped to make it fit."""
     runner = loaded.runner
+    template = _RAW if request.is_raw else runner.chat_template
 
     # By how many messages are left, the oldest ones being dropped: each prompt is made once.
     prompts: dict[int, list[int]] = {}
 
     def tokenize(messages: list[ChatMessage]) -> list[int]:
         if len(messages) not in prompts:
-            prompts[len(messages)] = runner.tokenize(runner.chat_template.render(messages))
+            prompts[len(messages)] = runner.tokenize(template.render(messages))
         return prompts[len(messages)]
 
     def num_tokens(messages: list[ChatMessage]) -> int:
@@ -83,10 +87,12 @@ def _prompt_tokens(loaded: LoadedEngine, request: GenerationRequest) -> tuple[li
         except PromptTooLongError as error:
             return error.num_prompt_tokens
 
-    messages: list[ChatMessage] = [
-        {"role": message["role"], "content": runner.as_text(message["content"])}
-        for message in request.messages
-    ]
+    messages = request.messages
+    if not request.is_raw:  # else the names of control tokens are the client's own template
+        messages = [
+            {"role": message["role"], "content": runner.as_text(message["content"])}
+            for message in messages
+        ]
     num_dropped = 0
     if request.context_overflow == "truncate":
         window = runner.n_ctx_per_seq

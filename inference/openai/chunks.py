@@ -1,0 +1,67 @@
+"""Streams of completions: chunks as they come, then the usage where it is wanted, then [DONE]."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rest_framework.exceptions import APIException
+
+from inference.api.sse_cursor import SSEWriter
+from inference.models import GenerationTask
+from inference.openai.answers import TextStream
+from inference.openai.chat_response import Head, usage_of
+from inference.openai.errors import AnswerVoid, body_of
+
+_DONE = b"data: [DONE]\n\n"
+
+
+class ChunkWriter(SSEWriter):
+    """Writes the chunks of one choice."""
+
+    def __init__(self, head: Mapping[str, Any], index: int) -> None:
+        """`head`: what all chunks of the stream have."""
+        super().__init__(None)
+        self._head = head
+        self._index = index
+
+    def restart(self, attempt: int) -> bytes:
+        raise AnswerVoid
+
+    def chunk(self, finish_reason: str | None = None, **fields: Any) -> bytes:
+        """The next chunk, `fields` being those of its choice."""
+        choice = {
+            "index": self._index,
+            **fields,
+            "logprobs": None,
+            "finish_reason": finish_reason,
+        }
+        return _event({**self._head, "choices": [choice]})
+
+
+def chunk_stream(
+    tasks: Sequence[GenerationTask],
+    writer: Callable[[Mapping[str, Any], int], SSEWriter],
+    head: Head,
+    num_choices: int,
+    *,
+    has_usage_chunk: bool,
+) -> TextStream:
+    """The chunks of all choices, of which each prompt has so many; `writer` makes one for each."""
+    every_chunk = {**head, **({"usage": None} if has_usage_chunk else {})}
+
+    def ending(ended: Sequence[GenerationTask]) -> bytes:
+        usage = _event({**head, "choices": [], "usage": usage_of(ended, num_choices)})
+        return usage + _DONE if has_usage_chunk else _DONE
+
+    writers = [writer(every_chunk, index) for index in range(len(tasks))]
+    return TextStream(tasks, writers, ending, _error_event)
+
+
+def _event(body: Any) -> bytes:
+    """One event without a name, in ASCII: not every client agrees on what ends a line."""
+    return b"data: " + json.dumps(body, separators=(",", ":")).encode("ascii") + b"\n\n"
+
+
+def _error_event(error: APIException) -> bytes:
+    """What breaks a stream off; the SDK raises it."""
+    return _event(body_of(error))
