@@ -17,7 +17,8 @@ from django.utils import timezone
 
 from monitoring.api.principal import OWNER_PATTERN, RESERVED_OWNERS, Limits, Principal, Scope
 
-KEY_PATTERN = re.compile(r"sopllm_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
+KEY_START = "sopllm_"
+KEY_PATTERN = re.compile(rf"{KEY_START}([0-9a-f]{{8}})_[A-Za-z0-9_-]{{43}}")
 
 _LAST_USE_EVERY = timedelta(minutes=1)
 
@@ -57,7 +58,7 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
     def make(self, owner: str, scopes: Iterable[str], **fields: Any) -> tuple["ApiKey", str]:
         """A new key, and its text, which can't be had again. Raises ValidationError."""
         prefix = secrets.token_hex(4)
-        text = f"sopllm_{prefix}_{secrets.token_urlsafe(32)}"
+        text = f"{KEY_START}{prefix}_{secrets.token_urlsafe(32)}"
         key = ApiKey(
             prefix=prefix,
             digest=digest_of(text),
@@ -126,7 +127,7 @@ class ApiKey(models.Model):
         verbose_name = "API key"
 
     def __str__(self) -> str:
-        return f"sopllm_{self.prefix}_… of {self.owner}"
+        return f"{KEY_START}{self.prefix}_… of {self.owner}"
 
     def principal(self) -> Principal:
         """Whom it lets in."""

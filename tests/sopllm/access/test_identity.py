@@ -39,6 +39,8 @@ def test_key_counts_on_the_local_machine_too() -> None:
     assert request("GET", ME, headers=bearer(key_of("alice"))).json()["owner"] == "alice"
     wrong = f"sopllm_{8 * '0'}_{43 * 'a'}"
     assert_error(request("GET", ME, headers=bearer(wrong)), 401, "authentication_required")
+    # What SDKs are given where no key is needed.
+    assert request("GET", ME, headers=bearer("none")).json()["owner"] == "local"
 
 
 @pytest.mark.parametrize(
