@@ -56,7 +56,10 @@ def drop_oldest_turns(
 
 
 def _droppable_turns(messages: list[ChatMessage]) -> list[list[int]]:
-    """Indexes of each question with the answers that follow it, but for the last message."""
+    """Indexes of each question with the answers that follow it, but for the last message.
+
+    With the result of a tool, its question and call have to stay as well.
+    """
     turns: list[list[int]] = []
     for index, message in enumerate(messages[:-1]):
         if message["role"] == Message.Role.SYSTEM:
@@ -64,4 +67,5 @@ def _droppable_turns(messages: list[ChatMessage]) -> list[list[int]]:
         if not turns or message["role"] == Message.Role.USER:
             turns.append([])
         turns[-1].append(index)
-    return turns
+    is_open = bool(messages) and messages[-1]["role"] == Message.Role.TOOL
+    return turns[:-1] if is_open else turns

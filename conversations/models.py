@@ -1,18 +1,48 @@
 """Conversations and their messages."""
 
 import uuid
-from typing import Any, TypedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, NotRequired, TypedDict
 
 from django.db import models, transaction
 from django.db.models import Count, OuterRef, Subquery
 from django.db.models.functions import Coalesce
 
 
+class ToolFunction(TypedDict):
+    """What a model calls; `arguments` is JSON text as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    """A call of a tool, in OpenAI's shape; `type` is function."""
+
+    id: str
+    type: str
+    function: ToolFunction
+
+
 class ChatMessage(TypedDict):
-    """One message as models read it; `role` is system, user or assistant."""
+    """One message as models read it; `role` is system, user, assistant or tool.
+
+    `content` is a list of parts, in OpenAI's shape, only where one of them is an image. An
+    assistant may call tools; a message of a tool says which call it answers.
+    """
 
     role: str
-    content: str
+    content: str | list[dict[str, Any]]
+    tool_calls: NotRequired[list[ToolCall]]
+    tool_call_id: NotRequired[str]
+
+
+def text_of(message: ChatMessage) -> str:
+    """The text of a message, without its images."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def new_conversation_id() -> str:
@@ -56,15 +86,24 @@ class Conversation(models.Model):
     def __str__(self) -> str:
         return self.id
 
-    def context(self, prompt: str) -> list[ChatMessage]:
-        """What a model reads to answer `prompt`: system prompt, history, prompt."""
+    def context(self, prompt: str | None) -> list[ChatMessage]:
+        """What a model reads to answer `prompt`: system prompt, history, prompt.
+
+        None: the history asks by itself, with the results of tools for instance.
+        """
         messages: list[ChatMessage] = []
         if self.system_prompt:
             messages.append({"role": Message.Role.SYSTEM, "content": self.system_prompt})
-        history = self.messages.order_by("id").values_list("role", "content")
-        messages.extend({"role": role, "content": content} for role, content in history)
-        messages.append({"role": Message.Role.USER, "content": prompt})
+        messages += answered([message.as_read() for message in self.messages.order_by("id")])
+        if prompt is not None:
+            messages.append({"role": Message.Role.USER, "content": prompt})
         return messages
+
+    @property
+    def asks(self) -> bool:
+        """Whether its last message, of a user or a tool, waits for an answer."""
+        last = self.messages.order_by("-id").values_list("role", flat=True).first()
+        return last in (Message.Role.USER, Message.Role.TOOL)
 
     def remove(self) -> None:
         """Delete it with its messages. Raises ProtectedError while unfinished tasks are in it.
@@ -81,12 +120,13 @@ class Conversation(models.Model):
             setattr(self, name, value)
         self.save(update_fields=[*fields, "updated_at"])
 
-    def append(self, role: str, content: str) -> "Message":
-        """Add one message at the end."""
+    def append(self, message: ChatMessage) -> "Message":
+        """Add one message at the end; of images, it keeps nothing."""
         with transaction.atomic():
-            message = Message.objects.create(conversation=self, role=role, content=content)
+            row = Message.of(self, message)
+            row.save()
             self.save(update_fields=["updated_at"])
-        return message
+        return row
 
     def clear(self) -> None:
         """Delete all messages."""
@@ -94,14 +134,9 @@ class Conversation(models.Model):
             self.messages.all().delete()
             self.save(update_fields=["updated_at"])
 
-    def append_turn(self, prompt: str, answer: str) -> None:
+    def append_turn(self, messages: Iterable[ChatMessage]) -> None:
         """Add a question and its answer; call it inside the transaction that saves the answer."""
-        Message.objects.bulk_create(
-            [
-                Message(conversation=self, role=Message.Role.USER, content=prompt),
-                Message(conversation=self, role=Message.Role.ASSISTANT, content=answer),
-            ]
-        )
+        Message.objects.bulk_create([Message.of(self, message) for message in messages])
         self.save(update_fields=["updated_at"])
 
 
@@ -112,13 +147,17 @@ class Message(models.Model):
         SYSTEM = "system"
         USER = "user"
         ASSISTANT = "assistant"
+        TOOL = "tool"
 
     message_id = models.CharField(max_length=36, default=new_message_id, unique=True)
     conversation = models.ForeignKey(
         Conversation, on_delete=models.CASCADE, related_name="messages"
     )
     role = models.CharField(max_length=9, choices=Role.choices)
-    content = models.TextField()
+    content = models.TextField(blank=True)
+    # Those of an assistant's message, in OpenAI's shape, and which of them a tool's result answers.
+    tool_calls = models.JSONField(null=True, blank=True)
+    tool_call_id = models.TextField(blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -126,3 +165,37 @@ class Message(models.Model):
 
     def __str__(self) -> str:
         return f"{self.role}: {self.content[:60]}"
+
+    @classmethod
+    def of(cls, conversation: Conversation, message: ChatMessage) -> "Message":
+        """A message as a row, unsaved."""
+        return cls(
+            conversation=conversation,
+            role=message["role"],
+            content=text_of(message),
+            tool_calls=message.get("tool_calls"),
+            tool_call_id=message.get("tool_call_id", ""),
+        )
+
+    def as_read(self) -> ChatMessage:
+        """As models read it."""
+        message = ChatMessage(role=self.role, content=self.content)
+        if self.tool_calls:
+            message["tool_calls"] = self.tool_calls
+        if self.tool_call_id:
+            message["tool_call_id"] = self.tool_call_id
+        return message
+
+
+def answered(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """The messages without calls that no tool has answered, which providers refuse in a history."""
+    results = {message.get("tool_call_id") for message in messages}
+    kept: list[ChatMessage] = []
+    for message in messages:
+        calls = message.get("tool_calls", [])
+        if all(call["id"] in results for call in calls):
+            kept.append(message)
+        elif message["content"]:
+            kept.append(ChatMessage(role=message["role"], content=message["content"]))
+    called = {call["id"] for message in kept for call in message.get("tool_calls", [])}
+    return [each for each in kept if each.get("tool_call_id") in {None, *called}]

@@ -6,7 +6,7 @@ from django.db.models import ProtectedError, QuerySet
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, status, viewsets
 from rest_framework.decorators import action
-from rest_framework.exceptions import NotFound
+from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
@@ -124,4 +124,8 @@ class ConversationViewSet(
             conversation.clear()
             return Response(status=status.HTTP_204_NO_CONTENT)
         fields = NewMessageSerializer().run_validation(request.data)
-        return Response(MessageSerializer(conversation.append(**fields)).data, status=201)
+        if not isinstance(fields["content"], str):
+            raise ValidationError(
+                {"content": ["Conversations keep no images: send them in a task."]}
+            )
+        return Response(MessageSerializer(conversation.append(fields)).data, status=201)

@@ -121,6 +121,12 @@ def parse(text: str, finish_reason: FinishReason, response_format: ResponseForma
     return value
 
 
+def check_arguments(arguments: str, schema: dict[str, Any]) -> None:
+    """Raises InferenceError for what a tool was called with, unless it fits the tool's schema."""
+    described = ResponseFormat(type="json_schema", schema=json.dumps(schema, ensure_ascii=False))
+    parse(arguments, FinishReason.STOP, described)
+
+
 def _of_json_schema(response_format: dict[str, Any]) -> ResponseFormat:
     _check_keys(response_format, {"type", "json_schema"})
     described = response_format.get("json_schema")

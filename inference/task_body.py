@@ -5,6 +5,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from conversations.serializers import ToolCallSerializer
 from inference.engine.sequence import FinishReason
 from inference.models import GenerationTask, queue_positions
 from monitoring.api.owners import OwnerField
@@ -17,8 +18,28 @@ class UsageSerializer(serializers.Serializer[Any]):
     cached_tokens = serializers.IntegerField()
 
 
+class TopLogprobSerializer(serializers.Serializer[Any]):
+    token = serializers.CharField()
+    logprob = serializers.FloatField()
+    bytes = serializers.ListField(child=serializers.IntegerField(), allow_null=True)
+
+
+class TokenLogprobSerializer(TopLogprobSerializer):
+    top_logprobs = TopLogprobSerializer(many=True)
+
+
+class LogprobsSerializer(serializers.Serializer[Any]):
+    """In OpenAI's shape: one for each generated token."""
+
+    content = serializers.ListField(child=TokenLogprobSerializer())
+
+
 class ResultSerializer(serializers.Serializer[Any]):
     text = serializers.CharField()
+    # Absent where there is nothing of it.
+    reasoning_content = serializers.CharField(default=None, allow_null=True)
+    tool_calls = ToolCallSerializer(many=True, default=None, allow_null=True)
+    logprobs = LogprobsSerializer(default=None, allow_null=True)
     finish_reason = serializers.ChoiceField(choices=[reason.value for reason in FinishReason])
     usage = UsageSerializer()
     model = serializers.CharField()

@@ -10,8 +10,8 @@ from django.utils import timezone
 from rest_framework.exceptions import ValidationError
 
 from conversations.models import Conversation
-from inference import structured_output
-from inference.api import extra_params
+from inference import structured_output, tools
+from inference.api import extra_params, messages
 from inference.engine.errors import GrammarError
 from inference.engine.gbnf import compile_grammar
 from inference.engine.matcher import check_grammar
@@ -49,8 +49,6 @@ def build_task(
     has_prompt, has_messages = bool(data.get("prompt")), bool(data.get("messages"))
     if has_prompt and has_messages:
         raise ValidationError({"prompt": ["Give either prompt or messages, not both."]})
-    if not has_prompt and not has_messages:
-        raise ValidationError({"prompt": ["Give a prompt, or messages."]})
     if has_messages and data.get("input_text"):
         raise ValidationError({"input_text": ["It is appended to prompt: give a prompt."]})
     extra_params.check(data.get("extra_params") or {})
@@ -61,6 +59,8 @@ def build_task(
         if conversation is None:
             message = f"There is no conversation {conversation_id}."
             raise ValidationError({"conversation_id": [message]})
+    if not has_prompt and not has_messages and not (conversation and conversation.asks):
+        raise ValidationError({"prompt": ["Give a prompt, or messages."]})
     name = data.get("model") or data.get("provider_config", {}).get("model_name")
     name = name or (conversation.model_name if conversation else None)
     if not name:
@@ -135,8 +135,14 @@ def _request(data: dict[str, Any], model: RegisteredModel) -> dict[str, Any]:
     if response_format and data.get("grammar"):
         message = "It makes a grammar itself: leave grammar out."
         raise ValidationError({_format_field(data): [message]})
-    chosen = _choice(data, response_format, model)
-    fallbacks = _fallbacks(data, response_format, model)
+    asked = tools.normalize(
+        data.get("tools"), data.get("tool_choice"), data.get("parallel_tool_calls")
+    )
+    if asked and (data.get("extra_params") or {}).get("tools"):
+        raise ValidationError({"extra_params": ["tools: the task has its own: leave one out."]})
+    messages.check_tool_results(data.get("messages") or [])
+    chosen = _choice(data, response_format, asked, model)
+    fallbacks = _fallbacks(data, response_format, asked, model)
     webhook_url: str | None = data.get("webhook_url") or None
     if webhook_url:
         try:
@@ -146,7 +152,7 @@ def _request(data: dict[str, Any], model: RegisteredModel) -> dict[str, Any]:
     prompt = data.get("prompt")
     if prompt and data.get("input_text"):
         prompt = f"{prompt}\n\n{data['input_text']}"
-    return {
+    request = {
         "prompt": prompt,
         "messages": data.get("messages"),
         "is_raw": data.get("is_raw", False),
@@ -161,11 +167,13 @@ def _request(data: dict[str, Any], model: RegisteredModel) -> dict[str, Any]:
         "context_overflow": data["context_overflow"],
         "webhook_url": webhook_url,
     }
+    return request | {"tools": asked} if asked else request
 
 
 def _fallbacks(
     data: dict[str, Any],
     response_format: structured_output.ResponseFormat | None,
+    asked: tools.ToolRequest | None,
     model: RegisteredModel,
 ) -> list[ModelChoice]:
     """Checked like the task's own model, so that each can run when its turn comes."""
@@ -176,7 +184,7 @@ def _fallbacks(
     fallbacks = []
     for name in names:
         try:
-            fallbacks.append(_choice(data, response_format, _usable_model(name)))
+            fallbacks.append(_choice(data, response_format, asked, _usable_model(name)))
         except ValidationError as error:
             reasons = [f"{name} cannot run this task: {why}" for why in sentences(error.detail)]
             raise ValidationError({"fallback_models": reasons}) from error
@@ -186,6 +194,7 @@ def _fallbacks(
 def _choice(
     data: dict[str, Any],
     response_format: structured_output.ResponseFormat | None,
+    asked: tools.ToolRequest | None,
     model: RegisteredModel,
 ) -> ModelChoice:
     """A model with its queue and parameters; refuses what its provider would have to ignore."""
@@ -204,6 +213,17 @@ def _choice(
     if response_format and structured_output.is_text(response_format) and not is_local:
         message = f"Only local models take a {response_format['type']}."
         raise ValidationError({"response_format": [message]})
+    if asked and not provider.supports_tools:
+        message = f"The {model.provider} provider calls no tools: take another model."
+        raise ValidationError({"tools": [message]})
+    if asked and is_local:
+        tools.check_constrained(asked)
+        if (response_format or data.get("grammar")) and asked["choice"] != "none":
+            message = "Local models either call tools or answer in a form: leave one of them out."
+            raise ValidationError({"tools": [message]})
+    if refusal := provider.why_no_images:
+        refusal = f"{model.name} is asked through {model.provider}, {refusal}"
+    messages.check_images(data.get("messages") or [], refusal)
     params = _sampling_params(data, model, provider)
     if grammar := data.get("grammar"):
         if not is_local:
@@ -234,6 +254,12 @@ def _sampling_params(
     params: dict[str, Any] = {"max_tokens": settings.DEFAULT_MAX_TOKENS, "stop_sequences": []}
     for layer in layers:
         params |= {k: layer[k] for k in SAMPLING_FIELDS if layer.get(k) is not None}
+    if data.get("logprobs"):
+        params["logprobs"] = data.get("top_logprobs") or 0
+    elif data.get("top_logprobs"):
+        raise ValidationError({"top_logprobs": ["Ask for logprobs too, with true."]})
+    if data.get("logit_bias"):
+        params["logit_bias"] = data["logit_bias"]
     if not params.get("deterministic"):  # a task's false overrides its model's true
         params.pop("deterministic", None)
     for name in provider.unsupported_params & params.keys():

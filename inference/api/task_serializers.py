@@ -14,12 +14,28 @@ from monitoring.api.strict_serializer import StrictSerializer
 
 MAX_BATCH = 1000
 MAX_KEY_LENGTH = 255
+MAX_TOP_LOGPROBS = 20
+MAX_BIASES = 1024
 
 
 class ProviderConfigSerializer(StrictSerializer):
     """Intake style: names the model."""
 
     model_name = serializers.CharField()
+
+
+class LogitBiasField(serializers.DictField):
+    """By the id of a token, what is added to its logit: -100 to 100."""
+
+    child = serializers.FloatField(min_value=-100, max_value=100)
+
+    def to_internal_value(self, data: Any) -> dict[str, float]:
+        biases: dict[str, float] = super().to_internal_value(data)
+        if len(biases) > MAX_BIASES:
+            raise serializers.ValidationError(f"Give up to {MAX_BIASES} tokens.")
+        if not all(token.isascii() and token.isdecimal() and len(token) < 10 for token in biases):
+            raise serializers.ValidationError("Its names are the numbers of tokens.")
+        return biases
 
 
 class TaskSubmissionSerializer(SamplingSerializer):
@@ -48,6 +64,22 @@ class TaskSubmissionSerializer(SamplingSerializer):
         ),
     )
     grammar = serializers.CharField(required=False, allow_null=True, trim_whitespace=False)
+    tools = serializers.JSONField(
+        required=False,
+        allow_null=True,
+        help_text='[{"type": "function", "function": {"name", "description", "parameters"}}]',
+    )
+    tool_choice = serializers.JSONField(
+        required=False,
+        allow_null=True,
+        help_text='none, auto, required or {"type": "function", "function": {"name"}}.',
+    )
+    parallel_tool_calls = serializers.BooleanField(required=False, allow_null=True)
+    logprobs = serializers.BooleanField(required=False, allow_null=True)
+    top_logprobs = serializers.IntegerField(
+        required=False, allow_null=True, min_value=0, max_value=MAX_TOP_LOGPROBS
+    )
+    logit_bias = LogitBiasField(required=False, allow_null=True)
     stream = serializers.BooleanField(default=False)
     webhook_url = serializers.CharField(required=False, allow_null=True)
     idempotency_key = serializers.CharField(

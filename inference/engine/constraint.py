@@ -28,10 +28,14 @@ MAX_CALL_SECONDS = 0.12
 
 
 class ConstraintTokenizer:
-    """A vocabulary prepared for constraints; all sequences of a model share it."""
+    """A vocabulary prepared for constraints; all sequences of a model share it.
+
+    `spellings`: the bytes of each token, of one that writes no text its name.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.end_tokens = vocabulary.end_tokens
+        self.spellings = vocabulary.tokens
         self.is_text = np.ones(len(vocabulary.tokens), dtype=bool)
         self.is_text[vocabulary.special_token_ids] = False
         self.native = new_tokenizer(vocabulary)

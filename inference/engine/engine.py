@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from inference.engine.deltas import TokenLogprob
 from inference.engine.errors import EngineError, InvalidRequestError, PromptTooLongError
 from inference.engine.kv_cache import CHUNK_TOKENS, KVCache
 from inference.engine.runner import Runner
@@ -27,6 +28,7 @@ class StepOutput:
     finish_reason: FinishReason | None = None
     error: EngineError | None = None
     num_cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Engine:
@@ -76,11 +78,17 @@ class Engine:
         return len(self._sequences)
 
     def new_sequence(
-        self, request_id: str, prompt_tokens: list[int], params: SamplingParams, owner: str = ""
+        self,
+        request_id: str,
+        prompt_tokens: list[int],
+        params: SamplingParams,
+        owner: str = "",
+        marks: Iterable[str] = (),
     ) -> Sequence:
         """A sequence, which has to be added, if only to be aborted: that frees its sampler.
 
-        It starts from what sequences of the same owner have computed, and of no other.
+        It starts from what sequences of the same owner have computed, and of no other. `marks` are
+        names that are given out as text, though control tokens may have them.
         Raises InvalidRequestError, PromptTooLongError or ConstraintError.
         """
         if request_id in self._sequences:
@@ -95,6 +103,10 @@ class Engine:
             raise InvalidRequestError(
                 f"The prompt has tokens outside of the vocabulary 0 to {last}."
             )
+        if params.logit_bias and max(params.logit_bias) > last:
+            raise InvalidRequestError(
+                f"logit_bias names tokens outside of the vocabulary 0 to {last}: leave them out."
+            )
         return Sequence(
             request_id=request_id,
             prompt_tokens=list(prompt_tokens),
@@ -104,6 +116,11 @@ class Engine:
             owner=owner,
             # A stop sequence may be the name of a token that writes no text.
             stop_tokens={self.runner.control_token(stop) for stop in params.stop} - {None},
+            marks={
+                token: mark.encode()
+                for mark in marks
+                if (token := self.runner.control_token(mark)) is not None
+            },
         )
 
     def add(self, sequence: Sequence) -> Sequence:
@@ -159,12 +176,14 @@ class Engine:
             sampled = self.runner.sample(sequence.sampler, row)
         except EngineError as error:
             return self._fail(sequence, error)
+        sequence.logprobs = sampled.logprobs
         room = sequence.max_output_tokens - len(sequence.output_tokens)
         text, num_new_tokens = "", 0
         for token in sampled.tokens[:room]:
             if token in sequence.stop_tokens:
                 return self._finish(sequence, FinishReason.STOP, text, num_new_tokens)
-            text += sequence.assembler.push(self.runner.token_to_bytes(token))
+            written = sequence.marks.get(token) or self.runner.token_to_bytes(token)
+            text += sequence.assembler.push(written)
             sequence.output_tokens.append(token)
             num_new_tokens += 1
             if sequence.assembler.is_stopped:
@@ -203,4 +222,5 @@ def _output(sequence: Sequence, text: str, num_new_tokens: int) -> StepOutput:
         sequence.finish_reason,
         sequence.error,
         sequence.num_cached_tokens,
+        sequence.logprobs[:num_new_tokens],
     )

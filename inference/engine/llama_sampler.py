@@ -1,12 +1,14 @@
 """How llama.cpp chooses the next token of one sequence."""
 
 import ctypes
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from inference.engine.constraint import Constraint, ConstraintTokenizer
+from inference.engine.deltas import TokenLogprob
 from inference.engine.runner import Sampled
 from inference.engine.sequence import SamplingParams
 
@@ -38,6 +40,8 @@ class SamplerChain:
         """Raises ConstraintError."""
         self._llama = llama
         self._vocab_size = len(tokenizer.is_text)
+        self._num_top_logprobs = params.logprobs
+        self._spellings = tokenizer.spellings
         self._end_tokens = tokenizer.end_tokens
         self._constraint: Constraint | None = None
         self._forced: list[int] = []
@@ -50,7 +54,11 @@ class SamplerChain:
         options = llama.llama_sampler_chain_default_params()
         options.no_perf = True
         self._chain = llama.llama_sampler_chain_init(options)
-        samplers = self._penalties(context_window, params, prompt_tokens) + self._choice(params)
+        samplers = [
+            *self._biases(params),
+            *self._penalties(context_window, params, prompt_tokens),
+            *self._choice(params),
+        ]
         for sampler in samplers:
             llama.llama_sampler_chain_add(self._chain, sampler)
         # The chain would copy all logits to find the largest, which takes twice as long.
@@ -67,13 +75,33 @@ class SamplerChain:
         pointer = self._llama.llama_get_logits_ith(context, row)
         logits = np.ctypeslib.as_array(pointer, (self._vocab_size,))
         if self._constraint is not None:
-            return self._sample_constrained(self._constraint, logits)
-        if self._is_argmax:
-            token = int(logits.argmax())
+            sampled = self._sample_constrained(self._constraint, logits)
         else:
-            token = int(self._llama.llama_sampler_sample(self._chain, context, row))
-        is_end = token in self._end_tokens
-        return Sampled([] if is_end else [token], is_end)
+            if self._is_argmax:
+                token = int(logits.argmax())
+            else:
+                token = int(self._llama.llama_sampler_sample(self._chain, context, row))
+            is_end = token in self._end_tokens
+            sampled = Sampled([] if is_end else [token], is_end)
+        if self._num_top_logprobs is None or not sampled.tokens:
+            return sampled
+        return self._with_logprobs(sampled, logits, self._num_top_logprobs)
+
+    def _with_logprobs(self, sampled: Sampled, logits: _Logits, num_top: int) -> Sampled:
+        """By the model's own distribution, before biases, penalties and the temperature."""
+        largest = float(logits.max())
+        log_total = largest + float(np.log(np.exp(logits - largest).sum()))
+        top = np.argpartition(logits, -num_top)[-num_top:] if num_top else np.empty(0, dtype=int)
+        top = top[np.argsort(-logits[top], kind="stable")]
+        names = self._spellings
+        first, *forced = sampled.tokens
+        logprob = TokenLogprob(
+            names[first],
+            float(logits[first]) - log_total,
+            tuple((names[token], float(logits[token]) - log_total) for token in top.tolist()),
+        )
+        certain = (TokenLogprob(names[token], 0.0) for token in forced)
+        return replace(sampled, logprobs=(logprob, *certain))
 
     def _sample_constrained(self, constraint: Constraint, logits: _Logits) -> Sampled:
         """Choose freely first: checking one token is cheap, finding all that are allowed is not."""
@@ -96,6 +124,16 @@ class SamplerChain:
             return int(logits.argmax() if allowed is None else allowed[logits[allowed].argmax()])
         self._candidates.load(logits, allowed)
         return self._candidates.choose(self._chain)
+
+    def _biases(self, params: SamplingParams) -> list[Any]:
+        if not params.logit_bias:
+            return []
+        llama, num_biases = self._llama, len(params.logit_bias)
+        biases = (llama.llama_logit_bias * num_biases)(
+            *(llama.llama_logit_bias(token, bias) for token, bias in params.logit_bias.items())
+        )
+        # The library copies them.
+        return [llama.llama_sampler_init_logit_bias(self._vocab_size, num_biases, biases)]
 
     def _penalties(
         self, context_window: int, params: SamplingParams, prompt_tokens: list[int]

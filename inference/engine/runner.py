@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from inference.engine.deltas import TokenLogprob
 from inference.engine.errors import ModelLoadError
 from inference.engine.sequence import SamplingParams
 
@@ -51,11 +52,13 @@ class Sampled:
     """The next tokens of a sequence, possibly none, and whether they are its last.
 
     More than one where a constraint leaves no choice about what follows the first. A token that
-    ends the generation is not among them.
+    ends the generation is not among them. `logprobs` are those of the tokens, where they were asked
+    for; of a token that a constraint leaves no choice about it is 0.
     """
 
     tokens: list[int]
     is_end: bool = False
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class SequenceMemory(Protocol):

@@ -1,9 +1,11 @@
 """One request on its way through the engine."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from inference.engine.deltas import TokenLogprob
 from inference.engine.errors import EngineError, InvalidRequestError
 from inference.engine.text import TextAssembler
 
@@ -12,6 +14,7 @@ class FinishReason(StrEnum):
     """Why a sequence ended."""
 
     STOP = "stop"
+    TOOL_CALLS = "tool_calls"
     LENGTH = "length"
     CANCELLED = "cancelled"
     TIMEOUT = "timeout"
@@ -39,7 +42,9 @@ class SamplingParams:
     `frequency_penalty` and `presence_penalty` count the generated tokens, as OpenAI's do;
     `repeat_penalty` looks at the last 64 tokens, prompt included, as llama.cpp's does.
     `constraint` is the text of an llguidance grammar; `constraint_may_explode` says that it may be
-    so ambiguous that a token takes any time to follow. `deterministic`: the same prompt and values
+    so ambiguous that a token takes any time to follow. `logprobs`: the probability of each token
+    comes out too, with those of so many others; None = without. `logit_bias` is added to the logits
+    of some tokens. `deterministic`: the same prompt and values
     give the same tokens and logits to the bit, whatever else the engine does; with a seed, and
     where each sequence has a KV buffer of its own. Raises InvalidRequestError on a value out of
     bounds.
@@ -57,6 +62,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     constraint: str | None = None
     constraint_may_explode: bool = False
+    logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     deterministic: bool = False
 
     def __post_init__(self) -> None:
@@ -86,12 +93,16 @@ class Sequence:
     sampler: int
     owner: str = ""
     stop_tokens: set[int | None] = field(default_factory=set)
+    # Control tokens whose names are given out as text.
+    marks: dict[int, bytes] = field(default_factory=dict)
     output_tokens: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     slot: int | None = None
     finish_reason: FinishReason | None = None
     error: EngineError | None = None
+    # Of the tokens of the last step, where they were asked for.
+    logprobs: tuple[TokenLogprob, ...] = ()
     assembler: TextAssembler = field(init=False)
 
     def __post_init__(self) -> None:

@@ -4,10 +4,14 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from django.db import InterfaceError, OperationalError
 
-from inference import events, structured_output
+from conversations.models import ToolCall, ToolFunction
+from inference import events, structured_output, tools
+from inference.engine.answer_parser import AnswerParser
+from inference.engine.deltas import AnswerDelta, Reasoning, ToolCallDelta
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError, RetryLater
 from inference.lifecycle import claim, finish, lease_renewer
@@ -45,6 +49,8 @@ class Attempt:
         self.lease = lease
         self.progress = Progress()
         self.deltas = DeltaWriter(lease.task.pk, lease.attempt)
+        # Tells text, reasoning and tool calls apart; None where all is text, or told apart already.
+        self.parser: AnswerParser | None = None
         self._started = time.monotonic()
         self._give_up_at = self._started + lease.task.request["timeout_seconds"]
         self._first_token: float | None = None
@@ -53,6 +59,10 @@ class Attempt:
         self._num_tokens_published = 0
         self._published_at = self._started
         self._text: list[str] = []
+        self._reasoning: list[str] = []
+        # Id, name and arguments of each.
+        self._tool_calls: list[tuple[str, str, list[str]]] = []
+        self._num_logprobs_told = 0
         self._trace = AttemptTrace(lease.task)
         lease_renewer.hold(lease)
 
@@ -96,6 +106,7 @@ class Attempt:
             owner=task.owner,
             is_raw=task.request.get("is_raw", False),
             response_format=task.request.get("response_format"),
+            tools=task.request.get("tools"),
             context_overflow=task.request["context_overflow"],
             extra_params=task.request.get("extra_params") or {},
             has_fallback=task.next_model() is not None,
@@ -110,9 +121,17 @@ class Attempt:
         lease = self.lease
         return lease.lost or lease.cancel_requested or time.monotonic() > self._give_up_at
 
-    def take(self, text: str) -> None:
-        """Add generated text, possibly none."""
-        if not text:
+    def read(self, text: str) -> None:
+        """Add what a local model has generated, possibly nothing."""
+        if self.parser is None:
+            self.take(text)
+        else:
+            for delta in self.parser.feed(text):
+                self.take(delta)
+
+    def take(self, delta: AnswerDelta) -> None:
+        """Add what has come of the answer, possibly nothing."""
+        if not delta:
             return
         now = time.monotonic()
         if self._first_token is None:
@@ -120,8 +139,25 @@ class Attempt:
         else:
             observe(self._itl, self.lease.task.model_name, ITL, now - self._latest_text)
         self._latest_text = now
-        self._text.append(text)
-        self.deltas.write(text)
+        logprobs = self.progress.logprobs[self._num_logprobs_told :]
+        self._num_logprobs_told += len(logprobs)
+        if isinstance(delta, str):
+            self._text.append(delta)
+            self.deltas.write(delta, logprobs)
+        elif isinstance(delta, Reasoning):
+            self._reasoning.append(delta.text)
+            self.deltas.write_reasoning(delta.text, logprobs)
+        else:
+            self._take_tool_call(delta, logprobs)
+
+    def _take_tool_call(self, delta: ToolCallDelta, logprobs: list[dict[str, Any]]) -> None:
+        part: dict[str, Any] = {"index": delta.index, "function": {"arguments": delta.arguments}}
+        if delta.id is not None:
+            part = {"index": delta.index, "id": delta.id, "type": "function"}
+            part["function"] = {"name": delta.name, "arguments": delta.arguments}
+            self._tool_calls.append((delta.id, delta.name or "", []))
+        self._tool_calls[delta.index][2].append(delta.arguments)
+        self.deltas.write_tool_call(part, logprobs)
 
     def start_over(self, failure: InferenceError) -> None:
         """Go on as the next attempt: the text that readers have is void then."""
@@ -134,7 +170,8 @@ class Attempt:
         self._trace = AttemptTrace(lease.task, self._trace.messages)
         self.lease = lease
         self.deltas = DeltaWriter(lease.task.pk, lease.attempt)
-        self._text = []
+        self._text, self._reasoning, self._tool_calls = [], [], []
+        self._num_logprobs_told = 0
         self._first_token = None
         self._num_tokens_published = 0
         lease_renewer.hold(lease)
@@ -152,14 +189,20 @@ class Attempt:
 
     def complete(self) -> None:
         """Store the answer; one that is not of the form asked for is a failure."""
+        self._read_rest()
         reason = self.progress.finish_reason or FinishReason.STOP
-        parsed = None
-        if response_format := self.lease.task.request.get("response_format"):
-            try:
+        if self._tool_calls and reason == FinishReason.STOP:
+            reason = FinishReason.TOOL_CALLS
+        request, parsed = self.lease.task.request, None
+        try:
+            if reason == FinishReason.TOOL_CALLS:
+                if asked := request.get("tools"):
+                    tools.check_strict(asked, self._called())
+            elif response_format := request.get("response_format"):
                 parsed = structured_output.parse("".join(self._text), reason, response_format)
-            except Exception as error:  # noqa: BLE001 (stored as the task's failure)
-                self.fail(error, reason)
-                return
+        except Exception as error:  # noqa: BLE001 (stored as the task's failure)
+            self.fail(error, reason)
+            return
         result = self._result(reason, parsed)
         self._end(partial(finish.complete, self.lease, result), Outcome.COMPLETED, result)
 
@@ -172,11 +215,13 @@ class Attempt:
             logger.warning("Task %s: the database does not answer: %s", self.task_id, error)
             self.abandon()
             return
+        self._read_rest()
         if not isinstance(error, InferenceError):
             logger.error("Task %s: unexpected error", self.task_id, exc_info=error)
             message = "The worker failed unexpectedly; its log has the reason, under the task's id."
             error = InferenceError(message, ErrorCode.INTERNAL_ERROR)
-        result = self._result(reason) if self._text else None
+        has_answer = self._text or self._reasoning or self._tool_calls
+        result = self._result(reason) if has_answer else None
         self._end(partial(finish.fail, self.lease, error, result), Outcome.FAILED, result, error)
 
     def put_back(self, later: RetryLater) -> None:
@@ -191,6 +236,7 @@ class Attempt:
             logger.warning("Task %s: attempt %d lost its lease", self.task_id, self.lease.attempt)
             self.abandon()
         elif self.lease.cancel_requested:
+            self._read_rest()
             result = self._result(FinishReason.CANCELLED)
             store = partial(finish.finish_cancelled, self.lease, result)
             self._end(store, Outcome.CANCELLED, result)
@@ -256,8 +302,24 @@ class Attempt:
             failure=failure,
         )
 
+    def _read_rest(self) -> None:
+        """Take what the parser has held back, since nothing more will come."""
+        parser, self.parser = self.parser, None
+        for delta in parser.finish() if parser is not None else ():
+            self.take(delta)
+
+    def _called(self) -> list[ToolCall]:
+        return [
+            ToolCall(
+                id=call_id,
+                type="function",
+                function=ToolFunction(name=name, arguments="".join(arguments)),
+            )
+            for call_id, name, arguments in self._tool_calls
+        ]
+
     def _result(self, finish_reason: FinishReason, parsed: object = None) -> TaskResult:
-        return TaskResult(
+        result = TaskResult(
             text="".join(self._text),
             finish_reason=finish_reason,
             usage=self.progress.usage(),
@@ -265,3 +327,10 @@ class Attempt:
             parsed=parsed,
             extra=self.progress.extra,
         )
+        if self._reasoning:
+            result["reasoning_content"] = "".join(self._reasoning)
+        if self._tool_calls:
+            result["tool_calls"] = self._called()
+        if self.progress.logprobs:
+            result["logprobs"] = {"content": self.progress.logprobs}
+        return result

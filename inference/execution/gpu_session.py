@@ -21,6 +21,7 @@ from django.db import close_old_connections, connection, connections
 from django.utils import timezone
 
 from inference import dispatch
+from inference.engine.answer_parser import AnswerParser
 from inference.engine.engine import Engine, StepOutput
 from inference.engine.sequence import FinishReason, Sequence
 from inference.execution import gpu_lock
@@ -34,6 +35,8 @@ from inference.providers import local
 from monitoring.streams import delta_stream
 
 logger = logging.getLogger(__name__)
+
+_Prepared = tuple[Sequence, AnswerParser | None]
 
 # Deltas go out, and news come in, with one round trip a step, but no more often than this: only the
 # first delta of an answer goes out at once.
@@ -88,7 +91,7 @@ class Session:
         # template is rendered: 64 sequences would wait for half a second in all by the usual 5 ms.
         sys.setswitchinterval(_SWITCH_SECONDS)
         self._preparer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
-        self._preparing: tuple[Attempt, Future[Sequence]] | None = None
+        self._preparing: tuple[Attempt, Future[_Prepared]] | None = None
         self._shown: Attempt | None = None
         self._news_seen: list[str | None] = [None, None]
         self._exchanged_at = 0.0
@@ -112,7 +115,7 @@ class Session:
                 if self._loaded is not None and (
                     last := self._loaded.engine.abort(request_id, FinishReason.CANCELLED)
                 ):
-                    attempt.take(last.text)
+                    attempt.read(last.text)
                 attempt.abandon()
 
     def _begin(self, lease: Lease) -> None:
@@ -151,7 +154,8 @@ class Session:
         self._preparing = None
         is_wanted = attempt.request_id in self._attempts
         try:
-            self._loaded.engine.add(prepared.result())
+            sequence, attempt.parser = prepared.result()
+            self._loaded.engine.add(sequence)
         except Exception as error:  # noqa: BLE001 (stored as the task's failure)
             if is_wanted:
                 del self._attempts[attempt.request_id]
@@ -187,7 +191,9 @@ class Session:
         attempt = self._attempts[output.request_id]
         attempt.progress.completion_tokens += output.num_new_tokens
         attempt.progress.cached_tokens = output.num_cached_tokens
-        attempt.take(output.text)
+        if output.logprobs:
+            attempt.progress.logprobs += local.openai_logprobs(output.logprobs)
+        attempt.read(output.text)
         if output.finish_reason is None:
             return
         del self._attempts[output.request_id]
@@ -245,7 +251,7 @@ class Session:
                 return
 
 
-def _prepare(attempt: Attempt, loaded: LoadedEngine) -> Sequence:
+def _prepare(attempt: Attempt, loaded: LoadedEngine) -> _Prepared:
     try:
         return local.new_sequence(loaded, attempt.read_request(), attempt.progress)
     finally:

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models.functions import Now
 
-from conversations.models import Message
+from conversations.models import ChatMessage, Message
 from inference import dispatch, events
 from inference.engine.sequence import FinishReason
 from inference.errors import InferenceError, RetryLater
@@ -118,15 +118,8 @@ def _finish(
             add_attempt(task, TaskAttempt.Outcome(status), failure)
             store_end(task, {"result": result, **end})
             is_turn = status == Status.COMPLETED and task.request.get("save_to_conversation")
-            # No provider takes a message without text, such as one that only calls a tool, back.
-            if is_turn and task.conversation and result and result["text"].strip():
-                # The user's side of the turn: the prompt, or the last one of an explicit history.
-                messages = task.request.get("messages")
-                questions = [m["content"] for m in messages or () if m["role"] == Message.Role.USER]
-                if not messages:
-                    questions = [task.request["prompt"]]
-                if questions:
-                    task.conversation.append_turn(str(questions[-1]), result["text"])
+            if is_turn and task.conversation and result:
+                task.conversation.append_turn(_turn(task, result))
     if not won and status != Status.CANCELLED:  # unless the lease is lost, a cancel came first
         cancelled = result and result | {"finish_reason": FinishReason.CANCELLED, "parsed": None}
         return _finish(lease, Status.CANCELLED, cancelled, timings)
@@ -136,6 +129,30 @@ def _finish(
     log(task, logging.INFO, "Attempt %d %s", lease.attempt, status)
     announce_end(task)
     return True
+
+
+def _turn(task: GenerationTask, result: TaskResult) -> list[ChatMessage]:
+    """What a conversation is to have of an answered task: question and answer.
+
+    Nothing where an explicit history asks nothing, or the answer has neither text nor calls, which
+    no provider takes back.
+    """
+    answer = ChatMessage(role=Message.Role.ASSISTANT, content=result["text"])
+    if calls := result.get("tool_calls"):
+        answer["tool_calls"] = calls
+    elif not result["text"].strip():
+        return []
+    if (prompt := task.request["prompt"]) is not None:
+        return [ChatMessage(role=Message.Role.USER, content=prompt), answer]
+    messages: list[ChatMessage] | None = task.request.get("messages")
+    if not messages:  # the conversation asked by itself
+        return [answer]
+    roles = [message["role"] for message in messages]
+    if roles[-1] == Message.Role.TOOL:
+        num_results = next(n for n, role in enumerate(reversed(roles)) if role != roles[-1])
+        return [*messages[-num_results:], answer]
+    questions = [message for message in messages if message["role"] == Message.Role.USER]
+    return [questions[-1], answer] if questions else []
 
 
 def cancel(task: GenerationTask) -> bool:

@@ -3,13 +3,13 @@
 import math
 import uuid
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, Self, TypedDict
 
 from django.db import connection, models
 from django.db.models import Count, F, Min, Q
 from django.db.models.functions import Now
 
-from conversations.models import ChatMessage, Conversation
+from conversations.models import ChatMessage, Conversation, ToolCall
 from inference.models.claimable import Claimable, ClaimableQuerySet
 
 MAX_PRIORITY = 100
@@ -45,9 +45,16 @@ class ModelChoice(TypedDict):
 
 
 class TaskResult(TypedDict):
-    """The result of a generation; `model` is the one that answered."""
+    """The result of a generation; `model` is the one that answered.
+
+    `logprobs` is {"content": one a token}, in OpenAI's shape; absent, as the others are, where
+    there is nothing of it.
+    """
 
     text: str
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCall]]
+    logprobs: NotRequired[dict[str, Any]]
     finish_reason: str
     usage: Usage
     model: str

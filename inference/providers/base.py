@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 from django.conf import settings
 
 from conversations.models import ChatMessage
+from inference.engine.deltas import AnswerDelta
 from inference.engine.sequence import FinishReason
 from inference.errors import InferenceError
 from inference.models import Queue, RegisteredModel, Usage
 from inference.structured_output import ResponseFormat
+from inference.tools import ToolRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +22,10 @@ class StartOver:
     failure: InferenceError
 
 
-# The text of an answer, as it comes.
-Deltas = AsyncGenerator[str | StartOver, None]
+# An answer, as it comes.
+Deltas = AsyncGenerator[AnswerDelta | StartOver, None]
 # The same of a provider that asks only once.
-Texts = AsyncGenerator[str, None]
+AnswerDeltas = AsyncGenerator[AnswerDelta, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class GenerationRequest:
     owner: str = ""
     is_raw: bool = False
     response_format: ResponseFormat | None = None
+    tools: ToolRequest | None = None
     context_overflow: str = "truncate"
     extra_params: dict[str, Any] = field(default_factory=dict)
     # Whether another model is asked when this one cannot answer.
@@ -63,6 +66,8 @@ class Progress:
     finish_reason: FinishReason | None = None
     model_load_ms: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    # Of each token so far, where they were asked for; in OpenAI's shape.
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
 
     def usage(self) -> Usage:
         return Usage(
@@ -79,6 +84,9 @@ class Provider:
     queue: ClassVar[Queue]
     supports_streaming: ClassVar[bool] = True
     supports_structured_output: ClassVar[bool] = False
+    supports_tools: ClassVar[bool] = False
+    # The end of a sentence about it; None where it takes images.
+    why_no_images: ClassVar[str | None] = "which takes no images: leave them out."
     # Sampling fields that it cannot honour: a task that asks for one is refused.
     unsupported_params: ClassVar[frozenset[str]] = frozenset()
     # What a task's extra_params may have; None: anything, since it goes into the body as it is.
@@ -90,7 +98,7 @@ class Provider:
         self.model = model
 
     def generate(self, request: GenerationRequest, progress: Progress) -> Deltas:
-        """Yield the answer's text as it comes; it never blocks the event loop.
+        """Yield the answer as it comes; it never blocks the event loop.
 
         A provider that asks again after it has given text says so by StartOver; one that may be
         asked again only later raises RetryLater.

@@ -2,11 +2,13 @@
 
 import asyncio
 import re
+from collections.abc import AsyncGenerator
 
+from conversations.models import text_of
 from inference.engine.sequence import FinishReason
 from inference.engine.text import TextAssembler
 from inference.models import Queue
-from inference.providers.base import GenerationRequest, Progress, Provider, Texts
+from inference.providers.base import GenerationRequest, Progress, Provider
 
 
 class EchoProvider(Provider):
@@ -16,12 +18,15 @@ class EchoProvider(Provider):
     """
 
     queue = Queue.API
+    unsupported_params = frozenset({"logprobs", "logit_bias"})
 
-    async def generate(self, request: GenerationRequest, progress: Progress) -> Texts:
+    async def generate(
+        self, request: GenerationRequest, progress: Progress
+    ) -> AsyncGenerator[str, None]:
         delay_seconds = self.model.config.get("delay_ms", 0) / 1000
         max_tokens = request.params["max_tokens"]
-        words = re.findall(r"\s*\S+\s*", request.messages[-1]["content"])
-        progress.prompt_tokens = sum(len(m["content"].split()) for m in request.messages)
+        words = re.findall(r"\s*\S+\s*", text_of(request.messages[-1]))
+        progress.prompt_tokens = sum(len(text_of(m).split()) for m in request.messages)
         text = TextAssembler(tuple(request.params["stop_sequences"]))
         for word in words[:max_tokens]:
             if delay_seconds:

@@ -1,11 +1,17 @@
 """GGUF models on this machine: what a task asks for becomes a request of the engine."""
 
+import json
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from conversations.context import fit
-from conversations.models import ChatMessage
-from inference import structured_output
-from inference.engine.chat_template import ChatTemplate
+from conversations.models import ChatMessage, ToolCall, text_of
+from inference import structured_output, tools
+from inference.engine import tool_forms
+from inference.engine.answer_parser import AnswerParser
+from inference.engine.chat_template import Call, CalledFunction, ChatTemplate, Turn
+from inference.engine.deltas import TokenLogprob
 from inference.engine.errors import (
     ChatTemplateError,
     ConstraintError,
@@ -15,15 +21,17 @@ from inference.engine.errors import (
 )
 from inference.engine.gbnf import compile_grammar
 from inference.engine.sequence import SamplingParams, Sequence
+from inference.engine.tool_forms import Tool, ToolChoice, ToolForm, ToolsOffered
 from inference.errors import ErrorCode, InferenceError
 from inference.loading.loaded_engines import LoadedEngine
 from inference.models import Queue
 from inference.providers.base import GenerationRequest, Progress, Provider
 
 _SAMPLING = SamplingParams.__dataclass_fields__.keys() - {
-    *("stop", "constraint", "constraint_may_explode")
+    *("stop", "constraint", "constraint_may_explode", "logit_bias")
 }
 
+_NO_TOOLS = ToolsOffered(())
 _RAW = ChatTemplate(None)
 
 # The first that fits counts.
@@ -41,25 +49,67 @@ class LocalProvider(Provider):
 
     queue = Queue.GPU
     supports_structured_output = True
+    supports_tools = True
     # llama.cpp's own defaults.
     default_params = {"temperature": 0.8, "top_p": 0.95, "top_k": 40, "min_p": 0.05}
 
 
-def new_sequence(loaded: LoadedEngine, request: GenerationRequest, progress: Progress) -> Sequence:
-    """A request as a sequence for the engine of its model. Raises InferenceError.
+def new_sequence(
+    loaded: LoadedEngine, request: GenerationRequest, progress: Progress
+) -> tuple[Sequence, AnswerParser | None]:
+    """A request as a sequence for the engine of its model, and the parser of its text.
 
-    May take seconds: it can be called while another thread runs the engine's steps.
+    No parser where all of it is text. May take seconds: it can be called while another thread runs
+    the engine's steps. Raises InferenceError.
     """
+    template = _RAW if request.is_raw else loaded.runner.chat_template
+    offered = tools.offered(request.tools) if request.tools is not None else _NO_TOOLS
+    form, thinking = template.form if offered.callable else None, template.thinking
     try:
-        tokens, num_dropped = _prompt_tokens(loaded, request)
+        params = _sampling_params(request, offered, template.form)
+        is_forced = form is not None and offered.choice == ToolChoice.REQUIRED
+        # Nothing of a constrained answer is reasoning, unless the constraint is of some calls only.
+        is_constrained = params.constraint is not None and (form is None or is_forced)
+        beginning = template.form.begin if is_forced else ""
+        prompt = _Prompt(
+            loaded, template, offered.callable, beginning, may_think=not is_constrained
+        )
+        tokens, num_dropped = prompt.fit(request)
         if num_dropped:
             progress.extra["truncated_messages"] = num_dropped
         progress.prompt_tokens = len(tokens)
         owner = "" if loaded.model.shares_prefixes else request.owner
-        params = _sampling_params(request)
-        return loaded.engine.new_sequence(request.request_id, tokens, params, owner)
+        marks = form.marks if form else ()
+        if thinking is not None and not is_constrained:
+            marks += (thinking.open, thinking.close)
+        sequence = loaded.engine.new_sequence(request.request_id, tokens, params, owner, marks)
     except EngineError as error:
         raise inference_error(error) from error
+    if form is None and (thinking is None or is_constrained):
+        return sequence, None
+    parser = AnswerParser(
+        form=form,
+        tools={tool.name for tool in offered.callable},
+        thinking=None if is_constrained else thinking,
+        is_thinking=prompt.is_thinking,
+        is_parallel=offered.is_parallel,
+    )
+    parser.feed(beginning)
+    return sequence, parser
+
+
+def openai_logprobs(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
+    """In OpenAI's shape; `token` may be a part of a character, which only `bytes` shows."""
+    return [
+        _openai_token(each.token, each.logprob)
+        | {"top_logprobs": [_openai_token(*other) for other in each.top]}
+        for each in logprobs
+    ]
+
+
+def _openai_token(token: bytes, logprob: float) -> dict[str, Any]:
+    text = token.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return {"token": text, "logprob": logprob, "bytes": list(token)}
 
 
 def inference_error(error: EngineError) -> InferenceError:
@@ -68,42 +118,100 @@ def inference_error(error: EngineError) -> InferenceError:
     return InferenceError(str(error), code)
 
 
-def _prompt_tokens(loaded: LoadedEngine, request: GenerationRequest) -> tuple[list[int], int]:
-    """The prompt's tokens, and how many messages were dropped to make it fit."""
-    runner = loaded.runner
-    template = _RAW if request.is_raw else runner.chat_template
+class _Prompt:
+    """The prompt of one request, made anew with fewer messages until it fits."""
 
-    # By how many messages are left, the oldest ones being dropped: each prompt is made once.
-    prompts: dict[int, list[int]] = {}
+    def __init__(
+        self,
+        loaded: LoadedEngine,
+        template: ChatTemplate,
+        offered: tuple[Tool, ...],
+        beginning: str,
+        *,
+        may_think: bool,
+    ) -> None:
+        """`beginning` of the answer. Unless it `may_think`, reasoning that is open is ended."""
+        self._runner = loaded.runner
+        self._template = template
+        self._tools = tuple(self._as_text(tool) for tool in offered)
+        self._beginning = beginning
+        self._may_think = may_think
+        # By how many messages are left, the oldest ones being dropped: each prompt is made once.
+        self._prompts: dict[int, list[int]] = {}
+        # Whether the answer begins with reasoning.
+        self.is_thinking = False
 
-    def tokenize(messages: list[ChatMessage]) -> list[int]:
-        if len(messages) not in prompts:
-            prompts[len(messages)] = runner.tokenize(template.render(messages))
-        return prompts[len(messages)]
+    def fit(self, request: GenerationRequest) -> tuple[list[int], int]:
+        """The prompt's tokens, and how many messages were dropped to make it fit."""
+        messages, num_dropped = request.messages, 0
+        if request.context_overflow == "truncate":
+            window = self._runner.n_ctx_per_seq
+            room = request.answer_room(window)
+            messages, num_dropped = fit(messages, window, room, self._num_tokens)
+        return self._tokenize(messages), num_dropped
 
-    def num_tokens(messages: list[ChatMessage]) -> int:
+    def _tokenize(self, messages: list[ChatMessage]) -> list[int]:
+        if len(messages) not in self._prompts:
+            turns = [self._turn(message) for message in messages]
+            text = self._template.render(turns, self._tools)
+            tags = self._template.thinking
+            self.is_thinking = tags is not None and text.rstrip().endswith(tags.open)
+            if tags is not None and self.is_thinking and not self._may_think:
+                text, self.is_thinking = f"{text.rstrip()}\n\n{tags.close}\n\n", False
+            self._prompts[len(messages)] = self._runner.tokenize(text + self._beginning)
+        return self._prompts[len(messages)]
+
+    def _num_tokens(self, messages: list[ChatMessage]) -> int:
         try:
-            return len(tokenize(messages))
+            return len(self._tokenize(messages))
         except PromptTooLongError as error:
             return error.num_prompt_tokens
 
-    messages = request.messages
-    if not request.is_raw:  # else the names of control tokens are the client's own template
-        messages = [
-            {"role": message["role"], "content": runner.as_text(message["content"])}
-            for message in messages
-        ]
-    num_dropped = 0
-    if request.context_overflow == "truncate":
-        window = runner.n_ctx_per_seq
-        messages, num_dropped = fit(messages, window, request.answer_room(window), num_tokens)
-    return tokenize(messages), num_dropped
+    def _turn(self, message: ChatMessage) -> Turn:
+        turn = Turn(role=message["role"], content=self._as_text(text_of(message)))
+        if "tool_call_id" in message:
+            turn["tool_call_id"] = message["tool_call_id"]
+        if "tool_calls" in message:
+            turn["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
+        return turn
+
+    def _call(self, call: ToolCall) -> Call:
+        written = call["function"]["arguments"]
+        try:
+            arguments = json.loads(written) if written else {}
+        except (ValueError, RecursionError):
+            arguments = written
+        arguments = self._as_text(arguments if isinstance(arguments, dict) else written)
+        function = CalledFunction(name=call["function"]["name"], arguments=arguments)
+        return Call(id=call["id"], type="function", function=function)
+
+    def _as_text(self, value: Any) -> Any:
+        """The same with all texts in it as contents."""
+        match value:
+            case str():
+                # Of a raw prompt, the names of control tokens are the client's own template.
+                return value if self._template is _RAW else self._runner.as_text(value)
+            case list():
+                return [self._as_text(each) for each in value]
+            case dict():
+                return {self._as_text(name): self._as_text(each) for name, each in value.items()}
+            case Tool():
+                return replace(
+                    value,
+                    parameters=self._as_text(value.parameters),
+                    description=self._as_text(value.description),
+                )
+        return value
 
 
-def _sampling_params(request: GenerationRequest) -> SamplingParams:
+def _sampling_params(
+    request: GenerationRequest, offered: ToolsOffered, form: ToolForm
+) -> SamplingParams:
     params = request.params
     known: dict[str, Any] = {name: params[name] for name in _SAMPLING & params.keys()}
-    constraint, may_explode = None, False
+    if biases := params.get("logit_bias"):
+        known["logit_bias"] = {int(token): bias for token, bias in biases.items()}
+    constraint, may_explode = tool_forms.grammar_of(offered, form), False
     if request.response_format is not None:
         constraint = structured_output.constraint_for(request.response_format)
         may_explode = request.response_format["type"] == "lark"

@@ -74,6 +74,11 @@ def check(url: str) -> None:
         raise RefusedUrlError(
             "Webhooks cannot be signed here: set WEBHOOK_SECRETS, or leave webhook_url out."
         )
+    check_address(url)
+
+
+def check_address(url: str) -> None:
+    """Raises RefusedUrlError for a URL of another form, or of a host that must not be asked."""
     parsed = parse(url)
     if not parsed.is_exempt and (refusal := _refusal(parsed.host)):
         raise RefusedUrlError(refusal)

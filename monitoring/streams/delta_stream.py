@@ -1,20 +1,22 @@
-"""The token stream of a task: a Redis stream with the deltas of its text.
+"""The token stream of a task: a Redis stream with the deltas of its answer.
 
-The id of a delta is `{attempt}-{n}`, where n is how many characters the text of the attempt has
-with it: a reader that has so much can go on from here, or from the saved result. Redis takes no id
-below its last one, so a delta that is sent twice is kept once, and a lost attempt can add nothing
-once the next one has begun.
+The id of a delta is `{attempt}-{n}`, where n is how many characters the answer of the attempt has
+with it: a reader that has so much can go on from here, or from the saved result. Text, reasoning
+and the arguments of tool calls count, and each call one more. Redis takes no id below its last one,
+so a delta that is sent twice is kept once, and a lost attempt can add nothing once the next one has
+begun.
 
 The stream is a preview for readers; the saved result is the truth. It lives as long as the task's
 row. The end of the task is announced in `ends`.
 """
 
 import contextlib
+import json
 import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -44,27 +46,48 @@ def stream_key(task_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A delta of an attempt's text.
+    """A delta of an attempt's answer: of its text, its reasoning or a tool call.
 
-    `num_chars` is the length of that text with the delta, `index` counts the deltas before it.
+    `num_chars` is the length of that answer with the delta, `index` counts the deltas before it.
+    `tool_call` and `logprobs` are as the deltas of OpenAI's streams have them: a part of one call,
+    and the tokens that came with this delta.
     """
 
     id: str
     attempt: int
     num_chars: int
     index: int
-    text: str
+    text: str = ""
+    reasoning: str = ""
+    tool_call: dict[str, Any] | None = None
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """How many characters it adds to the answer."""
+        if self.tool_call is not None:
+            return ("id" in self.tool_call) + len(self.tool_call["function"]["arguments"])
+        return len(self.text or self.reasoning)
 
 
 def parse(entry_id: str, fields: dict[str, str]) -> Delta:
     """From what Redis holds under an id of a token stream."""
     attempt, _, num_chars = entry_id.partition("-")
-    index, text = int(fields["index"]), fields["text"]
-    return Delta(entry_id, int(attempt), int(num_chars), index, text)
+    tool_call = fields.get("tool_call")
+    return Delta(
+        entry_id,
+        int(attempt),
+        int(num_chars),
+        int(fields["index"]),
+        text=fields.get("text", ""),
+        reasoning=fields.get("reasoning", ""),
+        tool_call=None if tool_call is None else json.loads(tool_call),
+        logprobs=json.loads(fields.get("logprobs", "[]")),
+    )
 
 
 class DeltaWriter:
-    """Collects the text of one attempt for its stream; several deltas go out in a round trip."""
+    """Collects an attempt's answer for its stream; several deltas go out in a round trip."""
 
     def __init__(self, task_id: str, attempt: int) -> None:
         self._key = stream_key(task_id)
@@ -85,10 +108,28 @@ class DeltaWriter:
         """Whether the first delta is there, and nobody has tried to send it yet."""
         return bool(self._unsent) and not self._was_offered
 
-    def write(self, text: str) -> None:
-        """Queue a delta; it must not be empty."""
-        self._num_chars += len(text)
-        fields: dict[str, str | int] = {"text": text, "index": self._num_deltas}
+    def write(self, text: str, logprobs: list[dict[str, Any]] | None = None) -> None:
+        """Queue a delta of the text; it must not be empty."""
+        self._add(len(text), {"text": text}, logprobs)
+
+    def write_reasoning(self, text: str, logprobs: list[dict[str, Any]] | None = None) -> None:
+        """Queue a delta of the reasoning; it must not be empty."""
+        self._add(len(text), {"reasoning": text}, logprobs)
+
+    def write_tool_call(
+        self, part: dict[str, Any], logprobs: list[dict[str, Any]] | None = None
+    ) -> None:
+        """Queue a part of a tool call, with its id if it is the first, or else with arguments."""
+        length = ("id" in part) + len(part["function"]["arguments"])
+        self._add(length, {"tool_call": json.dumps(part)}, logprobs)
+
+    def _add(
+        self, length: int, fields: dict[str, str | int], logprobs: list[dict[str, Any]] | None
+    ) -> None:
+        self._num_chars += length
+        fields["index"] = self._num_deltas
+        if logprobs:
+            fields["logprobs"] = json.dumps(logprobs)
         self._unsent.append((f"{self._attempt}-{self._num_chars}", fields))
         self._num_deltas += 1
 
@@ -175,7 +216,7 @@ def delete(task_ids: list[str]) -> None:
 
 
 def read_deltas(task_id: str, timeout_seconds: float) -> Iterator[str]:
-    """The deltas of a task's text as they come, until it ends; TimeoutError past the time.
+    """The text of a task as it comes, until it ends; TimeoutError past the time.
 
     What a lost attempt has written is skipped, once the next one has begun.
     """
@@ -187,7 +228,8 @@ def read_deltas(task_id: str, timeout_seconds: float) -> Iterator[str]:
         found = dict(client().xread(cursors, block=block_ms))
         cursors |= {stream: entries[-1][0] for stream, entries in found.items()}
         deltas = [parse(*each) for each in found.get(key, ())]
-        yield from (each.text for each in deltas if each.attempt == deltas[-1].attempt)
+        texts = (each.text for each in deltas if each.attempt == deltas[-1].attempt)
+        yield from filter(None, texts)
         if any(fields["key"] == task_id for _, fields in found.get(ends.STREAM, ())):
             return
     raise TimeoutError(f"Task {task_id} did not end within {timeout_seconds:.0f} s.")

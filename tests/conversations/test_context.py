@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conversations.context import drop_oldest_turns, fit
-from conversations.models import ChatMessage
+from conversations.models import ChatMessage, text_of
 
 
 def message(role: str, content: str) -> ChatMessage:
@@ -61,7 +61,7 @@ messages = st.lists(
 @given(messages, st.integers(0, 80))
 def test_rest_fits_or_nothing_more_can_go(history: list[ChatMessage], max_tokens: int) -> None:
     # Equal messages must be told apart, so each is known by its place.
-    placed = [message(m["role"], m["content"]) for m in history]
+    placed = [message(m["role"], text_of(m)) for m in history]
     kept, num_dropped = drop_oldest_turns(placed, max_tokens, num_tokens)
     places = [next(i for i, m in enumerate(placed) if m is one) for one in kept]
     gone = set(range(len(placed))) - set(places)

@@ -64,7 +64,8 @@ def _thirty_of_each(new_task: NewTask, settings: Settings) -> None:
     for index in range(30):
         RegisteredModel.objects.create(name=f"model {index}", provider="echo")
         conversation = Conversation.objects.create(owner="local")
-        conversation.append_turn("question", "answer")
+        conversation.append({"role": "user", "content": "question"})
+        conversation.append({"role": "assistant", "content": "answer"})
         fields = {"conversation_id": conversation.pk, "webhook_url": "http://127.0.0.1:9/hook"}
         finish.complete(claimed(new_task(**fields)), answer(), TIMINGS)
 
@@ -202,7 +203,8 @@ def test_admin_loads_models_and_downloads_those_that_are_not_here(staff: Client)
 
 def test_admin_shows_a_dialogue(staff: Client) -> None:
     conversation = Conversation.objects.create(owner="local", system_prompt="Be brief.")
-    conversation.append_turn("<b>Who?</b>", "You.")
+    conversation.append({"role": "user", "content": "<b>Who?</b>"})
+    conversation.append({"role": "assistant", "content": "You."})
     url = reverse("admin:conversations_conversation_change", args=[quote(conversation.pk)])
     page = staff.get(url).content.decode()
     assert page.index("&lt;b&gt;Who?&lt;/b&gt;") < page.index("You.</div>")

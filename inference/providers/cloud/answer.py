@@ -2,15 +2,16 @@
 
 import json
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
+from inference.engine.deltas import AnswerDelta, Reasoning, ToolCallDelta
 from inference.engine.sequence import FinishReason
 from inference.models import Usage
 from inference.providers.base import Progress
 from inference.providers.cloud import tokens, wire
-from inference.providers.cloud.wire import TooLargeError, ToolCallPart
+from inference.providers.cloud.wire import TooLargeError, ToolCallPart, WholeText
 
 # Text, reasoning, arguments and logprobs together; no model answers so much.
 MAX_CHARS = 32 * 2**20
@@ -40,6 +41,10 @@ class _ToolCall:
     index: int | None
     name: str = ""
     arguments: list[str] = field(default_factory=list)
+    # How many of the arguments were given out, and how.
+    num_told: int = 0
+    is_told: bool = False
+    told: WholeText = field(default_factory=WholeText)
 
     @property
     def is_whole(self) -> bool:
@@ -61,25 +66,23 @@ class CloudAnswer:
         self.fault: Exception | None = None
         self._progress = progress
         self._is_in_tool = is_in_tool
-        self._text: list[str] = []
-        self._half = ""
-        self._reasoning: list[str] = []
+        self._text, self._reasoning = WholeText(), WholeText()
+        self._said: list[str] = []
+        self._has_text = False
         self._tool_calls: list[_ToolCall] = []
-        self._logprobs: list[Any] = []
+        self._num_told_calls = 0
         self._num_chars = 0
         self._reason = ""
         self._usage: Usage | None = None
         progress.prompt_tokens = progress.completion_tokens = progress.cached_tokens = 0
-        for name in ("reasoning", "tool_calls", "logprobs", "usage_is_estimated", "warning"):
+        progress.logprobs = []
+        for name in ("usage_is_estimated", "warning"):
             progress.extra.pop(name, None)
 
     @property
-    def text(self) -> str:
-        return "".join(self._text)
-
-    @property
-    def reasoning(self) -> str:
-        return wire.whole("".join(self._reasoning))
+    def has_begun(self) -> bool:
+        """Whether anything of it was given out."""
+        return bool(self._said) or any(call.is_told for call in self._tool_calls)
 
     @property
     def reason(self) -> str:
@@ -100,27 +103,31 @@ class CloudAnswer:
         """Whether the provider has told the tokens."""
         return self._usage is not None
 
-    def add(self, events: Iterable[Any]) -> str:
-        """The text that they add, up to the first `fault` among them.
-
-        Anything but an object adds nothing.
-        """
-        text = self._half
+    def add(self, event: Any) -> list[AnswerDelta]:
+        """What an event adds: nothing unless it is an object, or where it is a `fault`."""
+        text = reasoning = ""
         try:
-            for event in events:
-                text += self._read(event) if isinstance(event, dict) else ""
+            if isinstance(event, dict):
+                text, reasoning = self._read(event)
         except Exception as error:  # noqa: BLE001 (of a shape that nobody expects)
             self.fault = error
-        text, self._half = wire.split_half(text)
-        if self._reason:
-            text, self._half = text + self._half, ""
-        if text:
-            text = wire.whole(text)
-            self._text.append(text)
-        return text
+        is_last = bool(self._reason) or self.fault is not None
+        deltas: list[AnswerDelta] = []
+        if thought := self._reasoning.add(reasoning, is_last=is_last):
+            self._said.append(thought)
+            deltas.append(Reasoning(thought))
+        if said := self._text.add(text, is_last=is_last):
+            self._said.append(said)
+            self._has_text = self._has_text or bool(said)
+            deltas.append(said)
+        return deltas + self._new_of_calls(is_last=is_last)
 
-    def _read(self, event: dict[str, Any]) -> str:
-        """The text of an event of OpenAI's shape, or of a whole completion."""
+    def rest(self) -> list[AnswerDelta]:
+        """What was held back of an answer that has ended."""
+        return self._new_of_calls(is_last=True)
+
+    def _read(self, event: dict[str, Any]) -> tuple[str, str]:
+        """Text and reasoning of an event of OpenAI's shape, or of a whole completion."""
         choices = event.get("choices")
         choices = choices if isinstance(choices, list) else []
         choice = next((each for each in choices if isinstance(each, dict)), {})
@@ -133,8 +140,6 @@ class CloudAnswer:
         text = text or "".join(wire.content(message.get("refusal")))
         for name in ("reasoning_content", "reasoning"):
             reasoning = reasoning or "".join(wire.content(message.get(name)))
-        if reasoning:
-            self._reasoning.append(reasoning)
         parts = wire.tool_calls(message)
         if self._is_in_tool:
             text += "".join(part.arguments for part in parts)
@@ -144,8 +149,8 @@ class CloudAnswer:
         logprobs = choice.get("logprobs")
         logprobs = logprobs.get("content") if isinstance(logprobs, dict) else None
         logprobs = logprobs if isinstance(logprobs, list) else []
-        logprobs = [wire.well_formed(each) for each in logprobs if isinstance(each, dict)]
-        self._logprobs += logprobs
+        logprobs = [each for each in map(wire.logprob, logprobs) if each is not None]
+        self._progress.logprobs += logprobs
         reason = choice.get("finish_reason")
         if not reason and "message" in choice and event.get("object") != "chat.completion.chunk":
             reason = "stop"  # a whole completion needs none
@@ -163,7 +168,28 @@ class CloudAnswer:
             self._num_chars += len(str(logprobs))
         if self._num_chars > MAX_CHARS:
             raise TooLargeError(f"It is longer than {MAX_CHARS} characters.")
-        return text
+        return text, reasoning
+
+    def _new_of_calls(self, *, is_last: bool) -> list[AnswerDelta]:
+        """What there is to tell of the calls, one after the other though they may come mixed."""
+        deltas: list[AnswerDelta] = []
+        for index in range(self._num_told_calls, len(self._tool_calls)):
+            call = self._tool_calls[index]
+            is_followed = index + 1 < len(self._tool_calls)
+            is_over = is_last or (is_followed and call.is_whole)
+            arguments = "".join(call.arguments[call.num_told :])
+            call.num_told = len(call.arguments)
+            if not call.is_told and (arguments or is_over):  # its name is complete
+                call.is_told = True
+                call.id = call.id or f"call_{uuid4().hex[:24]}"
+                begun = call.told.add(arguments, is_last=is_over)
+                deltas.append(ToolCallDelta(index, begun, call.id, call.name))
+            elif new := call.told.add(arguments, is_last=is_over):
+                deltas.append(ToolCallDelta(index, new))
+            if not is_over:
+                break
+            self._num_told_calls = index + 1
+        return deltas
 
     def _add_tool_call(self, part: ToolCallPart) -> None:
         """Parts belong together by id, then by index, then by order; a new call has a name."""
@@ -193,29 +219,13 @@ class CloudAnswer:
     def note(self) -> None:
         """Say in the progress what there is, also when it is not all."""
         extra = self._progress.extra
-        if self._reasoning:
-            extra["reasoning"] = self.reasoning
-        if self._tool_calls:
-            extra["tool_calls"] = [
-                {
-                    "id": call.id or f"call_{number}",
-                    "type": "function",
-                    "function": {
-                        "name": call.name,
-                        "arguments": wire.whole("".join(call.arguments)),
-                    },
-                }
-                for number, call in enumerate(self._tool_calls)
-            ]
-        if self._logprobs:
-            extra["logprobs"] = self._logprobs
         if self._reason:
             reason = self._reason.lower()
             is_cut = reason in _LENGTH
             self._progress.finish_reason = FinishReason.LENGTH if is_cut else FinishReason.STOP
             if reason not in _STOP | _LENGTH | _FILTERED | _FAILED:
                 extra["provider_finish_reason"] = self._reason
-            if self._reasoning and not self._text and not self._tool_calls:
+            if self._said and not self._has_text and not self._tool_calls:
                 extra["warning"] = (
                     "The model has reasoned and said nothing: raise max_tokens, or have it reason "
                     "less."
@@ -229,5 +239,5 @@ class CloudAnswer:
     def estimate_usage(self, prompt_tokens: int) -> None:
         """Count what the provider does not tell, with a tokenizer that is not its own."""
         self._progress.prompt_tokens = prompt_tokens
-        self._progress.completion_tokens = tokens.count(self.reasoning + self.text)
+        self._progress.completion_tokens = tokens.count("".join(self._said))
         self._progress.extra["usage_is_estimated"] = True

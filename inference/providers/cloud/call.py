@@ -3,9 +3,11 @@
 import json
 from typing import Any
 
+from conversations.models import ChatMessage
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from inference.providers.base import GenerationRequest
+from inference.tools import ToolRequest
 
 _DEFAULT_TIMEOUT_SECONDS = 60.0
 # LiteLLM's own limit of silence is a second one, behind ours.
@@ -44,7 +46,10 @@ KNOWN_EXTRA_PARAMS = frozenset(_TRANSLATED | _HANDED_ON)
 _OURS = {
     *("messages", "model", "stream", "stream_options", "response_format", "max_retries"),
 }
-_SAMPLING = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "max_tokens")
+_SAMPLING = (
+    *("temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "max_tokens"),
+    "logit_bias",
+)
 _SAMPLING_BESIDE_OPENAIS = ("top_k", "min_p", "repeat_penalty")
 
 # The schemas that OpenAI guarantees with `strict` have these keywords only.
@@ -78,6 +83,12 @@ def arguments(
             schema = json.loads(asked["schema"])
             described = {"name": asked["name"], "schema": schema, "strict": _is_strict(schema)}
             params["response_format"]["json_schema"] = described
+    if (num_top := request.params.get("logprobs")) is not None:
+        params["logprobs"] = True
+        if num_top:
+            params["top_logprobs"] = num_top
+    if request.tools is not None:
+        params |= _tools(request.tools)
     return params | {
         "model": prefix + model.config["model_name"],
         "drop_params": bool(model.config.get("drop_params")),
@@ -87,6 +98,23 @@ def arguments(
         "_skip_mcp_handler": True,
         **connection(model, key, timeout_of(model) + _TIMEOUT_MARGIN_SECONDS),
     }
+
+
+def _tools(asked: ToolRequest) -> dict[str, Any]:
+    choice: Any = asked["choice"]
+    if asked["name"] is not None:
+        choice = {"type": "function", "function": {"name": asked["name"]}}
+    params = {"tools": json.loads(asked["tools"]), "tool_choice": choice}
+    return params if asked["parallel"] else params | {"parallel_tool_calls": False}
+
+
+def messages_of(messages: list[ChatMessage]) -> list[dict[str, Any]]:
+    """As providers read them: a message that only calls tools has no content."""
+    no_content = {"content": None}
+    return [
+        {**message, **(no_content if "tool_calls" in message and not message["content"] else {})}
+        for message in messages
+    ]
 
 
 def connection(model: RegisteredModel, key: str | None, timeout: float) -> dict[str, Any]:

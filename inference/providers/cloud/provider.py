@@ -16,12 +16,12 @@ from inference.models import Queue, RegisteredModel
 from inference.providers import hosts
 from inference.providers.api_keys import api_key_of
 from inference.providers.base import (
+    AnswerDeltas,
     Deltas,
     GenerationRequest,
     Progress,
     Provider,
     StartOver,
-    Texts,
 )
 from inference.providers.circuit_breaker import CircuitBreaker
 from inference.providers.cloud import call, errors, retries, stream, tokens
@@ -50,6 +50,8 @@ class CloudProvider(Provider):
 
     queue = Queue.API
     supports_structured_output = True
+    supports_tools = True
+    why_no_images = None
     known_extra_params: ClassVar[frozenset[str] | None] = call.KNOWN_EXTRA_PARAMS
     unsupported_params = frozenset({"deterministic"})
     prefix: ClassVar[str]
@@ -67,9 +69,9 @@ class CloudProvider(Provider):
             try:
                 await hosts.check(self.model)
                 await asyncio.to_thread(breaker.before_call)
-                async with aclosing(self._ask(arguments, answer, key)) as texts:
-                    async for text in texts:
-                        yield text
+                async with aclosing(self._ask(arguments, answer, key)) as deltas:
+                    async for delta in deltas:
+                        yield delta
                 await asyncio.to_thread(breaker.on_success)
             except InferenceError as error:
                 await asyncio.to_thread(breaker.on_failure, error)
@@ -88,12 +90,14 @@ class CloudProvider(Provider):
                 raise failure
             if pause > _MAX_WAIT_SECONDS:
                 raise RetryLater(failure, pause, num_retries + 1)
-            if answer.text:
+            if answer.has_begun:
                 yield StartOver(failure)
             await asyncio.sleep(pause)
 
-    async def _ask(self, arguments: dict[str, Any], answer: CloudAnswer, key: str | None) -> Texts:
-        """One call: the text as it comes.
+    async def _ask(
+        self, arguments: dict[str, Any], answer: CloudAnswer, key: str | None
+    ) -> AnswerDeltas:
+        """One call: the answer as it comes.
 
         Once the provider has said why the answer ends, nothing can go wrong with it any more.
         """
@@ -107,7 +111,7 @@ class CloudProvider(Provider):
                     silent_for = time.monotonic() - answer.heard_at
                     try:
                         async with asyncio.timeout(patience - silent_for) as limit:
-                            text = answer.add([await anext(events)])
+                            deltas = answer.add(await anext(events))
                     except StopAsyncIteration:
                         break
                     except Exception as error:  # noqa: BLE001 (of which library's, nobody knows)
@@ -118,10 +122,12 @@ class CloudProvider(Provider):
                         break
                     if answer.fault is not None:
                         failure = errors.failure_of(answer.fault, self.model, key)
-                    if text:
-                        yield text
+                    for delta in deltas:
+                        yield delta
                         # What the caller does meanwhile is no silence of the provider.
                         answer.heard_at = time.monotonic()
+            for delta in answer.rest():
+                yield delta
         finally:
             answer.note()
         if answer.is_filtered:
@@ -142,7 +148,8 @@ class CloudProvider(Provider):
         if num_dropped:
             progress.extra["truncated_messages"] = num_dropped
         arguments = call.arguments(self.model, request, prefix=self.prefix, key=key)
-        return arguments | {"messages": messages} | self._special_arguments(request)
+        sent = call.messages_of(messages)
+        return arguments | {"messages": sent} | self._special_arguments(request)
 
     def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
         """What differs between providers: extra_params, and sampling that OpenAI does not have.
@@ -173,6 +180,7 @@ class AnthropicProvider(CloudProvider):
     prefix = "anthropic/"
     unsupported_params = CloudProvider.unsupported_params | {
         *("min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "seed"),
+        *("logprobs", "logit_bias"),
     }
 
     def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
@@ -180,7 +188,7 @@ class AnthropicProvider(CloudProvider):
         special = super()._special_arguments(request)
         if not self._answers_in_tool(request):
             return special
-        if special.get("tools"):
+        if special.get("tools") or request.tools:
             message = "A json_object cannot come with tools here: ask for a json_schema."
             raise InferenceError(message, ErrorCode.INVALID_REQUEST)
         function = {"name": _JSON_TOOL, "parameters": {"type": "object", "properties": {}}}

@@ -3,7 +3,7 @@
 from functools import cache
 
 from conversations import context
-from conversations.models import ChatMessage
+from conversations.models import ChatMessage, text_of
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from inference.providers.base import GenerationRequest
@@ -11,8 +11,9 @@ from inference.providers.cloud.library import library
 
 # Its tokenizer comes with LiteLLM, is fast, and is near enough for other models.
 _COUNTED_AS = "gpt-4o"
-# What a chat format adds to each message.
+# What a chat format adds to each message; about what an image takes.
 _TOKENS_PER_MESSAGE = 4
+_TOKENS_PER_IMAGE = 1000
 
 
 def count(text: str) -> int:
@@ -22,7 +23,20 @@ def count(text: str) -> int:
 
 def count_messages(messages: list[ChatMessage]) -> int:
     """Tokens of a prompt."""
-    return sum(count(message["content"]) + _TOKENS_PER_MESSAGE for message in messages)
+    return sum(count(_text(message)) + _num_beside(message) for message in messages)
+
+
+def _text(message: ChatMessage) -> str:
+    calls = [call["function"] for call in message.get("tool_calls", [])]
+    return text_of(message) + "".join(call["name"] + call["arguments"] for call in calls)
+
+
+def _num_beside(message: ChatMessage) -> int:
+    """Tokens beside the text."""
+    content = message["content"]
+    parts = content if isinstance(content, list) else []
+    num_images = len([part for part in parts if part["type"] != "text"])
+    return _TOKENS_PER_MESSAGE + num_images * _TOKENS_PER_IMAGE
 
 
 def fit(model: RegisteredModel, request: GenerationRequest) -> tuple[list[ChatMessage], int]:
@@ -35,13 +49,13 @@ def fit(model: RegisteredModel, request: GenerationRequest) -> tuple[list[ChatMe
         return request.messages, 0
     answer_room = request.answer_room(window)
     # No token is shorter than a byte: so most prompts need no counting.
-    num_bytes = sum(len(message["content"].encode()) for message in request.messages)
-    if num_bytes + _TOKENS_PER_MESSAGE * len(request.messages) <= window - answer_room:
+    most = sum(len(_text(each).encode()) + _num_beside(each) for each in request.messages)
+    if most <= window - answer_room:
         return request.messages, 0
     counted = cache(count)
 
     def tokens_of(messages: list[ChatMessage]) -> int:
-        return sum(counted(message["content"]) + _TOKENS_PER_MESSAGE for message in messages)
+        return sum(counted(_text(message)) + _num_beside(message) for message in messages)
 
     messages, num_dropped = request.messages, 0
     if request.context_overflow == "truncate":

@@ -80,10 +80,20 @@ def whole(text: str) -> str:
     return text
 
 
-def split_half(text: str) -> tuple[str, str]:
-    """What is certain of a text that goes on, and the first half of a pair at its end, or ""."""
-    is_half = "\ud800" <= text[-1:] <= "\udbff"
-    return (text[:-1], text[-1]) if is_half else (text, "")
+class WholeText:
+    """A text that comes in parts, of which each is given out in valid Unicode."""
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def add(self, text: str, *, is_last: bool = False) -> str:
+        """What is certain now; half of a pair waits for the other one."""
+        text = self._half + text
+        if not text:
+            return ""
+        is_half = not is_last and "\ud800" <= text[-1] <= "\udbff"
+        text, self._half = (text[:-1], text[-1]) if is_half else (text, "")
+        return whole(text)
 
 
 def content(value: Any, depth: int = 0) -> tuple[str, str]:
@@ -202,6 +212,17 @@ def well_formed(value: Any, depth: int = 0) -> Any:
         case dict() if depth < _MAX_DEPTH:
             kept = {whole(str(name)): well_formed(each, depth + 1) for name, each in value.items()}
     return kept
+
+
+def logprob(value: Any) -> dict[str, Any] | None:
+    """What is said of a token, in OpenAI's shape; None for what has no token."""
+    if not isinstance(value, dict) or not isinstance(value.get("token"), str):
+        return None
+    top = value.get("top_logprobs")
+    tops = [logprob(each) for each in top] if isinstance(top, list) else []
+    told = {name: well_formed(value.get(name)) for name in ("token", "logprob", "bytes")}
+    known = [{n: v for n, v in each.items() if n in told} for each in tops if each is not None]
+    return told | {"top_logprobs": known}
 
 
 def count(value: Any) -> int | None:

@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
+from conversations.models import text_of
 from inference.errors import ErrorCode, InferenceError, RetryLater
 from inference.execution import cloud_session
 from inference.lifecycle import finish, sweep
@@ -41,7 +42,7 @@ class HangingProvider(Provider):
     async def generate(
         self, request: GenerationRequest, progress: Progress
     ) -> AsyncGenerator[str, None]:
-        word = request.messages[-1]["content"]
+        word = text_of(request.messages[-1])
         self.asked.append(word)
         if self.failures:
             raise self.failures.pop(0)

@@ -5,16 +5,19 @@ import json
 import threading
 import time
 from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from django.conf import settings
 
+from inference.engine.deltas import AnswerDelta, Reasoning
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode, InferenceError, RetryLater
 from inference.models import GenerationTask, RegisteredModel
 from inference.providers.base import GenerationRequest, Progress, StartOver
 from inference.providers.registry import provider_for
+from inference.tools import normalize
 from monitoring.redis.client import client
 from monitoring.streams.delta_stream import stream_key
 from tests.cloud_server import KEY, CloudServer, Fault
@@ -47,17 +50,45 @@ def request(prompt: str = "one two three four five six", **fields: Any) -> Gener
 
 def generation(
     model: RegisteredModel, progress: Progress, **fields: Any
-) -> Generator[str | StartOver, None, None]:
+) -> Generator[AnswerDelta | StartOver, None, None]:
     return deltas(provider_for(model).generate(request(**fields), progress))
+
+
+@dataclass
+class Heard:
+    """What a provider has given out, of the last call alone."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
+
+    def take(self, delta: AnswerDelta | StartOver) -> None:
+        if isinstance(delta, StartOver):
+            self.text, self.reasoning, self.tool_calls = "", "", []
+        elif isinstance(delta, str):
+            self.text += delta
+        elif isinstance(delta, Reasoning):
+            self.reasoning += delta.text
+        else:
+            if delta.id is not None:
+                assert delta.index == len(self.tool_calls)
+                function = {"name": delta.name, "arguments": ""}
+                self.tool_calls.append({"id": delta.id, "function": function})
+            self.tool_calls[delta.index]["function"]["arguments"] += delta.arguments
+
+
+def hear(model: RegisteredModel, **fields: Any) -> Heard:
+    heard = Heard()
+    for delta in generation(model, heard.progress, **fields):
+        heard.take(delta)
+    return heard
 
 
 def answer(model: RegisteredModel, **fields: Any) -> tuple[str, Progress]:
     """The text, of the last call alone, and the progress."""
-    progress = Progress()
-    text = ""
-    for piece in generation(model, progress, **fields):
-        text = "" if isinstance(piece, StartOver) else text + piece
-    return text, progress
+    heard = hear(model, **fields)
+    return heard.text, heard.progress
 
 
 def failure(model: RegisteredModel, **fields: Any) -> InferenceError:
@@ -152,10 +183,11 @@ def test_system_message_and_history_arrive(register: Register, server: CloudServ
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tool_calls_are_put_together(register: Register, kind: str) -> None:
-    text, progress = answer(register(kind), extra_params={"tools": [TOOL]})
-    assert (text, progress.finish_reason) == ("", FinishReason.STOP)
-    [call] = progress.extra["tool_calls"]
-    assert (call["type"], call["function"]["name"]) == ("function", "find_person")
+    asked = normalize([TOOL], None, None)
+    heard = hear(register(kind), tools=asked)
+    assert (heard.text, heard.progress.finish_reason) == ("", FinishReason.STOP)
+    [call] = heard.tool_calls
+    assert call["function"]["name"] == "find_person"
     assert json.loads(call["function"]["arguments"]) == {
         "name": "one two three four five six",
         "age": 7,
@@ -218,9 +250,9 @@ def test_reasoning_is_kept_beside_the_text(
 ) -> None:
     names = {Kind.OPENAI: "gpt-5", Kind.ANTHROPIC: "claude-sonnet-4-5"}
     model = register(kind, model_name=names.get(Kind(kind), "qwen"))
-    text, progress = answer(model, extra_params=extra_params)
-    assert text == "one two three four five six"
-    assert progress.extra == {"reasoning": "Let me think."}
+    heard = hear(model, extra_params=extra_params)
+    assert heard.text == "one two three four five six"
+    assert (heard.reasoning, heard.progress.extra) == ("Let me think.", {})
 
 
 def test_usage_is_estimated_when_it_is_not_told(register: Register, server: CloudServer) -> None:

@@ -119,7 +119,9 @@ def test_grammar_shapes_the_answer(new_task: NewTask, smol: RegisteredModel) -> 
 def long_conversation() -> Conversation:
     conversation = Conversation.objects.create(owner="local", system_prompt="Be brief.")
     for index in range(6):
-        conversation.append_turn(f"Question {index}: " + 30 * "word ", 30 * "answer ")
+        question = f"Question {index}: " + 30 * "word "
+        conversation.append({"role": "user", "content": question})
+        conversation.append({"role": "assistant", "content": 30 * "answer "})
     return conversation
 
 

@@ -31,7 +31,14 @@ from tests.conftest import client_of
 from tests.inference.execution.cloud_sessions import deltas, execute
 from tests.inference.lifecycle.test_lifecycle import claimed, fresh
 from tests.inference.providers.conftest import Register
-from tests.inference.providers.test_cloud_provider import KINDS, answer, failure, request
+from tests.inference.providers.test_cloud_provider import (
+    KINDS,
+    Heard,
+    answer,
+    failure,
+    hear,
+    request,
+)
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("valkey")]
 
@@ -45,12 +52,10 @@ USAGE: dict[str, Any] = {
 }
 
 
-def told(register: Register, server: CloudServer, *events: Any, **config: Any) -> Progress:
-    """The progress behind an answer of these events, whose text is in `extra["text"]`."""
+def told(register: Register, server: CloudServer, *events: Any, **config: Any) -> Heard:
+    """What is given out of an answer of these events."""
     server.faults.append(Reply.of_events(*events))
-    text, progress = answer(register(**config))
-    progress.extra["text"] = text
-    return progress
+    return hear(register(**config))
 
 
 @pytest.mark.parametrize("kind", OF_OPENAIS_SHAPE)
@@ -106,8 +111,8 @@ def test_blocks_of_thinking_are_reasoning(
     register: Register, server: CloudServer, kind: str
 ) -> None:
     thinking = [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}]
-    progress = told(register, server, delta(thinking), delta("yes"), STOP, kind=kind)
-    assert (progress.extra["reasoning"], progress.extra["text"]) == ("Hm", "yes")
+    heard = told(register, server, delta(thinking), delta("yes"), STOP, kind=kind)
+    assert (heard.reasoning, heard.text) == ("Hm", "yes")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,7 +126,7 @@ def test_stray_event_is_passed_over(
         events = [stray, {"type": "content_block_start"}, *ANTHROPICS_EVENTS]
     else:
         events = [stray, delta("yes"), stray, STOP, stray]
-    assert told(register, server, *events, kind=kind).extra["text"] == "yes"
+    assert told(register, server, *events, kind=kind).text == "yes"
 
 
 ANTHROPICS_EVENTS: list[dict[str, Any]] = [
@@ -148,7 +153,7 @@ def test_usage_that_cannot_be_is_estimated(
 ) -> None:
     if isinstance(usage, dict) and usage:
         usage = USAGE["usage"] | usage
-    progress = told(register, server, delta("yes"), STOP, {"choices": [], "usage": usage})
+    progress = told(register, server, delta("yes"), STOP, {"choices": [], "usage": usage}).progress
     assert progress.extra["usage_is_estimated"] is True
     assert 0 < progress.usage()["total_tokens"] < 100
 
@@ -165,7 +170,7 @@ def test_logprobs_are_finite(register: Register, server: CloudServer) -> None:
     token = {"token": "\ud83d", "logprob": float("-inf"), "bytes": [1], "top_logprobs": []}
     event = delta("yes")
     event["choices"][0]["logprobs"] = {"content": [token, 7, token | {"logprob": float("nan")}]}
-    logprobs = told(register, server, event, STOP).extra["logprobs"]
+    logprobs = told(register, server, event, STOP).progress.logprobs
     assert [each["logprob"] for each in logprobs] == [-9999.0, None]
     assert logprobs[0]["token"] == "\N{REPLACEMENT CHARACTER}"
 
@@ -217,8 +222,7 @@ def test_tool_calls_are_told_apart(
     register: Register, server: CloudServer, calls: list[Any], functions: list[Any]
 ) -> None:
     events = [delta(tool_calls=each) for each in calls]
-    progress = told(register, server, *events, delta(finish_reason="tool_calls"))
-    found = progress.extra["tool_calls"]
+    found = told(register, server, *events, delta(finish_reason="tool_calls")).tool_calls
     assert [each["function"] for each in found] == functions
     assert all(isinstance(each["id"], str) and each["id"] for each in found)
     assert len({each["id"] for each in found}) == len(found)
@@ -227,7 +231,7 @@ def test_tool_calls_are_told_apart(
 def test_old_function_call_is_a_tool_call(register: Register, server: CloudServer) -> None:
     events = [delta(function_call={"name": "a", "arguments": '{"x"'})]
     events += [delta(function_call={"arguments": ": 1}"}), delta(finish_reason="function_call")]
-    [found] = told(register, server, *events).extra["tool_calls"]
+    [found] = told(register, server, *events).tool_calls
     assert found["function"] == A
 
 
@@ -241,13 +245,13 @@ def test_old_function_call_is_a_tool_call(register: Register, server: CloudServe
 def test_reasons_to_end_are_known(
     register: Register, server: CloudServer, reason: str, kept: FinishReason
 ) -> None:
-    progress = told(register, server, delta("yes", finish_reason=reason))
+    progress = told(register, server, delta("yes", finish_reason=reason)).progress
     assert (progress.finish_reason, "provider_finish_reason" in progress.extra) == (kept, False)
 
 
 @pytest.mark.parametrize("reason", ["bored", "\ud83d", 7, {"a": 1}, "x" * 10_000])
 def test_unknown_reason_is_kept(register: Register, server: CloudServer, reason: Any) -> None:
-    progress = told(register, server, delta("yes", finish_reason=reason))
+    progress = told(register, server, delta("yes", finish_reason=reason)).progress
     assert progress.finish_reason == FinishReason.STOP
     assert 0 < len(progress.extra["provider_finish_reason"].encode()) <= 100
 
@@ -295,7 +299,7 @@ def test_answer_that_has_ended_is_kept(
 
 
 def test_usage_may_come_after_the_end(register: Register, server: CloudServer) -> None:
-    assert told(register, server, delta("yes"), STOP, USAGE).prompt_tokens == 5
+    assert told(register, server, delta("yes"), STOP, USAGE).progress.prompt_tokens == 5
 
 
 WHOLE = {
@@ -328,10 +332,10 @@ def test_whole_message_of_anthropic_is_an_answer(register: Register, server: Clo
     usage = {"input_tokens": 3, "output_tokens": 2}
     message = {"type": "message", "role": "assistant", "content": content, "usage": usage}
     server.faults.append(Reply.of_json(message | {"stop_reason": "tool_use", "model": "x"}))
-    text, progress = answer(register(Kind.ANTHROPIC))
-    assert (text, progress.extra["reasoning"]) == ("yes", "Hm")
-    assert progress.extra["tool_calls"][0]["function"] == A
-    assert progress.usage()["total_tokens"] == 5
+    heard = hear(register(Kind.ANTHROPIC))
+    assert (heard.text, heard.reasoning) == ("yes", "Hm")
+    assert heard.tool_calls[0]["function"] == A
+    assert heard.progress.usage()["total_tokens"] == 5
 
 
 CODES = {
@@ -576,12 +580,12 @@ def test_reasoning_alone_is_told_and_not_saved(
     server.faults.append(Reply.of_events(*events))
     task = run(new_task(model="cloud", conversation_id=conversation.pk))
     assert task.result is not None
-    assert (task.status, task.result["extra"]["reasoning"]) == ("completed", "Hm")
+    assert (task.status, task.result["reasoning_content"]) == ("completed", "Hm")
     assert "max_tokens" in task.result["extra"]["warning"]
     assert conversation.messages.count() == 0
 
 
-def test_tool_call_alone_is_not_saved(
+def test_tool_call_is_saved_without_a_text(
     register: Register, server: CloudServer, new_task: NewTask
 ) -> None:
     register()
@@ -590,9 +594,11 @@ def test_tool_call_alone_is_not_saved(
     server.faults.append(Reply.of_events(*events))
     task = run(new_task(model="cloud", conversation_id=conversation.pk))
     assert task.result is not None
-    assert task.result["extra"]["tool_calls"][0]["function"] == A
-    assert "warning" not in task.result["extra"]
-    assert conversation.messages.count() == 0
+    [made] = task.result["tool_calls"]
+    assert (made["function"], task.result["finish_reason"]) == (A, "tool_calls")
+    assert task.result["extra"] == {"usage_is_estimated": True}
+    saved = [(each.role, each.content, each.tool_calls) for each in conversation.messages.all()]
+    assert saved == [("user", "one two three", None), ("assistant", "", [made])]
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_every_view_names_its_scopes_or_is_known_to_be_open(api: APIClient) -> N
 def of_bob(new_task: NewTask) -> GenerationTask:
     """A task that bob has ended, with a conversation; another one is pending."""
     conversation = Conversation.objects.create(owner="bob", system_prompt=MARKER)
-    conversation.append("user", MARKER)
+    conversation.append({"role": "user", "content": MARKER})
     fields: dict[str, Any] = {
         "owner": "bob",
         "conversation_id": conversation.pk,
