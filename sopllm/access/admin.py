@@ -1,4 +1,4 @@
-"""API keys in the admin: made, shown once, limited and revoked there."""
+"""API keys in the admin: made, shown once, limited and revoked there; and what owners use."""
 
 from typing import Any
 
@@ -8,9 +8,13 @@ from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.safestring import SafeString
 
+from inference.admin import ReadOnlyAdmin
 from monitoring.api.principal import Limits, Scope
+from monitoring.models import OwnerUse
 from sopllm.access.models import ApiKey
+from sopllm.access.use_plot import plot
 
 
 class ApiKeyForm(forms.ModelForm[ApiKey]):
@@ -49,13 +53,22 @@ class ApiKeyAdmin(admin.ModelAdmin[ApiKey]):
     times = ("created_at", "last_used_at", "revoked_at")
     actions = ("revoke",)
 
+    class Media:
+        css = {"all": ("sopllm/use_plot.css",)}
+
     def get_fieldsets(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
         fieldsets = super().get_fieldsets(request, obj)
         known = ("Key", {"fields": ("prefix", *self.times)})
-        return fieldsets if obj is None else (known, *fieldsets)
+        about = "Of all keys of the owner, and of its user, by day in UTC."
+        use = ("Use", {"fields": ("last_days",), "description": about})
+        return fieldsets if obj is None else (known, use, *fieldsets)
 
     def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
-        return () if obj is None else ("prefix", *self.times, "owner")
+        return () if obj is None else ("prefix", *self.times, "owner", "last_days")
+
+    @admin.display(description="Last seven days")
+    def last_days(self, key: ApiKey) -> SafeString:
+        return plot(key.owner)
 
     def save_model(self, request: HttpRequest, key: ApiKey, form: Any, change: bool) -> None:
         if change:
@@ -69,3 +82,25 @@ class ApiKeyAdmin(admin.ModelAdmin[ApiKey]):
     def revoke(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> None:
         num_revoked = ApiKey.objects.filter(pk__in=keys.values("pk")).revoke()
         messages.success(request, f"{num_revoked} keys are revoked.")
+
+
+@admin.register(OwnerUse)
+class OwnerUseAdmin(ReadOnlyAdmin, admin.ModelAdmin[OwnerUse]):
+    """What each owner has used on each day; users have no key whose page could tell."""
+
+    list_display = ("owner", "day", "num_tasks", "prompt_tokens", "completion_tokens")
+    date_hierarchy = "day"
+    search_fields = ("owner",)
+    ordering = ("-day", "owner")
+    fields = (*list_display, "last_days")
+    readonly_fields = ("last_days",)
+
+    class Media:
+        css = {"all": ("sopllm/use_plot.css",)}
+
+    def has_delete_permission(self, request: HttpRequest, obj: OwnerUse | None = None) -> bool:
+        return False
+
+    @admin.display(description="Last seven days")
+    def last_days(self, use: OwnerUse) -> SafeString:
+        return plot(use.owner)

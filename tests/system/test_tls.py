@@ -188,7 +188,8 @@ def test_socket_opens_for_its_own_origin_alone(site: Site) -> None:
 def test_user_sees_what_is_theirs(site: Site, page: Page) -> None:
     sign_in(page, site, "anna")
     expect(page.locator("#connection")).to_have_text("Live")
-    expect(page.locator("#who")).to_have_text("anna, sees tasks of anna")
+    expect(page.locator("#who")).to_have_text("Signed in as anna")
+    expect(page.locator("#whose")).to_have_text("Tasks of anna")
     expect(page.get_by_role("heading", name="Service log")).to_be_hidden()
     expect(page.get_by_role("heading", name="GPUs and memory")).to_be_hidden()
     submit(page, "slow-echo", "one two three")

@@ -1,14 +1,17 @@
 """API keys in the admin, and who may act there."""
 
 import re
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib import admin
 from django.contrib.auth.models import Permission, User
 from django.test import Client
+from django.utils import timezone
 
 from monitoring.api.principal import Scope
+from monitoring.models import OwnerUse
 from sopllm.access.models import ApiKey, digest_of
 
 KEYS = "/admin/access/apikey/"
@@ -86,3 +89,47 @@ def test_no_action_of_the_admin_is_for_viewers() -> None:
             allowed = set(getattr(action, "allowed_permissions", ()))
             assert allowed, (model_admin, name)
             assert allowed <= acting, (model_admin, name)
+
+
+def test_pages_of_a_key_and_of_a_day_plot_what_the_owner_has_used(staff: Client) -> None:
+    today = timezone.now().date()
+
+    def used(owner: str, age: int, *numbers: int) -> OwnerUse:
+        names = ("num_tasks", "prompt_tokens", "completion_tokens")
+        fields = dict(zip(names, numbers, strict=True))
+        return OwnerUse.objects.create(owner=owner, day=today - timedelta(days=age), **fields)
+
+    use = used("alice", 0, 3, 1200, 34)
+    used("alice", 6, 2, 10, 20)
+    used("alice", 7, 77, 777, 777)
+    used("bob", 0, 99, 999, 999)
+    key, _ = ApiKey.objects.make("alice", ["tasks"])
+    for path in (f"{KEYS}{key.pk}/change/", f"/admin/monitoring/owneruse/{use.pk}/change/"):
+        page = staff.get(path).content.decode()
+        [tokens, tasks] = re.findall(r'<svg [^>]* aria-label="([^"]*)"', page)
+        assert tokens.count(" answer.") == tasks.count(" tasks.") == 7
+        assert f"{today:%A, %B} {today.day}: 1,200 prompt, 34 answer." in tokens
+        assert f"{today:%A, %B} {today.day}: 3 tasks." in tasks
+        assert "Tokens: 1,264" in page
+        assert "Tasks: 5" in page
+        assert not {"777", "999"} & set(re.findall(r"\d+", tokens + tasks))
+        assert "<style" not in page
+        heights = [float(each) for each in re.findall(r'<rect [^>]*y="[^>]* height="(.*?)"', page)]
+        assert len(heights) == 3 * 7
+        assert max(heights) <= 90
+
+
+def test_page_of_a_key_without_use_has_an_empty_plot(staff: Client) -> None:
+    key, _ = ApiKey.objects.make("alice", ["tasks"])
+    page = staff.get(f"{KEYS}{key.pk}/change/").content.decode()
+    assert "Tokens: 0" in page
+
+
+def test_nobody_changes_what_owners_have_used(staff: Client) -> None:
+    OwnerUse.objects.create(
+        owner="alice", day=timezone.now(), num_tasks=1, prompt_tokens=1, completion_tokens=1
+    )
+    path = "/admin/monitoring/owneruse/"
+    assert staff.get(path).status_code == 200
+    for action in ("add", f"{OwnerUse.objects.get().pk}/delete"):
+        assert staff.post(f"{path}{action}/", {"post": "yes"}).status_code == 403

@@ -14,7 +14,9 @@ export async function startWho() {
   for (const node of document.querySelectorAll("[data-scope]"))
     /** @type {HTMLElement} */ (node).hidden = !may(node.getAttribute("data-scope") ?? "");
   isLocal = me.owner === "local";
-  setText(byId("who"), isLocal ? "Local access" : `${me.name}, sees tasks of ${me.owner}`);
+  setText(byId("who"), isLocal ? "Local access" : `Signed in as ${me.name}`);
+  setText(byId("whose"), `Tasks of ${me.is_staff ? "all owners" : me.owner}`);
+  byId("whose").hidden = isLocal;
   byId("sign-out").hidden = isLocal;
   byId("sign-out").addEventListener("click", signOut);
 }
