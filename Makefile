@@ -12,7 +12,8 @@ setup: ## Install everything into .venv (the first time compiles llama.cpp, abou
 run: setup ## Start the whole service and stay in front; Ctrl-C stops it
 	@exec $(PYTHON_BIN) manage.py serve
 
-test: setup ## Run all tests, in two processes
+test: ## Run all tests, in two processes
+	@scripts/setup.sh --clients
 	@$(PYTHON_BIN) -m pytest --numprocesses=2 --no-loadscope-reorder
 
 lint: setup ## Check style, types and import arrows
@@ -47,6 +48,7 @@ lock: setup ## Pin anew what pyproject.toml names, with hashes
 	grep -vxFf requirements.txt requirements.new > requirements-dev.txt
 	rm requirements.new
 	$(LOCK) --no-deps --group models --output-file requirements-models.txt
+	$(LOCK) --group clients --upgrade > tests/clients/requirements.txt
 
 clean: ## Remove .venv and caches; data and models in var/ stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

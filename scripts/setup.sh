@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
 # Makes .venv with the pinned packages. Quick when nothing has changed; after an interruption the next run mends it.
-# PYTHON chooses the interpreter, CMAKE_ARGS the build of llama.cpp (such as -DGGML_CUDA=on).
+# PYTHON chooses the interpreter, CMAKE_ARGS the build of llama.cpp (such as -DGGML_CUDA=on). With --clients, the SDKs
+# that tests drive are installed too, in an environment of their own, as they would be on their users' machines.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 UV_VERSION=0.13.9
 REQUIREMENTS=(requirements.txt requirements-dev.txt requirements-models.txt)
+CLIENTS=.venv/clients
+CLIENT_PINS=(tests/clients/requirements.txt tests/clients/package.json tests/clients/package-lock.json)
 LOG=var/log/setup.log
 STAMP=.venv/setup-stamp
 BUILT_WITH=.venv/llama-cmake-args
 # The multimodal part, the tools and the tests of llama.cpp are never used: leaving them out halves the build.
 DEFAULT_CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF"
+NETWORK_ADVICE="Check the network, then run 'make setup' again."
 JOB=""
 
 fail() {
@@ -141,7 +145,7 @@ uv_install() {
 }
 
 main() {
-  local python="" llama network="Check the network, then run 'make setup' again."
+  local python="" llama
   ! is_complete || return 0
   mkdir -p var/log
   exec 9>var/setup.lock
@@ -161,10 +165,10 @@ main() {
     llama=""
   fi
 
-  if [ -n "$python" ]; then run_step "Making .venv with $("$python" --version)" "$network" make_venv "$python"; fi
+  if [ -n "$python" ]; then run_step "Making .venv with $("$python" --version)" "$NETWORK_ADVICE" make_venv "$python"; fi
   rm -f "$STAMP"
   use_pip_settings
-  run_step "Installing $(cat "${REQUIREMENTS[@]}" | grep -cE '^[A-Za-z0-9]') packages" "$network" install_packages
+  run_step "Installing $(cat "${REQUIREMENTS[@]}" | grep -cE '^[A-Za-z0-9]') packages" "$NETWORK_ADVICE" install_packages
   if [ -n "$llama" ]; then
     run_step "Compiling llama.cpp (about 7 minutes, once)" "Set CMAKE_ARGS or CXX if this machine needs it, then run 'make setup' again." compile_llama "$llama"
   fi
@@ -181,4 +185,23 @@ install_packages() {
   .venv/bin/uv --no-progress pip install --python .venv/bin/python --constraint .venv/requirements.txt "$(grep -oE '^torch==[^ ]+' requirements.txt)"
 }
 
+clients_fingerprint() {
+  cat "${CLIENT_PINS[@]}" | sha256sum
+}
+
+install_clients() {
+  .venv/bin/python -m venv --clear --without-pip "$CLIENTS"
+  .venv/bin/uv --no-progress pip sync --python "$CLIENTS/bin/python" --require-hashes tests/clients/requirements.txt
+  # Where Node.js is missing, so are the tests of its clients.
+  if command -v npm >/dev/null; then
+    cp tests/clients/package.json tests/clients/package-lock.json "$CLIENTS"
+    (cd "$CLIENTS" && npm ci --no-audit --no-fund)
+  fi
+}
+
 main
+if [ "${1:-}" = --clients ] && [ "$(clients_fingerprint)" != "$(cat "$CLIENTS/setup-stamp" 2>/dev/null)" ]; then
+  use_pip_settings
+  run_step "Installing the clients that tests drive" "$NETWORK_ADVICE" install_clients
+  clients_fingerprint >"$CLIENTS/setup-stamp"
+fi

@@ -1,0 +1,147 @@
+"""The official client of OpenAI for Python."""
+
+import base64
+import struct
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+from conftest import API_KEY, CHAT_MODEL, ECHO, EMBEDDING_MODEL, SLOW_ECHO
+from openai import OpenAI
+from pydantic import BaseModel
+
+USER = {"role": "user", "content": "One two three"}
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+@pytest.fixture(scope="module")
+def client(base_url: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=base_url, api_key=API_KEY, max_retries=0) as client:
+        yield client
+
+
+def test_chat(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model=ECHO, messages=[USER])
+    assert answer.choices[0].message.content == "One two three"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_streamed_chat_ends_with_its_usage(client: OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model=CHAT_MODEL,
+        messages=[{"role": "system", "content": "You are brief."}, USER],
+        max_completion_tokens=12,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    *chunks, last = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text
+    assert chunks[-1].choices[0].finish_reason in ("length", "stop")
+    assert last.choices == []
+    assert 0 < last.usage.completion_tokens <= 12
+
+
+def test_several_choices(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=CHAT_MODEL, messages=[USER], n=3, max_tokens=8, seed=7, temperature=1
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+
+
+def test_parsed_answer_is_an_object_of_the_class(client: OpenAI) -> None:
+    completion = client.chat.completions.parse(
+        model=CHAT_MODEL,
+        messages=[{"role": "user", "content": "Ann is 42 years old."}],
+        response_format=Person,
+        max_tokens=64,
+        temperature=0,
+    )
+    assert isinstance(completion.choices[0].message.parsed, Person)
+
+
+def test_raw_response_names_its_task(client: OpenAI, service_url: str) -> None:
+    raw = client.chat.completions.with_raw_response.create(model=ECHO, messages=[USER])
+    task_id = raw.headers["x-task-id"]
+    task = httpx.get(f"{service_url}/api/v1/tasks/{task_id}").json()
+    assert task["result"]["text"] == raw.parse().choices[0].message.content
+
+
+def test_client_that_goes_away_cancels(client: OpenAI, service_url: str) -> None:
+    words = " ".join(f"word{number}" for number in range(300))
+    raw = client.chat.completions.with_raw_response.create(
+        model=SLOW_ECHO, messages=[{"role": "user", "content": words}], stream=True
+    )
+    with raw.parse() as stream:
+        next(iter(stream))
+    task_id = raw.headers["x-task-id"]
+    task = httpx.get(f"{service_url}/api/v1/tasks/{task_id}?wait=30", timeout=40).json()
+    assert task["status"] == "cancelled"
+
+
+def test_completion_of_a_raw_prompt(client: OpenAI) -> None:
+    answer = client.completions.create(
+        model=CHAT_MODEL, prompt="1, 2, 3, 4, 5,", max_tokens=6, temperature=0
+    )
+    assert answer.choices[0].text
+
+
+def test_embeddings_are_the_same_as_floats_and_as_base64(client: OpenAI) -> None:
+    texts = ["a cat", "a dog"]
+    as_floats = client.embeddings.create(
+        model=EMBEDDING_MODEL, input=texts, encoding_format="float"
+    )
+    as_base64 = client.embeddings.with_raw_response.create(
+        model=EMBEDDING_MODEL, input=texts, encoding_format="base64"
+    )
+    for index, item in enumerate(as_base64.http_response.json()["data"]):
+        raw = base64.b64decode(item["embedding"])
+        vector = struct.unpack(f"<{len(raw) // 4}f", raw)
+        assert as_floats.data[index].embedding == pytest.approx(vector, abs=1e-6)
+
+
+def test_models(client: OpenAI) -> None:
+    names = {model.id for model in client.models.list()}
+    assert {ECHO, CHAT_MODEL, EMBEDDING_MODEL} <= names
+    assert client.models.retrieve(CHAT_MODEL).id == CHAT_MODEL
+
+
+def test_unknown_model_is_not_found(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="none-such", messages=[USER])
+    assert caught.value.code == "model_not_found"
+    assert "none-such" in caught.value.message
+
+
+def test_bad_request_names_the_parameter(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=ECHO, messages=[USER], temperature=9)
+    assert caught.value.param == "temperature"
+
+
+def test_unknown_parameter_is_refused(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=ECHO, messages=[USER], extra_body={"temprature": 1})
+    assert caught.value.param == "temprature"
+
+
+def test_wrong_key_is_an_authentication_error(base_url: str) -> None:
+    wrong = OpenAI(base_url=base_url, api_key="sopllm_00000000_" + "x" * 43, max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        wrong.chat.completions.create(model=ECHO, messages=[USER])
+
+
+def test_same_idempotency_key_with_another_body_is_a_conflict(client: OpenAI) -> None:
+    headers = {"Idempotency-Key": "clients-test-openai"}
+    client.chat.completions.create(model=ECHO, messages=[USER], extra_headers=headers)
+    with pytest.raises(openai.ConflictError):
+        client.chat.completions.create(
+            model=ECHO, messages=[USER], max_tokens=5, extra_headers=headers
+        )
