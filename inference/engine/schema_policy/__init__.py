@@ -20,13 +20,12 @@ from inference.engine.schema_policy.validator import find_mismatch
 __all__ = ["Options", "compile_schema", "find_mismatch"]
 
 _MAX_QUOTED = 300
-# At most a space, or a line break and an indent, between two tokens of JSON.
-_WHITE_SPACE = r" |\n[ \t]{0,32}"
+# White space as Python writes JSON: models that choose it themselves need up to twice the tokens.
+_WHITE_SPACE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Not u: PostgreSQL stores no NUL, and each character is written as itself.
 _ESCAPES = r"nrbtf\""
 # The library gives up on some patterns together with a length.
 _UNDECIDED = "Unable to determine if regex is empty"
-_ANY_WHITE_SPACE = r"[ \n\r\t]+"
 
 
 def compile_schema(schema: Any, options: Options | None = None) -> str:
@@ -53,15 +52,11 @@ def _grammar_of(schema: Any, options: Options, *, has_lengths: bool) -> str:
     if (reason := why_endless(rewritten)) is not None:
         raise SchemaError(reason)
     whole = {**rewritten.root, "$defs": rewritten.definitions}
-    grammar: str = LLMatcher.grammar_from_json_schema(
-        json.dumps(whole, ensure_ascii=False),
-        overrides={
-            "whitespace_pattern": _WHITE_SPACE if options.bounded else _ANY_WHITE_SPACE,
-            "json_allowed_escapes": _ESCAPES,
-            "lenient": True,
-        },
-    )
-    return grammar
+    overrides: Any = {"json_allowed_escapes": _ESCAPES, "lenient": True}
+    if options.bounded:
+        overrides |= _WHITE_SPACE
+    text = json.dumps(whole, ensure_ascii=False)
+    return LLMatcher.grammar_from_json_schema(text, overrides=overrides)
 
 
 def _in_words(problem: str) -> str:
