@@ -7,6 +7,7 @@ class ErrorCode(StrEnum):
     """`error_code` of a failed task."""
 
     AUTHENTICATION_FAILED = "authentication_failed"
+    BUDGET_EXCEEDED = "budget_exceeded"
     CONTENT_FILTERED = "content_filtered"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     DEADLINE_EXCEEDED = "deadline_exceeded"

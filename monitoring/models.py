@@ -1,6 +1,6 @@
 """Figures of ended tasks, for the statistics, and of what owners have used, for their limits."""
 
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import TypedDict
 
 from django.db import models
@@ -59,16 +59,27 @@ class Use(TypedDict):
     num_tasks: int
     prompt_tokens: int
     completion_tokens: int
+    cost_usd: float
 
 
 class OwnerUseQuerySet(models.QuerySet["OwnerUse"]):
     def today(self, owner: str) -> Use:
         """Since midnight, UTC."""
-        found = self.filter(owner=owner, day=timezone.now().date()).first()
+        return self._since(timezone.now().date(), owner)
+
+    def this_month(self, owner: str) -> Use:
+        """Since the first of the month, UTC."""
+        return self._since(timezone.now().date().replace(day=1), owner)
+
+    def _since(self, day: date, owner: str) -> Use:
+        names = ("num_tasks", "prompt_tokens", "completion_tokens", "cost_nano_usd")
+        sums = {name: models.Sum(name, default=0) for name in names}
+        used = self.filter(owner=owner, day__gte=day).aggregate(**sums)
         return Use(
-            num_tasks=found.num_tasks if found else 0,
-            prompt_tokens=found.prompt_tokens if found else 0,
-            completion_tokens=found.completion_tokens if found else 0,
+            num_tasks=used["num_tasks"],
+            prompt_tokens=used["prompt_tokens"],
+            completion_tokens=used["completion_tokens"],
+            cost_usd=used["cost_nano_usd"] / 1e9,
         )
 
     def purge(self) -> int:
@@ -85,6 +96,8 @@ class OwnerUse(models.Model):
     num_tasks = models.PositiveBigIntegerField()
     prompt_tokens = models.PositiveBigIntegerField()
     completion_tokens = models.PositiveBigIntegerField()
+    # Of calls of cloud models whose price is known, in billionths of a dollar.
+    cost_nano_usd = models.PositiveBigIntegerField(db_default=0)
 
     objects = OwnerUseQuerySet.as_manager()
 

@@ -113,7 +113,7 @@ def _shortened(detail: Any) -> Any:
 def _known(
     exc: exceptions.APIException, path: str, allowed_methods: Sequence[str] = ()
 ) -> Response:
-    details = None
+    details = getattr(exc, "details", None)
     message = str(exc.detail)
     if isinstance(exc, exceptions.ValidationError):
         # A request can have half surrogate pairs in a name, which UTF-8 has not.

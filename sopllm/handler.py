@@ -78,7 +78,7 @@ class PooledHandler(BaseHandler):
         if allowance and allowance.wait_seconds:
             message = f"Your key allows {allowance.limit:g} requests a second: come again later."
             response: Any = error_response(
-                LimitReached(message, allowance.wait_seconds), scope["path"]
+                LimitReached(message, allowance.wait_seconds, "requests_per_second"), scope["path"]
             )
         else:
             limit = settings.MAX_BODY_BYTES if scope["principal"] else _MAX_ANONYMOUS_BYTES

@@ -139,6 +139,7 @@ DEFAULT_LIMITS: dict[str, Any] = {
     "max_running_tasks": env_limit("DEFAULT_MAX_RUNNING_TASKS", int, 1, 2**31 - 1),
     "max_priority": env_limit("DEFAULT_MAX_PRIORITY", float, 0, 100),
     "max_tokens_per_day": env_limit("DEFAULT_MAX_TOKENS_PER_DAY", int, 0, 2**53),
+    "max_usd_per_month": env_limit("DEFAULT_MAX_USD_PER_MONTH", float, 0, 1e9),
     "max_open_streams": env_limit("DEFAULT_MAX_OPEN_STREAMS", int, 0, 2**31 - 1),
 }
 # Each of these queues must have a live worker, or the service is degraded.

@@ -1,5 +1,7 @@
 """The routes of embeddings: validate, have a worker do it, wait without a thread."""
 
+from dataclasses import replace
+
 from drf_spectacular.utils import extend_schema
 from rest_framework.decorators import action
 from rest_framework.exceptions import ValidationError
@@ -14,10 +16,11 @@ from inference.api.embedding_serializers import (
     request_validator,
 )
 from inference.api.submission import UnknownModelError
+from inference.api.submitting import check_budget
 from inference.embeddings.messages import EmbeddingRequest, Shape
 from inference.models import RegisteredModel
 from inference.registry import downloads
-from monitoring.api.principal import Scope
+from monitoring.api.principal import Principal, Scope, principal_of
 from monitoring.api.query_parameters import StrictViewSet
 
 
@@ -30,7 +33,7 @@ class EmbeddingViewSet(StrictViewSet):
     def create(self, request: Request) -> EmbeddingResponse:
         """A vector of each text. Long texts are cut to the model's window, see `truncated`."""
         fields = request_validator().run_validation(request.data)
-        return send(EmbeddingRequest(**fields))
+        return send(EmbeddingRequest(**fields), principal_of(request))
 
     @extend_schema(request=SimilarityRequestSerializer, responses=SimilaritySerializer)
     @action(detail=False, methods=["post"])
@@ -41,11 +44,15 @@ class EmbeddingViewSet(StrictViewSet):
             shape, texts = Shape.PAIR, [fields["text1"], fields["text2"]]
         else:
             shape, texts = Shape.SIMILARITIES, [fields["query"], *fields["texts"]]
-        return send(EmbeddingRequest(fields["model_name"], texts, shape))
+        asked = EmbeddingRequest(fields["model_name"], texts, shape)
+        return send(asked, principal_of(request))
 
 
-def send(request: EmbeddingRequest) -> EmbeddingResponse:
-    """Hand a request to the workers. Raises ValidationError for a model that gives no vectors."""
+def send(request: EmbeddingRequest, principal: Principal) -> EmbeddingResponse:
+    """Hand a request to the workers.
+
+    Raises ValidationError for a model that gives no vectors, LimitReached.
+    """
     name = request.model_name
     model = RegisteredModel.objects.read(name)
     if model is None:
@@ -68,4 +75,6 @@ def send(request: EmbeddingRequest) -> EmbeddingResponse:
                 "a smaller number." if longest else "that."
             )
             raise ValidationError({"dimensions": [message]})
-    return EmbeddingResponse(request)
+    if model.is_remote:
+        check_budget(principal)
+    return EmbeddingResponse(replace(request, owner=principal.owner))

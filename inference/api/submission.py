@@ -24,6 +24,7 @@ from inference.registry.configs import NOT_DETERMINISTIC, SAMPLING_FIELDS
 from inference.webhooks import urls as webhook_urls
 from monitoring import tracing
 from monitoring.api.errors import sentences
+from monitoring.api.principal import NO_LIMITS, Limits
 
 _MODEL_LIST = "GET /api/v1/models lists them."
 
@@ -40,11 +41,11 @@ def build_task(
     owner: str,
     data: dict[str, Any],
     idempotency_key: str | None,
-    max_running: int | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> GenerationTask:
     """A task, unsaved, from the validated fields; raises ValidationError naming the field.
 
-    `max_running`: how many tasks its owner may have running at a time; None for any number.
+    Of the limits, those go with the task that hold for its start.
     """
     has_prompt, has_messages = bool(data.get("prompt")), bool(data.get("messages"))
     if has_prompt and has_messages:
@@ -72,7 +73,8 @@ def build_task(
         requested_model=model.name,
         queue=provider_class(model.provider).queue,
         priority=data["priority"],
-        max_running=max_running,
+        max_running=limits.max_running_tasks,
+        max_usd_per_month=limits.max_usd_per_month,
         conversation=conversation,
         metadata=data.get("metadata") or {},
         idempotency_key=idempotency_key,
@@ -90,6 +92,7 @@ def again(task: GenerationTask) -> GenerationTask:
         queue=first["queue"] if first else task.queue,
         priority=task.priority,
         max_running=task.max_running,
+        max_usd_per_month=task.max_usd_per_month,
         conversation=task.conversation,
         metadata=task.metadata,
         request_hash=task.request_hash,

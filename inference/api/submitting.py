@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.utils import timezone
@@ -10,7 +11,7 @@ from rest_framework.exceptions import ValidationError
 from inference.api import submission
 from inference.api.task_serializers import MAX_KEY_LENGTH
 from inference.lifecycle import submit
-from inference.models import GenerationTask
+from inference.models import GenerationTask, RegisteredModel
 from monitoring.api.errors import Conflict, LimitReached, QueueFull
 from monitoring.api.principal import Principal
 from monitoring.models import OwnerUse
@@ -31,7 +32,7 @@ def refusals() -> Iterator[None]:
         raise QueueFull from error
     except submit.PendingLimitError as error:
         message = "You have as many pending tasks as your key allows: wait for some of them."
-        raise LimitReached(message, _PENDING_WAIT_SECONDS) from error
+        raise LimitReached(message, _PENDING_WAIT_SECONDS, "max_pending_tasks") from error
     except submit.ConversationGoneError as error:
         raise Conflict("The conversation has been deleted: begin another one.") from error
 
@@ -52,7 +53,24 @@ def first_or_new(
     if key and (first := submit.first_with_key(owner, key, submission.fingerprint(fields))):
         return first
     _check_limits(principal, fields)
-    return submission.build_task(owner, fields, key, principal.limits.max_running_tasks)
+    task = submission.build_task(owner, fields, key, principal.limits)
+    if principal.limits.max_usd_per_month is not None:
+        model = RegisteredModel.objects.read(task.model_name)
+        if model is not None and model.is_remote:
+            check_budget(principal)
+    return task
+
+
+def check_budget(principal: Principal) -> None:
+    """Raise LimitReached once its owner's cloud models have cost this month what they may."""
+    limit = principal.limits.max_usd_per_month
+    if limit is None or OwnerUse.objects.this_month(principal.owner)["cost_usd"] < limit:
+        return
+    message = f"The {limit:g} dollars of this month are used: come again in the next one, UTC."
+    now = timezone.now()
+    next_month = (_midnight(now).replace(day=1) + timedelta(days=32)).replace(day=1)
+    seconds = (next_month - now).total_seconds()
+    raise LimitReached(message, seconds, "max_usd_per_month")
 
 
 def _check_limits(principal: Principal, fields: dict[str, Any]) -> None:
@@ -69,5 +87,10 @@ def _check_limits(principal: Principal, fields: dict[str, Any]) -> None:
                 "after midnight, UTC."
             )
             now = timezone.now()
-            midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-            raise LimitReached(message, 86_400 - (now - midnight).total_seconds())
+            seconds = (_midnight(now) + timedelta(days=1) - now).total_seconds()
+            raise LimitReached(message, seconds, "max_tokens_per_day")
+
+
+def _midnight(moment: datetime) -> datetime:
+    """The beginning of its day, UTC."""
+    return moment.replace(hour=0, minute=0, second=0, microsecond=0)

@@ -116,12 +116,15 @@ class AttemptSerializer(serializers.ModelSerializer[TaskAttempt]):
     model = serializers.CharField(source="model_name")
     outcome = serializers.ChoiceField(choices=["running", *TaskAttempt.Outcome.values])
     ended_at = serializers.DateTimeField(allow_null=True, help_text="Null while it is running.")
+    cost_usd = serializers.FloatField(
+        allow_null=True, help_text="Null for local models, and where nobody knows the price."
+    )
 
     class Meta:
         model = TaskAttempt
         fields = (
             *("number", "worker", "model", "started_at", "ended_at", "outcome"),
-            *("error_code", "error"),
+            *("error_code", "error", "cost_usd"),
         )
         read_only_fields = fields
 
@@ -173,6 +176,7 @@ class ReportSerializer(serializers.Serializer[Any]):
 
     task = TaskSerializer()
     metrics = MetricsSerializer()
+    cost_usd = serializers.FloatField(allow_null=True, help_text="The sum of the attempts.")
     tokens = UsageSerializer(allow_null=True)
     prompt = serializers.CharField(allow_null=True)
     messages = NewMessageSerializer(many=True, allow_null=True)

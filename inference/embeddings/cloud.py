@@ -1,6 +1,7 @@
 """Embedding models of cloud providers, called through LiteLLM."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,16 +9,21 @@ from itertools import count
 
 import numpy as np
 from django.conf import settings
+from django.db import Error as DatabaseError
+from django.db import close_old_connections
 
 from inference.embeddings.encoders.base import Vectors
 from inference.embeddings.messages import prompt_of
 from inference.errors import ErrorCode, InferenceError
-from inference.models import RegisteredModel
+from inference.lifecycle import sql
+from inference.models import NO_USAGE, RegisteredModel
 from inference.providers import hosts
 from inference.providers.api_keys import api_key_of
 from inference.providers.circuit_breaker import CircuitBreaker
-from inference.providers.cloud import call, errors, retries, wire
+from inference.providers.cloud import call, errors, prices, retries, wire
 from inference.providers.cloud.library import library
+
+logger = logging.getLogger(__name__)
 
 # Every provider takes at least this many at a time.
 _MAX_TEXTS = 96
@@ -37,22 +43,26 @@ def embed(
     texts: list[str],
     prompt_name: str | None,
     check: Callable[[], None] = lambda: None,
+    owner: str = "",
 ) -> CloudVectors:
     """Ask the provider, again after a failure that may pass. Raises InferenceError.
 
-    `check` is called before each call, which costs money, and may raise.
+    `check` is called before each call, which costs money, and may raise. What it costs is counted
+    for the `owner`.
     """
     prompt = prompt_of(model.config.get("prompts", {}), prompt_name)
     prompted = [prompt + text for text in texts]
     parts = [
-        _ask_again(model, prompted[start : start + _MAX_TEXTS], check)
+        _ask_again(model, prompted[start : start + _MAX_TEXTS], check, owner)
         for start in range(0, len(prompted), _MAX_TEXTS)
     ]
     rows = np.concatenate([part.rows for part in parts])
     return CloudVectors(rows, sum(part.num_tokens for part in parts))
 
 
-def _ask_again(model: RegisteredModel, texts: list[str], check: Callable[[], None]) -> CloudVectors:
+def _ask_again(
+    model: RegisteredModel, texts: list[str], check: Callable[[], None], owner: str
+) -> CloudVectors:
     breaker = CircuitBreaker(model)
     give_up_at = time.monotonic() + settings.EMBEDDING_TIMEOUT_SECONDS
     for num_retries in count():
@@ -60,7 +70,7 @@ def _ask_again(model: RegisteredModel, texts: list[str], check: Callable[[], Non
         try:
             asyncio.run(hosts.check(model))
             breaker.before_call()
-            vectors = _ask(model, texts)
+            vectors = _ask(model, texts, owner)
             breaker.on_success()
         except InferenceError as error:
             breaker.on_failure(error)
@@ -73,7 +83,7 @@ def _ask_again(model: RegisteredModel, texts: list[str], check: Callable[[], Non
     raise AssertionError("The loop ends by itself")
 
 
-def _ask(model: RegisteredModel, texts: list[str]) -> CloudVectors:
+def _ask(model: RegisteredModel, texts: list[str], owner: str) -> CloudVectors:
     """One call."""
     config, key = model.config, api_key_of(model)
     arguments = {"model": config["model_name"], "input": texts}
@@ -87,9 +97,10 @@ def _ask(model: RegisteredModel, texts: list[str]) -> CloudVectors:
     except Exception as error:  # noqa: BLE001 (of which library's, nobody knows)
         failure = errors.failure_of(error, model, key)
     else:
+        num_tokens = wire.count(getattr(response.usage, "prompt_tokens", None)) or 0
+        _add_cost(model, num_tokens, owner)
         rows = wire.vectors(response.data, len(texts), dimensions)
         if rows is not None:
-            num_tokens = wire.count(getattr(response.usage, "prompt_tokens", None)) or 0
             return CloudVectors(rows, num_tokens)
         message = (
             f"The provider of {model.name} gave other vectors than asked for: check the "
@@ -98,3 +109,14 @@ def _ask(model: RegisteredModel, texts: list[str]) -> CloudVectors:
         raise InferenceError(message, ErrorCode.PROVIDER_ERROR)
     # Not chained: what LiteLLM says may quote the key.
     raise failure
+
+
+def _add_cost(model: RegisteredModel, num_tokens: int, owner: str) -> None:
+    usage = NO_USAGE | {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    try:
+        if nano_usd := prices.cost(model, model.config["model_name"], usage):
+            sql.add_use(owner, cost_nano_usd=nano_usd)
+    except DatabaseError as exc:  # the vectors are paid for: hand them over
+        logger.warning("What %s has cost was not counted: %s", model.name, exc)
+    finally:
+        close_old_connections()

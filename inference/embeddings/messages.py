@@ -53,7 +53,8 @@ class Shape(StrEnum):
 class EmbeddingRequest:
     """Texts and how to embed them, all of it checked but for `prompt_name`.
 
-    `dimensions`: how many of each vector's are given; None for all.
+    `dimensions`: how many of each vector's are given; None for all. What it costs is counted for
+    the `owner`.
     """
 
     model_name: str
@@ -62,6 +63,7 @@ class EmbeddingRequest:
     normalize: bool = True
     prompt_name: str | None = None
     dimensions: int | None = None
+    owner: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)

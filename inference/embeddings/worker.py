@@ -152,7 +152,7 @@ class _Worker:
                 raise _ForgottenError
 
         try:
-            vectors = cloud.embed(model, request.texts, request.prompt_name, check)
+            vectors = cloud.embed(model, request.texts, request.prompt_name, check, request.owner)
             made = _answer(queued, vectors.rows, vectors.num_tokens, [])
         except _ForgottenError:
             logger.info("Embedding request %s: its client is gone", queued.key)

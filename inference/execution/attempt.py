@@ -162,6 +162,8 @@ class Attempt:
     def start_over(self, failure: InferenceError) -> None:
         """Go on as the next attempt: the text that readers have is void then."""
         lease_renewer.release(self.lease)
+        self.lease.cost_nano_usd = self.progress.cost_nano_usd
+        self.progress.cost_nano_usd = None
         lease = claim.begin_again(self.lease, failure)
         if lease is None:
             self.lease.lost = True
@@ -266,6 +268,7 @@ class Attempt:
         Milliseconds: the first token since the claim; inference without the model's loading.
         """
         self.abandon()
+        self.lease.cost_nano_usd = self.progress.cost_nano_usd
         elapsed_ms = (time.monotonic() - self._started) * 1000
         load_ms, first = self.progress.model_load_ms, self._first_token
         timings = Timings(

@@ -19,7 +19,7 @@ import uvloop
 from inference import dispatch
 from inference.errors import RetryLater
 from inference.execution.attempt import Attempt
-from inference.lifecycle import claim, lease_renewer
+from inference.lifecycle import budget, claim, lease_renewer
 from inference.lifecycle.claim import Lease
 from inference.models import Queue, RegisteredModel
 from inference.providers.base import GenerationRequest, StartOver
@@ -157,7 +157,12 @@ class CloudSession:
     async def _generate(
         self, attempt: Attempt, model: RegisteredModel, request: GenerationRequest
     ) -> None:
-        async with aclosing(provider_for(model).generate(request, attempt.progress)) as deltas:
+        provider = provider_for(model)
+        if attempt.lease.task.max_usd_per_month is not None:
+            at_most = await asyncio.to_thread(provider.cost_at_most, request)
+            if at_most != 0:
+                await self._threads.run(budget.reserve, attempt.lease, at_most)
+        async with aclosing(provider.generate(request, attempt.progress)) as deltas:
             async for delta in deltas:
                 if isinstance(delta, StartOver):
                     await self._threads.run(attempt.start_over, delta.failure)

@@ -24,9 +24,13 @@ Status = GenerationTask.Status
 
 @dataclass(slots=True)
 class Lease(HeldRow):
-    """A claimed task. The lease renewer sets the flags, which are read between deltas."""
+    """A claimed task. The lease renewer sets the flags, which are read between deltas.
+
+    `cost_nano_usd`: what the attempt has cost when it ends; None: nobody knows, or nothing.
+    """
 
     row: GenerationTask
+    cost_nano_usd: int | None = None
 
     @property
     def task(self) -> GenerationTask:
@@ -98,7 +102,7 @@ def begin_again(lease: Lease, failure: InferenceError) -> Lease | None:
         ).update(attempt=F("attempt") + 1, started_at=Now(), updated_at=Now())
         if not won:
             return None
-        add_attempt(task, TaskAttempt.Outcome.FAILED, failure)
+        add_attempt(task, TaskAttempt.Outcome.FAILED, failure, lease.cost_nano_usd)
     log(task, logging.WARNING, "Attempt %d starts over: %s", lease.attempt, failure.message)
     following = GenerationTask.objects.read(task.pk)
     if following is None or following.attempt != lease.attempt + 1:
@@ -108,7 +112,10 @@ def begin_again(lease: Lease, failure: InferenceError) -> Lease | None:
 
 
 def add_attempt(
-    task: GenerationTask, outcome: TaskAttempt.Outcome, failure: InferenceError | None = None
+    task: GenerationTask,
+    outcome: TaskAttempt.Outcome,
+    failure: InferenceError | None = None,
+    cost_nano_usd: int | None = None,
 ) -> None:
     """Record the attempt that ends now; call it in the transaction that ends it."""
     sql.execute(
@@ -121,4 +128,7 @@ def add_attempt(
         outcome=outcome.value,
         error=failure.message if failure else None,
         error_code=failure.code.value if failure else None,
+        cost_nano_usd=cost_nano_usd,
     )
+    if cost_nano_usd:
+        sql.add_use(task.owner, cost_nano_usd=cost_nano_usd)

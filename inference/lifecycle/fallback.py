@@ -52,7 +52,7 @@ def end_attempt(lease: Lease, failure: InferenceError, change: dict[str, Any]) -
     with transaction.atomic():
         won = row.update(**change)
         if won:
-            add_attempt(lease.task, TaskAttempt.Outcome.FAILED, failure)
+            add_attempt(lease.task, TaskAttempt.Outcome.FAILED, failure, lease.cost_nano_usd)
     if won:
         enqueue_next_of_owner(lease.task)
     return bool(won)

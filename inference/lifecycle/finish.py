@@ -115,7 +115,7 @@ def _finish(
         stored = None if result is None else storable_json.encode(result).decode()
         values = {"task_id": task.pk, "attempt": lease.attempt, **end, "result": stored}
         if won := sql.execute(sql.FINISH, **values):
-            add_attempt(task, TaskAttempt.Outcome(status), failure)
+            add_attempt(task, TaskAttempt.Outcome(status), failure, lease.cost_nano_usd)
             store_end(task, {"result": result, **end})
             is_turn = status == Status.COMPLETED and task.request.get("save_to_conversation")
             if is_turn and task.conversation and result:
@@ -210,9 +210,8 @@ def store_end(task: GenerationTask, change: dict[str, Any]) -> None:
         inference_ms=task.inference_ms,
         total_ms=task.total_ms,
     )
-    sql.execute(
-        sql.ADD_USE,
-        owner=task.owner,
+    sql.add_use(
+        task.owner,
         num_tasks=1,
         prompt_tokens=task.usage["prompt_tokens"],
         completion_tokens=task.usage["completion_tokens"],

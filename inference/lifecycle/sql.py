@@ -95,9 +95,10 @@ WHERE id = %(task_id)s AND attempt = %(attempt)s AND status = 'processing'
 
 ADD_ATTEMPT = """
 INSERT INTO inference_taskattempt
-    (task_id, number, worker, model_name, started_at, ended_at, outcome, error, error_code)
+    (task_id, number, worker, model_name, started_at, ended_at, outcome, error, error_code,
+    cost_nano_usd)
 VALUES (%(task_id)s, %(number)s, %(worker)s, %(model_name)s, %(started_at)s, {now}, %(outcome)s,
-    %(error)s, %(error_code)s)
+    %(error)s, %(error_code)s, %(cost_nano_usd)s)
 """
 
 ADD_ENDED_TASK = """
@@ -110,12 +111,28 @@ VALUES (%(owner)s, %(model_name)s, %(outcome)s, {now}, %(prompt_tokens)s, %(comp
 
 ADD_USE = """
 INSERT INTO monitoring_owneruse
-    (owner, day, num_tasks, prompt_tokens, completion_tokens)
-VALUES (%(owner)s, {today}, %(num_tasks)s, %(prompt_tokens)s, %(completion_tokens)s)
+    (owner, day, num_tasks, prompt_tokens, completion_tokens, cost_nano_usd)
+VALUES (%(owner)s, {today}, %(num_tasks)s, %(prompt_tokens)s, %(completion_tokens)s,
+    %(cost_nano_usd)s)
 ON CONFLICT (owner, day) DO UPDATE SET
     num_tasks = monitoring_owneruse.num_tasks + excluded.num_tasks,
     prompt_tokens = monitoring_owneruse.prompt_tokens + excluded.prompt_tokens,
-    completion_tokens = monitoring_owneruse.completion_tokens + excluded.completion_tokens
+    completion_tokens = monitoring_owneruse.completion_tokens + excluded.completion_tokens,
+    cost_nano_usd = monitoring_owneruse.cost_nano_usd + excluded.cost_nano_usd
+"""
+
+# One statement, in which a task that ends meanwhile is either running or paid for.
+RESERVE = """
+UPDATE inference_generationtask SET reserved_nano_usd = %(nano_usd)s
+WHERE id = %(task_id)s AND attempt = %(attempt)s AND status = 'processing'
+    AND %(nano_usd)s + (
+        SELECT COALESCE(SUM(cost_nano_usd), 0) FROM monitoring_owneruse
+        WHERE owner = %(owner)s AND day >= {month}
+    ) + (
+        SELECT COALESCE(SUM(reserved_nano_usd), 0) FROM inference_generationtask AS other
+        WHERE other.owner = %(owner)s AND other.status = 'processing'
+            AND other.reserved_nano_usd IS NOT NULL AND other.id <> %(task_id)s
+    ) <= %(limit_nano_usd)s
 """
 
 _SQLITE_NOW = "STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW'"
@@ -123,6 +140,7 @@ _DIALECTS = {
     "sqlite": {
         "now": f"{_SQLITE_NOW})",
         "today": "DATE('NOW')",
+        "month": "DATE('NOW', 'start of month')",
         "epoch": "STRFTIME('%%s', 'NOW')",
         "lease_end": f"{_SQLITE_NOW}, %(lease_seconds)s || ' seconds')",
         "expiry": f"{_SQLITE_NOW}, %(ttl_seconds)s || ' seconds')",
@@ -131,6 +149,7 @@ _DIALECTS = {
     "postgresql": {
         "now": "STATEMENT_TIMESTAMP()",
         "today": "(STATEMENT_TIMESTAMP() AT TIME ZONE 'UTC')::date",
+        "month": "DATE_TRUNC('month', STATEMENT_TIMESTAMP() AT TIME ZONE 'UTC')::date",
         "epoch": "EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())",
         "lease_end": "STATEMENT_TIMESTAMP() + %(lease_seconds)s * INTERVAL '1 second'",
         "expiry": "STATEMENT_TIMESTAMP() + %(ttl_seconds)s * INTERVAL '1 second'",
@@ -153,6 +172,25 @@ def claim_first(except_models: tuple[str, ...] = ()) -> tuple[str, dict[str, str
     condition = f" AND model_name NOT IN ({', '.join(f'%({key})s' for key in names)})"
     of_tasks = f"{_OF_QUEUE}{condition}" if names else _OF_QUEUE
     return _CLAIM_FIRST.replace("{of_tasks}", of_tasks), names
+
+
+def add_use(
+    owner: str,
+    *,
+    num_tasks: int = 0,
+    prompt_tokens: int = 0,
+    completion_tokens: int = 0,
+    cost_nano_usd: int = 0,
+) -> None:
+    """Add to what the owner has used today, UTC."""
+    execute(
+        ADD_USE,
+        owner=owner,
+        num_tasks=num_tasks,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        cost_nano_usd=cost_nano_usd,
+    )
 
 
 def execute(statement: str, **values: Any) -> int:

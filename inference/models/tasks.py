@@ -172,6 +172,10 @@ class GenerationTask(Claimable):
     priority = models.FloatField(default=1.0)
     # How many tasks of its owner may run at a time; null: any number.
     max_running = models.PositiveIntegerField(null=True, blank=True)
+    # What all tasks of its owner may cost in a month; null: any sum.
+    max_usd_per_month = models.FloatField(null=True, blank=True)
+    # What its attempt may cost, in billionths of a dollar; it counts while the task is processing.
+    reserved_nano_usd = models.BigIntegerField(null=True, blank=True)
     request = models.JSONField()
     conversation = models.ForeignKey(
         Conversation, null=True, blank=True, on_delete=protect_unfinished, related_name="tasks"
@@ -246,6 +250,12 @@ class GenerationTask(Claimable):
                 fields=["owner", "max_running"],
                 name="task_running",
                 condition=Q(status="processing", max_running__isnull=False),
+            ),
+            # For owners who may spend so much.
+            models.Index(
+                fields=["owner", "reserved_nano_usd"],
+                name="task_reserved",
+                condition=Q(status="processing", reserved_nano_usd__isnull=False),
             ),
             models.Index(
                 fields=["deadline_at"],
@@ -354,6 +364,8 @@ class TaskAttempt(models.Model):
     outcome = models.CharField(max_length=9, choices=Outcome.choices)
     error = models.TextField(null=True, blank=True)
     error_code = models.CharField(max_length=64, null=True, blank=True)
+    # Of its calls of a cloud model, in billionths of a dollar; null: nobody knows, or nothing.
+    cost_nano_usd = models.BigIntegerField(null=True, blank=True)
 
     objects = TaskAttemptQuerySet.as_manager()
 
@@ -364,3 +376,7 @@ class TaskAttempt(models.Model):
 
     def __str__(self) -> str:
         return f"{self.task_id} #{self.number}: {self.outcome}"
+
+    @property
+    def cost_usd(self) -> float | None:
+        return None if self.cost_nano_usd is None else self.cost_nano_usd / 1e9

@@ -12,6 +12,7 @@ from inference.api.embedding_serializers import TextsField
 from inference.api.embedding_views import send
 from inference.embeddings.messages import EmbeddingRequest, Shape
 from inference.openai.viewset import OpenAIViewSet
+from monitoring.api.principal import principal_of
 from monitoring.api.strict_serializer import StrictSerializer
 
 
@@ -87,7 +88,8 @@ class OpenAIEmbeddingViewSet(OpenAIViewSet):
                 normalize=fields["normalize"],
                 prompt_name=fields.get("prompt_name"),
                 dimensions=fields.get("dimensions"),
-            )
+            ),
+            principal_of(request),
         )
 
 

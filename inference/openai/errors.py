@@ -29,6 +29,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 # Our codes that OpenAI has other names for.
 _CODES = {
     "authentication_required": "invalid_api_key",
+    "budget_exceeded": "insufficient_quota",
     "content_filtered": "content_filter",
     "permission_denied": "insufficient_permissions",
     "rate_limited": "rate_limit_exceeded",
@@ -42,6 +43,7 @@ _STATUSES = {
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: 400,
     ErrorCode.INVALID_REQUEST: 400,
     ErrorCode.MODEL_NOT_FOUND: 404,
+    ErrorCode.BUDGET_EXCEEDED: 429,
     ErrorCode.RATE_LIMITED: 429,
     ErrorCode.INTERNAL_ERROR: 500,
     ErrorCode.MODEL_LOAD_FAILED: 500,
@@ -104,7 +106,7 @@ def body(status: int, code: str, message: str, details: Any = None) -> OpenAIErr
     """The body of an error; the first of the fields in `details` is its `param`."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     param = "model" if code == ModelNotFound.error_code else None
-    if isinstance(details, dict):
+    if status == 400 and isinstance(details, dict):
         names = [name for name in details if name != "non_field_errors"]
         if names:
             param = _PARAMS.get(names[0], names[0])

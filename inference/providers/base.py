@@ -65,6 +65,8 @@ class Progress:
     cached_tokens: int = 0
     finish_reason: FinishReason | None = None
     model_load_ms: float | None = None
+    # Of the calls of this attempt, in billionths of a dollar; None: nobody knows, or nothing.
+    cost_nano_usd: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     # Of each token so far, where they were asked for; in OpenAI's shape.
     logprobs: list[dict[str, Any]] = field(default_factory=list)
@@ -96,6 +98,10 @@ class Provider:
 
     def __init__(self, model: RegisteredModel) -> None:
         self.model = model
+
+    def cost_at_most(self, request: GenerationRequest) -> int | None:
+        """What the answer may cost, in billionths of a dollar; None: nobody knows. It may block."""
+        return 0
 
     def generate(self, request: GenerationRequest, progress: Progress) -> Deltas:
         """Yield the answer as it comes; it never blocks the event loop.

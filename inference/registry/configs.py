@@ -22,7 +22,9 @@ RESERVED_MODEL_NAMES = {
 }
 CLOUD_MODEL_NAME = re.compile(r"^[!-.0-~]+(/[!-.0-~]+)*$")
 _URL = re.compile(r"https?://[!-~]+")
-_CONNECTION_FIELDS = {"api_key", "api_key_env_var", "base_url", "timeout", "max_retries"}
+_CONNECTION_FIELDS = {
+    *("api_key", "api_key_env_var", "base_url", "timeout", "max_retries", "input_cost_per_token"),
+}
 NOT_DETERMINISTIC = (
     "With num_cache_cells sequences share one buffer, where each changes how the others are "
     "computed: leave out num_cache_cells, or deterministic."
@@ -174,6 +176,9 @@ class ConnectionConfigSerializer(StrictSerializer):
         required=False, min_value=1, max_value=3600, help_text="Seconds of silence."
     )
     max_retries = serializers.IntegerField(required=False, min_value=0, max_value=10)
+    input_cost_per_token = serializers.FloatField(
+        required=False, min_value=0, max_value=1, help_text="Dollars; by default LiteLLM's price."
+    )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if "api_key" in attrs and "api_key_env_var" in attrs:
@@ -199,7 +204,17 @@ class CloudConfigSerializer(ConnectionConfigSerializer):
     drop_params = serializers.BooleanField(
         required=False, help_text="Leave out what the provider does not take, without a word."
     )
+    output_cost_per_token = serializers.FloatField(
+        required=False, min_value=0, max_value=1, help_text="Dollars; by default LiteLLM's price."
+    )
     generation_params = SamplingSerializer(required=False)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        attrs = super().validate(attrs)
+        missing = {"input_cost_per_token", "output_cost_per_token"} - attrs.keys()
+        if len(missing) == 1:
+            raise serializers.ValidationError({missing.pop(): ["Give both prices, or none."]})
+        return attrs
 
 
 class EmbeddingConfigSerializer(ConnectionConfigSerializer):

@@ -23,14 +23,15 @@ class Conflict(APIException):
 
 
 class LimitReached(APIException):
-    """A limit of the caller; `wait`: seconds until it may be worth while to try again."""
+    """A limit of the caller, by its name; another try may do after `wait` seconds."""
 
     status_code = 429
     default_code = "rate_limited"
 
-    def __init__(self, message: str, wait: float) -> None:
+    def __init__(self, message: str, wait: float, limit: str) -> None:
         super().__init__(message)
         self.wait = wait
+        self.details = {"limit": limit}
 
 
 class QueueFull(APIException):

@@ -31,7 +31,11 @@ class Limits:
     max_running_tasks: int | None = None
     max_priority: float | None = None
     max_tokens_per_day: int | None = None
+    max_usd_per_month: float | None = None
     max_open_streams: int | None = None
+
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Principal:
     name: str
     owner: str
     scopes: frozenset[Scope]
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     key_digest: str = ""
     session_key: str = ""
     is_staff: bool = False

@@ -116,6 +116,7 @@ class ApiKey(models.Model):
     max_tokens_per_day = models.PositiveBigIntegerField(
         null=True, blank=True, validators=within(0, 2**53)
     )
+    max_usd_per_month = models.FloatField(null=True, blank=True, validators=within(0, 1e9))
     max_open_streams = models.PositiveIntegerField(
         null=True, blank=True, validators=within(0, 2**31 - 1)
     )

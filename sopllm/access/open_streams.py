@@ -47,7 +47,7 @@ async def open_place(principal: Principal | None, in_thread: InThread) -> AsyncI
     place = uuid.uuid4().hex
     if not await in_thread(_take, principal.owner, place, limit):
         message = f"You have {limit} open streams, as many as you may: close one of them."
-        raise LimitReached(message, _RETRY_AFTER_SECONDS)
+        raise LimitReached(message, _RETRY_AFTER_SECONDS, "max_open_streams")
     renewing = asyncio.ensure_future(_renew(principal.owner, place, in_thread))
     try:
         yield

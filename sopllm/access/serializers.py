@@ -51,6 +51,15 @@ class MadeApiKeySerializer(ApiKeySerializer):
         fields = ("key", *ApiKeySerializer.Meta.fields)
 
 
+class UseSerializer(serializers.Serializer[Any]):
+    """What the owner's tasks and cloud models have used."""
+
+    num_tasks = serializers.IntegerField()
+    prompt_tokens = serializers.IntegerField()
+    completion_tokens = serializers.IntegerField()
+    cost_usd = serializers.FloatField(help_text="Of calls of cloud models whose price is known.")
+
+
 class MeSerializer(serializers.Serializer[Any]):
     """Who asks."""
 
@@ -59,9 +68,8 @@ class MeSerializer(serializers.Serializer[Any]):
     scopes = serializers.ListField(child=serializers.ChoiceField([each.value for each in Scope]))
     is_staff = serializers.BooleanField()
     limits = serializers.DictField(child=serializers.FloatField(allow_null=True))
-    today = serializers.DictField(
-        child=serializers.IntegerField(), help_text="What your tasks have used since midnight, UTC."
-    )
+    today = UseSerializer(help_text="Since midnight, UTC.")
+    this_month = UseSerializer(help_text="Since the first of the month, UTC.")
     open_streams = serializers.IntegerField(
         allow_null=True, help_text="Those that max_open_streams counts; null without Redis."
     )

@@ -82,6 +82,7 @@ class ApiKeyViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSe
             "is_staff": principal.is_staff,
             "limits": asdict(principal.limits),
             "today": OwnerUse.objects.today(principal.owner),
+            "this_month": OwnerUse.objects.this_month(principal.owner),
             "open_streams": open_streams.num_open(principal.owner),
         }
         return Response(body)

@@ -74,6 +74,8 @@ class CloudAnswer:
         self._num_chars = 0
         self._reason = ""
         self._usage: Usage | None = None
+        # The counts of the usage in the provider's own words.
+        self.usage_details: dict[str, Any] = {}
         progress.prompt_tokens = progress.completion_tokens = progress.cached_tokens = 0
         progress.logprobs = []
         for name in ("usage_is_estimated", "warning"):
@@ -102,6 +104,11 @@ class CloudAnswer:
     def has_usage(self) -> bool:
         """Whether the provider has told the tokens."""
         return self._usage is not None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of it has come, not even an end."""
+        return not (self._reason or self._num_chars)
 
     def add(self, event: Any) -> list[AnswerDelta]:
         """What an event adds: nothing unless it is an object, or where it is a `fault`."""
@@ -158,6 +165,7 @@ class CloudAnswer:
             reason = reason if isinstance(reason, str) else json.dumps(reason)
             self._reason = wire.whole(reason[:_MAX_REASON_CHARS])
         self._usage = wire.usage(event.get("usage")) or self._usage
+        self.usage_details = wire.counts(event.get("usage")) or self.usage_details
         if text or reasoning or parts or reason:
             self.heard_at = time.monotonic()
         if text or reasoning or parts:
@@ -241,3 +249,13 @@ class CloudAnswer:
         self._progress.prompt_tokens = prompt_tokens
         self._progress.completion_tokens = tokens.count("".join(self._said))
         self._progress.extra["usage_is_estimated"] = True
+
+    def add_cost(self, nano_usd: int | None) -> None:
+        """Add what the call has cost to what those before it have; None where nobody knows."""
+        if nano_usd is not None:
+            self._progress.cost_nano_usd = (self._progress.cost_nano_usd or 0) + nano_usd
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens, as far as they are known."""
+        return self._progress.usage()

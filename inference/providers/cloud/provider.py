@@ -1,6 +1,7 @@
 """Models of others, asked through LiteLLM over the network."""
 
 import asyncio
+import json
 import logging
 import threading
 import time
@@ -12,7 +13,7 @@ from django.db import Error as DatabaseError
 from django.db import connection
 
 from inference.errors import ErrorCode, InferenceError, RetryLater
-from inference.models import Queue, RegisteredModel
+from inference.models import Queue, RegisteredModel, Usage
 from inference.providers import hosts
 from inference.providers.api_keys import api_key_of
 from inference.providers.base import (
@@ -24,7 +25,7 @@ from inference.providers.base import (
     StartOver,
 )
 from inference.providers.circuit_breaker import CircuitBreaker
-from inference.providers.cloud import call, errors, retries, stream, tokens
+from inference.providers.cloud import call, errors, prices, retries, stream, tokens
 from inference.providers.cloud.answer import CloudAnswer
 from inference.providers.cloud.library import library
 from inference.providers.registry import provider_class
@@ -94,6 +95,17 @@ class CloudProvider(Provider):
                 yield StartOver(failure)
             await asyncio.sleep(pause)
 
+    def cost_at_most(self, request: GenerationRequest) -> int | None:
+        beside = json.dumps([request.extra_params, request.response_format, request.tools])
+        prompt_tokens = tokens.count_messages(request.messages) + tokens.count(beside)
+        most = Progress(prompt_tokens, request.params["max_tokens"]).usage()
+        return self._cost(most, {}, request.extra_params)
+
+    def _cost(self, usage: Usage, details: dict[str, Any], params: dict[str, Any]) -> int | None:
+        name, tier = self.prefix + self.model.config["model_name"], params.get("service_tier")
+        tier = tier if isinstance(tier, str) else None
+        return prices.cost(self.model, name, usage, details, tier)
+
     async def _ask(
         self, arguments: dict[str, Any], answer: CloudAnswer, key: str | None
     ) -> AnswerDeltas:
@@ -130,14 +142,20 @@ class CloudProvider(Provider):
                 yield delta
         finally:
             answer.note()
+            await asyncio.to_thread(self._bill, arguments, answer)
         if answer.is_filtered:
             raise errors.filtered(self.model)
         if answer.is_failed or not answer.reason:
             # Not chained: what LiteLLM says may quote the key.
             raise failure or errors.incomplete(self.model, answer.reason)
+
+    def _bill(self, arguments: dict[str, Any], answer: CloudAnswer) -> None:
+        """Count the tokens that the provider has not told, and what they cost; also of a part."""
         if not answer.has_usage:
-            counted = await asyncio.to_thread(tokens.count_messages, arguments["messages"])
-            answer.estimate_usage(counted)
+            if answer.is_empty:
+                return
+            answer.estimate_usage(tokens.count_messages(arguments["messages"]))
+        answer.add_cost(self._cost(answer.usage, answer.usage_details, arguments))
 
     def _arguments(
         self, request: GenerationRequest, progress: Progress, key: str | None

@@ -159,6 +159,17 @@ def usage(value: Any) -> Usage | None:
     )
 
 
+def counts(value: Any, depth: int = 0) -> dict[str, Any]:
+    """All numbers of things in an object, and in the objects within; else nothing."""
+    kept: dict[str, Any] = {}
+    if isinstance(value, dict) and depth < _MAX_DEPTH:
+        for name, told in value.items():
+            number = counts(told, depth + 1) if isinstance(told, dict) else count(told)
+            if number is not None:
+                kept[str(name)] = number
+    return kept
+
+
 def error_in(event: dict[str, Any]) -> ProviderError | None:
     """The error that an event tells; None for one that tells none."""
     error = event.get("error")

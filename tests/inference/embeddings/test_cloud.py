@@ -8,6 +8,7 @@ import pytest
 from inference.embeddings.cloud import embed
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
+from monitoring.models import OwnerUse
 from tests.cloud_server import KEY, CloudServer, Reply
 
 pytestmark = pytest.mark.usefixtures("valkey")
@@ -38,6 +39,20 @@ def reply(data: Any, usage: Any = None) -> Reply:
 def test_vectors_come_by_index(server: CloudServer, model: RegisteredModel) -> None:
     server.faults.append(reply([row(2, 2), row(0, 0), row(1, 1)]))
     assert embed(model, ["a", "b", "c"], None).rows[:, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_owner_pays_for_vectors_also_for_unusable_ones(
+    server: CloudServer, model: RegisteredModel
+) -> None:
+    model.config["input_cost_per_token"] = 0.25
+    told = {"prompt_tokens": 8, "total_tokens": 8}
+    server.faults.extend([reply([row(0)], told), reply([], told)])
+    embed(model, ["a"], None, owner="ann")
+    with pytest.raises(InferenceError):
+        embed(model, ["a"], None, owner="ann")
+    assert OwnerUse.objects.this_month("ann")["cost_usd"] == 4
+    assert OwnerUse.objects.this_month("bob")["cost_usd"] == 0
 
 
 def test_vectors_without_index_come_in_order(server: CloudServer, model: RegisteredModel) -> None:

@@ -22,6 +22,7 @@ from inference.errors import ErrorCode, InferenceError, RetryLater
 from inference.lifecycle import claim, finish, submit, sweep
 from inference.lifecycle.claim import Lease
 from inference.models import GenerationTask, Queue, RegisteredModel, RoundRobin, queue_positions
+from monitoring.api.principal import Limits
 from monitoring.redis.client import client
 from tests.conftest import wait_until_enqueued
 from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed, fresh, lose
@@ -70,7 +71,8 @@ def new_limited(echo: RegisteredModel, valkey: object) -> Callable[..., Generati
     def make(max_running: int, owner: str = "local", **fields: object) -> GenerationTask:
         body = {"model": "echo", "prompt": "hi"} | fields
         data = submission_validator().run_validation(body)
-        return submit.submit([build_task(owner, data, None, max_running)])[0]
+        task = build_task(owner, data, None, Limits(max_running_tasks=max_running))
+        return submit.submit([task])[0]
 
     return make
 

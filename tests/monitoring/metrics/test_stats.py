@@ -76,6 +76,7 @@ def test_use_of_an_owner_adds_up_by_day(new_task: NewTask) -> None:
         "num_tasks": 3,
         "prompt_tokens": 6,
         "completion_tokens": 4,
+        "cost_usd": 0,
     }
     assert OwnerUse.objects.today("bob")["num_tasks"] == 1
     assert OwnerUse.objects.today("nobody")["num_tasks"] == 0

@@ -41,6 +41,7 @@ def test_new_key_is_shown_once_and_kept_as_a_digest(api: APIClient) -> None:
         *(("max_running_tasks", each) for each in (0, 2**40)),
         ("requests_per_second", 0),
         ("max_tokens_per_day", -1),
+        *(("max_usd_per_month", each) for each in (-1, 1e10, "NaN")),
         *(("max_open_streams", each) for each in (-1, 1.5, "many")),
         ("unknown", 1),
     ],

@@ -2,15 +2,17 @@
 
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 
 import httpx
 import pytest
 from django.db import connection
+from django.utils import timezone
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from inference.lifecycle import finish
-from inference.models import GenerationTask
+from inference.lifecycle import finish, sql
+from inference.models import GenerationTask, RegisteredModel
 from monitoring.api.principal import Limits, Principal, Scope
 from monitoring.redis.client import client as redis_client
 from sopllm.access import rate_limit
@@ -97,6 +99,31 @@ def test_tokens_of_a_day_have_a_limit(new_task: NewTask) -> None:
     me = api.get("/api/v1/keys/me").json()
     assert me["today"]["num_tasks"] == 2
     assert me["limits"]["max_tokens_per_day"] == 6
+
+
+def test_money_of_a_month_has_a_limit(new_task: NewTask) -> None:
+    RegisteredModel.objects.create(name="cloud", provider="openai", config={"model_name": "gpt"})
+    vectors = {"model_name": "openai/vectors"}
+    RegisteredModel.objects.create(name="vectors", provider="embedding", config=vectors)
+    rich, poor = (client_of(limited(max_usd_per_month=dollars)) for dollars in (2.5, 2.0))
+    assert submit(poor, model="cloud") == 201
+    assert GenerationTask.objects.latest("created_at").max_usd_per_month == 2
+    sql.add_use("ann", cost_nano_usd=2 * 10**9)
+    sql.add_use("bob", cost_nano_usd=10**12)
+    assert submit(rich, model="cloud") == 201
+    assert submit(poor) == 201  # a model that costs nothing
+    task = poor.post(TASKS, BODY | {"model": "cloud"}, format="json")
+    texts = {"model_name": "vectors", "texts": ["one"]}
+    for response in (task, poor.post("/api/v1/embeddings", texts, format="json")):
+        assert (response.status_code, response.json()["error"]) == (429, "rate_limited")
+        assert response.json()["details"] == {"limit": "max_usd_per_month"}
+        again_at = timezone.now() + timedelta(seconds=int(response["Retry-After"]))
+        month_later = timezone.now().replace(day=1) + timedelta(days=32)
+        assert (again_at.day, again_at.month) == (1, month_later.month)
+    me = poor.get("/api/v1/keys/me").json()
+    assert me["this_month"]["cost_usd"] == 2
+    assert me["limits"]["max_usd_per_month"] == 2
+    assert submit(client_of(limited()), model="cloud") == 201
 
 
 @pytest.mark.parametrize(("rate", "burst"), [(4, 4), (0.5, 1), (2.5, 2)])
