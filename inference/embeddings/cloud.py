@@ -114,7 +114,7 @@ def _ask(model: RegisteredModel, texts: list[str], owner: str) -> CloudVectors:
 def _add_cost(model: RegisteredModel, num_tokens: int, owner: str) -> None:
     usage = NO_USAGE | {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
     try:
-        if nano_usd := prices.cost(model, model.config["model_name"], usage):
+        if owner and (nano_usd := prices.cost(model, model.config["model_name"], usage)):
             sql.add_use(owner, cost_nano_usd=nano_usd)
     except DatabaseError as exc:  # the vectors are paid for: hand them over
         logger.warning("What %s has cost was not counted: %s", model.name, exc)

@@ -16,6 +16,7 @@ from inference.embeddings import request_queue
 from inference.embeddings.messages import Answer, EmbeddingRequest, Shape
 from inference.embeddings.request_queue import QueuedRequest
 from inference.models import GenerationTask, RegisteredModel
+from monitoring.api.principal import LOCAL
 from monitoring.redis.client import client as redis_client
 from tests.conftest import Valkey
 from tests.sopllm.test_handler import assert_error, talk
@@ -116,10 +117,11 @@ def test_request_that_redis_has_lost_is_asked_again(
 
 
 def test_worker_gets_what_was_asked_with_defaults_filled_in() -> None:
-    assert asked({"texts": ["a", " ü🙂\n"]}) == EmbeddingRequest(NAME, ["a", " ü🙂\n"])
+    texts = ["a", " ü🙂\n"]
+    assert asked({"texts": texts}) == EmbeddingRequest(NAME, texts, owner=LOCAL.owner)
     RegisteredModel.objects.create(name="other", provider="embedding")
     body = {"texts": ["a"], "model_name": "other", "normalize": False, "prompt_name": "query"}
-    expected = EmbeddingRequest("other", ["a"], Shape.EMBEDDINGS, False, "query")
+    expected = EmbeddingRequest("other", ["a"], Shape.EMBEDDINGS, False, "query", owner=LOCAL.owner)
     assert asked(body) == expected
 
 
