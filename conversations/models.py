@@ -38,11 +38,11 @@ class ChatMessage(TypedDict):
 
 
 def text_of(message: ChatMessage) -> str:
-    """The text of a message, without its images."""
+    """The text of a message, without its images; "" of one that only calls tools."""
     content = message["content"]
     if isinstance(content, str):
         return content
-    return "".join(part["text"] for part in content if part["type"] == "text")
+    return "".join(part["text"] for part in content or () if part["type"] == "text")
 
 
 def new_conversation_id() -> str:
