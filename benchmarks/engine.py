@@ -45,8 +45,8 @@ class Prompts:
         return self._runner.tokenize(text)[:num_tokens]
 
 
-def greedy(num_tokens: int) -> SamplingParams:
-    return SamplingParams(temperature=0, max_tokens=num_tokens)
+def greedy(num_tokens: int, *, deterministic: bool = False) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=num_tokens, deterministic=deterministic)
 
 
 def measure_decode(model_path: Path) -> dict[str, Figures]:
@@ -137,6 +137,34 @@ def measure_gaps(model_path: Path) -> dict[str, Figures]:
     return {"alone": gaps(alone), f"beside {NUM_LONG_PROMPT_TOKENS} tokens": gaps(beside)}
 
 
+def measure_deterministic(model_path: Path) -> dict[str, Figures]:
+    """Seconds for 32 new tokens after a prompt of 128, by default and deterministic, in turns."""
+    runner = LlamaRunner(LoadParams(path=model_path, context_window=256, max_num_seqs=8))
+    prompts = Prompts(runner)
+    figures = {}
+    for num_seqs in (1, 8):
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(NUM_ROUNDS):
+            fixed = [prompts.new(8 * NUM_PROMPT_TOKENS) for _ in range(num_seqs)]
+            for deterministic, seconds in times.items():
+                engine = Engine(runner)
+                started = time.perf_counter()
+                for number, prompt in enumerate(fixed):
+                    params = greedy(NUM_STEPS, deterministic=deterministic)
+                    engine.add_request(str(number), prompt, params)
+                while engine.num_unfinished:
+                    engine.step()
+                seconds.append(time.perf_counter() - started)
+        default, exact = median(times[False]), median(times[True])
+        figures[f"{num_seqs} sequences"] = {
+            "default_seconds": round(default, 2),
+            "deterministic_seconds": round(exact, 2),
+            "ratio": round(exact / default, 2),
+        }
+    runner.close()
+    return figures
+
+
 def step_seconds(engine: Engine, num_running: int) -> float:
     """Every running answer gets a token in every step, so that a step is a gap."""
     started = time.perf_counter()
@@ -185,6 +213,7 @@ def main() -> None:
         "decode": measure_decode(model_path),
         "second turn": measure_follow_up(model_path),
         "gaps between tokens": measure_gaps(model_path),
+        "deterministic": measure_deterministic(model_path),
     }
     show(figures)
     keep(figures, options.json)

@@ -1,8 +1,9 @@
 """How fast and how right structured output is: `python benchmarks/structured_output.py`.
 
 In the engine, with the packaged SmolLM2 and gemma: 1 and 8 structured answers against as many free
-ones, step by step in turns, and the longest that one token of a hard schema takes to choose. Then
-200 tasks with schemas through a whole service at temperature 1, of which every `completed` one is
+ones, step by step in turns, and the longest that one token of a hard schema takes to choose; how
+long an answer pauses beside grammars that are made to be slow (`--hostile`: that alone). Then 200
+tasks with schemas through a whole service at temperature 1, of which every `completed` one is
 validated here again. Ends with status 1 when one does not validate. `[--json FILE]`, five minutes.
 """
 
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, quantiles
@@ -22,19 +24,21 @@ import jsonschema
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.engine import packaged_model
+from benchmarks.engine import NUM_PROMPT_TOKENS, Prompts, add, packaged_model
 from benchmarks.figures import Figures, keep, machine, options_parser, show
 from benchmarks.running_service import SMOLLM2, RunningService
 from inference import structured_output
 from inference.engine.engine import Engine
+from inference.engine.gbnf import compile_grammar
 from inference.engine.llama_runner import LlamaRunner
 from inference.engine.runner import LoadParams, Sampled
-from inference.engine.sequence import SamplingParams
+from inference.engine.sequence import SamplingParams, Sequence
 from tests.inference.engine.schemas import SCHEMAS
 
 LIMIT_SECONDS = 900.0
 NUM_STEPS = 400
 NUM_REPEATS = 3
+NUM_HOSTILE_TOKENS = 100
 MAX_TOKENS = 60
 PROMPT = "Make up something. Here it is:"
 _TEXT = {"type": "string"}
@@ -67,6 +71,15 @@ HARD_SCHEMAS: dict[str, Any] = {
         "items": {"type": "string", "format": "date-time"},
         "minItems": 3,
     },
+}
+_THIRTY = " | ".join(f"[a-z ] x{number}" for number in range(30))
+_RULES = [f"a-rule-that-has-quite-a-long-name-{number}" for number in range(1000)]
+HOSTILE_GRAMMARS = {
+    "of 100 KB": f"root ::= ({' | '.join(_RULES)})+\n"
+    + "\n".join(f'{name} ::= "{number} of them "' for number, name in enumerate(_RULES)),
+    "empty and doubled": 'root ::= root root | [a-z] | ""',
+    "thirty by thirty": "root ::= x0\n"
+    + "\n".join(f"x{number} ::= {_THIRTY} | [0-9.]" for number in range(30)),
 }
 
 
@@ -186,6 +199,61 @@ def measure_worst(model_path: Path) -> Figures:
     return worst
 
 
+def measure_hostile(model_path: Path) -> dict[str, Any]:
+    """The longest step beside a grammar that is made to be slow, from its compilation to its end.
+
+    As in a GPU session, another thread compiles it. Wall time, in which that thread and others
+    of the machine count, and processor time of the thread that steps.
+    """
+    runner = LlamaRunner(LoadParams(path=model_path, context_window=4096, max_num_seqs=2))
+    prompts = Prompts(runner)
+    sys.setswitchinterval(0.0005)
+    figures = {}
+    for name, grammar in HOSTILE_GRAMMARS.items():
+        engine = Engine(runner)
+        add(engine, [prompts.new(NUM_PROMPT_TOKENS)], max_tokens=4000)
+        prompt = prompts.new(NUM_PROMPT_TOKENS)
+        alone = [step_ms(engine) for _ in range(NUM_HOSTILE_TOKENS)]
+        beside = []
+        with ThreadPoolExecutor(1) as preparer:
+            prepared = preparer.submit(hostile_sequence, engine, prompt, grammar)
+            while not prepared.done():
+                beside.append(step_ms(engine))
+        hostile = engine.add(prepared.result())
+        while hostile.finish_reason is None:
+            beside.append(step_ms(engine))
+        figures[name] = {
+            "alone": slowest(alone),
+            "beside it": slowest(beside),
+            "its tokens": len(hostile.output_tokens),
+            "its end": str(hostile.error or hostile.finish_reason),
+        }
+    runner.close()
+    return figures
+
+
+def hostile_sequence(engine: Engine, prompt: list[int], grammar: str) -> Sequence:
+    params = SamplingParams(
+        seed=1,
+        max_tokens=NUM_HOSTILE_TOKENS,
+        constraint=compile_grammar(grammar),
+        constraint_may_explode=True,
+    )
+    return engine.new_sequence("hostile", prompt, params)
+
+
+def slowest(steps: list[tuple[float, float]]) -> Figures:
+    walls, threads = zip(*steps, strict=True)
+    return {"max_wall_ms": round(max(walls), 1), "max_thread_ms": round(max(threads), 1)}
+
+
+def step_ms(engine: Engine) -> tuple[float, float]:
+    """Milliseconds of a step: wall time, and processor time of this thread."""
+    started, thread_started = time.perf_counter(), time.thread_time()
+    engine.step()
+    return 1000 * (time.perf_counter() - started), 1000 * (time.thread_time() - thread_started)
+
+
 def measure_engine() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         gemma = Path(folder) / "gemma.gguf"
@@ -254,8 +322,14 @@ def measure_service(num_tasks: int) -> dict[str, Any]:
 def main() -> int:
     parser = options_parser(__doc__)
     parser.add_argument("--tasks", type=int, default=200)
+    parser.add_argument("--hostile", action="store_true", help="measure hostile grammars alone")
     options = parser.parse_args()
-    figures = {"machine": machine(), **measure_engine()}
+    hostile = {"hostile grammars": measure_hostile(packaged_model())}
+    if options.hostile:
+        show(hostile)
+        keep(hostile, options.json)
+        return 0
+    figures = {"machine": machine(), **measure_engine(), **hostile}
     show(figures)
     figures["service"] = service = measure_service(options.tasks)
     print(f"{options.tasks} tasks over {service['schemas']} schemas in {service['seconds']} s")

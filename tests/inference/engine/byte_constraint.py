@@ -2,22 +2,10 @@
 
 from functools import lru_cache
 
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher
 
-from inference.engine.matcher import LIMITS, Vocabulary
-
-_END = 256
-_TOKENIZER = LLTokenizer(
-    TokenizerWrapper(
-        Vocabulary(
-            tokens=[*(bytes([byte]) for byte in range(256)), b"<end>"],
-            special_token_ids=[_END],
-            end_tokens=[_END],
-            tokenize=list,
-        )
-    ),
-    slices=[],
-)
+from inference.engine.byte_matcher import byte_tokenizer
+from inference.engine.matcher import new_matcher
 
 
 def accepts(grammar: str, text: str) -> bool:
@@ -41,4 +29,4 @@ def _after(grammar: str, text: str) -> LLMatcher | None:
 
 @lru_cache
 def _matcher(grammar: str) -> LLMatcher:
-    return LLMatcher(_TOKENIZER, grammar, log_level=0, limits=LIMITS)
+    return new_matcher(byte_tokenizer(), grammar)
