@@ -155,10 +155,9 @@ def _request(data: dict[str, Any], model: RegisteredModel) -> dict[str, Any]:
     prompt = data.get("prompt")
     if prompt and data.get("input_text"):
         prompt = f"{prompt}\n\n{data['input_text']}"
-    request = {
+    request: dict[str, Any] = {
         "prompt": prompt,
         "messages": data.get("messages"),
-        "is_raw": data.get("is_raw", False),
         "save_to_conversation": data["save_to_conversation"],
         "stream": data["stream"],
         "params": chosen["params"],
@@ -170,7 +169,11 @@ def _request(data: dict[str, Any], model: RegisteredModel) -> dict[str, Any]:
         "context_overflow": data["context_overflow"],
         "webhook_url": webhook_url,
     }
-    return request | {"tools": asked} if asked else request
+    if asked:
+        request["tools"] = asked
+    if data.get("is_raw"):
+        request["is_raw"] = True
+    return request
 
 
 def _fallbacks(

@@ -45,7 +45,7 @@ class OpenAIEmbeddingRequestSerializer(StrictSerializer):
         return super().to_internal_value(data)
 
 
-class EmbeddingUsage(TypedDict):
+class OpenAIEmbeddingUsage(TypedDict):
     prompt_tokens: int
     total_tokens: int
 
@@ -64,7 +64,7 @@ class EmbeddingList(TypedDict):
     object: str
     data: list[EmbeddingObject]
     model: str
-    usage: EmbeddingUsage
+    usage: OpenAIEmbeddingUsage
     truncated: list[int]
 
 

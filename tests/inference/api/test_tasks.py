@@ -799,7 +799,7 @@ def test_report_tells_all_about_an_answered_task(api: APIClient, new_task: NewTa
     client().xadd(f"task:{task.pk}:log", record)
     body = api.get(f"{TASKS}/{task.pk}/report").json()
     assert set(body) == {
-        *("task", "metrics", "tokens", "prompt", "messages", "params", "attempts"),
+        *("task", "metrics", "tokens", "cost_usd", "prompt", "messages", "params", "attempts"),
         *("webhook_deliveries", "logs"),
     }
     assert body["task"] == api.get(f"{TASKS}/{task.pk}").json()

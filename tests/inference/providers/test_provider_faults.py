@@ -704,6 +704,7 @@ _headers = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.timeout(480)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     body=_bodies,
