@@ -173,6 +173,8 @@ def _request(data: dict[str, Any], model: RegisteredModel) -> dict[str, Any]:
         request["tools"] = asked
     if data.get("is_raw"):
         request["is_raw"] = True
+    if "response" in data:
+        request["response"] = data["response"]
     return request
 
 

@@ -276,6 +276,11 @@ class GenerationTask(Claimable):
         return f"{self.id} ({self.status})"
 
     @property
+    def response_id(self) -> str:
+        """Its id at /v1/responses."""
+        return f"resp_{self.pk.removeprefix('task_')}"
+
+    @property
     def has_ended(self) -> bool:
         return self.status not in self.UNFINISHED
 

@@ -71,6 +71,10 @@ class WebhookDelivery(Claimable):
         COMPLETED = "task.completed"
         FAILED = "task.failed"
         CANCELLED = "task.cancelled"
+        RESPONSE_COMPLETED = "response.completed"
+        RESPONSE_INCOMPLETE = "response.incomplete"
+        RESPONSE_FAILED = "response.failed"
+        RESPONSE_CANCELLED = "response.cancelled"
 
     # First attempts go before retries.
     claim_order = ("attempt", "due_at")

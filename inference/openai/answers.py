@@ -62,16 +62,26 @@ class TextStream(DeferredResponse):
         writers: Sequence[SSEWriter],
         ending: Callable[[Sequence[GenerationTask]], bytes],
         error_event: Callable[[APIException], bytes],
+        *,
+        is_kept: bool = False,
+        is_new: bool = True,
     ) -> None:
-        """`ending`: what follows the events of tasks that have all completed."""
+        """`ending`: what follows the events of tasks that have all completed.
+
+        `is_kept`: the tasks go on when the client goes away. `is_new`: they were submitted for this
+        stream, so that nobody knows of them if it is refused.
+        """
         super().__init__(content_type=CONTENT_TYPE, headers=HEADERS | task_ids(tasks))
         self._tasks = tasks
         self._readings = [TaskReading(*each) for each in zip(tasks, writers, strict=True)]
         self._ending = ending
         self._error_event = error_event
+        self._is_kept = is_kept
+        self._is_new = is_new
 
     def refuse(self) -> None:
-        cancel(self._tasks)
+        if self._is_new:
+            cancel(self._tasks)
 
     async def parts(self, follower: Follower, in_thread: InThread) -> AsyncGenerator[bytes, None]:
         """Bytes of whole events."""
@@ -85,11 +95,12 @@ class TextStream(DeferredResponse):
                     yield part
             yield self._ending([reading.task for reading in self._readings])
         except APIException as error:
-            if not has_begun:
+            if not has_begun and self._is_new:
                 raise
             yield self._error_event(error)
         finally:
-            if not all(reading.task.has_ended for reading in self._readings):
+            has_ended = all(reading.task.has_ended for reading in self._readings)
+            if not has_ended and not self._is_kept:
                 await in_thread(cancel, self._tasks)
 
     async def _events(

@@ -19,7 +19,7 @@ OF_TASKS_ALONE = {
     *("idempotency_key", "stop_sequences"),
 }
 # What says nothing about the answer: taken, and not used.
-_IGNORED = {
+IGNORED = {
     *("user", "store", "service_tier", "safety_identifier"),
     *("prompt_cache_key", "prompt_cache_retention"),
 }
@@ -54,6 +54,7 @@ class CompletionFieldsSerializer(TaskSubmissionSerializer):
     """
 
     left_out: ClassVar[Collection[str]] = OF_TASKS_ALONE
+    dropped: ClassVar[Collection[str]] = IGNORED
 
     model = serializers.CharField(max_length=100)
     repetition_penalty = serializers.FloatField(
@@ -90,7 +91,7 @@ class CompletionFieldsSerializer(TaskSubmissionSerializer):
                     message = f"It is another name of {ours}: give one of them."
                     raise ValidationError({name: [message]})
                 fields[ours] = fields.pop(name)
-        return {name: value for name, value in fields.items() if name not in _IGNORED}
+        return {name: value for name, value in fields.items() if name not in self.dropped}
 
 
 def completion_request(

@@ -3,6 +3,7 @@ from rest_framework.routers import SimpleRouter
 from inference.openai.completion_views import ChatCompletionViewSet, CompletionViewSet
 from inference.openai.embedding_views import OpenAIEmbeddingViewSet
 from inference.openai.model_views import OpenAIModelViewSet
+from inference.openai.responses.views import ResponseViewSet
 
 router = SimpleRouter()
 router.trailing_slash = "/?"
@@ -10,5 +11,6 @@ router.register("chat/completions", ChatCompletionViewSet, basename="openai-chat
 router.register("completions", CompletionViewSet, basename="openai-completion")
 router.register("embeddings", OpenAIEmbeddingViewSet, basename="openai-embedding")
 router.register("models", OpenAIModelViewSet, basename="openai-model")
+router.register("responses", ResponseViewSet, basename="openai-response")
 
 urlpatterns = router.urls

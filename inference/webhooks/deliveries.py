@@ -6,8 +6,9 @@ from django.conf import settings
 from django.db.models.functions import Now
 
 from inference import dispatch
+from inference.engine.sequence import FinishReason
 from inference.models import GenerationTask, WebhookDelivery
-from inference.models.webhook_deliveries import GIVE_UP_AFTER
+from inference.models.webhook_deliveries import GIVE_UP_AFTER, new_webhook_id
 from inference.task_body import task_body
 
 
@@ -15,10 +16,24 @@ def add_delivery(task: GenerationTask) -> None:
     """Have the end of the task delivered; call it in the transaction that ends it."""
     ended = GenerationTask.objects.read(task.pk)
     assert ended is not None, "a task is not deleted before it has ended"
-    body = task_body(ended)
-    event = WebhookDelivery.Event(f"task.{ended.status}")
-    payload = {"type": event.value, "timestamp": body["finished_at"], "data": body}
+    delivery_id = new_webhook_id()
+    if "response" in ended.request:  # of /v1/responses: told in OpenAI's words
+        is_cut = ended.result and ended.result["finish_reason"] == FinishReason.LENGTH
+        is_incomplete = ended.status == ended.Status.COMPLETED and is_cut
+        event = WebhookDelivery.Event(f"response.{'incomplete' if is_incomplete else ended.status}")
+        payload = {
+            "id": delivery_id,
+            "object": "event",
+            "created_at": int(ended.finished_at.timestamp()) if ended.finished_at else None,
+            "type": event.value,
+            "data": {"id": ended.response_id},
+        }
+    else:
+        body = task_body(ended)
+        event = WebhookDelivery.Event(f"task.{ended.status}")
+        payload = {"type": event.value, "timestamp": body["finished_at"], "data": body}
     WebhookDelivery.objects.create(
+        id=delivery_id,
         task_id=ended.pk,
         owner=ended.owner,
         url=ended.request["webhook_url"],

@@ -1,0 +1,1 @@
+"""Responses: a task each, in the shape of OpenAI's newer API."""
