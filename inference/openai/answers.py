@@ -107,6 +107,7 @@ class TextStream(DeferredResponse):
         self, reading: TaskReading, follower: Follower, in_thread: InThread
     ) -> AsyncGenerator[bytes, None]:
         """Those of one task. Raises TaskNotCompleted."""
+        yield reading.begin()
         async with aclosing(reading.events(follower, in_thread)) as events:
             async for event in events:
                 yield event

@@ -3,9 +3,16 @@
 from typing import Any, TypedDict
 
 from inference.errors import ErrorCode
-from inference.models import GenerationTask
+from inference.models import GenerationTask, TaskResult
 from inference.openai.chat_response import finish_reason_of, result_of
-from inference.openai.responses.items import items_of, message_item, text_part
+from inference.openai.responses.items import (
+    call_item,
+    items_of,
+    message_item,
+    reasoning_item,
+    reasoning_part,
+    text_part,
+)
 
 _TaskStatus = GenerationTask.Status
 _STATUSES = {
@@ -153,14 +160,20 @@ def response_object(task: GenerationTask) -> ResponseObject:
 
 
 def output_items(task: GenerationTask) -> list[dict[str, Any]]:
-    """What the model has answered: a message even where it said nothing, if it has ended well."""
-    if task.result is None:
+    """Reasoning, text and calls; a message without text where the model said nothing at all."""
+    result: TaskResult | None = task.result
+    if result is None:
         return []
     is_whole = status_of(task) == "completed"
-    text, status = task.result["text"], "completed" if is_whole else "incomplete"
-    if not text and not is_whole:
-        return []
-    return [message_item(key_of(task), text_part(text), status=status)]
+    key, status = key_of(task), "completed" if is_whole else "incomplete"
+    items = []
+    if reasoning := result.get("reasoning_content"):
+        items.append(reasoning_item(key, reasoning_part(reasoning), status=status))
+    calls = result.get("tool_calls") or []
+    if result["text"] or (is_whole and not calls):
+        logprobs = (result.get("logprobs") or {}).get("content", ())
+        items.append(message_item(key, text_part(result["text"], logprobs), status=status))
+    return items + [call_item(f"{key}_{n}", call, status) for n, call in enumerate(calls)]
 
 
 def input_items(task: GenerationTask) -> list[dict[str, Any]]:

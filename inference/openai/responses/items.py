@@ -86,13 +86,12 @@ def items_of(messages: Sequence[Any], key: str) -> Iterator[dict[str, Any]]:
     for index, message in enumerate(messages):
         own, content = f"{key}_{index}", message["content"]
         if message["role"] == "tool":
+            output = {"call_id": message["tool_call_id"], "output": content}
             yield {
                 "type": "function_call_output",
                 "id": f"fco_{own}",
                 "status": "completed",
-                "call_id": message["tool_call_id"],
-                "output": content,
-            }
+            } | output
         elif message["role"] == "assistant":
             if content:
                 yield message_item(own, text_part(content))
@@ -123,9 +122,25 @@ def message_item(key: str, *parts: dict[str, Any], status: str = "completed") ->
     }
 
 
-def text_part(text: str) -> dict[str, Any]:
+def text_part(text: str, logprobs: Sequence[Any] = ()) -> dict[str, Any]:
     """The text of an answer, within its message."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
+
+
+def reasoning_item(key: str, *parts: dict[str, Any], status: str = "completed") -> dict[str, Any]:
+    """What the model has thought, as it wrote it: nobody makes a summary of it."""
+    return {
+        "type": "reasoning",
+        "id": f"rs_{key}",
+        "status": status,
+        "summary": [],
+        "content": list(parts),
+    }
+
+
+def reasoning_part(text: str) -> dict[str, Any]:
+    """The text within a reasoning item."""
+    return {"type": "reasoning_text", "text": text}
 
 
 def call_item(key: str, call: Any, status: str = "completed") -> dict[str, Any]:

@@ -1,17 +1,19 @@
 """From the body of a response to the fields of its task."""
 
+import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, ClassVar
 
+from django.conf import settings
 from drf_spectacular.utils import OpenApiExample, extend_schema_serializer
 from rest_framework import serializers
 from rest_framework.exceptions import NotFound, ValidationError
 
 from conversations.models import ChatMessage
 from conversations.serializers import MAX_CONTENT_CHARS, NewMessageSerializer
-from inference.models import GenerationTask
+from inference.models import GenerationTask, TaskResult
 from inference.openai.fields import IGNORED, OF_TASKS_ALONE, CompletionFieldsSerializer
 from inference.openai.responses.items import messages_of
 from monitoring.api.strict_serializer import StrictSerializer
@@ -32,7 +34,9 @@ ECHOED = (
     *("reasoning", "text", "tools", "tool_choice", "parallel_tool_calls", "truncation"),
     *("service_tier", "user", "safety_identifier", "prompt_cache_key"),
 )
+_LOGPROBS = "message.output_text.logprobs"
 _INCLUDED = (
+    _LOGPROBS,
     *("file_search_call.results", "web_search_call.results", "web_search_call.action.sources"),
     *("message.input_image.image_url", "computer_call_output.output.image_url"),
     *("code_interpreter_call.outputs", "reasoning.encrypted_content"),
@@ -76,7 +80,7 @@ class ResponseRequestSerializer(CompletionFieldsSerializer):
 
     left_out: ClassVar[Collection[str]] = OF_TASKS_ALONE | {
         *("n", "messages", "max_tokens", "response_format", "context_overflow"),
-        *("conversation_id", "save_to_conversation"),
+        *("conversation_id", "save_to_conversation", "logprobs"),
     }
     dropped: ClassVar[Collection[str]] = IGNORED - {*ECHOED}
 
@@ -113,7 +117,9 @@ class ResponseRequestSerializer(CompletionFieldsSerializer):
         help_text="auto drops the oldest turns of a history that is too long.",
     )
     include = serializers.ListField(
-        child=serializers.ChoiceField(choices=_INCLUDED), required=False, help_text="Not used."
+        child=serializers.ChoiceField(choices=_INCLUDED),
+        required=False,
+        help_text=f"{_LOGPROBS}; the others name what no response here has.",
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
@@ -125,9 +131,6 @@ class ResponseRequestSerializer(CompletionFieldsSerializer):
                 if name in attrs:
                     message = "The conversation has its own: leave this, or the conversation, out."
                     raise ValidationError({name: [message]})
-        for name in ("tools", "tool_choice", "parallel_tool_calls"):
-            if attrs.get(name) not in (None, [], "none", "auto", True):
-                raise ValidationError({name: ["No model here calls tools: leave it out."]})
         return attrs
 
 
@@ -146,7 +149,8 @@ def response_request(body: Any, owner: str) -> dict[str, Any]:
     fields: dict[str, Any] = _validator().run_validation(body)
     response = {name: fields.pop(name) for name in ECHOED if name in fields}
     given = fields.pop("input")
-    fields.pop("include", None)
+    if _LOGPROBS in fields.pop("include", ()) or fields.get("top_logprobs"):
+        fields["logprobs"] = True
     fields.pop("stream_options", None)
     fields["save_to_conversation"] = True
     is_cut = response["truncation"] == "auto"
@@ -157,9 +161,13 @@ def response_request(body: Any, owner: str) -> dict[str, Any]:
         fields["extra_params"] = (fields.get("extra_params") or {}) | {"reasoning_effort": effort}
     if described := response.get("text", {}).get("format"):
         fields["response_format"] = _response_format(described)
+    fields |= _tool_fields(response)
 
-    with renamed():
-        own = NewMessageSerializer(many=True).run_validation(messages_of(given))
+    messages = messages_of(given)
+    try:
+        own = NewMessageSerializer(many=True).run_validation(messages)
+    except ValidationError as error:
+        raise ValidationError({"input": error.detail}) from error
     if (conversation := fields.pop("conversation", None)) is not None:
         fields["conversation_id"] = _conversation_id(conversation)
         if [message["role"] for message in own] != ["user"] or not isinstance(
@@ -176,11 +184,11 @@ def response_request(body: Any, owner: str) -> dict[str, Any]:
     if previous_id := response.get("previous_response_id"):
         before += _history(find(previous_id, owner))
     fields["messages"] = [*before, *own]
-    num_chars = sum(len(message["content"] or "") for message in fields["messages"])
-    if len(fields["messages"]) > MAX_MESSAGES or num_chars > MAX_CONTENT_CHARS:
+    num_bytes = len(json.dumps(fields["messages"]))
+    if len(fields["messages"]) > MAX_MESSAGES or num_bytes > settings.MAX_BODY_BYTES:
         message = (
-            f"With its history it has more than {MAX_MESSAGES} messages or {MAX_CONTENT_CHARS} "
-            "characters: begin anew, with what is still needed of it."
+            f"With its history it has more than {MAX_MESSAGES} messages or "
+            f"{settings.MAX_BODY_BYTES} bytes: begin anew, with what is still needed of it."
         )
         raise ValidationError({"input": [message]})
     return fields | {"response": response | {"num_before": len(before)}}
@@ -208,10 +216,7 @@ def renamed() -> Iterator[None]:
         yield
     except ValidationError as error:
         details: Any = error.detail
-        if isinstance(details, list):
-            error.detail = {"input": details}
-        else:
-            error.detail = {_NAMES.get(name, name): each for name, each in details.items()}
+        error.detail = {_NAMES.get(name, name): each for name, each in details.items()}
         raise
 
 
@@ -225,8 +230,12 @@ def _history(previous: GenerationTask) -> list[ChatMessage]:
         raise ValidationError({"previous_response_id": [message]})
     has_instructions = bool(previous.request["response"].get("instructions"))
     history: list[ChatMessage] = previous.request["messages"][has_instructions:]
-    if previous.result and previous.result["text"]:
-        history = [*history, {"role": "assistant", "content": previous.result["text"]}]
+    result: TaskResult | None = previous.result
+    if result and (result["text"] or result.get("tool_calls")):
+        answer = ChatMessage(role="assistant", content=result["text"])
+        if calls := result.get("tool_calls"):
+            answer["tool_calls"] = calls
+        history = [*history, answer]
     return history
 
 
@@ -235,6 +244,31 @@ def _conversation_id(given: Any) -> str:
     if not isinstance(found, str) or len(found) > 64:
         raise ValidationError({"conversation": ['Give its id, or {"id": "conv_…"}.']})
     return found
+
+
+def _tool_fields(response: dict[str, Any]) -> dict[str, Any]:
+    """Tools as a task has them: what describes a function in an object of its own."""
+    tools, choice = response.get("tools"), response.get("tool_choice")
+    if not tools:
+        return {} if choice in (None, "auto", "none") else {"tool_choice": choice}
+    asked: dict[str, Any] = {"tools": tools}
+    if isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools):
+        if others := [str(tool.get("type")) for tool in tools if tool.get("type") != "function"]:
+            message = f"Only functions are called: nothing here runs {others[0][:100]}."
+            raise ValidationError({"tools": [message]})
+        functions = [
+            {name: value for name, value in tool.items() if name != "type" and value is not None}
+            for tool in tools
+        ]
+        asked["tools"] = [{"type": "function", "function": each} for each in functions]
+    if isinstance(choice, dict) and "name" in choice:
+        function = {name: value for name, value in choice.items() if name != "type"}
+        choice = {"type": choice.get("type"), "function": function}
+    if choice is not None:
+        asked["tool_choice"] = choice
+    if "parallel_tool_calls" in response:
+        asked["parallel_tool_calls"] = response["parallel_tool_calls"]
+    return asked
 
 
 def _response_format(described: dict[str, Any]) -> dict[str, Any]:

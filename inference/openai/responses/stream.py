@@ -16,7 +16,13 @@ from inference.models import GenerationTask
 from inference.openai.answers import TextStream
 from inference.openai.errors import AnswerVoid, body_of
 from inference.openai.responses.body import key_of, response_object, status_of
-from inference.openai.responses.items import message_item, text_part
+from inference.openai.responses.items import (
+    call_item,
+    message_item,
+    reasoning_item,
+    reasoning_part,
+    text_part,
+)
 from monitoring.streams.delta_stream import Delta
 
 MAX_NUMBER = 2**53 - 1
@@ -24,6 +30,12 @@ MAX_NUMBER = 2**53 - 1
 _NUMBERS_OF_AN_ATTEMPT = 2**24
 _NUM_OPENING = 2
 _NUMBERS_OF_AN_ITEM = 5
+# By the type of an item: what its deltas add to.
+_PREFIXES = {
+    "message": "response.output_text",
+    "reasoning": "response.reasoning_text",
+    "function_call": "response.function_call_arguments",
+}
 
 
 class ResponseEvents(SSEWriter):
@@ -42,7 +54,10 @@ class ResponseEvents(SSEWriter):
         self._has_ended = False
         self._num_chars = 0
         self._num_items = 0
-        self._texts: list[str] | None = None  # of the item that is open
+        # The item that is open, as it was added, and what its deltas have brought.
+        self._item: dict[str, Any] | None = None
+        self._texts: list[str] = []
+        self._logprobs: list[Any] = []
 
     def begin(self, attempt: int) -> bytes:
         return self._open() + super().begin(attempt)
@@ -50,18 +65,23 @@ class ResponseEvents(SSEWriter):
     def delta(self, delta: Delta) -> bytes:
         if _NUM_OPENING <= self._after < self._first_number:
             raise AnswerVoid  # the reader has text of another attempt
-        events = self._open() + self._open_item()
-        assert self._texts is not None
-        self._texts.append(delta.text)
+        kind, call = "message", delta.tool_call
+        if call or delta.reasoning:
+            kind = "function_call" if call else "reasoning"
+        events = self._open()
+        if self._item is None or self._item["type"] != kind or (call and "id" in call):
+            events += self._close_item("completed") + self._open_item(kind, call)
+        text = call["function"]["arguments"] if call else delta.reasoning or delta.text
+        self._texts.append(text)
         self._num_chars = self.cursor.num_chars
         number = self._number(1)
-        return events + self._event(
-            number,
-            "response.output_text.delta",
-            **self._part,
-            delta=delta.text[-max(1, number - self._after) :],  # what the reader lacks of it
-            logprobs=[],
-        )
+        if not text:
+            return events
+        fields = self._place | {"delta": text[-max(1, number - self._after) :]}  # what is unseen
+        if kind == "message":
+            self._logprobs += delta.logprobs
+            fields["logprobs"] = delta.logprobs
+        return events + self._event(number, f"{_PREFIXES[kind]}.delta", **fields)
 
     def restart(self, attempt: int) -> bytes:
         raise AnswerVoid
@@ -70,9 +90,10 @@ class ResponseEvents(SSEWriter):
         self._has_ended = True
         body, status = response_object(task), status_of(task)
         events = self._open()
-        if body["output"]:
-            events += self._open_item()
-            events += self._close_item("completed" if status == "completed" else "incomplete")
+        is_said = self._item is not None and self._item["type"] == "message"
+        if not is_said and body["output"] and body["output"][-1]["type"] == "message":
+            events += self._close_item("completed") + self._open_item("message")  # without text
+        events += self._close_item("completed" if status == "completed" else "incomplete")
         kind = "incomplete" if status == "cancelled" else status  # the SDK knows no other
         return events + self._event(self._number(0), f"response.{kind}", response=body)
 
@@ -100,10 +121,11 @@ class ResponseEvents(SSEWriter):
         return self._first_number + before + place
 
     @property
-    def _part(self) -> dict[str, Any]:
+    def _place(self) -> dict[str, Any]:
         """Where the text of the open item is."""
-        item_id = f"msg_{key_of(self._task)}"
-        return {"item_id": item_id, "output_index": self._num_items, "content_index": 0}
+        assert self._item is not None
+        place = {"item_id": self._item["id"], "output_index": self._num_items}
+        return place if self._item["type"] == "function_call" else place | {"content_index": 0}
 
     def _open(self) -> bytes:
         """The two events that come first, as they were before there was an answer."""
@@ -124,43 +146,54 @@ class ResponseEvents(SSEWriter):
             1, "response.in_progress", response=empty
         )
 
-    def _open_item(self) -> bytes:
-        if self._texts is not None:
-            return b""
-        self._texts = []
-        item = message_item(key_of(self._task), status="in_progress")
-        added = self._event(
+    def _open_item(self, kind: str, call: dict[str, Any] | None = None) -> bytes:
+        key = key_of(self._task)
+        self._texts, self._logprobs = [], []
+        part = None
+        if call:
+            function = call["function"] | {"arguments": ""}
+            self._item = call_item(
+                f"{key}_{call['index']}", call | {"function": function}, "in_progress"
+            )
+        elif kind == "reasoning":
+            self._item, part = reasoning_item(key, status="in_progress"), reasoning_part("")
+        else:
+            self._item, part = message_item(key, status="in_progress"), text_part("")
+        events = self._event(
             self._number(0),
             "response.output_item.added",
             output_index=self._num_items,
-            item=item,
+            item=self._item,
         )
-        return added + self._event(
-            self._number(1), "response.content_part.added", **self._part, part=text_part("")
-        )
+        if part:
+            number = self._number(1)
+            events += self._event(number, "response.content_part.added", **self._place, part=part)
+        return events
 
     def _close_item(self, status: str) -> bytes:
-        assert self._texts is not None
-        text, self._texts = "".join(self._texts), None
-        part = text_part(text)
-        events = (
-            self._event(
-                self._number(2),
-                "response.output_text.done",
-                **self._part,
-                text=text,
-                logprobs=[],
-            ),
-            self._event(self._number(3), "response.content_part.done", **self._part, part=part),
-            self._event(
-                self._number(4),
-                "response.output_item.done",
-                output_index=self._num_items,
-                item=message_item(key_of(self._task), part, status=status),
-            ),
+        """Nothing where none is open."""
+        if self._item is None:
+            return b""
+        text, kind, part = "".join(self._texts), self._item["type"], None
+        item = self._item | {"status": status}
+        if kind == "function_call":
+            item["arguments"] = text
+            fields: dict[str, Any] = {"arguments": text, "name": item["name"]}
+        else:
+            is_message = kind == "message"
+            part = text_part(text, self._logprobs) if is_message else reasoning_part(text)
+            item["content"] = [part]
+            fields = {"text": text} | ({"logprobs": self._logprobs} if is_message else {})
+        events = self._event(self._number(2), f"{_PREFIXES[kind]}.done", **self._place, **fields)
+        if part:
+            number = self._number(3)
+            events += self._event(number, "response.content_part.done", **self._place, part=part)
+        events += self._event(
+            self._number(4), "response.output_item.done", output_index=self._num_items, item=item
         )
+        self._item = None
         self._num_items += 1
-        return b"".join(events)
+        return events
 
     def _event(self, number: int, kind: str, **fields: Any) -> bytes:
         """One event, in ASCII: not every client agrees on what ends a line."""

@@ -119,7 +119,7 @@ class ResponseViewSet(OpenAIViewSet):
         ],
         responses={200: ResponseItemList},
     )
-    @action(detail=True, methods=["get"], pagination_class=None)
+    @action(detail=True, methods=["get"])
     def input_items(self, request: Request, pk: str) -> Response:
         """The items of its own input, without those of earlier responses."""
         task = self._task(pk)

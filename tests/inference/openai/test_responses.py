@@ -11,6 +11,7 @@ from conversations.models import Conversation
 from inference.errors import ErrorCode
 from inference.lifecycle import claim, finish
 from inference.models import GenerationTask, RegisteredModel, WebhookDelivery
+from inference.openai.responses.request import response_request
 from monitoring.api.principal import Principal, Scope
 from monitoring.streams import delta_stream
 from tests.conftest import Valkey, client_of
@@ -428,6 +429,125 @@ def test_answer_of_another_attempt_is_no_rest(api: APIClient) -> None:
     assert after_opening[-1]["response"]["status"] == "completed"
     [error] = read_events(number, 7)
     assert (error["type"], error["code"], error["sequence_number"]) == ("error", "worker_lost", 8)
+
+
+def call(number: int, arguments: str) -> Any:
+    function = {"name": "weather", "arguments": arguments}
+    return {"id": f"call_{number}", "type": "function", "function": function}
+
+
+def end_with_calls(response_id: str) -> None:
+    """Streams some reasoning, text and two calls, and completes with them."""
+    task = GenerationTask.objects.get(pk=task_id(response_id))
+    lease = claim.claim(task.pk)
+    assert lease is not None
+    calls = [call(0, '{"city": "Bonn"}'), call(1, "")]
+    writer = delta_stream.DeltaWriter(task.pk, lease.attempt)
+    writer.write_reasoning("Let me ")
+    writer.write_reasoning("think.")
+    writer.write("I ask.")
+    writer.write_tool_call({"index": 0, **call(0, "")})
+    for part in ('{"city": ', '"Bonn"}'):
+        writer.write_tool_call({"index": 0, "function": {"arguments": part}})
+    writer.write_tool_call({"index": 1, **calls[1]})
+    writer.flush()
+    result = answer("I ask.", "tool_calls")
+    result["reasoning_content"] = "Let me think."
+    result["tool_calls"] = calls
+    finish.complete(lease, result, TIMINGS)
+
+
+@pytest.mark.parametrize("has_deltas", [True, False])
+def test_reasoning_text_and_calls_are_items(api: APIClient, has_deltas: bool) -> None:
+    number = created(api)["id"]
+    end_with_calls(number)
+    key = number.removeprefix("resp_")
+    output = api.get(f"{PATH}/{number}").json()["output"]
+    text = {"type": "output_text", "text": "I ask.", "annotations": [], "logprobs": []}
+    head = {"type": "function_call", "status": "completed", "name": "weather"}
+    assert output == [
+        {
+            "type": "reasoning",
+            "id": f"rs_{key}",
+            "status": "completed",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "Let me think."}],
+        },
+        {
+            "type": "message",
+            "id": f"msg_{key}",
+            "status": "completed",
+            "role": "assistant",
+            "content": [text],
+        },
+        head | {"id": f"fc_{key}_0", "call_id": "call_0", "arguments": '{"city": "Bonn"}'},
+        head | {"id": f"fc_{key}_1", "call_id": "call_1", "arguments": ""},
+    ]
+    whole = read_events(number)
+    if not has_deltas:
+        delta_stream.delete([task_id(number)])
+    for index, event in enumerate(whole):
+        events = whole[: index + 1] + read_events(number, event["sequence_number"])
+        numbers = [each["sequence_number"] for each in events]
+        assert numbers == sorted({*numbers})
+        assert [each["item"] for each in events if each["type"].endswith("item.done")] == output
+        deltas = ["", "", "", ""]
+        for each in events:
+            if each["type"].endswith(".delta"):
+                deltas[each["output_index"]] += each["delta"]
+        assert deltas == ["Let me think.", "I ask.", '{"city": "Bonn"}', ""]
+        assert events[-1]["response"]["output"] == output
+
+
+def test_calls_are_part_of_the_history(api: APIClient) -> None:
+    first = created(api)["id"]
+    end_with_calls(first)
+    results = [
+        {"type": "function_call_output", "call_id": "call_0", "output": "12 °C"},
+        {
+            "type": "function_call_output",
+            "call_id": "call_1",
+            "output": [{"type": "input_text", "text": "none"}],
+        },
+    ]
+    second = created(api, input=results, previous_response_id=first)["id"]
+    by_hand = [{"role": "user", "content": "Hi"}, *api.get(f"{PATH}/{first}").json()["output"]]
+    third = created(api, input=[*by_hand, *results])["id"]
+    calls = [call(0, '{"city": "Bonn"}'), call(1, "")]
+    for number in (second, third):
+        assert GenerationTask.objects.get(pk=task_id(number)).request["messages"] == [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "I ask.", "tool_calls": calls},
+            {"role": "tool", "content": "12 °C", "tool_call_id": "call_0"},
+            {"role": "tool", "content": "none", "tool_call_id": "call_1"},
+        ]
+    items = api.get(f"{PATH}/{third}/input_items", {"order": "asc"}).json()["data"]
+    assert [item["type"] for item in items] == [
+        *("message", "message", "function_call", "function_call"),
+        *("function_call_output", "function_call_output"),
+    ]
+    assert items[-1]["output"] == "none"
+    orphan = api.post(PATH, BODY | {"input": results[:1]}, format="json")
+    assert (orphan.status_code, orphan.json()["error"]["param"]) == (400, "input")
+
+
+def test_tools_are_described_as_a_task_has_them() -> None:
+    parameters = {"type": "object", "properties": {}}
+    tool = {"type": "function", "name": "weather", "parameters": parameters, "strict": True}
+    body = BODY | {
+        "tools": [tool | {"description": None}],
+        "tool_choice": {"type": "function", "name": "weather"},
+        "parallel_tool_calls": False,
+        "include": ["message.output_text.logprobs"],
+        "top_logprobs": 2,
+    }
+    fields = response_request(body, "local")
+    function = {"name": "weather", "parameters": parameters, "strict": True}
+    assert fields["tools"] == [{"type": "function", "function": function}]
+    assert fields["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+    assert (fields["parallel_tool_calls"], fields["logprobs"]) == (False, True)
+    without = response_request(BODY | {"tools": [], "tool_choice": "auto"}, "local")
+    assert without.keys().isdisjoint({"tools", "tool_choice", "logprobs"})
 
 
 def test_failed_and_cancelled_streams_end_with_the_response(api: APIClient) -> None:

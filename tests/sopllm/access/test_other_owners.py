@@ -111,7 +111,13 @@ def test_id_of_somebody_else_is_not_found_on_any_route(
 ) -> None:
     alice = client_of(ALICE)
     num_calls = 0
-    for name, number in (("tasks", of_bob.pk), ("conversations", of_bob.conversation_id)):
+    GenerationTask.objects.update(request=of_bob.request | {"response": {"store": True}})
+    ids = {
+        "tasks": of_bob.pk,
+        "conversations": of_bob.conversation_id,
+        "responses": of_bob.response_id,
+    }
+    for name, number in ids.items():
         for method, path in calls(name, str(number)):
             response = call(alice, method, path)
             assert response.status_code == 404, (method, path)
