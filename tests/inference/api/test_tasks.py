@@ -814,7 +814,7 @@ def test_report_tells_all_about_an_answered_task(api: APIClient, new_task: NewTa
     [attempt] = body["attempts"]
     assert set(attempt) == {
         *("number", "worker", "model", "started_at", "ended_at", "outcome"),
-        *("error_code", "error"),
+        *("error_code", "error", "cost_usd"),
     }
     assert (attempt["number"], attempt["outcome"], attempt["model"]) == (1, "completed", "echo")
 
