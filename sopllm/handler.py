@@ -86,7 +86,9 @@ class PooledHandler(BaseHandler):
             is_whole = isinstance(body, bytes)
             response = await self.in_thread(self._respond, scope, body) if is_whole else body
         async with contextlib.AsyncExitStack() as stack:
-            if response.get("Content-Type", "").startswith("text/event-stream"):
+            is_deferred = isinstance(response, DeferredResponse)
+            content_type = response.get("Content-Type", "")
+            if is_deferred and content_type.startswith("text/event-stream"):
                 try:
                     await stack.enter_async_context(open_place(scope["principal"], self.in_thread))
                 except LimitReached as error:
