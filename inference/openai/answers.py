@@ -14,14 +14,12 @@ from inference.api.sse_cursor import SSEWriter
 from inference.api.task_stream import CONTENT_TYPE, HEADERS, TaskReading, kept_alive
 from inference.models import GenerationTask
 from inference.openai.errors import TaskNotCompleted, task_ids
-from inference.openai.tasks import cancel
+from inference.openai.tasks import cancel, is_answered
 from monitoring.streams.follower import Follower
-
-Status = GenerationTask.Status
 
 
 class AnswerAtEnd(LongPoll):
-    """Answers when all tasks have completed, or the first one has not.
+    """Answers when all tasks are answered, or the first one has failed.
 
     Its tasks are cancelled when the client goes away, or there is nothing to wait for any more.
     """
@@ -41,7 +39,7 @@ class AnswerAtEnd(LongPoll):
             return HttpResponse()
         rows = [GenerationTask.objects.read(task.pk) for task in self._tasks]
         for task in rows:
-            if task is None or task.status in (Status.FAILED, Status.CANCELLED):
+            if task is None or (task.has_ended and not is_answered(task)):
                 cancel(self._tasks)
                 raise TaskNotCompleted(task, self._tasks)
         ended = [task for task in rows if task and task.has_ended]
@@ -66,7 +64,7 @@ class TextStream(DeferredResponse):
         is_kept: bool = False,
         is_new: bool = True,
     ) -> None:
-        """`ending`: what follows the events of tasks that have all completed.
+        """`ending`: what follows the events of tasks that are all answered.
 
         `is_kept`: the tasks go on when the client goes away. `is_new`: they were submitted for this
         stream, so that nobody knows of them if it is refused.
@@ -111,7 +109,7 @@ class TextStream(DeferredResponse):
         async with aclosing(reading.events(follower, in_thread)) as events:
             async for event in events:
                 yield event
-        if reading.task.status != Status.COMPLETED:
+        if not is_answered(reading.task):
             task = reading.task if reading.task.has_ended else None
             raise TaskNotCompleted(task, self._tasks)
 

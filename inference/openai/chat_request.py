@@ -39,8 +39,12 @@ def chat_request(body: Any) -> CompletionRequest:
 
 
 def _message(message: Any) -> Any:
-    """As tasks take it: members that are null are left out, `developer` is `system`."""
+    """As tasks take it: without what is null or empty, as in the answers that come back.
+
+    `developer` is `system`; no model reads the `name` of who speaks.
+    """
     if not isinstance(message, dict):
         return message
-    given = {name: value for name, value in message.items() if value is not None}
+    given = {name: value for name, value in message.items() if value not in (None, [])}
+    given.pop("name", None)
     return given | {"role": "system"} if given.get("role") == "developer" else given

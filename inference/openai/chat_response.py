@@ -1,8 +1,9 @@
 """Chat completions, from tasks that have ended."""
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
+from conversations.models import ToolCall
 from inference.engine.sequence import FinishReason
 from inference.models import GenerationTask, TaskResult
 
@@ -21,15 +22,26 @@ class CompletionUsage(TypedDict):
 
 
 class AssistantMessage(TypedDict):
+    """`content` is null where there are calls alone."""
+
     role: str
     content: str | None
     refusal: str | None
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCall]]
+
+
+class ChoiceLogprobs(TypedDict):
+    """One for each token, those of reasoning and calls included."""
+
+    content: list[dict[str, Any]]
+    refusal: list[dict[str, Any]] | None
 
 
 class ChatChoice(TypedDict):
     index: int
     message: AssistantMessage
-    logprobs: dict[str, Any] | None
+    logprobs: ChoiceLogprobs | None
     finish_reason: str
 
 
@@ -55,9 +67,25 @@ def chat_completion(tasks: Sequence[GenerationTask]) -> ChatCompletion:
 
 
 def _choice(index: int, result: TaskResult) -> ChatChoice:
-    message = AssistantMessage(role="assistant", content=result["text"], refusal=None)
-    reason = finish_reason_of(result)
-    return ChatChoice(index=index, message=message, logprobs=None, finish_reason=reason)
+    calls, reasoning = result.get("tool_calls"), result.get("reasoning_content")
+    content = None if calls and not result["text"] else result["text"]
+    message = AssistantMessage(role="assistant", content=content, refusal=None)
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = calls
+    logprobs = result.get("logprobs")
+    return ChatChoice(
+        index=index,
+        message=message,
+        logprobs=choice_logprobs(logprobs["content"]) if logprobs else None,
+        finish_reason=finish_reason_of(result),
+    )
+
+
+def choice_logprobs(content: list[dict[str, Any]]) -> ChoiceLogprobs | None:
+    """Those of some tokens; None without any."""
+    return ChoiceLogprobs(content=content, refusal=None) if content else None
 
 
 class Head(TypedDict):
@@ -80,15 +108,16 @@ def head(tasks: Sequence[GenerationTask], prefix: str, kind: str) -> Head:
 
 
 def result_of(task: GenerationTask) -> TaskResult:
-    """The result of a task that has completed."""
+    """The result of a task that has one."""
     result: TaskResult | None = task.result
-    assert result is not None, "a completed task has a result"
+    assert result is not None, "a task that is answered has a result"
     return result
 
 
 def finish_reason_of(result: TaskResult) -> str:
-    """Why the text ends, in OpenAI's words."""
-    return "length" if result["finish_reason"] == FinishReason.LENGTH else "stop"
+    """Why the answer ends, in OpenAI's words."""
+    reason = result["finish_reason"]
+    return reason if reason in (FinishReason.LENGTH, FinishReason.TOOL_CALLS) else "stop"
 
 
 def usage_of(tasks: Sequence[GenerationTask], num_choices: int) -> CompletionUsage:

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from inference.models import GenerationTask
-from inference.openai.chat_response import finish_reason_of, result_of
+from inference.openai.chat_response import choice_logprobs
 from inference.openai.chunks import ChunkWriter
 from monitoring.streams.delta_stream import Delta
 
@@ -17,12 +16,16 @@ class ChatChunkWriter(ChunkWriter):
         self._has_begun = False
 
     def delta(self, delta: Delta) -> bytes:
-        return self._role() + self.chunk(delta={"content": delta.text})
+        if delta.tool_call:
+            news: dict[str, Any] = {"tool_calls": [delta.tool_call]}
+        elif delta.reasoning:
+            news = {"reasoning_content": delta.reasoning}
+        else:
+            news = {"content": delta.text}
+        return self._role() + self.chunk(delta=news, logprobs=choice_logprobs(delta.logprobs))
 
-    def end(self, task: GenerationTask) -> bytes:
-        if task.status != GenerationTask.Status.COMPLETED:
-            return b""  # the error follows
-        return self._role() + self.chunk(finish_reason_of(result_of(task)), delta={})
+    def last(self, finish_reason: str) -> bytes:
+        return self._role() + self.chunk(finish_reason, delta={})
 
     def _role(self) -> bytes:
         if self._has_begun:

@@ -9,8 +9,9 @@ from rest_framework.exceptions import APIException
 from inference.api.sse_cursor import SSEWriter
 from inference.models import GenerationTask
 from inference.openai.answers import TextStream
-from inference.openai.chat_response import Head, usage_of
+from inference.openai.chat_response import Head, finish_reason_of, result_of, usage_of
 from inference.openai.errors import AnswerVoid, body_of
+from inference.openai.tasks import is_answered
 
 _DONE = b"data: [DONE]\n\n"
 
@@ -27,15 +28,23 @@ class ChunkWriter(SSEWriter):
     def restart(self, attempt: int) -> bytes:
         raise AnswerVoid
 
-    def chunk(self, finish_reason: str | None = None, **fields: Any) -> bytes:
-        """The next chunk, `fields` being those of its choice."""
-        choice = {
-            "index": self._index,
-            **fields,
-            "logprobs": None,
-            "finish_reason": finish_reason,
-        }
-        return _event({**self._head, "choices": [choice]})
+    def end(self, task: GenerationTask) -> bytes:
+        """Nothing for a task that has failed, whose error follows."""
+        return self.last(finish_reason_of(result_of(task))) if is_answered(task) else b""
+
+    def last(self, finish_reason: str) -> bytes:
+        """The last chunk of the choice."""
+        raise NotImplementedError
+
+    def chunk(
+        self,
+        finish_reason: str | None = None,
+        logprobs: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> bytes:
+        """One chunk, `fields` being those of its choice."""
+        beside = {"logprobs": logprobs, "finish_reason": finish_reason}
+        return _event({**self._head, "choices": [{"index": self._index, **fields, **beside}]})
 
 
 def chunk_stream(

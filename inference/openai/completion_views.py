@@ -3,9 +3,12 @@
 from functools import partial
 
 from django.http import HttpResponseBase
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.request import Request
 
+from inference.api.task_stream import CONTENT_TYPE
+from inference.openai import examples
 from inference.openai.answers import AnswerAtEnd
 from inference.openai.chat_request import ChatCompletionRequestSerializer, chat_request
 from inference.openai.chat_response import ChatCompletion, chat_completion, head
@@ -21,14 +24,23 @@ from inference.openai.completions import (
 from inference.openai.tasks import submitted
 from inference.openai.viewset import OpenAIViewSet
 
+_HEADERS = [
+    OpenApiParameter("X-Priority", float, OpenApiParameter.HEADER, description="0 to 100."),
+    OpenApiParameter(
+        "Idempotency-Key", str, OpenApiParameter.HEADER, description="Gives the first answer again."
+    ),
+]
+
 
 class ChatCompletionViewSet(OpenAIViewSet):
     """Chat completions."""
 
     @extend_schema(
         summary="A chat completion",
+        parameters=_HEADERS,
         request=ChatCompletionRequestSerializer,
-        responses={200: ChatCompletion},
+        responses={200: ChatCompletion, (200, CONTENT_TYPE): OpenApiTypes.STR},
+        examples=examples.of(examples.CHAT_REQUEST, examples.CHAT),
     )
     def create(self, request: Request) -> HttpResponseBase:
         """Answer a chat. When the client goes away, its tasks are cancelled."""
@@ -50,8 +62,10 @@ class CompletionViewSet(OpenAIViewSet):
 
     @extend_schema(
         summary="A completion of a prompt",
+        parameters=_HEADERS,
         request=CompletionRequestSerializer,
-        responses={200: TextCompletion},
+        responses={200: TextCompletion, (200, CONTENT_TYPE): OpenApiTypes.STR},
+        examples=examples.of(examples.COMPLETION_REQUEST, examples.COMPLETION),
     )
     def create(self, request: Request) -> HttpResponseBase:
         """Go on with a prompt, by local models as it is, without their chat template."""

@@ -27,6 +27,10 @@ from inference.openai.fields import (
 from monitoring.streams.delta_stream import Delta
 
 MAX_PROMPTS = 100
+_OF_CHATS = {
+    *("messages", "conversation_id", "tools", "tool_choice"),
+    *("parallel_tool_calls", "logprobs", "top_logprobs"),
+}
 _TEXT = {"type": "string"}
 
 
@@ -44,7 +48,7 @@ class PromptField(serializers.ListField):
 
 
 class CompletionRequestSerializer(CompletionFieldsSerializer):
-    left_out = OF_TASKS_ALONE - {"prompt"} | {"messages", "conversation_id"}
+    left_out = OF_TASKS_ALONE - {"prompt"} | _OF_CHATS
 
     prompt = PromptField(  # type: ignore[assignment] # several, each a task of its own
         allow_empty=False, max_length=MAX_PROMPTS
@@ -116,7 +120,5 @@ class TextChunkWriter(ChunkWriter):
     def delta(self, delta: Delta) -> bytes:
         return self.chunk(text=delta.text)
 
-    def end(self, task: GenerationTask) -> bytes:
-        if task.status != GenerationTask.Status.COMPLETED:
-            return b""  # the error follows
-        return self.chunk(finish_reason_of(result_of(task)), text="")
+    def last(self, finish_reason: str) -> bytes:
+        return self.chunk(finish_reason, text="")

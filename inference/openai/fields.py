@@ -23,6 +23,8 @@ IGNORED = {
     *("user", "store", "service_tier", "safety_identifier"),
     *("prompt_cache_key", "prompt_cache_retention"),
 }
+# What only some cloud models know, by OpenAI's names.
+_OF_PROVIDERS = ("reasoning_effort", "verbosity")
 _RENAMED = {"max_completion_tokens": "max_tokens", "repetition_penalty": "repeat_penalty"}
 
 
@@ -67,6 +69,8 @@ class CompletionFieldsSerializer(TaskSubmissionSerializer):
         help_text="Choices, each by a task of its own; of a seed, each takes the next one.",
     )
     stream_options = StreamOptionsSerializer(required=False)
+    reasoning_effort = serializers.CharField(required=False, help_text="Of cloud models.")
+    verbosity = serializers.CharField(required=False, help_text="Of cloud models.")
     user = serializers.CharField(required=False, allow_blank=True, help_text="Not used.")
     store = serializers.BooleanField(required=False, help_text="Not used.")
     service_tier = serializers.CharField(required=False, help_text="Not used.")
@@ -91,6 +95,10 @@ class CompletionFieldsSerializer(TaskSubmissionSerializer):
                     message = f"It is another name of {ours}: give one of them."
                     raise ValidationError({name: [message]})
                 fields[ours] = fields.pop(name)
+        for name in _OF_PROVIDERS:
+            if name in fields:
+                extra_params = fields.get("extra_params", {})
+                fields["extra_params"] = {**extra_params, name: fields.pop(name)}
         return {name: value for name, value in fields.items() if name not in self.dropped}
 
 

@@ -7,6 +7,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from inference.models import RegisteredModel
+from inference.openai import examples
 from inference.openai.errors import ModelNotFound
 from inference.openai.viewset import OpenAIViewSet
 from inference.providers.registry import provider_class
@@ -19,6 +20,8 @@ class ModelCapabilities(TypedDict):
     embeddings: bool
     streaming: bool
     structured_output: bool
+    tools: bool
+    vision: bool
 
 
 class ModelObject(TypedDict):
@@ -47,13 +50,13 @@ class OpenAIModelViewSet(OpenAIViewSet):
     # Whatever it is: a name that no model can have is that of no model.
     lookup_value_regex = ".+?"
 
-    @extend_schema(summary="All models", responses={200: ModelList})
+    @extend_schema(summary="All models", responses={200: ModelList}, examples=[examples.MODELS])
     def list(self, request: Request) -> Response:
         """All registered models by name, with what they can do."""
         models = RegisteredModel.objects.order_by("name")
         return Response(ModelList(object="list", data=[model_object(model) for model in models]))
 
-    @extend_schema(summary="One model", responses={200: ModelObject})
+    @extend_schema(summary="One model", responses={200: ModelObject}, examples=[examples.MODEL])
     def retrieve(self, request: Request, name: str) -> Response:
         """One model by its name."""
         model = None if "\0" in name else RegisteredModel.objects.read(name)
@@ -79,5 +82,7 @@ def model_object(model: RegisteredModel) -> ModelObject:
             embeddings=is_embedding,
             streaming=provider.supports_streaming and not is_embedding,
             structured_output=provider.supports_structured_output,
+            tools=provider.supports_tools,
+            vision=provider.why_no_images is None and not is_embedding,
         ),
     )

@@ -7,6 +7,8 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 
 from inference.api.submitting import first_or_new, refusals
+from inference.engine.sequence import FinishReason
+from inference.errors import ErrorCode
 from inference.lifecycle import finish, submit
 from inference.models import MAX_PRIORITY, GenerationTask
 from monitoring.api.principal import principal_of
@@ -27,6 +29,16 @@ def submitted(request: Request, submissions: Sequence[dict[str, Any]]) -> list[G
             own_key = f"{key}#{index}" if key and index else key
             tasks.append(first_or_new(principal, fields, own_key))
         return submit.submit(tasks, principal.limits.max_pending_tasks)
+
+
+def is_answered(task: GenerationTask) -> bool:
+    """Whether it has an answer that clients of OpenAI's API expect to get.
+
+    A structured output that was cut at max_tokens is one: it has the `finish_reason` length.
+    """
+    if task.error_code == ErrorCode.STRUCTURED_OUTPUT_INVALID and task.result:
+        return bool(task.result["finish_reason"] == FinishReason.LENGTH)
+    return task.status == GenerationTask.Status.COMPLETED
 
 
 def cancel(tasks: Sequence[GenerationTask]) -> None:

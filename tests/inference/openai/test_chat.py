@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 from rest_framework.test import APIClient
 
-from inference.errors import ErrorCode
+from inference.errors import ErrorCode, InferenceError
+from inference.lifecycle import finish
 from inference.models import GenerationTask, RegisteredModel
+from monitoring.streams.delta_stream import DeltaWriter
 from tests.conftest import Valkey
+from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed
 from tests.inference.openai.worker import ask, completing, failing
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -204,3 +207,87 @@ def test_refusal_names_the_parameter(
 def test_priority_that_is_none_is_refused(api: APIClient, priority: str) -> None:
     response = api.post(CHAT, BODY, format="json", headers={"X-Priority": priority})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "X-Priority")
+
+
+CALL: Any = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": '{"city": "Bonn"}'},
+}
+LOGPROB: Any = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}
+
+
+def calling(task: GenerationTask) -> None:
+    """Thinks, and calls a tool."""
+    lease = claimed(task)
+    writer = DeltaWriter(task.pk, lease.attempt)
+    writer.write_reasoning("Which city?", [LOGPROB])
+    first, rest = CALL["function"]["arguments"][:5], CALL["function"]["arguments"][5:]
+    writer.write_tool_call(
+        {"index": 0, **CALL, "function": {"name": "weather", "arguments": first}}
+    )
+    writer.write_tool_call({"index": 0, "function": {"arguments": rest}})
+    writer.flush()
+    beside = {"reasoning_content": "Which city?", "tool_calls": [CALL]}
+    logprobs = {"logprobs": {"content": [LOGPROB]}}
+    result: Any = answer("", "tool_calls") | beside | logprobs
+    finish.complete(lease, result, TIMINGS)
+
+
+def test_calls_and_reasoning_are_apart_from_the_text() -> None:
+    [choice] = ask(CHAT, BODY, calling).json()["choices"]
+    assert choice == {
+        "index": 0,
+        "message": {
+            "role": "assistant",
+            "content": None,
+            "refusal": None,
+            "reasoning_content": "Which city?",
+            "tool_calls": [CALL],
+        },
+        "logprobs": {"content": [LOGPROB], "refusal": None},
+        "finish_reason": "tool_calls",
+    }
+
+
+def test_calls_and_reasoning_are_streamed() -> None:
+    found = chunks(ask(CHAT, BODY | {"stream": True}, calling).text)[1:-1]
+    choices = [chunk["choices"][0] for chunk in found]
+    assert choices[0]["delta"] == {"reasoning_content": "Which city?"}
+    assert choices[0]["logprobs"] == {"content": [LOGPROB], "refusal": None}
+    parts = [choice["delta"]["tool_calls"][0] for choice in choices[1:-1]]
+    assert {name: parts[0][name] for name in ("index", "id", "type")} == {
+        "index": 0,
+        "id": "call_1",
+        "type": "function",
+    }
+    written = "".join(part["function"]["arguments"] for part in parts)
+    assert written == CALL["function"]["arguments"]
+    assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+def test_answer_may_come_back_as_it_was_given() -> None:
+    given = ask(CHAT, BODY, calling).json()["choices"][0]["message"]
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "rain", "name": "weather"}
+    body = BODY | {"messages": [MESSAGE, {**given, "annotations": []}, result]}
+    assert ask(CHAT, body, completing()).status_code == 200
+    task = GenerationTask.objects.order_by("created_at").last()
+    assert task is not None
+    assert task.request["messages"] == [
+        MESSAGE,
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
+    ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_structured_output_that_was_cut_is_an_answer(stream: bool) -> None:
+    def cut(task: GenerationTask) -> None:
+        failure = InferenceError("It was cut.", ErrorCode.STRUCTURED_OUTPUT_INVALID)
+        finish.fail(claimed(task), failure, answer('{"a": ', "length"), TIMINGS)
+
+    response = ask(CHAT, BODY | {"stream": stream}, cut)
+    assert response.status_code == 200
+    choices = [chunk["choices"][0] for chunk in chunks(response.text)[:-1]] if stream else []
+    [last] = choices[-1:] or response.json()["choices"]
+    assert last["finish_reason"] == "length"

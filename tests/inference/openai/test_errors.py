@@ -37,7 +37,7 @@ def test_strangers_are_told_before_their_body_is_read(settings: Settings, valkey
 
 
 def test_key_without_the_scope_is_refused(valkey: Valkey) -> None:
-    key = key_of("alice", scopes=[Scope.MONITOR])
+    key = key_of("alice", Scope.MONITOR)
     for method, path in (("POST", CHAT), ("GET", "/v1/models")):
         response = request(method, path, headers=bearer(key))
         assert_error(response, 403, "permission_error", "insufficient_permissions")

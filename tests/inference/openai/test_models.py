@@ -26,6 +26,8 @@ def test_models_have_the_shape_of_openai(api: APIClient, echo: RegisteredModel) 
             "embeddings": True,
             "streaming": False,
             "structured_output": False,
+            "tools": False,
+            "vision": False,
         },
     }
 
