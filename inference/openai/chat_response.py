@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
 
-from conversations.models import ToolCall
 from inference.engine.sequence import FinishReason
 from inference.models import GenerationTask, TaskResult
 
@@ -22,13 +21,13 @@ class CompletionUsage(TypedDict):
 
 
 class AssistantMessage(TypedDict):
-    """`content` is null where there are calls alone."""
+    """`content` is null where there are calls alone, which are as messages have them."""
 
     role: str
     content: str | None
     refusal: str | None
     reasoning_content: NotRequired[str]
-    tool_calls: NotRequired[list[ToolCall]]
+    tool_calls: NotRequired[list[Any]]
 
 
 class ChoiceLogprobs(TypedDict):
