@@ -172,7 +172,7 @@ def _ends(service: RunningService, rate: float, task_ids: list[str]) -> dict[str
         for task in tasks
         if task["status"] != "completed"
         or task["result"]["text"] != WORDS
-        or len(task["result"]["extra"].get("tool_calls", "no")) != 2  # none, or both of a fault
+        or len(task["result"]["tool_calls"] or "no") != 2  # none, or both of a fault
     ]
     answered_by = Counter(task["result"]["model"] for task in tasks if task["result"])
     return {

@@ -26,8 +26,11 @@ def check_tool_results(messages: list[ChatMessage]) -> None:
             raise _refusal(f"#/{index}/tool_call_id", reason)
 
 
-def check_images(messages: list[ChatMessage], refusal: str | None) -> None:
-    """Raises ValidationError for an image that is not to be sent; `refusal`: why none is."""
+def check_images(messages: list[ChatMessage], refusal: str | None, *, takes_urls: bool) -> None:
+    """Raises ValidationError for an image that is not to be sent.
+
+    `refusal`: why none is; `takes_urls`: whether the provider fetches those that have an address.
+    """
     for index, (where, url) in enumerate(_image_urls(messages)):
         if refusal is not None:
             raise _refusal(where, refusal)
@@ -35,6 +38,8 @@ def check_images(messages: list[ChatMessage], refusal: str | None) -> None:
             raise _refusal(where, f"A task has at most {MAX_IMAGES} images: leave some out.")
         if url.startswith("data:"):
             _check_data_url(where, url)
+        elif not takes_urls:
+            raise _refusal(where, "Send the image itself to this provider, as a data URL.")
         else:
             _check_address(where, url)
 
@@ -64,7 +69,7 @@ def _check_data_url(where: str, url: str) -> None:
 
 
 def _check_address(where: str, url: str) -> None:
-    """The provider fetches it; but client libraries may, for one that takes no addresses."""
+    """Whoever fetches it shall not be led into a network that the client cannot reach."""
     if not url.startswith("https://"):
         raise _refusal(where, "Give an https address, or the image itself as a data URL.")
     try:

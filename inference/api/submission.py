@@ -231,7 +231,8 @@ def _choice(
             raise ValidationError({"tools": [message]})
     if refusal := provider.why_no_images:
         refusal = f"{model.name} is asked through {model.provider}, {refusal}"
-    messages.check_images(data.get("messages") or [], refusal)
+    sent = data.get("messages") or []
+    messages.check_images(sent, refusal, takes_urls=provider.takes_image_urls)
     params = _sampling_params(data, model, provider)
     if grammar := data.get("grammar"):
         if not is_local:

@@ -90,15 +90,13 @@ HERMES = ToolForm(
 )
 LLAMA = ToolForm("<|python_tag|>", arguments="parameters", is_bare=True, between="; ")
 MISTRAL = ToolForm("[TOOL_CALLS]", has_names=True, begin="[TOOL_CALLS][", end="]")
-GRANITE = ToolForm("<|tool_call|>", begin="<|tool_call|>[", end="]")
 # Described in words to models whose template knows no tools, or writes calls in a form of its own.
 GENERIC = HERMES
 
 # The first whose mark is in the template, and none of the texts that tell another form.
 _FORMS = (
-    (HERMES, "<tool_call>", ("<function=", "<arg_key>")),
+    (HERMES, "<tool_call>", ("<function=", "<arg_key>", "<invoke")),
     (MISTRAL, "[TOOL_CALLS]", ()),
-    (GRANITE, "<|tool_call|>", ()),
     (LLAMA, "<|python_tag|>", ("<function=",)),
     (LLAMA, "Environment: ipython", ("<function=",)),
 )

@@ -20,7 +20,9 @@ _NS_PER_SECOND = 10**9
 _LEVELS = {Outcome.COMPLETED: Level.DEFAULT, Outcome.CANCELLED: Level.WARNING}
 _MESSAGES = {Outcome.CANCELLED: "Cancelled."}
 # What is asked for beside the sampling parameters.
-_REQUEST_METADATA = ("response_format", "extra_params", "context_overflow", "timeout_seconds")
+_REQUEST_METADATA = (
+    *("response_format", "tools", "extra_params", "context_overflow", "timeout_seconds"),
+)
 
 
 class AttemptTrace:
@@ -105,6 +107,9 @@ class AttemptTrace:
         usage = None
         if result is not None:
             metadata["finish_reason"] = str(result["finish_reason"])
+            for name in ("reasoning_content", "tool_calls"):
+                if told := result.get(name):
+                    metadata[name] = told
             if result["extra"]:
                 metadata["extra"] = result["extra"]
             counts = result["usage"]

@@ -89,6 +89,8 @@ class Provider:
     supports_tools: ClassVar[bool] = False
     # The end of a sentence about it; None where it takes images.
     why_no_images: ClassVar[str | None] = "which takes no images: leave them out."
+    # Whether it hands the address of an image on, so that nobody here fetches it.
+    takes_image_urls: ClassVar[bool] = False
     # Sampling fields that it cannot honour: a task that asks for one is refused.
     unsupported_params: ClassVar[frozenset[str]] = frozenset()
     # What a task's extra_params may have; None: anything, since it goes into the body as it is.

@@ -53,6 +53,7 @@ class CloudProvider(Provider):
     supports_structured_output = True
     supports_tools = True
     why_no_images = None
+    takes_image_urls = True
     known_extra_params: ClassVar[frozenset[str] | None] = call.KNOWN_EXTRA_PARAMS
     unsupported_params = frozenset({"deterministic"})
     prefix: ClassVar[str]
@@ -238,8 +239,9 @@ class OpenAICompatibleProvider(CloudProvider):
 
 
 class LiteLLMProvider(CloudProvider):
-    """Any `provider/model` that LiteLLM knows."""
+    """Any `provider/model` that LiteLLM knows; for some of them, it fetches images itself."""
 
+    takes_image_urls = False
     prefix = ""
 
     def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:

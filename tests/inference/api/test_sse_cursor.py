@@ -1,12 +1,15 @@
 """What a reader of a task's stream is told, whatever the stream has lost."""
 
+import copy
 from datetime import UTC, datetime
 from itertools import accumulate
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.event_stream import EventParser, ServerEvent, StreamedAnswer
+from conversations.models import ToolCall, ToolFunction
 from inference.api.sse_cursor import SSEWriter
 from inference.api.task_stream import cursor_after
 from inference.models import GenerationTask, TaskResult, Usage
@@ -73,6 +76,72 @@ def test_deltas_since_the_last_restart_are_the_result(
     assert reading.text == (text or "")
     assert indexes == list(range(len(indexes)))
     assert (reading.end.type, reading.end.id) == (task.status, "end")
+
+
+@st.composite
+def mixed_answers(draw: st.DrawFn) -> tuple[list[Delta], TaskResult]:
+    """The deltas of an answer that reasons, speaks and calls, and its result."""
+    stream: list[Delta] = []
+    text, reasoning, logprobs = "", "", []
+    calls: list[ToolCall] = []
+    num_chars = 0
+    for kind in draw(st.lists(st.sampled_from(["text", "reasoning", "call", "part"]), max_size=9)):
+        said = draw(texts)
+        fields: dict[str, Any] = {kind: said}
+        if kind == "text":
+            text += said
+        elif kind == "reasoning":
+            reasoning += said
+        elif kind == "call" or not calls:
+            function = ToolFunction(name="find", arguments=said)
+            calls.append(ToolCall(id=f"call_{len(calls)}", type="function", function=function))
+            fields = {"tool_call": {"index": len(calls) - 1, **copy.deepcopy(calls[-1])}}
+        else:
+            calls[-1]["function"]["arguments"] += said
+            part = {"index": len(calls) - 1, "function": {"arguments": said}}
+            fields = {"tool_call": part}
+        if draw(st.booleans()):
+            logprobs.append({"token": said})
+            fields["logprobs"] = [{"token": said}]
+        num_chars += Delta("", 1, 0, 0, **fields).length
+        stream.append(Delta(f"1-{num_chars}", 1, num_chars, len(stream), **fields))
+    result = TaskResult(
+        text=text, finish_reason="stop", usage=USAGE, model="m", parsed=None, extra={}
+    )
+    result |= {"reasoning_content": reasoning, "tool_calls": calls}
+    result["logprobs"] = {"content": logprobs}
+    return stream, result
+
+
+@given(st.data(), mixed_answers())
+def test_reasoning_and_calls_come_once_however_often_a_reader_comes_back(
+    data: st.DataObject, answer: tuple[list[Delta], TaskResult]
+) -> None:
+    stream, result = answer
+    task = ended(1, "")
+    task.result = result
+    text, reasoning, last_id = "", "", ""
+    called: list[str] = []
+    logprobs: list[Any] = []
+    while last_id != "end":
+        writer = SSEWriter(cursor_after(last_id))
+        kept = [each for each in stream if data.draw(st.booleans())]
+        told = events(writer.add(kept), writer.add(stream[: len(kept)]), writer.conclude(task))
+        for event in told[: data.draw(st.integers(1, len(told)))]:
+            last_id = event.id
+            if event.type == "token":
+                text += event.data["text"]
+            elif event.type == "reasoning":
+                reasoning += event.data["text"]
+            elif event.type == "tool_call":
+                called += [""] if "id" in event.data else []
+                assert event.data["index"] == len(called) - 1
+                called[-1] += event.data["function"]["arguments"]
+            logprobs += event.data.get("logprobs", {}).get("content", [])
+            assert event.type != "restart"
+    assert (text, reasoning) == (result["text"], result["reasoning_content"])
+    assert called == [call["function"]["arguments"] for call in result["tool_calls"]]
+    assert len(logprobs) <= len(result["logprobs"]["content"])
 
 
 def test_each_delta_is_a_token_with_an_id_to_resume_at() -> None:

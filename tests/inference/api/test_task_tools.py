@@ -209,6 +209,12 @@ def test_image_may_have_a_public_address(api: APIClient, monkeypatch: pytest.Mon
     assert submitted(api, messages=image(url)).messages() == image(url)
 
 
+def test_address_is_refused_where_it_would_be_fetched_here(api: APIClient) -> None:
+    RegisteredModel.objects.create(name="any", provider="litellm", config={"model_name": "x/y"})
+    url = "https://example.com/cat.png"
+    assert "as a data URL" in refusal(api, model="any", messages=image(url))
+
+
 def test_too_many_images_are_refused(api: APIClient) -> None:
     assert "at most 20 images" in refusal(api, messages=image(PNG) * 21)
 

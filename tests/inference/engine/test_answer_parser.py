@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from inference.engine.answer_parser import AnswerParser
 from inference.engine.deltas import AnswerDelta, Reasoning, ToolCallDelta
-from inference.engine.tool_forms import GRANITE, HERMES, LLAMA, MISTRAL, ThinkingTags, ToolForm
+from inference.engine.tool_forms import HERMES, LLAMA, MISTRAL, ThinkingTags, ToolForm
 
 TOOLS = {"find", "add"}
 THINK = ThinkingTags("<think>", "</think>")
@@ -111,7 +111,6 @@ CASES: list[tuple[ToolForm | None, str, str, list[tuple[str, str]]]] = [
     ),
     (MISTRAL, "[TOOL_CALLS]rm[ARGS]{}", "[TOOL_CALLS]rm[ARGS]{}", []),
     (MISTRAL, "[1] [TOOL", "[1] [TOOL", []),
-    (GRANITE, f"<|tool_call|>[{AS_JSON}]", "", [FIND]),
 ]
 
 
@@ -196,7 +195,7 @@ _words = st.sampled_from(
 @given(
     answer=st.lists(_words, max_size=12).map("".join),
     cuts=st.lists(st.integers(0, 200), max_size=6).map(sorted),
-    form=st.sampled_from([None, HERMES, LLAMA, MISTRAL, GRANITE]),
+    form=st.sampled_from([None, HERMES, LLAMA, MISTRAL]),
     is_thinking=st.booleans(),
 )
 def test_any_cut_gives_the_same(

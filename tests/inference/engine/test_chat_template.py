@@ -1,10 +1,13 @@
 """Messages become the prompt the model was trained on."""
 
+import json
+
 import pytest
 
 from inference.engine.chat_template import ChatTemplate, Turn
 from inference.engine.errors import ChatTemplateError
 from inference.engine.llama_runner import LlamaRunner
+from inference.engine.tool_forms import Tool
 
 SYSTEM: Turn = {"role": "system", "content": "Be brief."}
 USER: Turn = {"role": "user", "content": "Hi <b>&'"}
@@ -112,3 +115,58 @@ def test_turns_of_one_role_are_joined_where_the_template_wants_it() -> None:
 def test_turns_stay_apart_where_the_template_takes_them() -> None:
     template = ChatTemplate("{% for m in messages %}[{{ m.content }}]{% endfor %}")
     assert template.render([USER, USER]) == "[Hi <b>&'][Hi <b>&']"
+
+
+TOOL = Tool("find", {"type": "object", "properties": {}}, "Finds it.")
+CALLED: Turn = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {"id": name, "type": "function", "function": {"name": "find", "arguments": {"q": name}}}
+        for name in ("call_1", "call_2")
+    ],
+}
+RESULTS: list[Turn] = [
+    {"role": "tool", "content": f"result {n}", "tool_call_id": f"call_{n}"} for n in (1, 2)
+]
+OWN_FORM = (
+    "{{ tools | tojson }}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+    "{% for c in m.tool_calls %}<tool_call>{{ c.function.arguments | tojson }}{{ c.id | length }}"
+    "{% endfor %}{{ m.tool_call_id | length if m.tool_call_id }}{% endfor %}"
+)
+
+
+def test_template_of_a_known_form_gets_tools_calls_and_results() -> None:
+    text = ChatTemplate(OWN_FORM).render([USER, CALLED, *RESULTS], (TOOL,))
+    described = json.loads(text[: text.index("[user]")])
+    assert described[0]["function"]["name"] == "find"
+    assert text[text.index("[assistant]") :] == (
+        '[assistant]<tool_call>{"q": "call_1"}9<tool_call>{"q": "call_2"}9'
+        "[tool]result 19[tool]result 29"
+    )
+
+
+def test_template_of_no_known_form_is_told_of_tools_in_words() -> None:
+    text = ChatTemplate(PLAIN).render([SYSTEM, USER, CALLED, *RESULTS], (TOOL,))
+    assert text.startswith("[system]Be brief.\n\nYou can call functions.")
+    assert '"name": "find", "description": "Finds it."' in text
+    assert text.endswith(
+        '[assistant]<tool_call>{"name": "find", "arguments": {"q": "call_1"}}</tool_call>\n'
+        '<tool_call>{"name": "find", "arguments": {"q": "call_2"}}</tool_call>'
+        "[user]<tool_response>\nresult 1\n</tool_response>\n"
+        "<tool_response>\nresult 2\n</tool_response>[assistant]"
+    )
+    assert ChatTemplate(PLAIN).render([USER], (TOOL,)).startswith("[system]You can call")
+    assert ChatTemplate(NO_SYSTEM).render([USER], (TOOL,)).startswith("[user]You can call")
+
+
+def test_calls_go_into_messages_of_their_own_where_the_template_takes_one_each() -> None:
+    single = (
+        "{% if messages | selectattr('tool_calls') | map(attribute='tool_calls') "
+        "| map('length') | max > 1 %}{{ raise_exception('single') }}{% endif %}"
+    )
+    text = ChatTemplate(single + OWN_FORM).render([USER, CALLED, *RESULTS])
+    assert text[text.index("[assistant]") :] == (
+        '[assistant]<tool_call>{"q": "call_1"}9[tool]result 19'
+        '[assistant]<tool_call>{"q": "call_2"}9[tool]result 29'
+    )
