@@ -160,9 +160,9 @@ def grammar_of(offered: ToolsOffered, form: ToolForm) -> str | None:
         start = f"{calls} | TEXT"
         lines.append(r"TEXT: /\s*([^\s{](?s:.*))?/")
     elif form == HERMES:
-        start = f"(until call end){'*' if offered.is_parallel else '?'} text"
+        start = f'(until "\\n"? call end){"*" if offered.is_parallel else "?"} text'
         lines = [
-            f"until[lazy]: /(?s:.*){form.open}\\n?/",
+            f"until[lazy]: /(?s:.*){form.open}/",
             f'end: "\\n"? {json.dumps(form.close)}',
             "text: /(?s:.*)/",
         ]

@@ -165,7 +165,7 @@ def test_calls_go_into_messages_of_their_own_where_the_template_takes_one_each()
         "{% if messages | selectattr('tool_calls') | map(attribute='tool_calls') "
         "| map('length') | max > 1 %}{{ raise_exception('single') }}{% endif %}"
     )
-    text = ChatTemplate(single + OWN_FORM).render([USER, CALLED, *RESULTS])
+    text = ChatTemplate(single + OWN_FORM).render([USER, CALLED, *RESULTS], (TOOL,))
     assert text[text.index("[assistant]") :] == (
         '[assistant]<tool_call>{"q": "call_1"}9[tool]result 19'
         '[assistant]<tool_call>{"q": "call_2"}9[tool]result 29'
