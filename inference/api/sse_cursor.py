@@ -19,15 +19,17 @@ FINAL_ID = "end"
 
 @dataclass(frozen=True, slots=True)
 class SSECursor:
-    """What a reader has of an attempt: the number of characters and deltas.
+    """What a reader has of an attempt.
 
-    `num_reasoning` and `num_called` of the characters are of the reasoning, and of the tool calls,
-    where each call counts one beside its arguments; the others are of the text.
+    `num_chars`: up to where it has the stream in Redis; all of it, once it gets the rest from the
+    result. Beside the number of deltas: of characters of the text, of the reasoning, and of the
+    tool calls, where each call counts one beside its arguments.
     """
 
     attempt: int
     num_chars: int = 0
     num_deltas: int = 0
+    num_text: int = 0
     num_reasoning: int = 0
     num_called: int = 0
     num_logprobs: int = 0
@@ -35,17 +37,21 @@ class SSECursor:
     def __str__(self) -> str:
         """The id of the event that brought the reader here."""
         event_id = f"{self.attempt}-{self.num_chars}-{self.num_deltas}"
-        beside = (self.num_reasoning, self.num_called, self.num_logprobs)
-        return f"{event_id}-{'-'.join(map(str, beside))}" if any(beside) else event_id
+        if (self.num_text, self.num_logprobs) == (self.num_chars, 0):
+            return event_id
+        numbers = (self.num_text, self.num_reasoning, self.num_called, self.num_logprobs)
+        return f"{event_id}-{'-'.join(map(str, numbers))}"
+
+    @classmethod
+    def parse(cls, event_id: str) -> "SSECursor":
+        """From the id of an event; without numbers of its own, all is text."""
+        attempt, num_chars, num_deltas, *numbers = map(int, event_id.split("-"))
+        return cls(attempt, num_chars, num_deltas, *(numbers or [num_chars]))
 
     @property
     def entry_id(self) -> str:
         """The last entry of the stream in Redis that the reader has."""
         return f"{self.attempt}-{self.num_chars}"
-
-    @property
-    def num_text(self) -> int:
-        return self.num_chars - self.num_reasoning - self.num_called
 
 
 class SSEWriter:
@@ -74,7 +80,7 @@ class SSEWriter:
             events += self.begin(delta.attempt)
             num_missing = delta.num_chars - self.cursor.num_chars
             if 0 < num_missing <= delta.length:
-                events += self._add(_end_of(delta, num_missing))
+                events += self._add(_end_of(delta, num_missing), delta.num_chars)
         return events
 
     def conclude(self, task: GenerationTask) -> bytes:
@@ -102,9 +108,11 @@ class SSEWriter:
             whole.append(self._rest(min(skipped, _length(part)), tool_call=part))
             skipped = max(0, skipped - _length(part))
         rests = [rest for rest in whole if rest.length]
+        num_chars = len(result["text"]) + len(reasoning) + num_called
         for rest in rests:
             unseen = logprobs[self.cursor.num_logprobs :] if rest is rests[-1] else []
-            events += self._add(replace(rest, index=self.cursor.num_deltas, logprobs=unseen))
+            delta = replace(rest, index=self.cursor.num_deltas, logprobs=unseen)
+            events += self._add(delta, num_chars)
         return events + self.end(task)
 
     def delta(self, delta: Delta) -> bytes:
@@ -134,12 +142,13 @@ class SSEWriter:
         self.cursor = SSECursor(attempt)
         return self.restart(attempt) if had_any else b""
 
-    def _add(self, delta: Delta) -> bytes:
+    def _add(self, delta: Delta, num_chars: int) -> bytes:
         cursor, length = self.cursor, delta.length
         self.cursor = SSECursor(
             cursor.attempt,
-            cursor.num_chars + length,
+            num_chars,
             delta.index + 1,
+            cursor.num_text + len(delta.text),
             cursor.num_reasoning + (length if delta.reasoning else 0),
             cursor.num_called + (length if delta.tool_call else 0),
             cursor.num_logprobs + len(delta.logprobs),

@@ -42,7 +42,7 @@ _KEEP_ALIVE = b": keep-alive\n\n"
 _KEEP_ALIVE_SECONDS = 15.0
 # An end may be stored without being announced: read the row after this much silence.
 _LOOK_SECONDS = 3.0
-_EVENT_ID = re.compile(r"\d{1,10}(?:-\d{1,10}){2}(?:(?:-\d{1,10}){3})?", re.ASCII)
+_EVENT_ID = re.compile(r"\d{1,10}(?:-\d{1,10}){2}(?:(?:-\d{1,10}){4})?", re.ASCII)
 
 
 class AnyAccept(DefaultContentNegotiation):
@@ -73,7 +73,7 @@ def cursor_after(event_id: str) -> SSECursor | None:
     if not event_id:
         return None
     if _EVENT_ID.fullmatch(event_id):
-        return SSECursor(*map(int, event_id.split("-")))
+        return SSECursor.parse(event_id)
     message = "Give the id of an event of this stream; without one it begins at the beginning."
     raise ValidationError({"last_event_id": [message]})
 

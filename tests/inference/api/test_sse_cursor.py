@@ -101,8 +101,9 @@ def mixed_answers(draw: st.DrawFn) -> tuple[list[Delta], TaskResult]:
             part = {"index": len(calls) - 1, "function": {"arguments": said}}
             fields = {"tool_call": part}
         if draw(st.booleans()):
-            logprobs.append({"token": said})
-            fields["logprobs"] = [{"token": said}]
+            token = {"token": said, "logprob": -1.0, "bytes": [7], "top_logprobs": []}
+            logprobs.append(token)
+            fields["logprobs"] = [token]
         num_chars += Delta("", 1, 0, 0, **fields).length
         stream.append(Delta(f"1-{num_chars}", 1, num_chars, len(stream), **fields))
     result = TaskResult(
