@@ -21,13 +21,13 @@ FINAL_ID = "end"
 class SSECursor:
     """What a reader has of an attempt.
 
-    `num_chars`: up to where it has the stream in Redis; all of it, once it gets the rest from the
+    `position`: up to where it has the stream in Redis; all of it, once it gets the rest from the
     result. Beside the number of deltas: of characters of the text, of the reasoning, and of the
     tool calls, where each call counts one beside its arguments.
     """
 
     attempt: int
-    num_chars: int = 0
+    position: int = 0
     num_deltas: int = 0
     num_text: int = 0
     num_reasoning: int = 0
@@ -36,8 +36,8 @@ class SSECursor:
 
     def __str__(self) -> str:
         """The id of the event that brought the reader here."""
-        event_id = f"{self.attempt}-{self.num_chars}-{self.num_deltas}"
-        if (self.num_text, self.num_logprobs) == (self.num_chars, 0):
+        event_id = f"{self.attempt}-{self.position}-{self.num_deltas}"
+        if (self.num_text, self.num_logprobs) == (self.position, 0):
             return event_id
         numbers = (self.num_text, self.num_reasoning, self.num_called, self.num_logprobs)
         return f"{event_id}-{'-'.join(map(str, numbers))}"
@@ -45,13 +45,18 @@ class SSECursor:
     @classmethod
     def parse(cls, event_id: str) -> "SSECursor":
         """From the id of an event; without numbers of its own, all is text."""
-        attempt, num_chars, num_deltas, *numbers = map(int, event_id.split("-"))
-        return cls(attempt, num_chars, num_deltas, *(numbers or [num_chars]))
+        attempt, position, num_deltas, *numbers = map(int, event_id.split("-"))
+        return cls(attempt, position, num_deltas, *(numbers or [position]))
 
     @property
     def entry_id(self) -> str:
         """The last entry of the stream in Redis that the reader has."""
-        return f"{self.attempt}-{self.num_chars}"
+        return f"{self.attempt}-{self.position}"
+
+    @property
+    def num_chars(self) -> int:
+        """Of text, reasoning and calls together."""
+        return self.num_text + self.num_reasoning + self.num_called
 
 
 class SSEWriter:
@@ -78,7 +83,7 @@ class SSEWriter:
             if delta.attempt < self.cursor.attempt:
                 continue
             events += self.begin(delta.attempt)
-            num_missing = delta.num_chars - self.cursor.num_chars
+            num_missing = delta.num_chars - self.cursor.position
             if 0 < num_missing <= delta.length:
                 events += self._add(_end_of(delta, num_missing), delta.num_chars)
         return events
@@ -108,11 +113,11 @@ class SSEWriter:
             whole.append(self._rest(min(skipped, _length(part)), tool_call=part))
             skipped = max(0, skipped - _length(part))
         rests = [rest for rest in whole if rest.length]
-        num_chars = len(result["text"]) + len(reasoning) + num_called
+        end = len(result["text"]) + len(reasoning) + num_called
         for rest in rests:
             unseen = logprobs[self.cursor.num_logprobs :] if rest is rests[-1] else []
             delta = replace(rest, index=self.cursor.num_deltas, logprobs=unseen)
-            events += self._add(delta, num_chars)
+            events += self._add(delta, end)
         return events + self.end(task)
 
     def delta(self, delta: Delta) -> bytes:
@@ -142,11 +147,11 @@ class SSEWriter:
         self.cursor = SSECursor(attempt)
         return self.restart(attempt) if had_any else b""
 
-    def _add(self, delta: Delta, num_chars: int) -> bytes:
+    def _add(self, delta: Delta, position: int) -> bytes:
         cursor, length = self.cursor, delta.length
         self.cursor = SSECursor(
             cursor.attempt,
-            num_chars,
+            position,
             delta.index + 1,
             cursor.num_text + len(delta.text),
             cursor.num_reasoning + (length if delta.reasoning else 0),
