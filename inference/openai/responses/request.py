@@ -29,7 +29,7 @@ _NAMES = {
     "response_format": "text",
 }
 # What a response repeats of its request.
-ECHOED = (
+_ECHOED = (
     *("background", "store", "instructions", "max_output_tokens", "previous_response_id"),
     *("reasoning", "text", "tools", "tool_choice", "parallel_tool_calls", "truncation"),
     *("service_tier", "user", "safety_identifier", "prompt_cache_key"),
@@ -52,6 +52,9 @@ class ReasoningSerializer(StrictSerializer):
 
 
 class TextConfigSerializer(StrictSerializer):
+    """`verbosity` is for providers that take it."""
+
+    verbosity = serializers.CharField(required=False, allow_null=True, max_length=20)
     format = serializers.DictField(
         required=False,
         help_text=(
@@ -82,7 +85,7 @@ class ResponseRequestSerializer(CompletionFieldsSerializer):
         *("n", "messages", "max_tokens", "response_format", "context_overflow"),
         *("conversation_id", "save_to_conversation", "logprobs"),
     }
-    dropped: ClassVar[Collection[str]] = IGNORED - {*ECHOED}
+    dropped: ClassVar[Collection[str]] = IGNORED - {*_ECHOED}
 
     input = serializers.JSONField(
         help_text="A text, or items: message, function_call, function_call_output, reasoning."
@@ -140,6 +143,12 @@ def _validator() -> ResponseRequestSerializer:
     return ResponseRequestSerializer()
 
 
+@cache
+def _message_validator() -> Any:
+    """The same for the messages that the input stands for."""
+    return NewMessageSerializer(many=True)
+
+
 def response_request(body: Any, owner: str) -> dict[str, Any]:
     """The validated fields of a task, as `first_or_new` takes them.
 
@@ -147,7 +156,7 @@ def response_request(body: Any, owner: str) -> dict[str, Any]:
     Raises ValidationError naming the field, NotFound for a previous response that is not there.
     """
     fields: dict[str, Any] = _validator().run_validation(body)
-    response = {name: fields.pop(name) for name in ECHOED if name in fields}
+    response = {name: fields.pop(name) for name in _ECHOED if name in fields}
     given = fields.pop("input")
     if _LOGPROBS in fields.pop("include", ()) or fields.get("top_logprobs"):
         fields["logprobs"] = True
@@ -157,15 +166,20 @@ def response_request(body: Any, owner: str) -> dict[str, Any]:
     fields["context_overflow"] = "truncate" if is_cut else "error"
     if "max_output_tokens" in response:
         fields["max_tokens"] = response["max_output_tokens"]
-    if effort := response.get("reasoning", {}).get("effort"):
-        fields["extra_params"] = (fields.get("extra_params") or {}) | {"reasoning_effort": effort}
-    if described := response.get("text", {}).get("format"):
+    text = response.get("text", {})
+    of_providers = {
+        "reasoning_effort": response.get("reasoning", {}).get("effort"),
+        "verbosity": text.get("verbosity"),
+    }
+    if asked_of_them := {name: value for name, value in of_providers.items() if value}:
+        fields["extra_params"] = (fields.get("extra_params") or {}) | asked_of_them
+    if described := text.get("format"):
         fields["response_format"] = _response_format(described)
     fields |= _tool_fields(response)
 
     messages = messages_of(given)
     try:
-        own = NewMessageSerializer(many=True).run_validation(messages)
+        own = _message_validator().run_validation(messages)
     except ValidationError as error:
         raise ValidationError({"input": error.detail}) from error
     if (conversation := fields.pop("conversation", None)) is not None:

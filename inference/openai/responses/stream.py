@@ -6,7 +6,6 @@ events that begin and end an item have five numbers more. So a reader that comes
 """
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from rest_framework.exceptions import APIException
@@ -60,7 +59,7 @@ class ResponseEvents(SSEWriter):
         self._logprobs: list[Any] = []
 
     def begin(self, attempt: int) -> bytes:
-        return self._open() + super().begin(attempt)
+        return self._opening() + super().begin(attempt)
 
     def delta(self, delta: Delta) -> bytes:
         if _NUM_OPENING <= self._after < self._first_number:
@@ -68,7 +67,7 @@ class ResponseEvents(SSEWriter):
         kind, call = "message", delta.tool_call
         if call or delta.reasoning:
             kind = "function_call" if call else "reasoning"
-        events = self._open()
+        events = self._opening()
         if self._item is None or self._item["type"] != kind or (call and "id" in call):
             events += self._close_item("completed") + self._open_item(kind, call)
         text = call["function"]["arguments"] if call else delta.reasoning or delta.text
@@ -89,7 +88,7 @@ class ResponseEvents(SSEWriter):
     def end(self, task: GenerationTask) -> bytes:
         self._has_ended = True
         body, status = response_object(task), status_of(task)
-        events = self._open()
+        events = self._opening()
         is_said = self._item is not None and self._item["type"] == "message"
         if not is_said and body["output"] and body["output"][-1]["type"] == "message":
             events += self._close_item("completed") + self._open_item("message")  # without text
@@ -127,7 +126,7 @@ class ResponseEvents(SSEWriter):
         place = {"item_id": self._item["id"], "output_index": self._num_items}
         return place if self._item["type"] == "function_call" else place | {"content_index": 0}
 
-    def _open(self) -> bytes:
+    def _opening(self) -> bytes:
         """The two events that come first, as they were before there was an answer."""
         if self._has_opened:
             return b""
@@ -214,13 +213,8 @@ def response_stream(
     return TextStream(
         [task],
         [writer],
-        _nothing,
+        lambda _: b"",  # the last event is the writer's own
         writer.error,
         is_kept=not is_new or task.request["response"]["background"],
         is_new=is_new,
     )
-
-
-def _nothing(tasks: Sequence[GenerationTask]) -> bytes:
-    """The last event is the writer's own."""
-    return b""

@@ -87,6 +87,20 @@ def test_chat_without_a_place_leaves_no_task(server: LiveServer, echo: Registere
     assert GenerationTask.objects.get().status == "cancelled"
 
 
+def test_response_outlives_a_refused_stream_that_did_not_ask_for_it(
+    server: LiveServer, echo: RegisteredModel
+) -> None:
+    headers = bearer(key_of("alice", max_open_streams=0))
+    url = f"http://127.0.0.1:{server.port}/v1/responses"
+    body = {"model": "echo", "input": "Hello", "background": True}
+    with httpx.Client(trust_env=False, headers=headers) as http:
+        made = http.post(url, json=body).json()
+        assert http.get(f"{url}/{made['id']}?stream=true").status_code == 429
+        assert http.get(f"{url}/{made['id']}").json()["status"] == "queued"
+        assert http.post(url, json=body | {"stream": True}).status_code == 429
+    assert set(GenerationTask.objects.values_list("status", flat=True)) == {"pending", "cancelled"}
+
+
 def test_without_a_limit_there_is_any_number(valkey: Valkey) -> None:
     async def open_many() -> None:
         async with contextlib.AsyncExitStack() as stack:
