@@ -35,7 +35,7 @@ COPY inference inference
 COPY monitoring monitoring
 COPY presets presets
 COPY sopllm sopllm
-RUN mkdir -p var /models && chown sopllm: var /models
+RUN mkdir -p var /models /files && chown sopllm: var /models /files
 USER sopllm
 ENV PATH=/app/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

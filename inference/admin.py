@@ -9,7 +9,14 @@ from django.utils.html import format_html
 from inference.api import submission
 from inference.lifecycle import finish, submit
 from inference.loading import requests
-from inference.models import GenerationTask, RegisteredModel, TaskAttempt, WebhookDelivery
+from inference.models import (
+    Batch,
+    GenerationTask,
+    RegisteredModel,
+    StoredFile,
+    TaskAttempt,
+    WebhookDelivery,
+)
 from inference.registry import downloads
 from inference.webhooks.deliveries import deliver_soon
 
@@ -120,16 +127,26 @@ class WebhookDeliveryAdmin(ReadOnlyAdmin, admin.ModelAdmin[WebhookDelivery]):
     """The list shows the host alone: the rest of a URL can hold a token."""
 
     list_display = (
-        *("id", "coloured_status", "event", "task_id", "host", "attempt"),
+        *("id", "coloured_status", "event", "subject_id", "host", "attempt"),
         *("due_at", "delivered_at", "created_at"),
     )
     list_filter = ("status", "event")
-    search_fields = ("id", "task__exact")
-    search_help_text = "A task's id, or a part of the webhook's own."
+    search_fields = ("id", "task__exact", "batch__exact")
+    search_help_text = "The id of a task or batch, or a part of the webhook's own."
     ordering = ("-created_at",)
-    # The task may be deleted.
+    # The task or batch may be deleted.
     fields = (
-        *("id", "task_id", "url", "event", "status", "attempt", "worker", "due_at", "lease_until"),
+        *(
+            "id",
+            "subject_id",
+            "url",
+            "event",
+            "status",
+            "attempt",
+            "worker",
+            "due_at",
+            "lease_until",
+        ),
         *("give_up_at", "created_at", "delivered_at", "expires_at", "log", "payload"),
     )
     actions = ("deliver_again",)
@@ -186,3 +203,36 @@ class RegisteredModelAdmin(ReadOnlyAdmin, admin.ModelAdmin[RegisteredModel]):
         messages.success(request, f"Asked to {what} {num_asked} local models.")
         if num_downloads:
             messages.success(request, f"{num_downloads} are downloaded first.")
+
+
+@admin.register(Batch)
+class BatchAdmin(ReadOnlyAdmin, admin.ModelAdmin[Batch]):
+    list_display = (
+        *("id", "coloured_status", "progress", "num_failed", "endpoint", "priority"),
+        *("created_at", "deadline_at", "finished_at", "owner"),
+    )
+    list_filter = ("status", "endpoint")
+    search_fields = ("id", "owner")
+    ordering = ("-created_at",)
+    actions = ("cancel_batches",)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Batch | None = None) -> bool:
+        return (obj is None or obj.has_ended) and super().has_delete_permission(request, obj)
+
+    @admin.action(description="Cancel the selected batches", permissions=["act"])
+    def cancel_batches(self, request: HttpRequest, batches: QuerySet[Batch]) -> None:
+        num_cancelled = sum(batch.cancel() for batch in batches)
+        messages.success(request, f"{num_cancelled} batches are being cancelled.")
+
+
+@admin.register(StoredFile)
+class StoredFileAdmin(ReadOnlyAdmin, admin.ModelAdmin[StoredFile]):
+    """Deleted by their owners, or when their time is over."""
+
+    list_display = ("id", "filename", "purpose", "size_bytes", "created_at", "expires_at", "owner")
+    list_filter = ("purpose",)
+    search_fields = ("id", "owner", "filename")
+    ordering = ("-created_at",)
+
+    def has_delete_permission(self, request: HttpRequest, obj: StoredFile | None = None) -> bool:
+        return False

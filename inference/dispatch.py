@@ -46,6 +46,7 @@ GENERATE = "inference.generate"
 SERVE_MODEL_REQUESTS = QueueMessage("inference.serve_model_requests", Queue.GPU, 0)
 # Before tasks: a result is to be delivered before more of them are made.
 DELIVER_WEBHOOK = QueueMessage("inference.deliver_webhooks", Queue.DEFAULT, 0)
+ADVANCE_BATCHES = QueueMessage("inference.advance_batches", Queue.DEFAULT, 8)
 DOWNLOAD = QueueMessage("inference.download", Queue.DEFAULT, 9)
 EMBED = QueueMessage("inference.embed", Queue.EMBEDDINGS, 0)
 

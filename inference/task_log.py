@@ -13,6 +13,9 @@ def log(task: GenerationTask, level: int, message: str, *args: object) -> None:
 
 
 def log_line(task_id: str, owner: str | None, level: int, message: str, *args: object) -> None:
-    """As `log`, of a task that may be gone; its owner sees the line in the service's log too."""
-    line = f"Task %s: {message}"
+    """As `log`, of a task that may be gone; its owner sees the line in the service's log too.
+
+    Or of a batch, by its id.
+    """
+    line = f"{'Batch' if task_id.startswith('batch_') else 'Task'} %s: {message}"
     logger.log(level, line, task_id, *args, extra={"task_id": task_id, "owner": owner})

@@ -11,7 +11,7 @@ from inference.lifecycle import finish
 from inference.lifecycle import sweep as lifecycle_sweep
 from inference.loading import requests
 from inference.loading.loaded_engines import loaded_engines
-from inference.models import Queue, RoundRobin, WebhookDelivery
+from inference.models import Batch, Queue, RoundRobin, StoredFile, WebhookDelivery
 from inference.webhooks import sending
 from monitoring.models import EndedTask, OwnerUse
 
@@ -34,12 +34,16 @@ def sweep() -> None:
 
 @shared_task(name="inference.purge")
 def purge() -> None:
-    """Delete tasks and webhooks past their time to live, and statistics that nobody can ask for."""
+    """Delete what is past its time to live, and statistics that nobody can ask for."""
     while finish.purge():
         pass
     while EndedTask.objects.purge():
         pass
     while WebhookDelivery.objects.purge():
+        pass
+    while Batch.objects.purge():
+        pass
+    while StoredFile.objects.purge():
         pass
     RoundRobin.objects.purge()
     OwnerUse.objects.purge()
@@ -58,6 +62,15 @@ def download() -> None:
     from inference.registry.downloads import worker
 
     worker.download_due()
+
+
+@shared_task(name=dispatch.ADVANCE_BATCHES.name)
+def advance_batches() -> None:
+    """Go on with the batches until all of them have ended."""
+    # The views' serializers are for the default worker alone.
+    from inference.openai.batches import worker
+
+    worker.run()
 
 
 @shared_task(name=dispatch.EMBED.name)

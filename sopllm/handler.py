@@ -9,8 +9,11 @@ view; a pool of a few threads with lasting connections serves three to four time
 import asyncio
 import contextlib
 import io
+import logging
+import tempfile
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlencode
 
 from django.conf import settings
@@ -27,13 +30,17 @@ from django.urls import set_script_prefix
 from rest_framework.exceptions import APIException
 
 from inference.api.deferred_response import DeferredResponse, InThread
+from inference.openai.file_views import UPLOAD_PATH
 from monitoring.api.errors import LimitReached
+from monitoring.api.principal import Scope
 from monitoring.database_threads import DatabaseThreads
 from monitoring.streams.follower import Follower
 from sopllm.access import rate_limit
 from sopllm.access.identity import Identity
 from sopllm.access.open_streams import open_place
 from sopllm.exceptions import error_json, error_response
+
+logger = logging.getLogger(__name__)
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -44,6 +51,8 @@ Send = Callable[[Message], Awaitable[None]]
 _DRAIN_FACTOR = 8
 # A body may take REQUEST_TIMEOUT_SECONDS, and a second more for each so many bytes.
 _MIN_BYTES_PER_SECOND = 64 * 1024
+_MAX_UPLOADS_PER_OWNER = 2
+_UPLOAD_WAIT_SECONDS = 5
 # What is read ahead for a client that takes a file slowly.
 _FILE_PART_BYTES = 32 * 1024
 # From somebody unknown, who may sign in.
@@ -60,6 +69,7 @@ class PooledHandler(BaseHandler):
         self._follower = Follower()
         self.in_thread = self._threads.run
         self.identity = Identity(self.in_thread)
+        self._num_uploads: Counter[str] = Counter()
 
     async def stop(self) -> None:
         """Call it after the last request."""
@@ -81,10 +91,9 @@ class PooledHandler(BaseHandler):
                 LimitReached(message, allowance.wait_seconds, "requests_per_second"), scope["path"]
             )
         else:
-            limit = settings.MAX_BODY_BYTES if scope["principal"] else _MAX_ANONYMOUS_BYTES
-            body = await _read_body(scope["path"], receive, limit)
-            is_whole = isinstance(body, bytes)
-            response = await self.in_thread(self._respond, scope, body) if is_whole else body
+            async with self._body(scope, receive) as body:
+                is_refused = isinstance(body, HttpResponse)
+                response = body if is_refused else await self.in_thread(self._respond, scope, body)
         async with contextlib.AsyncExitStack() as stack:
             is_deferred = isinstance(response, DeferredResponse)
             content_type = response.get("Content-Type", "")
@@ -102,10 +111,38 @@ class PooledHandler(BaseHandler):
             else:
                 await _send_whole(send, response)
 
-    def _respond(self, scope: Message, body: bytes) -> Any:
+    @contextlib.asynccontextmanager
+    async def _body(
+        self, scope: Message, receive: Receive
+    ) -> AsyncGenerator[IO[bytes] | HttpResponse, None]:
+        """The whole body, of an upload on the disk; or the error to answer with."""
+        path, principal = scope["path"], scope["principal"]
+        is_upload = scope["method"] == "POST" and path.removesuffix("/") == UPLOAD_PATH
+        if not is_upload or principal is None or Scope.TASKS not in principal.scopes:
+            limit = settings.MAX_BODY_BYTES if principal else _MAX_ANONYMOUS_BYTES
+            yield await _read_body(path, receive, limit, io.BytesIO())
+        elif self._num_uploads[principal.owner] == _MAX_UPLOADS_PER_OWNER:
+            message = f"You send {_MAX_UPLOADS_PER_OWNER} files already: wait for one of them."
+            refusal = LimitReached(message, _UPLOAD_WAIT_SECONDS, "uploads")
+            yield error_response(refusal, path)
+        else:
+            self._num_uploads[principal.owner] += 1
+            try:
+                # Without a name, so that nothing is left of it.
+                with tempfile.TemporaryFile(dir=settings.FILES_DIR) as file:
+                    limit = settings.MAX_FILE_BYTES + _MAX_ANONYMOUS_BYTES
+                    yield await _read_body(path, receive, limit, file, self.in_thread)
+            finally:
+                self._num_uploads[principal.owner] -= 1
+
+    def _respond(self, scope: Message, body: IO[bytes]) -> Any:
         set_script_prefix(scope.get("root_path", "") or "/")
         signals.request_started.send(sender=self.__class__, scope=scope)
-        response: Any = self.get_response(ASGIRequest(scope, io.BytesIO(body)))
+        request = ASGIRequest(scope, body)
+        # Of a body that was sent in chunks, it is not known before.
+        request.META["CONTENT_LENGTH"] = str(body.seek(0, io.SEEK_END))
+        body.seek(0)
+        response: Any = self.get_response(request)
         if isinstance(response, FileResponse):
             response = StaticFile(response)
         response.close()  # sends request_finished
@@ -168,9 +205,13 @@ class StaticFile(DeferredResponse):
                     yield part
 
 
-async def _read_body(path: str, receive: Receive, limit: int) -> bytes | HttpResponse:
-    """The whole body; the error to answer with when it is too large, or comes too slowly."""
-    parts: list[bytes] = []
+async def _read_body(
+    path: str, receive: Receive, limit: int, body: IO[bytes], in_thread: InThread | None = None
+) -> IO[bytes] | HttpResponse:
+    """Write the whole body there; the error to answer with when it is too large, or too slow.
+
+    Onto a disk it is written in a thread.
+    """
     size = 0
     try:
         async with asyncio.timeout(settings.REQUEST_TIMEOUT_SECONDS) as deadline:
@@ -182,8 +223,10 @@ async def _read_body(path: str, receive: Receive, limit: int) -> bytes | HttpRes
                 part = received.get("body", b"")
                 size += len(part)
                 deadline.reschedule(give_up_at + size / _MIN_BYTES_PER_SECOND)
-                if size <= limit:
-                    parts.append(part)
+                if size <= limit and in_thread:
+                    await in_thread(body.write, part)
+                elif size <= limit:
+                    body.write(part)
                 if not received.get("more_body"):
                     break
     except TimeoutError:
@@ -191,10 +234,14 @@ async def _read_body(path: str, receive: Receive, limit: int) -> bytes | HttpRes
         response = error_json(path, 408, "request_timeout", message)
         response["Connection"] = "close"
         return response
+    except OSError:
+        logger.exception("FILES_DIR cannot be written")
+        message = "The file cannot be stored, the disk may be full: try again later."
+        return error_json(path, 503, "unavailable", message)
     if size > limit:
         message = f"The body is larger than {limit} bytes: send less at a time."
         return error_json(path, 413, "payload_too_large", message)
-    return b"".join(parts)
+    return body
 
 
 def _refusal(scope: Message, error: APIException) -> HttpResponse:

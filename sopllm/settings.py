@@ -51,6 +51,9 @@ VAR_DIR = env_path("VAR_DIR", BASE_DIR / "var")
 VAR_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
 MODELS_DIR = env_path("MODELS_DIR", VAR_DIR / "models")
 MODELS_DIR.mkdir(parents=True, exist_ok=True)
+# Uploaded files, and what batches write: shared by web processes and default workers.
+FILES_DIR = env_path("FILES_DIR", VAR_DIR / "files")
+FILES_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
 # Folders of presets beside the catalogue's own.
 PRESETS_DIRS = env_list("PRESETS_DIRS", [])
 # The layer above the presets knows what a registration accepts: its check, by its dotted path.
@@ -127,6 +130,11 @@ DEFAULT_MAX_TOKENS = env_int("DEFAULT_MAX_TOKENS", 512, 1, 128_000)
 MIN_OUTPUT_TOKENS = env_int("MIN_OUTPUT_TOKENS", 256, 1, 128_000)
 MAX_CLOUD_CONCURRENCY = env_int("MAX_CLOUD_CONCURRENCY", 256, 1, 4096)
 DEFAULT_CONCURRENCY = env_int("DEFAULT_CONCURRENCY", 16, 2, 1024)
+# Files and batches.
+MAX_FILE_BYTES = env_int("MAX_FILE_BYTES", 200 * 1024 * 1024, 1024, 2**40)
+MAX_FILE_BYTES_PER_OWNER = env_int("MAX_FILE_BYTES_PER_OWNER", 2 * 1024**3, 1024, 2**50)
+FILE_TTL_SECONDS = env_int("FILE_TTL_SECONDS", 2_592_000, 1)
+BATCH_MAX_TASKS = env_int("BATCH_MAX_TASKS", 512, 1, 10_000)
 # Hosts that keys of the environment may go to beside those of their providers.
 PROVIDER_ALLOWED_HOSTS = env_list("PROVIDER_ALLOWED_HOSTS", [])
 # A cloud model that keeps failing is not called for a while.
@@ -313,6 +321,9 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BODY_BYTES
+# Where a file that has arrived is moved to its place.
+FILE_UPLOAD_HANDLERS = ["django.core.files.uploadhandler.TemporaryFileUploadHandler"]
+FILE_UPLOAD_TEMP_DIR = FILES_DIR
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["sopllm.access.authentication.PrincipalAuthentication"],

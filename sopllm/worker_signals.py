@@ -16,6 +16,7 @@ from inference.embeddings import request_queue
 from inference.execution import cloud_session, gpu_session
 from inference.loading import gpu_reporter
 from inference.models import Queue
+from inference.openai import batches
 from inference.providers.cloud import provider
 from inference.registry import downloads
 from inference.tasks import sweep
@@ -65,11 +66,12 @@ def on_worker_ready(sender: Any, **_: Any) -> None:
 
 @signals.worker_shutting_down.connect
 def on_worker_stop(**_: Any) -> None:
-    """Let running work end, start nothing new, and put downloads back."""
+    """Let running work end, start nothing new, and put downloads and batches back."""
     gpu_session.drain()
     cloud_session.drain()
     request_queue.drain()
     downloads.stop()
+    batches.stopping.set()
 
 
 @signals.worker_process_shutdown.connect

@@ -33,7 +33,7 @@ class EmbeddingViewSet(StrictViewSet):
     def create(self, request: Request) -> EmbeddingResponse:
         """A vector of each text. Long texts are cut to the model's window, see `truncated`."""
         fields = request_validator().run_validation(request.data)
-        return send(EmbeddingRequest(**fields), principal_of(request))
+        return EmbeddingResponse(checked(EmbeddingRequest(**fields), principal_of(request)))
 
     @extend_schema(request=SimilarityRequestSerializer, responses=SimilaritySerializer)
     @action(detail=False, methods=["post"])
@@ -45,13 +45,13 @@ class EmbeddingViewSet(StrictViewSet):
         else:
             shape, texts = Shape.SIMILARITIES, [fields["query"], *fields["texts"]]
         asked = EmbeddingRequest(fields["model_name"], texts, shape)
-        return send(asked, principal_of(request))
+        return EmbeddingResponse(checked(asked, principal_of(request)))
 
 
-def send(request: EmbeddingRequest, principal: Principal) -> EmbeddingResponse:
-    """Hand a request to the workers.
+def checked(request: EmbeddingRequest, principal: Principal) -> EmbeddingRequest:
+    """The request as the workers take it.
 
-    Raises ValidationError for a model that gives no vectors, LimitReached.
+    Raises ValidationError for a model that is not there or gives no such vectors, LimitReached.
     """
     name = request.model_name
     model = RegisteredModel.objects.read(name)
@@ -77,4 +77,4 @@ def send(request: EmbeddingRequest, principal: Principal) -> EmbeddingResponse:
             raise ValidationError({"dimensions": [message]})
     if model.is_remote:
         check_budget(principal)
-    return EmbeddingResponse(replace(request, owner=principal.owner))
+    return replace(request, owner=principal.owner)

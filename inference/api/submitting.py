@@ -73,12 +73,17 @@ def check_budget(principal: Principal) -> None:
     raise LimitReached(message, seconds, "max_usd_per_month")
 
 
+def check_priority(principal: Principal, priority: float) -> None:
+    """Raise ValidationError for one that the caller's key does not allow."""
+    most = principal.limits.max_priority
+    if most is not None and priority > most:
+        raise ValidationError({"priority": [f"Your key allows priorities up to {most:g}."]})
+
+
 def _check_limits(principal: Principal, fields: dict[str, Any]) -> None:
     """Raise ValidationError or LimitReached for what the caller's key does not allow."""
     limits = principal.limits
-    if limits.max_priority is not None and fields["priority"] > limits.max_priority:
-        message = f"Your key allows priorities up to {limits.max_priority:g}."
-        raise ValidationError({"priority": [message]})
+    check_priority(principal, fields["priority"])
     if limits.max_tokens_per_day is not None:
         use = OwnerUse.objects.today(principal.owner)
         if use["prompt_tokens"] + use["completion_tokens"] >= limits.max_tokens_per_day:

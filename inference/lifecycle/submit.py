@@ -1,7 +1,7 @@
 """Submitting tasks: saved once for each idempotency key, while the queue has room."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from django.conf import settings
@@ -32,7 +32,11 @@ class ConversationGoneError(Exception):
     """The conversation was deleted after the task was checked."""
 
 
-def submit(tasks: Sequence[GenerationTask], max_pending: int | None = None) -> list[GenerationTask]:
+def submit(
+    tasks: Sequence[GenerationTask],
+    max_pending: int | None = None,
+    in_transaction: Callable[[], object] = lambda: None,
+) -> list[GenerationTask]:
     """Save those that are new, all or none, and enqueue them after the commit.
 
     They are made a microsecond apart, so that equal priorities run in the order given, and after
@@ -40,6 +44,7 @@ def submit(tasks: Sequence[GenerationTask], max_pending: int | None = None) -> l
     idempotency key was used before is answered by the first task of that key. Raises
     IdempotencyConflictError when that was another request, QueueFullError, ConversationGoneError,
     PendingLimitError when their owner would have more than `max_pending` tasks pending.
+    `in_transaction` is called in the transaction that saves them; what it raises saves none.
     """
     fresh = [task for task in tasks if task._state.adding]
     if not fresh:
@@ -63,6 +68,7 @@ def submit(tasks: Sequence[GenerationTask], max_pending: int | None = None) -> l
                 GenerationTask.objects.bulk_create(fresh)
             else:
                 sql.execute(sql.SUBMIT, **values)
+            in_transaction()
         fresh[0]._state.adding = False  # as `save` does: the row is there
     except IntegrityError:
         ids = {task.conversation_id for task in tasks if task.conversation_id}
@@ -71,6 +77,7 @@ def submit(tasks: Sequence[GenerationTask], max_pending: int | None = None) -> l
         with transaction.atomic():
             _check_pending(fresh, max_pending)
             saved = {task.pk: _first_or_saved(task) for task in fresh}
+            in_transaction()
         accepted = [saved.get(task.pk, task) for task in tasks]
         fresh = [task for task in fresh if saved[task.pk] is task]
     for task in fresh:

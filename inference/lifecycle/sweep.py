@@ -18,6 +18,7 @@ from inference.lifecycle.fallback import UNCLAIMED, announce_fallback, next_fall
 from inference.lifecycle.finish import announce_end, end_fields, end_pending, store_end
 from inference.lifecycle.traces import AttemptTrace
 from inference.models import (
+    Batch,
     GenerationTask,
     GenerationTaskQuerySet,
     ModelDownload,
@@ -50,11 +51,13 @@ def sweep() -> None:
         _take_back(task, lost)
     ModelDownload.objects.take_back(is_clock_steady=is_clock_steady)
     WebhookDelivery.objects.take_back(is_clock_steady=is_clock_steady)
+    Batch.objects.take_back(is_clock_steady=is_clock_steady)
     _fail_past_deadline()
     _enqueue_tasks()
     for rows, message, max_at_once in (
         (ModelDownload.objects.due(), dispatch.DOWNLOAD, ModelDownload.MAX_AT_ONCE),
         (WebhookDelivery.objects.due(), dispatch.DELIVER_WEBHOOK, deliveries.max_at_once()),
+        (Batch.objects.due(), dispatch.ADVANCE_BATCHES, Batch.MAX_AT_ONCE),
     ):
         if num_due := rows.count():
             dispatch.enqueue([message] * min(num_due, max_at_once))

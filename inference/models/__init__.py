@@ -1,6 +1,8 @@
-"""The rows: tasks with their attempts, models and their downloads, webhooks to be delivered."""
+"""The rows: tasks with their attempts, batches and files, models and downloads, webhooks."""
 
+from inference.models.batches import Batch, BatchError, BatchTask
 from inference.models.downloads import ModelDownload
+from inference.models.files import StoredFile
 from inference.models.registered_models import RegisteredModel, loaded_models
 from inference.models.round_robin import RoundRobin, queue_positions
 from inference.models.tasks import (
@@ -22,6 +24,9 @@ from inference.models.webhook_secrets import WebhookSecret
 __all__ = [
     "MAX_PRIORITY",
     "NO_USAGE",
+    "Batch",
+    "BatchError",
+    "BatchTask",
     "GenerationTask",
     "GenerationTaskQuerySet",
     "ModelChoice",
@@ -29,6 +34,7 @@ __all__ = [
     "Queue",
     "RegisteredModel",
     "RoundRobin",
+    "StoredFile",
     "TaskAttempt",
     "TaskResult",
     "Usage",

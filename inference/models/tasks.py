@@ -71,11 +71,11 @@ def new_task_id() -> str:
     return f"task_{uuid.uuid4().hex}"
 
 
-def protect_unfinished(collector: Any, field: Any, tasks: Any, using: str) -> None:
-    """on_delete of conversations: unfinished tasks forbid it, ended ones set null."""
-    if unfinished := [task for task in tasks if not task.has_ended]:
-        raise models.ProtectedError("Tasks have not ended.", set(unfinished))
-    models.SET_NULL(collector, field, tasks, using)
+def protect_unfinished(collector: Any, field: Any, rows: Any, using: str) -> None:
+    """on_delete of what tasks and batches read: unfinished ones forbid it, ended ones set null."""
+    if unfinished := [row for row in rows if not row.has_ended]:
+        raise models.ProtectedError("They have not ended.", set(unfinished))
+    models.SET_NULL(collector, field, rows, using)
 
 
 class GenerationTaskQuerySet(ClaimableQuerySet["GenerationTask"]):

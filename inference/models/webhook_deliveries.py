@@ -10,6 +10,7 @@ from django.db import models, transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from inference.models.batches import Batch
 from inference.models.claimable import UNHELD, Claimable, ClaimableQuerySet
 from inference.models.tasks import GenerationTask
 
@@ -51,14 +52,14 @@ class WebhookDeliveryQuerySet(ClaimableQuerySet["WebhookDelivery"]):
 
 
 class WebhookDelivery(Claimable):
-    """One webhook about the end of a task, written in the transaction that ended it.
+    """One webhook about the end of a task or a batch, written in the transaction that ended it.
 
     pending ──claim──▶ delivering ──▶ delivered | failed
        ▲                   │               │
        └──to be retried────┘               │
        └──────────deliver again────────────┘
 
-    The receiver knows it by its id, which every attempt repeats. It outlives its task.
+    The receiver knows it by its id, which every attempt repeats. It outlives its task or batch.
     """
 
     class Status(models.TextChoices):
@@ -75,6 +76,10 @@ class WebhookDelivery(Claimable):
         RESPONSE_INCOMPLETE = "response.incomplete"
         RESPONSE_FAILED = "response.failed"
         RESPONSE_CANCELLED = "response.cancelled"
+        BATCH_COMPLETED = "batch.completed"
+        BATCH_FAILED = "batch.failed"
+        BATCH_EXPIRED = "batch.expired"
+        BATCH_CANCELLED = "batch.cancelled"
 
     # First attempts go before retries.
     claim_order = ("attempt", "due_at")
@@ -86,11 +91,15 @@ class WebhookDelivery(Claimable):
     # Keeps naming a task that is deleted.
     task = models.ForeignKey(
         GenerationTask,
+        null=True,
         on_delete=models.DO_NOTHING,
         db_constraint=False,
         related_name="webhook_deliveries",
     )
-    owner = models.CharField(max_length=64)  # of the task, whose secret signs
+    batch = models.ForeignKey(
+        Batch, null=True, on_delete=models.DO_NOTHING, db_constraint=False, related_name="+"
+    )
+    owner = models.CharField(max_length=64)  # whose secret signs
     url = models.TextField()
     event = models.CharField(max_length=20, choices=Event.choices)
     payload = models.TextField()
@@ -104,7 +113,8 @@ class WebhookDelivery(Claimable):
     objects = WebhookDeliveryQuerySet.as_manager()
 
     if TYPE_CHECKING:
-        task_id: str
+        task_id: str | None
+        batch_id: str | None
 
     class Meta:
         verbose_name_plural = "webhook deliveries"
@@ -125,6 +135,11 @@ class WebhookDelivery(Claimable):
     def next_attempt_at(self) -> datetime | None:
         """When the next attempt is due, or would be if the worker were lost; None after the end."""
         return self.due_at or self.lease_until
+
+    @property
+    def subject_id(self) -> str:
+        """That of the task or batch."""
+        return self.task_id or self.batch_id or ""
 
     @property
     def host(self) -> str:

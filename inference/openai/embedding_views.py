@@ -9,11 +9,11 @@ from rest_framework.request import Request
 
 from inference.api.embedding_response import EmbeddingResponse
 from inference.api.embedding_serializers import TextsField
-from inference.api.embedding_views import send
+from inference.api.embedding_views import checked
 from inference.embeddings.messages import EmbeddingRequest, Shape
 from inference.openai import examples
 from inference.openai.viewset import OpenAIViewSet
-from monitoring.api.principal import principal_of
+from monitoring.api.principal import Principal, principal_of
 from monitoring.api.strict_serializer import StrictSerializer
 
 
@@ -80,19 +80,22 @@ class OpenAIEmbeddingViewSet(OpenAIViewSet):
     )
     def create(self, request: Request) -> EmbeddingResponse:
         """A vector of each text. Long texts are cut to the model's window, see `truncated`."""
-        fields = _validator().run_validation(request.data)
-        is_base64 = fields["encoding_format"] == "base64"
-        return send(
-            EmbeddingRequest(
-                model_name=fields["model"],
-                texts=fields["input"],
-                shape=Shape.OPENAI_BASE64 if is_base64 else Shape.OPENAI,
-                normalize=fields["normalize"],
-                prompt_name=fields.get("prompt_name"),
-                dimensions=fields.get("dimensions"),
-            ),
-            principal_of(request),
-        )
+        return EmbeddingResponse(embedding_request(request.data, principal_of(request)))
+
+
+def embedding_request(body: Any, principal: Principal) -> EmbeddingRequest:
+    """What a body asks for. Raises ValidationError naming the field, LimitReached."""
+    fields = _validator().run_validation(body)
+    is_base64 = fields["encoding_format"] == "base64"
+    asked = EmbeddingRequest(
+        model_name=fields["model"],
+        texts=fields["input"],
+        shape=Shape.OPENAI_BASE64 if is_base64 else Shape.OPENAI,
+        normalize=fields["normalize"],
+        prompt_name=fields.get("prompt_name"),
+        dimensions=fields.get("dimensions"),
+    )
+    return checked(asked, principal)
 
 
 @cache

@@ -22,8 +22,8 @@ def submitted(request: Request, submissions: Sequence[dict[str, Any]]) -> list[G
     """
     principal, tasks = principal_of(request), []
     key = request.headers.get("Idempotency-Key")
-    if (priority := request.headers.get("X-Priority")) is not None:
-        submissions = [each | {"priority": _priority(priority)} for each in submissions]
+    if (priority := requested_priority(request)) is not None:
+        submissions = [each | {"priority": priority} for each in submissions]
     with refusals():
         for index, fields in enumerate(submissions):
             own_key = f"{key}#{index}" if key and index else key
@@ -51,7 +51,11 @@ def cancel(tasks: Sequence[GenerationTask]) -> None:
             finish.cancel(task)
 
 
-def _priority(text: str) -> float:
+def requested_priority(request: Request) -> float | None:
+    """That of the header X-Priority; None without it. Raises ValidationError."""
+    text = request.headers.get("X-Priority")
+    if text is None:
+        return None
     try:
         priority = float(text)
     except ValueError:

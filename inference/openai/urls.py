@@ -1,15 +1,19 @@
 from rest_framework.routers import SimpleRouter
 
+from inference.openai.batch_views import BatchViewSet
 from inference.openai.completion_views import ChatCompletionViewSet, CompletionViewSet
 from inference.openai.embedding_views import OpenAIEmbeddingViewSet
+from inference.openai.file_views import FileViewSet
 from inference.openai.model_views import OpenAIModelViewSet
 from inference.openai.responses.views import ResponseViewSet
 
 router = SimpleRouter()
 router.trailing_slash = "/?"
+router.register("batches", BatchViewSet, basename="openai-batch")
 router.register("chat/completions", ChatCompletionViewSet, basename="openai-chat-completion")
 router.register("completions", CompletionViewSet, basename="openai-completion")
 router.register("embeddings", OpenAIEmbeddingViewSet, basename="openai-embedding")
+router.register("files", FileViewSet, basename="openai-file")
 router.register("models", OpenAIModelViewSet, basename="openai-model")
 router.register("responses", ResponseViewSet, basename="openai-response")
 

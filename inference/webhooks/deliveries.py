@@ -1,13 +1,14 @@
 """Deliveries: their rows, written where a task ends, and the messages that wake workers."""
 
 import json
+from typing import Any
 
 from django.conf import settings
 from django.db.models.functions import Now
 
 from inference import dispatch
 from inference.engine.sequence import FinishReason
-from inference.models import GenerationTask, WebhookDelivery
+from inference.models import Batch, GenerationTask, WebhookDelivery
 from inference.models.webhook_deliveries import GIVE_UP_AFTER, new_webhook_id
 from inference.task_body import task_body
 
@@ -16,32 +17,55 @@ def add_delivery(task: GenerationTask) -> None:
     """Have the end of the task delivered; call it in the transaction that ends it."""
     ended = GenerationTask.objects.read(task.pk)
     assert ended is not None, "a task is not deleted before it has ended"
-    delivery_id = new_webhook_id()
     if "response" in ended.request:  # of /v1/responses: told in OpenAI's words
         is_cut = ended.result and ended.result["finish_reason"] == FinishReason.LENGTH
         is_incomplete = ended.status == ended.Status.COMPLETED and is_cut
         event = WebhookDelivery.Event(f"response.{'incomplete' if is_incomplete else ended.status}")
-        payload = {
-            "id": delivery_id,
-            "object": "event",
-            "created_at": int(ended.finished_at.timestamp()) if ended.finished_at else None,
-            "type": event.value,
-            "data": {"id": ended.response_id},
-        }
-    else:
-        body = task_body(ended)
-        event = WebhookDelivery.Event(f"task.{ended.status}")
-        payload = {"type": event.value, "timestamp": body["finished_at"], "data": body}
+        _add_openai_event(event, ended, ended.response_id, ended.request["webhook_url"], task=ended)
+        return
+    body = task_body(ended)
+    event = WebhookDelivery.Event(f"task.{ended.status}")
+    payload = {"type": event.value, "timestamp": body["finished_at"], "data": body}
+    _add(event, payload, ended.owner, ended.request["webhook_url"], task=ended)
+
+
+def add_batch_delivery(batch: Batch) -> None:
+    """Have the end of the batch delivered; call it in the transaction that ends it."""
+    ended = Batch.objects.get(pk=batch.pk)
+    event = WebhookDelivery.Event(f"batch.{ended.status}")
+    _add_openai_event(event, ended, ended.pk, ended.webhook_url, batch=ended)
+
+
+def _add_openai_event(
+    event: WebhookDelivery.Event,
+    ended: GenerationTask | Batch,
+    name: str | None,
+    url: str,
+    **subject: Any,
+) -> None:
+    delivery_id = new_webhook_id()
+    payload = {
+        "id": delivery_id,
+        "object": "event",
+        "created_at": int(ended.finished_at.timestamp()) if ended.finished_at else None,
+        "type": event.value,
+        "data": {"id": name},
+    }
+    _add(event, payload, ended.owner, url, id=delivery_id, **subject)
+
+
+def _add(
+    event: WebhookDelivery.Event, payload: dict[str, Any], owner: str, url: str, **fields: Any
+) -> None:
     WebhookDelivery.objects.create(
-        id=delivery_id,
-        task_id=ended.pk,
-        owner=ended.owner,
-        url=ended.request["webhook_url"],
+        owner=owner,
+        url=url,
         event=event,
         payload=json.dumps(payload, separators=(",", ":")),
         created_at=Now(),
         due_at=Now(),
         give_up_at=Now() + GIVE_UP_AFTER,
+        **fields,
     )
 
 

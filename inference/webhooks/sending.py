@@ -64,7 +64,7 @@ def _attempt(delivery: WebhookDelivery) -> None:
     )
     answer = outcome.status_code or outcome.error
     log_line(
-        delivery.task_id,
+        delivery.subject_id,
         delivery.owner,
         logging.INFO,
         "webhook %s, attempt %d at %s: %s",
@@ -81,7 +81,12 @@ def _attempt(delivery: WebhookDelivery) -> None:
     if not is_stored:
         message = "webhook %s, attempt %d came too late to count"
         log_line(
-            delivery.task_id, delivery.owner, logging.INFO, message, delivery.pk, delivery.attempt
+            delivery.subject_id,
+            delivery.owner,
+            logging.INFO,
+            message,
+            delivery.pk,
+            delivery.attempt,
         )
 
 

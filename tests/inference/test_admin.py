@@ -16,7 +16,14 @@ from conversations.models import Conversation, Message
 from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle import finish
 from inference.lifecycle.finish import Timings
-from inference.models import GenerationTask, RegisteredModel, TaskAttempt, WebhookDelivery
+from inference.models import (
+    Batch,
+    GenerationTask,
+    RegisteredModel,
+    StoredFile,
+    TaskAttempt,
+    WebhookDelivery,
+)
 from presets import catalogue
 from tests.conftest import wait_until_enqueued
 from tests.inference.api.test_tasks import NewTask
@@ -61,7 +68,10 @@ def test_who_may_only_view_has_no_actions(client: Client, new_task: NewTask) -> 
 def _thirty_of_each(new_task: NewTask, settings: Settings) -> None:
     settings.WEBHOOK_ALLOWED_HOSTS = ["127.0.0.1"]
     catalogue.load()
+    now = timezone.now()
     for index in range(30):
+        StoredFile.objects.create(filename=f"file {index}", created_at=now)
+        Batch.objects.create(created_at=now, deadline_at=now)
         RegisteredModel.objects.create(name=f"model {index}", provider="echo")
         conversation = Conversation.objects.create(owner="local")
         conversation.append({"role": "user", "content": "question"})

@@ -15,6 +15,9 @@ IDS = {
     "conversations": f"conv_{32 * '0'}",
     "models": "gone",
     "keys": "00000000",
+    "files": f"file-{32 * '0'}",
+    "batches": f"batch_{32 * '0'}",
+    "responses": f"resp_{32 * '0'}",
 }
 
 

@@ -1,0 +1,36 @@
+"""The routes whose requests a batch may have: what a body asks for, and the body of its answer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rest_framework.exceptions import ValidationError
+
+from inference.models import GenerationTask
+from inference.openai.chat_request import chat_request
+from inference.openai.chat_response import chat_completion
+from inference.openai.completions import text_completion, text_request
+from inference.openai.fields import CompletionRequest
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEndpoint:
+    """`parse` raises ValidationError; `answer` is of the tasks and `num_choices` of a request."""
+
+    parse: Callable[[Any], CompletionRequest]
+    answer: Callable[[Sequence[GenerationTask], int], Any]
+
+    def request(self, body: Any) -> CompletionRequest:
+        """What a body asks for. Raises ValidationError."""
+        found = self.parse(body)
+        if found.is_streamed:
+            raise ValidationError({"stream": ["A batch has no streams: leave it out."]})
+        return found
+
+
+EMBEDDINGS = "/v1/embeddings"
+TASK_ENDPOINTS = {
+    "/v1/chat/completions": TaskEndpoint(chat_request, lambda tasks, _: chat_completion(tasks)),
+    "/v1/completions": TaskEndpoint(text_request, text_completion),
+}
+ENDPOINTS = (*TASK_ENDPOINTS, EMBEDDINGS)
