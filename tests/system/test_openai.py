@@ -1,23 +1,21 @@
-"""The official openai package against the running service."""
+"""The official openai package against the running service, where that shows in the service itself.
+
+What other clients see is tested in tests/clients.
+"""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
-from pydantic import BaseModel
 
 from benchmarks.running_service import MINILM, SMOLLM2, RunningService, wait_for
 from tests.system.conftest import ONE_AT_A_TIME
 
 MESSAGES: Any = [{"role": "user", "content": "Say the alphabet."}]
-
-
-class City(BaseModel):
-    name: str
-    country: str
 
 
 @pytest.fixture
@@ -83,17 +81,6 @@ def test_streams_of_several_choices_come_together(client: OpenAI) -> None:
     assert len(set(texts)) > 1
 
 
-def test_answer_is_parsed_into_a_pydantic_model(client: OpenAI) -> None:
-    completion = client.chat.completions.parse(
-        model=SMOLLM2,
-        messages=[{"role": "user", "content": "Paris is in France. Give that as JSON."}],
-        response_format=City,
-        temperature=0,
-        max_tokens=100,
-    )
-    assert isinstance(completion.choices[0].message.parsed, City)
-
-
 def test_completion_goes_on_with_a_raw_prompt(client: OpenAI) -> None:
     completion = client.completions.create(
         model=SMOLLM2, prompt="The capital of France is", temperature=0, max_tokens=5
@@ -111,38 +98,37 @@ def test_embeddings_are_those_of_our_own_route(service: RunningService, client: 
     assert plain.data[0].embedding == pytest.approx(ours[0], abs=1e-5)
 
 
-def test_models(client: OpenAI) -> None:
-    assert SMOLLM2 in [model.id for model in client.models.list()]
-    assert client.models.retrieve(SMOLLM2).owned_by == "local"
-    with pytest.raises(openai.NotFoundError) as caught:
-        client.models.retrieve("gone")
-    assert caught.value.code == "model_not_found"
-
-
-def test_errors_are_the_exceptions_of_the_package(service: RunningService, client: OpenAI) -> None:
-    def chat(**fields: Any) -> Any:
-        asked: dict[str, Any] = {"model": "echo", "messages": MESSAGES, **fields}
-        return client.chat.completions.create(**asked)
-
+def test_prompt_that_is_too_long_is_a_bad_request(client: OpenAI) -> None:
+    words: Any = [{"role": "user", "content": 20_000 * "word "}]
     with pytest.raises(openai.BadRequestError) as caught:
-        chat(temperature=9)
-    assert caught.value.param == "temperature"
-    with pytest.raises(openai.NotFoundError) as missing:
-        chat(model="gone")
-    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
-    with pytest.raises(openai.AuthenticationError) as unknown:
-        client.with_options(api_key=f"sopllm_{8 * '0'}_{43 * 'x'}").models.list()
-    assert unknown.value.code == "invalid_api_key"
-    with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.5).chat.completions.create(
-            model="slow-echo", messages=[{"role": "user", "content": 100 * "word "}]
-        )
-    chat(extra_headers={"Idempotency-Key": "used"})
-    with pytest.raises(openai.ConflictError):
-        chat(max_tokens=1, extra_headers={"Idempotency-Key": "used"})
-    with pytest.raises(openai.BadRequestError) as too_long:
-        chat(model=SMOLLM2, messages=[{"role": "user", "content": 20_000 * "word "}])
-    assert too_long.value.code == "context_length_exceeded"
+        client.chat.completions.create(model=SMOLLM2, messages=words)
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tool_is_called(client: OpenAI, stream: bool) -> None:
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    function = {"name": "weather", "description": "Tells the weather.", "parameters": parameters}
+    fields: Any = {
+        "model": SMOLLM2,
+        "messages": [{"role": "user", "content": "How is the weather in Bonn?"}],
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "logprobs": True,
+        "temperature": 0,
+        "max_tokens": 60,
+    }
+    if stream:
+        with client.chat.completions.stream(**fields) as events:
+            choice: Any = events.get_final_completion().choices[0]
+    else:
+        choice = client.chat.completions.create(**fields).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    [call] = choice.message.tool_calls
+    assert call.function.name == "weather"
+    assert isinstance(json.loads(call.function.arguments), dict)
+    assert choice.logprobs.content
 
 
 def test_client_that_goes_away_cancels_its_task(service: RunningService) -> None:
