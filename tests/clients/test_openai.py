@@ -1,7 +1,9 @@
 """The official client of OpenAI for Python."""
 
 import base64
+import json
 import struct
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -145,3 +147,133 @@ def test_same_idempotency_key_with_another_body_is_a_conflict(client: OpenAI) ->
         client.chat.completions.create(
             model=ECHO, messages=[USER], max_tokens=5, extra_headers=headers
         )
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_tool_is_called_and_its_result_is_answered(client: OpenAI) -> None:
+    messages = [{"role": "user", "content": "What is the weather in Paris?"}]
+    first = client.chat.completions.create(
+        model=CHAT_MODEL,
+        messages=messages,
+        tools=[WEATHER],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_tokens=64,
+        temperature=0,
+    )
+    assert first.choices[0].finish_reason == "tool_calls"
+    [call] = first.choices[0].message.tool_calls
+    assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+    result = {"role": "tool", "tool_call_id": call.id, "content": "It rains."}
+    second = client.chat.completions.create(
+        model=CHAT_MODEL,
+        messages=[*messages, first.choices[0].message, result],
+        tools=[WEATHER],
+        tool_choice="none",
+        max_tokens=16,
+    )
+    assert second.choices[0].message.content
+
+
+def test_streamed_tool_call_has_the_arguments_in_parts(client: OpenAI) -> None:
+    with client.chat.completions.stream(
+        model=CHAT_MODEL,
+        messages=[{"role": "user", "content": "What is the weather in Rome?"}],
+        tools=[WEATHER],
+        tool_choice={"type": "function", "function": {"name": "get_weather"}},
+        parallel_tool_calls=False,
+        max_tokens=64,
+        temperature=0,
+    ) as stream:
+        answer = stream.get_final_completion()
+    call = answer.choices[0].message.tool_calls[0]
+    assert call.function.name == "get_weather"
+    assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+
+
+def test_probabilities_of_tokens(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=CHAT_MODEL, messages=[USER], max_tokens=4, logprobs=True, top_logprobs=3
+    )
+    tokens = answer.choices[0].logprobs.content
+    assert 1 <= len(tokens) <= 4
+    assert all(token.logprob <= 0 and len(token.top_logprobs) == 3 for token in tokens)
+
+
+def test_response_goes_on_from_the_previous_one(client: OpenAI) -> None:
+    first = client.responses.create(model=ECHO, input="first")
+    assert first.output_text == "first"
+    second = client.responses.create(
+        model=CHAT_MODEL, input="And now?", previous_response_id=first.id, max_output_tokens=8
+    )
+    assert second.previous_response_id == first.id
+    assert second.usage.input_tokens > first.usage.input_tokens
+
+
+def test_background_response_is_resumed_and_cancelled(client: OpenAI) -> None:
+    words = " ".join(f"word{number}" for number in range(20))
+    response = client.responses.create(model=SLOW_ECHO, input=words, background=True, stream=True)
+    seen = []
+    for event in response:
+        seen.append(event.sequence_number)
+        if event.type == "response.created":
+            response_id = event.response.id
+        if len(seen) == 6:
+            break
+    response.close()
+    rest = client.responses.retrieve(response_id, stream=True, starting_after=seen[-1])
+    events = list(rest)
+    numbers = [*seen, *(event.sequence_number for event in events)]
+    assert numbers == sorted(set(numbers))
+    assert events[-1].response.output_text == words
+
+    long = client.responses.create(model=SLOW_ECHO, input=words * 20, background=True)
+    assert long.status in ("queued", "in_progress")
+    assert client.responses.cancel(long.id).status == "cancelled"
+    client.responses.delete(long.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(long.id)
+
+
+def test_batch_of_a_file(client: OpenAI) -> None:
+    lines = [
+        {
+            "custom_id": f"line-{number}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": ECHO, "messages": [{"role": "user", "content": f"text {number}"}]},
+        }
+        for number in range(20)
+    ]
+    content = "\n".join(json.dumps(line) for line in lines).encode()
+    file = client.files.create(file=("lines.jsonl", content), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    give_up_at = time.monotonic() + 60
+    while batch.status not in ("completed", "failed") and time.monotonic() < give_up_at:
+        time.sleep(0.2)
+        batch = client.batches.retrieve(batch.id)
+    assert batch.status == "completed"
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (20, 0)
+    output = [
+        json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()
+    ]
+    assert [line["custom_id"] for line in output] == [line["custom_id"] for line in lines]
+    answers = [line["response"]["body"]["choices"][0]["message"]["content"] for line in output]
+    assert answers == [f"text {number}" for number in range(20)]
+    client.files.delete(file.id)

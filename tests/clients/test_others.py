@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import instructor
 import pytest
 from conftest import API_KEY, CHAT_MODEL, ECHO, EMBEDDING_MODEL
 from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from openai import OpenAI
 from pydantic import BaseModel
@@ -37,6 +39,22 @@ def test_langchain_structured_output(base_url: str) -> None:
     )
     city = model.with_structured_output(City, method="json_schema").invoke("Paris, in France.")
     assert isinstance(city, City)
+
+
+def test_langchain_agent_step(base_url: str) -> None:
+    @tool
+    def get_weather(city: Literal["Paris", "Rome"]) -> str:
+        """The weather of a city."""
+        return f"It rains in {city}."
+
+    model = ChatOpenAI(
+        model=CHAT_MODEL, base_url=base_url, api_key=API_KEY, max_tokens=64, temperature=0
+    )
+    question = HumanMessage("What is the weather in Paris?")
+    called = model.bind_tools([get_weather], tool_choice="any").invoke([question])
+    results = [get_weather.invoke(call) for call in called.tool_calls]
+    assert "It rains in" in results[0].content
+    assert model.invoke([question, called, *results]).text
 
 
 def test_langchain_embeddings(base_url: str) -> None:
