@@ -132,7 +132,7 @@ def _of_json_schema(response_format: dict[str, Any]) -> ResponseFormat:
     described = response_format.get("json_schema")
     if not isinstance(described, dict) or "schema" not in described:
         raise _refusal("response_format", 'json_schema must be an object with "schema".')
-    _check_keys(described, {"name", "schema", "strict", "options"})
+    _check_keys(described, {"name", "description", "schema", "strict", "options"})
     name = described.get("name", "answer")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         message = "json_schema.name is made of 1 to 64 letters, digits, _ and -."

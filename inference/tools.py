@@ -58,7 +58,9 @@ def normalize(tools: Any, tool_choice: Any, parallel: bool | None) -> ToolReques
         if names[-1] in names[:-1]:
             raise _refusal(f"#/{index}/function/name", f"{names[-1]} is there twice: rename one.")
     choice, name = _checked_choice(tool_choice, names)
-    return ToolRequest(tools=text, choice=choice, name=name, parallel=parallel is not False)
+    # Who names a tool means one call of it.
+    parallel = name is None if parallel is None else parallel
+    return ToolRequest(tools=text, choice=choice, name=name, parallel=parallel)
 
 
 def check_constrained(asked: ToolRequest) -> None:
