@@ -7,6 +7,7 @@ from rest_framework import serializers
 
 from conversations.serializers import ToolCallSerializer
 from inference.engine.sequence import FinishReason
+from inference.errors import ErrorCode
 from inference.models import GenerationTask, queue_positions
 from monitoring.api.owners import OwnerField
 
@@ -98,3 +99,11 @@ def _task_serializer() -> TaskSerializer:
 def task_body(task: GenerationTask) -> dict[str, Any]:
     """The task as the API shows it."""
     return _task_serializer().to_representation(task)
+
+
+def was_cut(task: GenerationTask) -> bool:
+    """Whether its answer reached max_tokens; for a structured output that is a failure."""
+    has_answer = task.status == GenerationTask.Status.COMPLETED or (
+        task.error_code == ErrorCode.STRUCTURED_OUTPUT_INVALID
+    )
+    return bool(has_answer and task.result and task.result["finish_reason"] == FinishReason.LENGTH)

@@ -4,7 +4,7 @@ from functools import partial
 
 from django.http import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 
 from inference.api.task_stream import CONTENT_TYPE
@@ -21,15 +21,8 @@ from inference.openai.completions import (
     text_completion,
     text_request,
 )
-from inference.openai.tasks import submitted
+from inference.openai.tasks import HEADERS, submitted
 from inference.openai.viewset import OpenAIViewSet
-
-_HEADERS = [
-    OpenApiParameter("X-Priority", float, OpenApiParameter.HEADER, description="0 to 100."),
-    OpenApiParameter(
-        "Idempotency-Key", str, OpenApiParameter.HEADER, description="Gives the first answer again."
-    ),
-]
 
 
 class ChatCompletionViewSet(OpenAIViewSet):
@@ -37,7 +30,7 @@ class ChatCompletionViewSet(OpenAIViewSet):
 
     @extend_schema(
         summary="A chat completion",
-        parameters=_HEADERS,
+        parameters=HEADERS,
         request=ChatCompletionRequestSerializer,
         responses={200: ChatCompletion, (200, CONTENT_TYPE): OpenApiTypes.STR},
         examples=examples.of(examples.CHAT_REQUEST, examples.CHAT),
@@ -62,7 +55,7 @@ class CompletionViewSet(OpenAIViewSet):
 
     @extend_schema(
         summary="A completion of a prompt",
-        parameters=_HEADERS,
+        parameters=HEADERS,
         request=CompletionRequestSerializer,
         responses={200: TextCompletion, (200, CONTENT_TYPE): OpenApiTypes.STR},
         examples=examples.of(examples.COMPLETION_REQUEST, examples.COMPLETION),

@@ -35,6 +35,43 @@ COMPLETION = {
     "choices": [{"text": " Paris.", "index": 0, "logprobs": None, "finish_reason": "length"}],
     "usage": _USAGE,
 }
+RESPONSE_REQUEST = {
+    "model": _MODEL,
+    "instructions": "Be brief.",
+    "input": "What is the capital of France?",
+    "background": True,
+}
+RESPONSE = {
+    "id": "resp_3f0c7d9a52e14b0f8a6d1c2b3e4f5a6b",
+    "object": "response",
+    "created_at": _CREATED,
+    "completed_at": None,
+    "status": "queued",
+    "background": True,
+    "store": True,
+    "model": _MODEL,
+    "output": [],
+    "error": None,
+    "incomplete_details": None,
+    "usage": None,
+    "instructions": "Be brief.",
+    "previous_response_id": None,
+    "conversation": None,
+    "max_output_tokens": None,
+    "temperature": None,
+    "top_p": None,
+    "text": {"format": {"type": "text"}},
+    "reasoning": {"effort": None, "summary": None},
+    "tools": [],
+    "tool_choice": "auto",
+    "parallel_tool_calls": True,
+    "truncation": "disabled",
+    "metadata": {},
+    "service_tier": "default",
+    "user": None,
+    "safety_identifier": None,
+    "prompt_cache_key": None,
+}
 EMBEDDING_REQUEST = {"model": "all-minilm-l6-v2", "input": ["a cat", "a dog"]}
 EMBEDDINGS = {
     "object": "list",

@@ -3,15 +3,23 @@
 from collections.abc import Sequence
 from typing import Any
 
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 
 from inference.api.submitting import first_or_new, refusals
-from inference.engine.sequence import FinishReason
-from inference.errors import ErrorCode
 from inference.lifecycle import finish, submit
 from inference.models import MAX_PRIORITY, GenerationTask
+from inference.task_body import was_cut
 from monitoring.api.principal import principal_of
+
+# Of requests that become tasks.
+HEADERS = [
+    OpenApiParameter("X-Priority", float, OpenApiParameter.HEADER, description="0 to 100."),
+    OpenApiParameter(
+        "Idempotency-Key", str, OpenApiParameter.HEADER, description="Gives the first answer again."
+    ),
+]
 
 
 def submitted(request: Request, submissions: Sequence[dict[str, Any]]) -> list[GenerationTask]:
@@ -36,9 +44,7 @@ def is_answered(task: GenerationTask) -> bool:
 
     A structured output that was cut at max_tokens is one: it has the `finish_reason` length.
     """
-    if task.error_code == ErrorCode.STRUCTURED_OUTPUT_INVALID and task.result:
-        return bool(task.result["finish_reason"] == FinishReason.LENGTH)
-    return task.status == GenerationTask.Status.COMPLETED
+    return task.status == GenerationTask.Status.COMPLETED or was_cut(task)
 
 
 def cancel(tasks: Sequence[GenerationTask]) -> None:

@@ -7,10 +7,9 @@ from django.conf import settings
 from django.db.models.functions import Now
 
 from inference import dispatch
-from inference.engine.sequence import FinishReason
 from inference.models import Batch, GenerationTask, WebhookDelivery
 from inference.models.webhook_deliveries import GIVE_UP_AFTER, new_webhook_id
-from inference.task_body import task_body
+from inference.task_body import task_body, was_cut
 
 
 def add_delivery(task: GenerationTask) -> None:
@@ -18,9 +17,8 @@ def add_delivery(task: GenerationTask) -> None:
     ended = GenerationTask.objects.read(task.pk)
     assert ended is not None, "a task is not deleted before it has ended"
     if "response" in ended.request:  # of /v1/responses: told in OpenAI's words
-        is_cut = ended.result and ended.result["finish_reason"] == FinishReason.LENGTH
-        is_incomplete = ended.status == ended.Status.COMPLETED and is_cut
-        event = WebhookDelivery.Event(f"response.{'incomplete' if is_incomplete else ended.status}")
+        status = "incomplete" if was_cut(ended) else ended.status
+        event = WebhookDelivery.Event(f"response.{status}")
         _add_openai_event(event, ended, ended.response_id, ended.request["webhook_url"], task=ended)
         return
     body = task_body(ended)

@@ -4,7 +4,6 @@ from typing import Any, TypedDict
 
 from inference.errors import ErrorCode
 from inference.models import GenerationTask, TaskResult
-from inference.openai.chat_response import finish_reason_of, result_of
 from inference.openai.responses.items import (
     call_item,
     items_of,
@@ -13,6 +12,7 @@ from inference.openai.responses.items import (
     reasoning_part,
     text_part,
 )
+from inference.task_body import was_cut
 
 _TaskStatus = GenerationTask.Status
 _STATUSES = {
@@ -112,9 +112,7 @@ def key_of(task: GenerationTask) -> str:
 
 def status_of(task: GenerationTask) -> str:
     """In OpenAI's words; incomplete where the answer was cut."""
-    status = _STATUSES[_TaskStatus(task.status)]
-    is_cut = status == "completed" and finish_reason_of(result_of(task)) == "length"
-    return "incomplete" if is_cut else status
+    return "incomplete" if was_cut(task) else _STATUSES[_TaskStatus(task.status)]
 
 
 def response_object(task: GenerationTask) -> ResponseObject:
@@ -123,8 +121,8 @@ def response_object(task: GenerationTask) -> ResponseObject:
     params = task.request["params"]
     ended_at = task.finished_at if status == "completed" else None
     failure = None
-    if task.error_code is not None:
-        code = _ERROR_CODES.get(ErrorCode(task.error_code), "server_error")
+    if status == "failed":
+        code = _ERROR_CODES.get(ErrorCode(str(task.error_code)), "server_error")
         failure = ResponseError(code=code, message=task.error or "")
     return ResponseObject(
         id=task.response_id,

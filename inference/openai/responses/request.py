@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any, ClassVar
 
 from django.conf import settings
-from drf_spectacular.utils import OpenApiExample, extend_schema_serializer
 from rest_framework import serializers
 from rest_framework.exceptions import NotFound, ValidationError
 
@@ -64,26 +63,13 @@ class TextConfigSerializer(StrictSerializer):
     )
 
 
-@extend_schema_serializer(
-    examples=[
-        OpenApiExample(
-            "In the background",
-            {
-                "model": "smollm2-135m-instruct",
-                "instructions": "Be brief.",
-                "input": "What is the capital of France?",
-                "background": True,
-            },
-            request_only=True,
-        )
-    ]
-)
 class ResponseRequestSerializer(CompletionFieldsSerializer):
     """OpenAI's fields; beside them those of tasks, such as `top_k`, `seed` or `priority`."""
 
     left_out: ClassVar[Collection[str]] = OF_TASKS_ALONE | {
         *("n", "messages", "max_tokens", "response_format", "context_overflow"),
         *("conversation_id", "save_to_conversation", "logprobs"),
+        *("reasoning_effort", "verbosity"),
     }
     dropped: ClassVar[Collection[str]] = IGNORED - {*_ECHOED}
 

@@ -14,6 +14,7 @@ from inference.api.deferred_response import long_poll
 from inference.api.task_stream import CONTENT_TYPE
 from inference.lifecycle import finish
 from inference.models import GenerationTask
+from inference.openai import examples
 from inference.openai.answers import AnswerAtEnd
 from inference.openai.errors import task_ids
 from inference.openai.responses.body import (
@@ -29,7 +30,7 @@ from inference.openai.responses.request import (
     response_request,
 )
 from inference.openai.responses.stream import MAX_NUMBER, response_stream
-from inference.openai.tasks import submitted
+from inference.openai.tasks import HEADERS, submitted
 from inference.openai.viewset import OpenAIViewSet
 from monitoring.api import query_parameters
 from monitoring.api.errors import Conflict
@@ -56,7 +57,13 @@ class ResponseViewSet(OpenAIViewSet):
         "input_items": ("after", "limit", "order", *_INCLUDE),
     }
 
-    @extend_schema(summary="A response", request=ResponseRequestSerializer, responses=_ANSWERS)
+    @extend_schema(
+        summary="A response",
+        parameters=HEADERS,
+        request=ResponseRequestSerializer,
+        responses=_ANSWERS,
+        examples=examples.of(examples.RESPONSE_REQUEST, examples.RESPONSE),
+    )
     def create(self, request: Request) -> HttpResponseBase:
         """Answer. When the client goes away, it is cancelled, unless it is in the background."""
         principal = principal_of(request)

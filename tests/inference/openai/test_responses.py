@@ -8,7 +8,7 @@ import pytest
 from rest_framework.test import APIClient
 
 from conversations.models import Conversation
-from inference.errors import ErrorCode
+from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle import claim, finish
 from inference.models import GenerationTask, RegisteredModel, WebhookDelivery
 from inference.openai.responses.request import response_request
@@ -260,6 +260,22 @@ def test_failed_response_says_why(api: APIClient) -> None:
     body = api.get(f"{PATH}/{number}").json()
     assert (body["status"], body["output"]) == ("failed", [])
     assert body["error"] == {"code": "invalid_prompt", "message": "Too long."}
+
+
+def test_structured_output_that_was_cut_is_incomplete(api: APIClient) -> None:
+    number = created(api)["id"]
+    lease = claim.claim(task_id(number))
+    assert lease is not None
+    failure = InferenceError("It was cut.", ErrorCode.STRUCTURED_OUTPUT_INVALID)
+    finish.fail(lease, failure, answer('{"a": ', "length"), TIMINGS)
+    body = api.get(f"{PATH}/{number}").json()
+    assert (body["status"], body["error"]) == ("incomplete", None)
+    assert body["output"][0]["content"][0]["text"] == '{"a": '
+    assert read_events(number)[-1] == {
+        "type": "response.incomplete",
+        "sequence_number": 13,
+        "response": body,
+    }
 
 
 def test_response_that_is_not_stored_cannot_be_read(api: APIClient) -> None:
