@@ -4,7 +4,8 @@
 
 Each owner writes a marker into all that it sends, and asks with priorities of its own. Whatever is
 received is searched for the other's marker; the ids in it are compared with the other's at the end,
-numbers with those of the owner itself. Ends with status 1 if anything got through, or on a 500.
+numbers and vectors with those of the owner itself. Ends with status 1 if anything got through, or
+has another status than it should.
 """
 
 import argparse
@@ -23,10 +24,14 @@ import httpx
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from benchmarks.running_service import ROOT, SMOLLM2, RunningService
+from benchmarks.running_service import MINILM, ROOT, SMOLLM2, RunningService
 
+_END = re.compile("event: (?:completed|failed|cancelled)")
 _ID = re.compile(r"(?:task|conv|msg)_[0-9a-f]{32}")
 _STATS_CACHED_SECONDS = 11.0
+# A task may have ended, or be deleted, by another thread of its owner.
+_OF_ONE_TASK = (200, 204, 404, 409)
+_MIN_SIMILARITY = 0.999
 
 
 class Owner:
@@ -43,6 +48,7 @@ class Owner:
         self.num_socket_messages = 0
         self.wrong: list[str] = []
         self.other: Owner = self
+        self.vector: list[float] = []
         self._service = service
 
     def client(self) -> httpx.Client:
@@ -59,15 +65,21 @@ class Owner:
         if self.other.marker in text or f'"{self.other.name}"' in text:
             self.wrong.append(f"{what}: {text[:500]}")
 
-    def call(self, http: httpx.Client, method: str, path: str, body: Any = None) -> Any:
-        """The answer as JSON, None for one without; it is checked."""
+    def call(
+        self, http: httpx.Client, method: str, path: str, body: Any = None, *statuses: int
+    ) -> Any:
+        """The answer as JSON, None for one without; it and its status are checked."""
         response = http.request(method, path, json=body)
-        self.statuses[response.status_code] += 1
         self.check(f"{method} {path}", response.text)
-        if response.status_code >= 500 and response.status_code != 503:
-            self.wrong.append(f"{method} {path}: {response.status_code} {response.text[:300]}")
+        self._check_status(f"{method} {path}", response, statuses or (200, 201))
         is_json = response.headers.get("content-type", "").startswith("application/json")
         return response.json() if is_json else None
+
+    def _check_status(self, what: str, response: httpx.Response, statuses: tuple[int, ...]) -> None:
+        self.statuses[response.status_code] += 1
+        if response.status_code not in statuses:
+            response.read()
+            self.wrong.append(f"{what}: {response.status_code} {response.text[:300]}")
 
     def task(self, rng: random.Random) -> dict[str, Any]:
         return {
@@ -91,7 +103,7 @@ class Owner:
         own = [each for each in sorted(self.made)[:500] if each.startswith("task_")]
         convs = [each for each in sorted(self.made) if each.startswith("conv_")]
         task_id = rng.choice(own) if own else None
-        match rng.randrange(12):
+        match rng.randrange(16):
             case 0 | 1 | 2:
                 body = self.task(rng)
                 if convs and rng.random() < 0.3:
@@ -104,28 +116,71 @@ class Owner:
                 fields = {"system_prompt": self.marker, "metadata": {"of": self.marker}}
                 self._made(self.call(http, "POST", "/conversations", fields))
             case 5 if convs:
-                path = f"/conversations/{rng.choice(convs)}/messages"
-                self.call(http, "POST", path, {"role": "user", "content": self.marker})
-                self.call(http, "GET", path)
+                path = f"/conversations/{rng.choice(convs)}"
+                self.call(http, "PATCH", path, {"metadata": {"now": self.marker}})
+                said = {"role": "user", "content": self.marker}
+                self.call(http, "POST", f"{path}/messages", said)
+                self.call(http, "GET", f"{path}/messages")
             case 6 if task_id:
                 path = rng.choice((f"/tasks/{task_id}?wait=2", f"/tasks/{task_id}/report"))
-                self.call(http, "GET", path)
+                self.call(http, "GET", path, None, *_OF_ONE_TASK)
             case 7 if task_id:
-                with http.stream("GET", f"/tasks/{task_id}/stream") as stream:
-                    self.check("stream", "".join(stream.iter_text()))
+                self._stream(http, f"/tasks/{task_id}/stream")
             case 8 if task_id:
-                self.call(http, "POST", f"/tasks/{task_id}/cancel")
+                self.call(http, "POST", f"/tasks/{task_id}/cancel", None, *_OF_ONE_TASK)
                 if rng.random() < 0.3:
-                    self.call(http, "DELETE", f"/tasks/{task_id}")
+                    self.call(http, "DELETE", f"/tasks/{task_id}", None, *_OF_ONE_TASK)
             case 9:
                 lists = ("tasks", "conversations", "models", "keys/me", "monitor/logs?limit=1000")
-                more = ("monitor/events?after=0&limit=1000", "monitor/stats", "monitor/gpu")
+                more = ("monitor/events?after=0&limit=1000", "monitor/stats")
                 self.call(http, "GET", f"/{rng.choice((*lists, *more))}")
                 self.check_queue(self.call(http, "GET", "/monitor/queue"))
+                for path in ("/monitor/gpu", f"{self._service.base_url}/metrics"):
+                    self.call(http, "GET", path, None, 403)
             case 10:
                 self._ask_for_the_others(http, rng)
             case 11:
                 self._listen(rng)
+            case 12:
+                self._embed(http)
+            case 13 if task_id:
+                self._take_a_ticket(http, task_id)
+            case 14 | 15:
+                self._chat(http)
+
+    def _take_a_ticket(self, http: httpx.Client, task_id: str) -> None:
+        """A ticket opens a stream once."""
+        ticket = self.call(http, "POST", "/monitor/ticket")["ticket"]
+        path = f"/tasks/{task_id}/stream?ticket={ticket}"
+        with httpx.Client(base_url=http.base_url, timeout=70, trust_env=False) as browser:
+            self._stream(browser, path)
+            self.call(browser, "GET", path, None, 401)
+
+    def _chat(self, http: httpx.Client) -> None:
+        """The answer of an echo is what its own owner has said."""
+        message = {"role": "user", "content": f"{self.marker} asks"}
+        chat = {"model": "echo", "messages": [message], "priority": self.min_priority}
+        url = f"{self._service.base_url}/v1/chat/completions"
+        answer = self.call(http, "POST", url, chat)
+        self.made.add(answer["id"].replace("chatcmpl-", "task_"))
+        if self.marker not in answer["choices"][0]["message"]["content"]:
+            self.wrong.append(f"chat: {answer}")
+
+    def _stream(self, http: httpx.Client, path: str) -> None:
+        """A stream is all of a task's own text, with its end, or of a task that is deleted."""
+        with http.stream("GET", path) as stream:
+            self._check_status("stream", stream, (200, 404))
+            text = "".join(stream.iter_text())
+        self.check("stream", text)
+        if stream.status_code == 200 and not _END.search(text):
+            self.wrong.append(f"stream without an end: {text[-300:]}")
+
+    def _embed(self, http: httpx.Client) -> None:
+        """The vector of the marker is the same at any time, and not of another text."""
+        [vector] = self.call(http, "POST", "/embeddings", {"texts": [self.marker]})["embeddings"]
+        self.vector = self.vector or vector
+        if sum(a * b for a, b in zip(self.vector, vector, strict=True)) < _MIN_SIMILARITY:
+            self.wrong.append("another vector for the same text")
 
     def _made(self, body: Any) -> None:
         for name in ("task_id", "conversation_id"):
@@ -142,7 +197,10 @@ class Owner:
         if folder == "tasks":
             more = (("GET", "/report"), ("GET", "/stream"), ("POST", "/cancel"))
             method, end = rng.choice(((method, end), *more))
-        response = http.request(method, f"/{folder}/{number}{end}")
+        body = None
+        if folder == "conversations" and rng.random() < 0.5:
+            method, body = "PATCH", {"metadata": {"of": self.marker}}
+        response = http.request(method, f"/{folder}/{number}{end}", json=body)
         if response.status_code != 404:
             self.wrong.append(f"{method} {folder}{end} of the other: {response.status_code}")
 
@@ -191,7 +249,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=20, help="of each owner")
     options = parser.parse_args()
     service = RunningService(
-        APP_ENV="production", SECRET_KEY=secrets.token_hex(32), ALLOWED_HOSTS="127.0.0.1"
+        APP_ENV="production",
+        SECRET_KEY=secrets.token_hex(32),
+        ALLOWED_HOSTS="127.0.0.1",
+        DEFAULT_EMBEDDING_MODEL=MINILM,
+        EMBEDDING_TIMEOUT_SECONDS="60",
     )
     try:
         service.start()
