@@ -32,12 +32,12 @@ from rest_framework.exceptions import APIException
 from inference.api.deferred_response import DeferredResponse, InThread
 from inference.openai.file_views import UPLOAD_PATH
 from monitoring.api.errors import LimitReached
-from monitoring.api.principal import Scope
+from monitoring.api.principal import Principal, Scope
 from monitoring.database_threads import DatabaseThreads
 from monitoring.streams.follower import Follower
-from sopllm.access import rate_limit
 from sopllm.access.identity import Identity
 from sopllm.access.open_streams import open_place
+from sopllm.access.rate_limit import RateLimiter
 from sopllm.exceptions import error_json, error_response
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class PooledHandler(BaseHandler):
         self.load_middleware(is_async=False)
         self._threads = DatabaseThreads(settings.WEB_THREADS, "web")
         self._follower = Follower()
+        self._rate_limiter = RateLimiter()
         self.in_thread = self._threads.run
         self.identity = Identity(self.in_thread)
         self._num_uploads: Counter[str] = Counter()
@@ -74,6 +75,7 @@ class PooledHandler(BaseHandler):
     async def stop(self) -> None:
         """Call it after the last request."""
         await self._follower.close()
+        await self._rate_limiter.close()
         await self._threads.close()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -82,9 +84,8 @@ class PooledHandler(BaseHandler):
         except APIException as error:
             await _send_whole(send, _refusal(scope, error))
             return
-        allowance = None
-        if scope["principal"] and scope["principal"].limits.requests_per_second is not None:
-            allowance = await self.in_thread(rate_limit.take, scope["principal"])
+        principal: Principal | None = scope["principal"]
+        allowance = principal and await self._rate_limiter.take(principal)
         if allowance and allowance.wait_seconds:
             message = f"Your key allows {allowance.limit:g} requests a second: come again later."
             response: Any = error_response(
@@ -99,7 +100,7 @@ class PooledHandler(BaseHandler):
             content_type = response.get("Content-Type", "")
             if is_deferred and content_type.startswith("text/event-stream"):
                 try:
-                    await stack.enter_async_context(open_place(scope["principal"], self.in_thread))
+                    await stack.enter_async_context(open_place(principal, self.in_thread))
                 except LimitReached as error:
                     await self.in_thread(response.refuse)
                     response = error_response(error, scope["path"])

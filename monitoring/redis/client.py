@@ -7,6 +7,7 @@ from typing import Any
 import redis
 import redis.asyncio
 from django.conf import settings
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -44,6 +45,8 @@ def async_client() -> RedisClient:
         socket_timeout=None,
         socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
         health_check_interval=30,
+        # Once, for a connection that Redis has closed meanwhile; the default goes on for minutes.
+        retry=AsyncRetry(NoBackoff(), 1),
     )
 
 

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import redis
 from django.conf import settings
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from monitoring.redis.client import RedisClient, async_client, cancel
 from monitoring.streams import ends
@@ -113,8 +111,6 @@ class Follower:
     def _client(self) -> RedisClient:
         if self._redis is None:
             self._redis = async_client()
-            # One for a connection that Redis has closed meanwhile; the default goes on for minutes.
-            self._redis.set_retry(Retry(NoBackoff(), 1))
         return self._redis
 
     def _read_from(self, key: str, after: str) -> None:

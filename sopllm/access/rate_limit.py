@@ -3,13 +3,17 @@
 A key may send a second's worth at once, at least one request, and then one at each interval.
 """
 
+import asyncio
 import math
 from dataclasses import dataclass
 
 import redis
+from django.conf import settings
 
 from monitoring.api.principal import Principal
-from monitoring.redis.client import client
+from monitoring.redis.client import RedisClient, async_client
+
+_MAX_CONNECTIONS = 16
 
 # When all that was sent would be paid off at the key's rate, in Redis's own time.
 _TAKE = """
@@ -45,14 +49,30 @@ class Allowance:
         }
 
 
-def take(principal: Principal) -> Allowance | None:
-    """Count a request of somebody with that limit; None without Redis, which lets everybody in."""
-    rate = principal.limits.requests_per_second
-    assert rate is not None, "who has no limit is not counted"
-    try:
-        script = client().register_script(_TAKE)
+class RateLimiter:
+    """Counts requests on one event loop: no thread waits for Redis."""
+
+    def __init__(self) -> None:
+        self._redis: RedisClient = None
+        self._connections = asyncio.Semaphore(_MAX_CONNECTIONS)
+
+    async def take(self, principal: Principal) -> Allowance | None:
+        """Count a request; None without Redis, which lets everybody in, or without a limit."""
+        rate = principal.limits.requests_per_second
+        if rate is None:
+            return None
+        if self._redis is None:
+            self._redis = async_client()
+        script = self._redis.register_script(_TAKE)
         key = f"rate:{principal.key_digest or principal.owner}"
-        remaining, wait = script(keys=[key], args=[rate])
-    except redis.RedisError:
-        return None
-    return Allowance(limit=rate, remaining=int(float(remaining)), wait_seconds=float(wait))
+        try:
+            async with asyncio.timeout(settings.REDIS_TIMEOUT_SECONDS), self._connections:
+                remaining, wait = await script(keys=[key], args=[rate])
+        except (redis.RedisError, OSError):  # a time-out is an OSError
+            return None
+        return Allowance(limit=rate, remaining=int(float(remaining)), wait_seconds=float(wait))
+
+    async def close(self) -> None:
+        """Call it after the last request."""
+        if self._redis is not None:
+            await self._redis.aclose()

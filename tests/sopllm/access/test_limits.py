@@ -1,5 +1,6 @@
 """What keys may use: requests a second, tasks, priorities, tokens a day."""
 
+import asyncio
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,7 +16,7 @@ from inference.lifecycle import finish, sql
 from inference.models import GenerationTask, RegisteredModel
 from monitoring.api.principal import Limits, Principal, Scope
 from monitoring.redis.client import client as redis_client
-from sopllm.access import rate_limit
+from sopllm.access.rate_limit import Allowance, RateLimiter
 from tests.conftest import Valkey, client_of
 from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed
 from tests.sopllm.access.clients import bearer, close_to_strangers, key_of, request
@@ -26,6 +27,19 @@ NewTask = Callable[..., GenerationTask]
 
 TASKS = "/api/v1/tasks"
 BODY = {"model": "echo", "prompt": "one"}
+
+
+def take(principal: Principal) -> Allowance | None:
+    """Count a request."""
+
+    async def once() -> Allowance | None:
+        limiter = RateLimiter()
+        try:
+            return await limiter.take(principal)
+        finally:
+            await limiter.close()
+
+    return asyncio.run(once())
 
 
 def limited(**limits: float) -> Principal:
@@ -129,7 +143,7 @@ def test_money_of_a_month_has_a_limit(new_task: NewTask) -> None:
 @pytest.mark.parametrize(("rate", "burst"), [(4, 4), (0.5, 1), (2.5, 2)])
 def test_requests_pass_at_their_rate(valkey: Valkey, rate: float, burst: int) -> None:
     principal = limited(requests_per_second=rate)
-    allowances = [rate_limit.take(principal) for _ in range(burst + 1)]
+    allowances = [take(principal) for _ in range(burst + 1)]
     assert [each.remaining for each in allowances if each] == [*range(burst - 1, -1, -1), 0]
     last = allowances[-1]
     assert last is not None
@@ -137,12 +151,29 @@ def test_requests_pass_at_their_rate(valkey: Valkey, rate: float, burst: int) ->
     # As if the key had waited for so long.
     paid_off = float(redis_client().get("rate:digest"))
     redis_client().set("rate:digest", paid_off - last.wait_seconds)
-    assert rate_limit.take(principal).wait_seconds == 0  # type: ignore[union-attr]
+    assert take(principal).wait_seconds == 0  # type: ignore[union-attr]
 
 
 def test_without_redis_everybody_is_let_in(valkey: Valkey) -> None:
     valkey.stop()
-    assert rate_limit.take(limited(requests_per_second=1)) is None
+    assert take(limited(requests_per_second=1)) is None
+
+
+def test_all_are_let_in_at_once_while_redis_hangs(valkey: Valkey, settings: Settings) -> None:
+    settings.REDIS_TIMEOUT_SECONDS = 0.2
+
+    async def many() -> list[Allowance | None]:
+        limiter = RateLimiter()
+        principal = limited(requests_per_second=1)
+        assert await limiter.take(principal)
+        with valkey.hanging():
+            found = await asyncio.gather(*(limiter.take(principal) for _ in range(300)))
+        assert await limiter.take(principal)
+        await limiter.close()
+        return found
+
+    # One after the other they would take longer than a test may.
+    assert asyncio.run(many()) == [None] * 300
 
 
 @pytest.mark.django_db(transaction=True)
@@ -168,7 +199,7 @@ def test_users_have_a_rate_each(valkey: Valkey) -> None:
         Principal(name=name, owner=name, scopes=frozenset(), limits=Limits(0.01), session_key=name)
         for name in ("ann", "bob")
     )
-    waits = [rate_limit.take(each).wait_seconds for each in (ann, bob, ann)]  # type: ignore[union-attr]
+    waits = [take(each).wait_seconds for each in (ann, bob, ann)]  # type: ignore[union-attr]
     assert [wait > 0 for wait in waits] == [False, False, True]
 
 
