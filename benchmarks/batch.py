@@ -1,0 +1,152 @@
+"""Batches: lines a second, memory, what kills cost, and how soon an interactive task starts.
+
+    python -m benchmarks.batch [--lines 5000] [--chats 200] [--kill]
+
+First lines for echo, then chats of SmolLM2 beside the rate of as many tasks that are submitted at
+once. With --kill, the web processes, the default worker and Valkey are killed in the meantime. Ends
+with status 1 if an answer is missing, twice there, or out of order.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import httpx
+
+from benchmarks.running_service import (
+    DEFAULT_WORKER,
+    SMOLLM2,
+    VALKEY,
+    WEB,
+    RunningService,
+    resident_bytes,
+    wait_for,
+)
+
+CHAT = "/v1/chat/completions"
+MAX_TOKENS = 16
+
+
+class BatchClient:
+    """Of /v1, which asks again where a process was killed."""
+
+    def __init__(self, service: RunningService) -> None:
+        self._http = httpx.Client(base_url=f"{service.base_url}/v1", timeout=120, trust_env=False)
+
+    def create(self, bodies: list[dict[str, Any]]) -> str:
+        lines = "\n".join(
+            json.dumps({"custom_id": str(n), "method": "POST", "url": CHAT, "body": body})
+            for n, body in enumerate(bodies)
+        )
+        files = {"file": ("lines.jsonl", lines.encode())}
+        file = self._http.post("/files", files=files, data={"purpose": "batch"})
+        asked = {"input_file_id": file.json()["id"], "endpoint": CHAT, "completion_window": "24h"}
+        response = self._http.post("/batches", json=asked)
+        response.raise_for_status()
+        return str(response.json()["id"])
+
+    def batch(self, pk: str) -> dict[str, Any]:
+        while True:
+            try:
+                response = self._http.get(f"/batches/{pk}")
+            except httpx.TransportError:
+                time.sleep(0.2)
+                continue
+            response.raise_for_status()
+            found: dict[str, Any] = response.json()
+            return found
+
+    def num_done(self, pk: str) -> int:
+        counts = self.batch(pk)["request_counts"]
+        return int(counts["completed"] + counts["failed"])
+
+    def ids(self, pk: str) -> list[str]:
+        """The custom_ids in the output file."""
+        content = self._http.get(f"/files/{self.batch(pk)['output_file_id']}/content").text
+        return [json.loads(line)["custom_id"] for line in content.splitlines()]
+
+
+def memory_mb(service: RunningService) -> dict[str, float]:
+    """Of the largest process of each kind."""
+    return {
+        name: max(resident_bytes(pid) for pid in service.pids(mark)) / 1e6
+        for name, mark in (("web", WEB), ("default worker", DEFAULT_WORKER))
+    }
+
+
+def chat(model: str, index: int) -> dict[str, Any]:
+    messages = [{"role": "user", "content": f"Say something about the number {index}."}]
+    return {"model": model, "messages": messages, "max_tokens": MAX_TOKENS, "temperature": 0}
+
+
+def interactive_seconds(service: RunningService, model: str) -> float:
+    """From the submission of a task to its start."""
+    task_id = service.submit("Hello.", model, max_tokens=4)
+    service.ended(task_id, 120)
+    return float(service.report(task_id)["metrics"]["queue_wait_ms"]) / 1000
+
+
+def run(service: RunningService, model: str, num_lines: int, *, has_kills: bool) -> float:
+    """Lines a second of one batch, which is printed; raises SystemExit for a wrong order."""
+    client = BatchClient(service)
+    before = memory_mb(service)
+    started = time.monotonic()
+    pk = client.create([chat(model, index) for index in range(num_lines)])
+    wait_for(lambda: client.num_done(pk) > 0, 600)
+    checked_after = time.monotonic() - started
+    for share, mark in ((4, WEB), (2, DEFAULT_WORKER), (1.5, VALKEY)) if has_kills else ():
+        wait_for(lambda share=share: client.num_done(pk) >= num_lines / share / 2, 3600)  # type: ignore[misc]
+        for pid in service.pids(mark):
+            os.kill(pid, signal.SIGKILL)
+        print(f"  killed {mark.strip()} at {client.num_done(pk)} lines")
+    waits = []
+    while not client.batch(pk)["completed_at"]:
+        waits.append(interactive_seconds(service, model))
+        time.sleep(1)
+    seconds = time.monotonic() - started
+    after = memory_mb(service)
+    growth = ", ".join(f"{name} {after[name] - before[name]:+.0f} MB" for name in after)
+    print(
+        f"{num_lines} lines of {model}: {seconds:.1f} s, {num_lines / seconds:.1f} lines/s, first "
+        f"answer after {checked_after:.1f} s; {growth}"
+    )
+    if waits:
+        waits.sort()
+        median, worst = waits[len(waits) // 2], waits[-1]
+        print(f"  {len(waits)} interactive tasks started after {median:.3f} s, at most {worst:.3f}")
+    if client.ids(pk) != [str(index) for index in range(num_lines)]:
+        sys.exit("Answers are missing, twice there, or out of order.")
+    return num_lines / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lines", type=int, default=5000)
+    parser.add_argument("--chats", type=int, default=200)
+    parser.add_argument("--kill", action="store_true")
+    arguments = parser.parse_args()
+    service = RunningService()
+    try:
+        service.start()
+        service.register_echo()
+        if arguments.lines:
+            run(service, "echo", arguments.lines, has_kills=arguments.kill)
+        if arguments.chats:
+            rate = run(service, SMOLLM2, arguments.chats, has_kills=False)
+            bodies = [chat(SMOLLM2, index) for index in range(arguments.chats)]
+            started = time.monotonic()
+            service.drained(bodies, 3600)
+            reference = arguments.chats / (time.monotonic() - started)
+            print(
+                f"  as tasks that are submitted at once: {reference:.1f}/s, {rate / reference:.2f}"
+            )
+    finally:
+        service.close()
+
+
+if __name__ == "__main__":
+    main()
