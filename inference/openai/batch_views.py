@@ -24,7 +24,7 @@ from inference.openai.pages import page
 from inference.openai.tasks import requested_priority
 from inference.openai.viewset import OpenAIViewSet
 from inference.webhooks import urls as webhook_urls
-from monitoring.api.errors import Conflict
+from monitoring.api.errors import Conflict, LimitReached
 from monitoring.api.metadata import MetadataField
 from monitoring.api.principal import principal_of
 from monitoring.api.strict_serializer import StrictSerializer
@@ -34,6 +34,8 @@ Status = Batch.Status
 _WINDOW = re.compile(r"([1-9][0-9]{0,3})([mhd])")
 _UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 _MAX_WINDOW = timedelta(days=30)
+_MAX_UNFINISHED = 100
+_RETRY_AFTER_SECONDS = 60
 
 
 class RequestCounts(TypedDict):
@@ -125,6 +127,9 @@ class BatchViewSet(OpenAIViewSet):
                 webhook_urls.check(webhook_url)
             except webhook_urls.RefusedUrlError as error:
                 raise ValidationError({"webhook_url": [str(error)]}) from error
+        if Batch.objects.owned_by(principal.owner).unfinished().count() >= _MAX_UNFINISHED:
+            message = f"{_MAX_UNFINISHED} of your batches have not ended: wait, or cancel some."
+            raise LimitReached(message, _RETRY_AFTER_SECONDS, "unfinished_batches")
         now = timezone.now()
         with transaction.atomic():
             files = StoredFile.objects.owned_by(principal.owner).select_for_update()

@@ -55,9 +55,9 @@ class LineError(Exception):
         return cls("invalid_request", next(sentences(detail)), param and f"body.{param}")
 
     def at(self, line: Line) -> BatchError:
-        return BatchError(
-            code=self.code, line=line.number, message=self.message[:1000], param=self.param
-        )
+        """As databases keep it: what it quotes of the line may be no text."""
+        message, param = _storable(self.message[:1000]), self.param and _storable(self.param[:100])
+        return BatchError(code=self.code, line=line.number, message=message, param=param)
 
 
 def read_lines(path: Path, offset: int, number: int) -> Iterator[Line]:
@@ -113,6 +113,10 @@ def parse(line: Line, batch: Batch) -> LineRequest:
         message = f"The url has to be that of the batch: {batch.endpoint}."
         raise LineError("mismatched_endpoint", message, "url")
     return LineRequest(custom_id, found.get("body"))
+
+
+def _storable(text: str) -> str:
+    return text.encode(errors="replace").decode().replace("\0", "?")
 
 
 def _is_storable(text: str) -> bool:

@@ -69,7 +69,7 @@ def run() -> None:
     """Advance the batches that are due, until there are fewer batches than threads doing this."""
     me = threading.current_thread()
     with _changing:
-        if len(_sessions) == Batch.MAX_AT_ONCE:
+        if len(_sessions) == max(1, min(Batch.MAX_AT_ONCE, settings.DEFAULT_CONCURRENCY // 4)):
             return
         _sessions.append(me)
     try:
@@ -175,7 +175,7 @@ def _validate(batch: Batch, held: HeldRow) -> float:
     seen: set[bytes] = set()
     num_requests = 0
     assert batch.input_file is not None, "it cannot be deleted before the batch has ended"
-    for line in read_lines(batch.input_file.path, 0, 0):
+    for line in read_lines(batch.input_file.path, offset=0, number=0):
         _check(held)
         if held.cancel_requested:
             raise NotMineError

@@ -20,6 +20,7 @@ from inference.embeddings.messages import Answer
 from inference.errors import ErrorCode
 from inference.lifecycle import finish, submit, sweep
 from inference.models import Batch, GenerationTask, RegisteredModel, StoredFile, WebhookDelivery
+from inference.openai import batch_views
 from inference.openai.batches import embeddings, worker
 from inference.tasks import purge
 from monitoring.api.principal import Limits, Principal, Scope
@@ -447,6 +448,8 @@ def bad_lines() -> Iterator[tuple[Any, str, str | None]]:
     yield line() | {"url": "/v1/embeddings"}, "mismatched_endpoint", "url"
     yield line() | {"bodi": {}}, "invalid_request", "bodi"
     yield line("first"), "duplicate_custom_id", "custom_id"
+    yield line() | {"\0\ud800": 1}, "invalid_request", "??"
+    yield line(**{"\0\ud800": 1}), "invalid_request", "body.??"
     yield line() | {"body": [1]}, "invalid_request", None
     yield line(temperature=9), "invalid_request", "body.temperature"
     yield line(stream=True), "invalid_request", "body.stream"
@@ -610,6 +613,16 @@ def test_batch_of_another_owner_is_not_there(api: APIClient) -> None:
     assert other.post(f"/v1/batches/{pk}/cancel").status_code == 404
     assert other.get(f"/v1/batches?after={pk}").status_code == 400
     assert Batch.objects.get().status == Status.VALIDATING
+
+
+def test_owner_has_a_bounded_number_of_unfinished_batches(
+    api: APIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_views, "_MAX_UNFINISHED", 1)
+    pk = created(api, lines(1))
+    assert create(api, lines(1)).status_code == 429
+    finished(pk)
+    assert create(api, lines(1)).status_code == 200
 
 
 def test_list_has_pages(api: APIClient) -> None:

@@ -159,6 +159,31 @@ def test_upload_that_breaks_off_leaves_nothing() -> None:
     assert not StoredFile.objects.exists()
 
 
+def test_owner_sends_two_files_at_a_time() -> None:
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+
+    async def conversation(client: httpx.AsyncClient) -> list[int]:
+        released = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b"--x\r\n"
+            await released.wait()
+
+        async def send() -> int:
+            return (await client.post("/v1/files", content=body(), headers=headers)).status_code
+
+        slow = [asyncio.create_task(send()) for _ in range(2)]
+        await asyncio.sleep(0)
+        whole: dict[str, Any] = {"files": {"file": CONTENT}, "data": {"purpose": "batch"}}
+        while (refused := await client.post("/v1/files", **whole)).status_code == 200:
+            pass  # the others have not begun yet
+        released.set()
+        await asyncio.gather(*slow)
+        return [refused.status_code, (await client.post("/v1/files", **whole)).status_code]
+
+    assert talk(conversation) == [429, 200]
+
+
 def test_list_has_pages_in_both_orders() -> None:
     ids = [upload().json()["id"] for _ in range(3)]
     first = request("GET", "/v1/files?limit=2").json()
