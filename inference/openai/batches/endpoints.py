@@ -11,6 +11,8 @@ from inference.openai.chat_request import chat_request
 from inference.openai.chat_response import chat_completion
 from inference.openai.completions import text_completion, text_request
 from inference.openai.fields import CompletionRequest
+from inference.openai.responses.body import response_object
+from inference.openai.responses.request import response_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +30,18 @@ class TaskEndpoint:
         return found
 
 
+def _response_request(body: Any) -> CompletionRequest:
+    if isinstance(body, dict) and body.get("previous_response_id") is not None:
+        message = "A batch has no history: give the earlier messages as input."
+        raise ValidationError({"previous_response_id": [message]})
+    fields = response_request(body, owner="")
+    return CompletionRequest([fields], 1, fields["stream"], has_usage_chunk=False)
+
+
 EMBEDDINGS = "/v1/embeddings"
 TASK_ENDPOINTS = {
     "/v1/chat/completions": TaskEndpoint(chat_request, lambda tasks, _: chat_completion(tasks)),
     "/v1/completions": TaskEndpoint(text_request, text_completion),
+    "/v1/responses": TaskEndpoint(_response_request, lambda tasks, _: response_object(tasks[0])),
 }
 ENDPOINTS = (*TASK_ENDPOINTS, EMBEDDINGS)

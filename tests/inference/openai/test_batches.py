@@ -669,3 +669,23 @@ def test_admin_shows_progress_and_cancels(api: APIClient, client: Client) -> Non
     client.post(url, {"action": "cancel_batches", "_selected_action": [pk]})
     assert Batch.objects.get().status == Status.CANCELLING
     assert client.get(reverse("admin:inference_storedfile_changelist")).status_code == 200
+
+
+def test_responses_of_a_batch(api: APIClient) -> None:
+    def asked(custom_id: str, **fields: Any) -> Any:
+        return {
+            "custom_id": custom_id,
+            "method": "POST",
+            "url": "/v1/responses",
+            "body": {"model": "echo", "input": "Hi"} | fields,
+        }
+
+    refused = created(api, [asked("a", previous_response_id="resp_0")], endpoint="/v1/responses")
+    assert body(api, finished(refused).pk)["errors"]["data"][0]["param"] == (
+        "body.previous_response_id"
+    )
+    batch = finished(created(api, [asked("a")], endpoint="/v1/responses"))
+    [answered] = read(api, batch.output_file_id)
+    response = answered["response"]["body"]
+    assert (response["object"], response["status"]) == ("response", "completed")
+    assert response["output"][0]["content"][0]["text"] == "Answer to Hi"
