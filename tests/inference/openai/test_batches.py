@@ -449,7 +449,8 @@ def bad_lines() -> Iterator[tuple[Any, str, str | None]]:
     yield line() | {"bodi": {}}, "invalid_request", "bodi"
     yield line("first"), "duplicate_custom_id", "custom_id"
     yield line() | {"\0\ud800": 1}, "invalid_request", "??"
-    yield line(**{"\0\ud800": 1}), "invalid_request", "body.??"
+    odd: dict[str, Any] = {"\0\ud800": 1}
+    yield line(**odd), "invalid_request", "body.??"
     yield line() | {"body": [1]}, "invalid_request", None
     yield line(temperature=9), "invalid_request", "body.temperature"
     yield line(stream=True), "invalid_request", "body.stream"
