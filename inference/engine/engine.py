@@ -176,13 +176,15 @@ class Engine:
             sampled = self.runner.sample(sequence.sampler, row)
         except EngineError as error:
             return self._fail(sequence, error)
-        sequence.logprobs = sampled.logprobs
+        if sampled.logprobs:
+            sequence.logprobs = sampled.logprobs
         room = sequence.max_output_tokens - len(sequence.output_tokens)
         text, num_new_tokens = "", 0
         for token in sampled.tokens[:room]:
             if token in sequence.stop_tokens:
                 return self._finish(sequence, FinishReason.STOP, text, num_new_tokens)
-            written = sequence.marks.get(token) or self.runner.token_to_bytes(token)
+            is_mark = token in sequence.marks
+            written = sequence.marks[token] if is_mark else self.runner.token_to_bytes(token)
             text += sequence.assembler.push(written)
             sequence.output_tokens.append(token)
             num_new_tokens += 1
@@ -222,5 +224,5 @@ def _output(sequence: Sequence, text: str, num_new_tokens: int) -> StepOutput:
         sequence.finish_reason,
         sequence.error,
         sequence.num_cached_tokens,
-        sequence.logprobs[:num_new_tokens],
+        sequence.logprobs and sequence.logprobs[:num_new_tokens],
     )

@@ -139,8 +139,10 @@ class Attempt:
         else:
             observe(self._itl, self.lease.task.model_name, ITL, now - self._latest_text)
         self._latest_text = now
-        logprobs = self.progress.logprobs[self._num_logprobs_told :]
-        self._num_logprobs_told += len(logprobs)
+        logprobs = self.progress.logprobs
+        if logprobs:
+            logprobs = logprobs[self._num_logprobs_told :]
+            self._num_logprobs_told += len(logprobs)
         if isinstance(delta, str):
             self._text.append(delta)
             self.deltas.write(delta, logprobs)

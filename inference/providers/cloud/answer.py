@@ -247,7 +247,8 @@ class CloudAnswer:
     def estimate_usage(self, prompt_tokens: int) -> None:
         """Count what the provider does not tell, with a tokenizer that is not its own."""
         self._progress.prompt_tokens = prompt_tokens
-        self._progress.completion_tokens = tokens.count("".join(self._said))
+        called = [part for call in self._tool_calls for part in (call.name, *call.arguments)]
+        self._progress.completion_tokens = tokens.count("".join([*self._said, *called]))
         self._progress.extra["usage_is_estimated"] = True
 
     def add_cost(self, nano_usd: int | None) -> None:

@@ -47,15 +47,18 @@ def fit(model: RegisteredModel, request: GenerationRequest) -> tuple[list[ChatMe
     window = model.context_window
     if window is None:
         return request.messages, 0
+    tools = request.tools["tools"] if request.tools is not None else ""
     answer_room = request.answer_room(window)
     # No token is shorter than a byte: so most prompts need no counting.
     most = sum(len(_text(each).encode()) + _num_beside(each) for each in request.messages)
-    if most <= window - answer_room:
+    if most + len(tools.encode()) <= window - answer_room:
         return request.messages, 0
     counted = cache(count)
+    num_of_tools = count(tools)
 
     def tokens_of(messages: list[ChatMessage]) -> int:
-        return sum(counted(_text(message)) + _num_beside(message) for message in messages)
+        of_messages = sum(counted(_text(each)) + _num_beside(each) for each in messages)
+        return num_of_tools + of_messages
 
     messages, num_dropped = request.messages, 0
     if request.context_overflow == "truncate":

@@ -195,6 +195,33 @@ def test_tool_calls_are_put_together(register: Register, kind: str) -> None:
     assert call["id"]
 
 
+def test_tools_calls_and_results_arrive(register: Register, server: CloudServer) -> None:
+    called = {"id": "call_1", "type": "function", "function": {"name": "a", "arguments": "{}"}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "", "tool_calls": [called]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "two"},
+    ]
+    named = {"type": "function", "function": {"name": "find_person"}}
+    asked = normalize([TOOL], named, parallel=False)
+    params = {"logprobs": 2, "logit_bias": {"7": -100}}
+    hear(register(), messages=messages, tools=asked, params=params)
+    body = server.calls[0].body
+    assert body["messages"] == [messages[0], messages[1] | {"content": None}, messages[2]]
+    assert (body["tools"], body["tool_choice"]) == ([TOOL], named)
+    assert body["parallel_tool_calls"] is False
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
+    assert body["logit_bias"] == {"7": -100}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_arrive(register: Register, server: CloudServer, kind: str) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw=="}}
+    parts = [{"type": "text", "text": "What?"}, image]
+    hear(register(kind), messages=[{"role": "user", "content": parts}])
+    assert "iVBORw==" in json.dumps(server.calls[0].body["messages"])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_json_of_a_schema(register: Register, server: CloudServer, kind: str) -> None:
     asked: Any = {"type": "json_schema", "name": "person", "schema": json.dumps(PERSON)}
