@@ -16,7 +16,6 @@ MAX_CONTENT_CHARS = 5_000_000
 MAX_PARTS = 100
 # Some providers put what they have thought into the ids of their calls.
 MAX_CALL_ID = 16_384
-TOOL_NAME = r"^[A-Za-z0-9_-]{1,64}\Z"
 
 _TEXT = serializers.CharField(trim_whitespace=False, allow_blank=True, max_length=MAX_CONTENT_CHARS)
 
@@ -60,7 +59,8 @@ class ContentField(serializers.Field[Any, Any, Any, Any]):
 
 
 class ToolFunctionSerializer(StrictSerializer):
-    name = serializers.RegexField(TOOL_NAME)
+    # As a model has written it, so that any answer can be sent back.
+    name = serializers.CharField(trim_whitespace=False, allow_blank=True, max_length=MAX_CALL_ID)
     arguments = serializers.CharField(
         trim_whitespace=False, allow_blank=True, max_length=MAX_CONTENT_CHARS
     )

@@ -6,7 +6,6 @@ from typing import Any, TypedDict
 
 from rest_framework.exceptions import ValidationError
 
-from conversations.serializers import TOOL_NAME
 from inference import structured_output
 from inference.engine.errors import SchemaError
 from inference.engine.schema_policy import compile_schema
@@ -15,6 +14,7 @@ from inference.engine.tool_forms import Tool, ToolChoice, ToolsOffered
 
 MAX_TOOLS = 128
 MAX_BYTES = 256 * 1024
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _FUNCTION_KEYS = {"name", "description", "parameters", "strict"}
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
@@ -113,7 +113,7 @@ def _checked_name(tool: Any, where: str) -> str:
     if unknown:
         raise _refusal(where, f"Unknown field {str(unknown[0])[:100]}: leave it out.")
     name = function.get("name")
-    if not isinstance(name, str) or not re.match(TOOL_NAME, name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         message = "A name is made of 1 to 64 letters, digits, _ and -."
         raise _refusal(f"{where}/function/name", message)
     if not isinstance(function.get("description"), str | None):

@@ -479,7 +479,7 @@ class _Answer:
 def _text_of(content: Any) -> str:
     if isinstance(content, str):
         return content
-    return " ".join(part.get("text", "") for part in content)
+    return " ".join(part.get("text", "") for part in content or ())
 
 
 def _tool_to_call(body: dict[str, Any]) -> str | None:
