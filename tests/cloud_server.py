@@ -450,8 +450,8 @@ class _Answer:
     @classmethod
     def to(cls, body: dict[str, Any], fault: Fault | None) -> "_Answer":
         """The last message, word by word; of the tools the first is called with it."""
-        last = _text_of(body["messages"][-1]["content"])
-        prompt = " ".join(_text_of(message["content"]) for message in body["messages"])
+        last = _text_of(body["messages"][-1].get("content"))
+        prompt = " ".join(_text_of(message.get("content")) for message in body["messages"])
         prompt_tokens = len(prompt.split())
         tool = _tool_to_call(body)
         text = _json_text(body, last, tool)
