@@ -16,6 +16,7 @@ from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
+from inference.openai import anthropic_errors
 from inference.openai import errors as openai_errors
 from monitoring.api.errors import sentences
 
@@ -36,7 +37,10 @@ _CODES = {
 }
 # The shapes of errors below other addresses than /api/v1, from status, code, message and details;
 # the first that fits is taken.
-_SHAPES: list[tuple[str, Callable[[int, str, str, Any], Any]]] = [("/v1/", openai_errors.body)]
+_SHAPES: list[tuple[str, Callable[[int, str, str, Any], Any]]] = [
+    ("/v1/messages/", anthropic_errors.body),
+    ("/v1/", openai_errors.body),
+]
 _MAX_MEMBERS, _MAX_CHARS = 50, 1000
 _FAILED = "The server failed unexpectedly; its log has the reason. Please try again."
 _NOT_FOUND = "There is nothing here: check the address, or see /docs for the routes."
@@ -61,7 +65,8 @@ def error_body(path: str, status: int, code: str, message: str, details: Any = N
 
 def error_json(path: str, status: int, code: str, message: str) -> JsonResponse:
     """The answer to an error that no view has raised."""
-    return JsonResponse(error_body(path, status, code, message), status=status)
+    body = error_body(path, status, code, message)
+    return JsonResponse(body, status=status, headers=_id_header(body))
 
 
 def handle_exception(exc: Exception, context: dict[str, Any]) -> Response:
@@ -94,7 +99,13 @@ def error_response(exc: Exception, path: str) -> JsonResponse:
 
 def _unexpected(exc: Exception, path: str) -> Response:
     logger.error("Unexpected error at %s", path, exc_info=exc)
-    return Response(error_body(path, 500, "internal_error", _FAILED), status=500)
+    body = error_body(path, 500, "internal_error", _FAILED)
+    return Response(body, status=500, headers=_id_header(body))
+
+
+def _id_header(body: Any) -> dict[str, str]:
+    """What a shape has in a header too: Anthropic's SDK reads the id of a request there."""
+    return {"request-id": body["request_id"]} if "request_id" in body else {}
 
 
 def _shortened(detail: Any) -> Any:
@@ -134,7 +145,7 @@ def _known(
     if wait:
         headers["Retry-After"] = str(math.ceil(wait))
     body = error_body(path, exc.status_code, code, message, details)
-    return Response(body, status=exc.status_code, headers=headers)
+    return Response(body, status=exc.status_code, headers=headers | _id_header(body))
 
 
 def not_found(request: HttpRequest, exception: Exception) -> JsonResponse:

@@ -17,12 +17,19 @@ from drf_spectacular.plumbing import (
 from drf_spectacular.renderers import OpenApiJsonRenderer
 from drf_spectacular.utils import Direction
 
+from inference.openai.anthropic_errors import AnthropicErrorBody
 from inference.openai.errors import OpenAIErrorBody
 from sopllm.exceptions import ErrorBody
 
 Endpoint = tuple[str, str, str, Any]
 Schema = dict[str, Any]
 
+# By the beginning of the path, of which the first that fits counts.
+_ERRORS: list[tuple[str, type]] = [
+    ("/v1/messages", AnthropicErrorBody),
+    ("/v1/", OpenAIErrorBody),
+    ("/", ErrorBody),
+]
 _resolve: Any = resolve_type_hint  # which has no annotations itself
 
 
@@ -48,7 +55,7 @@ class SchemaWithErrors(AutoSchema):
 
     def _get_response_bodies(self, direction: Direction = "response") -> Schema:
         bodies: Schema = super()._get_response_bodies(direction)
-        shape = OpenAIErrorBody if self.path.startswith("/v1/") else ErrorBody
+        shape = next(shape for path, shape in _ERRORS if self.path.startswith(path))
         for code in ("4XX", "503"):
             error = self._get_response_for_code(  # type: ignore[no-untyped-call]
                 shape, code, ["application/json"]

@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 class StepOutput:
     """What one step brought for one request: the new text, possibly empty, and its end.
 
-    `num_cached_tokens` of the prompt did not have to be computed; `error` is why it failed.
+    `num_cached_tokens` of the prompt did not have to be computed; `error` is why it failed, and
+    `stop_sequence` which of them has ended it.
     """
 
     request_id: str
@@ -29,6 +30,7 @@ class StepOutput:
     error: EngineError | None = None
     num_cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    stop_sequence: str | None = None
 
 
 class Engine:
@@ -225,4 +227,5 @@ def _output(sequence: Sequence, text: str, num_new_tokens: int) -> StepOutput:
         sequence.error,
         sequence.num_cached_tokens,
         sequence.logprobs and sequence.logprobs[:num_new_tokens],
+        sequence.assembler.stopped_by,
     )

@@ -10,14 +10,19 @@ class TextAssembler:
     still become a stop sequence. What is released does not depend on how the bytes were split.
     """
 
-    __slots__ = ("_decoder", "_held_back", "_released", "_stop", "is_stopped")
+    __slots__ = ("_decoder", "_held_back", "_released", "_stop", "stopped_by")
 
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop = stop
         self._held_back = ""
         self._released: list[str] = []
-        self.is_stopped = False
+        # The stop sequence that has ended the text.
+        self.stopped_by: str | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stopped_by is not None
 
     @property
     def text(self) -> str:
@@ -42,17 +47,17 @@ class TextAssembler:
         self._held_back += text
         if not self._stop:
             return self._release(len(self._held_back))
-        # (end, start) of each stop sequence: the one complete first counts, of several the longest.
+        # (end, start, text) of each: the one complete first counts, of several the longest.
         found = [
-            (start + len(stop), start)
+            (start + len(stop), start, stop)
             for stop in self._stop
             if (start := self._held_back.find(stop)) >= 0
         ]
         if not found:
             return self._release(len(self._held_back) - self._num_chars_to_hold())
-        certain = self._release(min(found)[1])
+        _, start, self.stopped_by = min(found)
+        certain = self._release(start)
         self._held_back = ""
-        self.is_stopped = True
         return certain
 
     def _num_chars_to_hold(self) -> int:

@@ -204,6 +204,8 @@ class Session:
             attempt.stop()
         else:
             attempt.progress.finish_reason = output.finish_reason
+            if output.stop_sequence is not None:
+                attempt.progress.extra["stop_sequence"] = output.stop_sequence
             attempt.complete()
 
     def _show_task(self) -> None:

@@ -25,11 +25,16 @@ class AnswerAtEnd(LongPoll):
     """
 
     def __init__(
-        self, tasks: Sequence[GenerationTask], body: Callable[[Sequence[GenerationTask]], Any]
+        self,
+        tasks: Sequence[GenerationTask],
+        body: Callable[[Sequence[GenerationTask]], Any],
+        is_answer: Callable[[GenerationTask], bool] = is_answered,
     ) -> None:
+        """`is_answer`: whether an ended task has one."""
         super().__init__([task.pk for task in tasks], math.inf, self._find_answer)
         self._tasks = tasks
         self._body = body
+        self._is_answer = is_answer
         for name, value in task_ids(tasks).items():
             self[name] = value
 
@@ -39,7 +44,7 @@ class AnswerAtEnd(LongPoll):
             return HttpResponse()
         rows = [GenerationTask.objects.read(task.pk) for task in self._tasks]
         for task in rows:
-            if task is None or (task.has_ended and not is_answered(task)):
+            if task is None or (task.has_ended and not self._is_answer(task)):
                 cancel(self._tasks)
                 raise TaskNotCompleted(task, self._tasks)
         ended = [task for task in rows if task and task.has_ended]
@@ -61,19 +66,22 @@ class TextStream(DeferredResponse):
         ending: Callable[[Sequence[GenerationTask]], bytes],
         error_event: Callable[[APIException], bytes],
         *,
+        is_answer: Callable[[GenerationTask], bool] = is_answered,
         is_kept: bool = False,
         is_new: bool = True,
     ) -> None:
         """`ending`: what follows the events of tasks that are all answered.
 
-        `is_kept`: the tasks go on when the client goes away. `is_new`: they were submitted for this
-        stream, so that nobody knows of them if it is refused.
+        `is_answer`: whether an ended task has one. `is_kept`: the tasks go on when the client goes
+        away. `is_new`: they were submitted for this stream, so that nobody knows of them if it is
+        refused.
         """
         super().__init__(content_type=CONTENT_TYPE, headers=HEADERS | task_ids(tasks))
         self._tasks = tasks
         self._readings = [TaskReading(*each) for each in zip(tasks, writers, strict=True)]
         self._ending = ending
         self._error_event = error_event
+        self._is_answer = is_answer
         self._is_kept = is_kept
         self._is_new = is_new
 
@@ -109,7 +117,7 @@ class TextStream(DeferredResponse):
         async with aclosing(reading.events(follower, in_thread)) as events:
             async for event in events:
                 yield event
-        if not is_answered(reading.task):
+        if not self._is_answer(reading.task):
             task = reading.task if reading.task.has_ended else None
             raise TaskNotCompleted(task, self._tasks)
 

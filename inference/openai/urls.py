@@ -4,6 +4,7 @@ from inference.openai.batch_views import BatchViewSet
 from inference.openai.completion_views import ChatCompletionViewSet, CompletionViewSet
 from inference.openai.embedding_views import OpenAIEmbeddingViewSet
 from inference.openai.file_views import FileViewSet
+from inference.openai.messages_views import MessageViewSet
 from inference.openai.model_views import OpenAIModelViewSet
 from inference.openai.responses.views import ResponseViewSet
 
@@ -14,6 +15,7 @@ router.register("chat/completions", ChatCompletionViewSet, basename="openai-chat
 router.register("completions", CompletionViewSet, basename="openai-completion")
 router.register("embeddings", OpenAIEmbeddingViewSet, basename="openai-embedding")
 router.register("files", FileViewSet, basename="openai-file")
+router.register("messages", MessageViewSet, basename="anthropic-message")
 router.register("models", OpenAIModelViewSet, basename="openai-model")
 router.register("responses", ResponseViewSet, basename="openai-response")
 

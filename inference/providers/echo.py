@@ -36,5 +36,7 @@ class EchoProvider(Provider):
             if text.is_stopped:
                 break
         yield text.finish()
+        if text.stopped_by is not None:
+            progress.extra["stop_sequence"] = text.stopped_by
         cut = len(words) > max_tokens and not text.is_stopped
         progress.finish_reason = FinishReason.LENGTH if cut else FinishReason.STOP
