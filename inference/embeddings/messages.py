@@ -39,7 +39,7 @@ class Shape(StrEnum):
     """What the answer has: the vectors, or the similarity of the first to each other one.
 
     PAIR is for one other, whose similarity is no list. OPENAI and OPENAI_BASE64 are the vectors as
-    OpenAI's API gives them.
+    OpenAI's API gives them. COUNT has no vectors: it is of the prompt of a task.
     """
 
     EMBEDDINGS = "embeddings"
@@ -47,6 +47,7 @@ class Shape(StrEnum):
     OPENAI_BASE64 = "openai_base64"
     SIMILARITIES = "similarities"
     PAIR = "pair"
+    COUNT = "count"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class EmbeddingRequest:
     """Texts and how to embed them, all of it checked but for `prompt_name`.
 
     `dimensions`: how many of each vector's are given; None for all. What it costs is counted for
-    the `owner`.
+    the `owner`. `prompt`: the request of a task, whose tokens are counted instead.
     """
 
     model_name: str
@@ -64,6 +65,7 @@ class EmbeddingRequest:
     prompt_name: str | None = None
     dimensions: int | None = None
     owner: str = ""
+    prompt: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
@@ -86,7 +88,8 @@ class Answer:
     field: str = ""
 
     @classmethod
-    def failure(cls, error: InferenceError) -> "Answer":
+    def failure(cls, error: InferenceError, field: str = "texts") -> "Answer":
+        """`field`: what the client has to mend, if anything, and unless the error knows it."""
         if isinstance(error, UnknownPromptError):
             return cls(error=error.message, field="prompt_name")
-        return cls(error=error.message, field="texts" if error.code in _FAULTS else "")
+        return cls(error=error.message, field=field if error.code in _FAULTS else "")

@@ -13,12 +13,12 @@ import redis
 from django.conf import settings
 from django.db import Error as DatabaseError
 
-from inference.embeddings import answers, cloud, request_queue
+from inference.embeddings import answers, cloud, request_queue, token_counts
 from inference.embeddings.batcher import Batcher, Item, RunningRequest
 from inference.embeddings.encoders import base
 from inference.embeddings.encoders.base import Vectors
 from inference.embeddings.loaded_encoders import loaded_encoders
-from inference.embeddings.messages import Answer
+from inference.embeddings.messages import Answer, Shape
 from inference.embeddings.request_queue import QueuedRequest
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
@@ -58,6 +58,7 @@ class _Worker:
         num_threads = base.num_threads()
         self._batcher = Batcher(num_threads)
         self._cloud = ThreadPoolExecutor(_NUM_CLOUD_THREADS, "cloud")
+        self._counting = ThreadPoolExecutor(1, "count tokens")
         # By entry, until they are answered.
         self._unanswered: dict[str, QueuedRequest] = {}
         self._tidied_at = 0.0
@@ -106,7 +107,9 @@ class _Worker:
                 model = models[name]
                 if model is None:
                     raise _failure(f"The model {name} was deleted: take another one.")
-                if model.is_remote:
+                if queued.request.shape == Shape.COUNT:
+                    self._counting.submit(self._count, queued, model)
+                elif model.is_remote:
                     self._cloud.submit(self._ask_cloud, queued, model)
                 else:
                     encoder = loaded_encoders.load(model).encoder
@@ -157,6 +160,15 @@ class _Worker:
         except _ForgottenError:
             logger.info("Embedding request %s: its client is gone", queued.key)
         except Exception as exc:  # noqa: BLE001 (the requests' failure)
+            error = exc if isinstance(exc, InferenceError) else _unknown_failure(exc)
+            self._fail([queued], error)
+        else:
+            self._deliver([(queued, made)])
+
+    def _count(self, queued: QueuedRequest, model: RegisteredModel) -> None:
+        try:
+            made = token_counts.count(model, queued.request)
+        except Exception as exc:  # noqa: BLE001 (the request's failure)
             error = exc if isinstance(exc, InferenceError) else _unknown_failure(exc)
             self._fail([queued], error)
         else:
@@ -218,7 +230,7 @@ def _answer(queued: QueuedRequest, rows: Vectors, num_tokens: int, truncated: li
 def _failed(queued: QueuedRequest, error: InferenceError) -> Answer:
     logger.warning("Embedding request %s failed: %s", queued.key, error.code)
     counters.count({(queued.request.model_name, f"{task_counts.FAILURE}{error.code}"): 1})
-    return Answer.failure(error)
+    return Answer.failure(error, "messages" if queued.request.prompt else "texts")
 
 
 def _unknown_failure(exc: Exception) -> InferenceError:

@@ -26,6 +26,9 @@ from inference.engine.sequence import SamplingParams
 # The bindings' annotations describe pointers in a way that ctypes' own types do not match.
 llama: Any = _bindings
 
+# In tokens: of a prompt that is only counted.
+_ANY_LENGTH = 2**31 - 1
+
 _native_log = NativeLog()
 
 
@@ -57,9 +60,14 @@ class LlamaRunner:
         _native_log.clear_errors()
         try:
             self._load_model(params)
-            self._new_context(params)
-            self._read_vocabulary()
-            self._batch = _Batch(self.max_batch_tokens, self.max_num_seqs)
+            if params.is_vocabulary_only:
+                self.n_ctx_per_seq = _ANY_LENGTH
+                self._read_vocabulary()
+            else:
+                self._new_context(params)
+                self._tokenizer = ConstraintTokenizer(self._read_vocabulary())
+                self._candidates = Candidates(llama, self.vocab_size)
+                self._batch = _Batch(self.max_batch_tokens, self.max_num_seqs)
             self.chat_template = self._read_chat_template()
         except BaseException:
             self.close()
@@ -160,6 +168,7 @@ class LlamaRunner:
         options = llama.llama_model_default_params()
         options.n_gpu_layers = params.gpu_layers
         options.load_mode = llama.LLAMA_LOAD_MODE_MMAP
+        options.vocab_only = params.is_vocabulary_only
         self._model = llama.llama_model_load_from_file(os.fsencode(params.path), options)
         if not self._model:
             raise ModelLoadError(_load_failure(params, "the file could not be loaded"))
@@ -170,7 +179,7 @@ class LlamaRunner:
             raise ModelLoadError(f"{params.path} needs an encoder: only decoder models can run.")
         self.vocab_size = int(llama.llama_vocab_n_tokens(self._vocab))
 
-    def _read_vocabulary(self) -> None:
+    def _read_vocabulary(self) -> Vocabulary:
         """Read what each token writes: most of a second for 262,144 of them."""
         numbers = range(self.vocab_size)
         self._token_bytes = [self._piece(token, special=False) for token in numbers]
@@ -184,14 +193,12 @@ class LlamaRunner:
         self._marker = prompt_text.ContentMarker(self._control_tokens)
         # A circle of references through the library would be one that Python cannot collect.
         runner = weakref.proxy(self)
-        vocabulary = Vocabulary(
+        return Vocabulary(
             tokens,
             special,
             end_tokens,
             tokenize=lambda text: runner._inner_tokens(text, is_special=False),
         )
-        self._tokenizer = ConstraintTokenizer(vocabulary)
-        self._candidates = Candidates(llama, self.vocab_size)
 
     def _new_context(self, params: LoadParams) -> None:
         """Allocate the memory of all sequences, as one KV buffer each or as one for all.
@@ -251,7 +258,7 @@ class LlamaRunner:
         )
 
     def _check_open(self) -> None:
-        if not self._context:
+        if not self._model:
             raise EngineError("The model has been closed.")
 
     def _tokens(

@@ -20,6 +20,7 @@ class LoadParams:
     answers depend less on what else is in the batch: from 64 on, llama.cpp's attention uses
     another kernel, which is up to a third faster. `gpu_layers`: -1 = all.
     `num_threads`: None = one for each core this process may use.
+    `is_vocabulary_only`: without its weights, to count tokens.
     """
 
     path: Path
@@ -29,6 +30,7 @@ class LoadParams:
     max_num_seqs: int = 8
     gpu_layers: int = -1
     num_threads: int | None = None
+    is_vocabulary_only: bool = False
 
     def __post_init__(self) -> None:
         """Raises ModelLoadError on a size that llama.cpp would take for an enormous one."""

@@ -79,17 +79,29 @@ class OutputConfigSerializer(StrictSerializer):
     format = OutputFormatSerializer(required=False, allow_null=True)
 
 
-class CountTokensRequestSerializer(StrictSerializer):
-    """What makes a prompt; null means the default."""
+class MessagesRequestSerializer(TaskSubmissionSerializer):
+    """Anthropic's fields; beside them those of tasks, such as `seed`, `grammar` or `priority`.
+
+    Null means the default.
+    """
 
     model = serializers.CharField(max_length=100)
+    max_tokens = serializers.IntegerField(min_value=1, max_value=128_000)
     system = BlocksField(TEXT, required=False)
-    messages = InputMessageSerializer(many=True, allow_empty=False)
-    tools = AnthropicToolSerializer(many=True, required=False)
-    tool_choice = AnthropicToolChoiceSerializer(required=False)
+    messages = InputMessageSerializer(many=True, allow_empty=False)  # type: ignore[assignment]
+    tools = AnthropicToolSerializer(many=True, required=False)  # type: ignore[assignment]
+    tool_choice = AnthropicToolChoiceSerializer(required=False)  # type: ignore[assignment]
     thinking = ThinkingSerializer(required=False)
     output_config = OutputConfigSerializer(required=False)
+    temperature = serializers.FloatField(required=False, min_value=0, max_value=1)
     cache_control = serializers.DictField(required=False, help_text="Not used.")
+    service_tier = serializers.ChoiceField(
+        choices=["auto", "standard_only"], required=False, help_text="Not used."
+    )
+
+    def get_fields(self) -> dict[str, Any]:
+        fields = super().get_fields()
+        return {name: field for name, field in fields.items() if name not in _LEFT_OUT}
 
     def to_internal_value(self, data: Any) -> Any:
         """The fields as tasks name them, and `thinking`."""
@@ -106,20 +118,12 @@ class CountTokensRequestSerializer(StrictSerializer):
         return {name: value for name, value in fields.items() if name not in _IGNORED}
 
 
-class MessagesRequestSerializer(  # type: ignore[misc]
-    CountTokensRequestSerializer, TaskSubmissionSerializer
-):
-    """Anthropic's fields; beside them those of tasks, such as `seed`, `grammar` or `priority`."""
+class TokenCountRequestSerializer(MessagesRequestSerializer):
+    """A request for a message, of which the prompt is counted."""
 
-    max_tokens = serializers.IntegerField(min_value=1, max_value=128_000)
-    temperature = serializers.FloatField(required=False, min_value=0, max_value=1)
-    service_tier = serializers.ChoiceField(
-        choices=["auto", "standard_only"], required=False, help_text="Not used."
+    max_tokens = serializers.IntegerField(
+        default=1, min_value=1, max_value=128_000, help_text="Not used."
     )
-
-    def get_fields(self) -> dict[str, Any]:
-        fields = super().get_fields()
-        return {name: field for name, field in fields.items() if name not in _LEFT_OUT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +136,16 @@ class MessagesRequest:
 
 
 @cache
-def _validator() -> MessagesRequestSerializer:
+def _validator(kind: type[MessagesRequestSerializer]) -> MessagesRequestSerializer:
     """One instance for all requests: validating does not change it, building it is slow."""
-    return MessagesRequestSerializer()
+    return kind()
 
 
-def messages_request(body: Any) -> MessagesRequest:
+def messages_request(
+    body: Any, kind: type[MessagesRequestSerializer] = MessagesRequestSerializer
+) -> MessagesRequest:
     """What a body asks for. Raises ValidationError naming the field."""
-    fields = _validator().run_validation(body)
+    fields = _validator(kind).run_validation(body)
     thinking = fields.pop("thinking", {"type": "disabled"})
     shows_thinking = thinking["type"] != "disabled" and thinking.get("display") != "omitted"
     return MessagesRequest(fields, fields["stream"], shows_thinking)

@@ -67,10 +67,10 @@ def message(task: GenerationTask, *, shows_thinking: bool) -> AnthropicMessage:
     for call in result.get("tool_calls") or ():
         block = {"type": "tool_use", "id": call["id"], "name": call["function"]["name"]}
         content.append(block | {"input": _input(call["function"]["arguments"])})
-    reason, sequence = stop_of(task)
-    head = message_head(task)
-    head.update(content=content, stop_reason=reason, stop_sequence=sequence)
-    return head
+    found = message_head(task)
+    found["content"] = content
+    found["stop_reason"], found["stop_sequence"] = stop_of(task)
+    return found
 
 
 def stop_of(task: GenerationTask) -> tuple[str, str | None]:

@@ -2,13 +2,18 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 
-from conversations.models import text_of
+from conversations.models import ChatMessage, text_of
 from inference.engine.sequence import FinishReason
 from inference.engine.text import TextAssembler
 from inference.models import Queue
 from inference.providers.base import GenerationRequest, Progress, Provider
+
+
+def count_tokens(messages: Iterable[ChatMessage]) -> int:
+    """Words, which are its tokens."""
+    return sum(len(text_of(message).split()) for message in messages)
 
 
 class EchoProvider(Provider):
@@ -26,7 +31,7 @@ class EchoProvider(Provider):
         delay_seconds = self.model.config.get("delay_ms", 0) / 1000
         max_tokens = request.params["max_tokens"]
         words = re.findall(r"\s*\S+\s*", text_of(request.messages[-1]))
-        progress.prompt_tokens = sum(len(text_of(m).split()) for m in request.messages)
+        progress.prompt_tokens = count_tokens(request.messages)
         text = TextAssembler(tuple(request.params["stop_sequences"]))
         for word in words[:max_tokens]:
             if delay_seconds:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conversations.context import fit
 from conversations.models import ChatMessage, ToolCall, text_of
@@ -26,6 +26,9 @@ from inference.errors import ErrorCode, InferenceError
 from inference.loading.loaded_engines import LoadedEngine
 from inference.models import Queue
 from inference.providers.base import GenerationRequest, Progress, Provider
+
+if TYPE_CHECKING:
+    from inference.engine.llama_runner import LlamaRunner
 
 _SAMPLING = SamplingParams.__dataclass_fields__.keys() - {
     *("stop", "constraint", "constraint_may_explode", "logit_bias")
@@ -62,40 +65,62 @@ def new_sequence(
     No parser where all of it is text. May take seconds: it can be called while another thread runs
     the engine's steps. Raises InferenceError.
     """
-    template = _RAW if request.is_raw else loaded.runner.chat_template
-    offered = tools.offered(request.tools) if request.tools is not None else _NO_TOOLS
-    form, thinking = template.form if offered.callable else None, template.thinking
     try:
-        params = _sampling_params(request, offered, template.form)
-        is_forced = form is not None and offered.choice == ToolChoice.REQUIRED
-        # Nothing of a constrained answer is reasoning, unless the constraint is of some calls only.
-        is_constrained = params.constraint is not None and (form is None or is_forced)
-        beginning = template.form.begin if is_forced else ""
-        prompt = _Prompt(
-            loaded, template, offered.callable, beginning, may_think=not is_constrained
-        )
-        tokens, num_dropped = prompt.fit(request)
+        plan = _Plan(loaded.runner, request)
+        tokens, num_dropped = plan.prompt.fit(request)
         if num_dropped:
             progress.extra["truncated_messages"] = num_dropped
         progress.prompt_tokens = len(tokens)
         owner = "" if loaded.model.shares_prefixes else request.owner
+        form, thinking = plan.form, plan.thinking
         marks = form.marks if form else ()
-        if thinking is not None and not is_constrained:
+        if thinking is not None:
             marks += (thinking.open, thinking.close)
-        sequence = loaded.engine.new_sequence(request.request_id, tokens, params, owner, marks)
+        sequence = loaded.engine.new_sequence(request.request_id, tokens, plan.params, owner, marks)
     except EngineError as error:
         raise inference_error(error) from error
-    if form is None and (thinking is None or is_constrained):
+    if form is None and thinking is None:
         return sequence, None
     parser = AnswerParser(
         form=form,
-        tools={tool.name for tool in offered.callable},
-        thinking=None if is_constrained else thinking,
-        is_thinking=prompt.is_thinking,
-        is_parallel=offered.is_parallel,
+        tools={tool.name for tool in plan.offered.callable},
+        thinking=thinking,
+        is_thinking=plan.prompt.is_thinking,
+        is_parallel=plan.offered.is_parallel,
     )
-    parser.feed(beginning)
+    parser.feed(plan.beginning)
     return sequence, parser
+
+
+def count_tokens(runner: "LlamaRunner", request: GenerationRequest) -> int:
+    """Tokens of the prompt, as `new_sequence` makes it. Raises InferenceError."""
+    try:
+        return len(_Plan(runner, request).prompt.fit(request)[0])
+    except EngineError as error:
+        raise inference_error(error) from error
+
+
+class _Plan:
+    """How a request is asked: its prompt, what it is sampled by, and what its answer may have."""
+
+    def __init__(self, runner: "LlamaRunner", request: GenerationRequest) -> None:
+        template = _RAW if request.is_raw else runner.chat_template
+        asked = request.tools
+        self.offered = _NO_TOOLS if asked is None else tools.offered(asked)
+        self.form = template.form if self.offered.callable else None
+        self.params = _sampling_params(request, self.offered, template.form)
+        is_forced = self.form is not None and self.offered.choice == ToolChoice.REQUIRED
+        # Nothing of a constrained answer is reasoning, unless the constraint is of some calls only.
+        is_constrained = self.params.constraint is not None and (self.form is None or is_forced)
+        self.thinking = None if is_constrained else template.thinking
+        self.beginning = template.form.begin if is_forced else ""
+        self.prompt = _Prompt(
+            runner,
+            template,
+            self.offered.callable,
+            self.beginning,
+            may_think=not is_constrained,
+        )
 
 
 def openai_logprobs(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
@@ -123,7 +148,7 @@ class _Prompt:
 
     def __init__(
         self,
-        loaded: LoadedEngine,
+        runner: "LlamaRunner",
         template: ChatTemplate,
         offered: tuple[Tool, ...],
         beginning: str,
@@ -131,7 +156,7 @@ class _Prompt:
         may_think: bool,
     ) -> None:
         """`beginning` of the answer. Unless it `may_think`, reasoning that is open is ended."""
-        self._runner = loaded.runner
+        self._runner = runner
         self._template = template
         self._tools = tuple(self._as_text(tool) for tool in offered)
         self._beginning = beginning
