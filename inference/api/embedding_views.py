@@ -18,6 +18,7 @@ from inference.api.embedding_serializers import (
 from inference.api.submission import UnknownModelError
 from inference.api.submitting import check_budget
 from inference.embeddings.messages import EmbeddingRequest, Shape
+from inference.loading import weights
 from inference.models import RegisteredModel
 from inference.registry import downloads
 from monitoring.api.principal import Principal, Scope, principal_of
@@ -65,6 +66,14 @@ def checked(request: EmbeddingRequest, principal: Principal) -> EmbeddingRequest
             f"{name} is of the provider {model.provider}, and gives text, not vectors: "
             "GET /api/v1/models?provider=embedding lists those that do."
         )
+        raise ValidationError({"model_name": [message]})
+    is_ranking = model.extra.get("format") == weights.CROSS_ENCODER
+    if ranking := request.ranking:
+        if not is_ranking:
+            texts = [ranking.query, *request.texts]
+            request = replace(request, texts=texts, ranking=replace(ranking, is_by_cosine=True))
+    elif is_ranking:
+        message = f"{name} ranks texts, and gives no vectors: POST /v1/rerank asks it."
         raise ValidationError({"model_name": [message]})
     if request.dimensions is not None:
         # Only a model that was made for it gives vectors that may be cut; its config says so.

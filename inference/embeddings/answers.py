@@ -2,11 +2,12 @@
 
 import base64
 import json
+from typing import Any
 
 import numpy as np
 
 from inference.embeddings.encoders.base import Vectors
-from inference.embeddings.messages import Answer, EmbeddingRequest, Shape
+from inference.embeddings.messages import Answer, EmbeddingRequest, Ranking, Shape
 from inference.errors import ErrorCode, InferenceError
 
 _VECTORS = (Shape.EMBEDDINGS, Shape.OPENAI, Shape.OPENAI_BASE64)
@@ -41,10 +42,26 @@ def answer(
             for index, vector in enumerate(vectors)
         )
         return Answer(f'{{"object":"list","data":[{data}],{json.dumps(rest)[1:]}')
+    if request.ranking is not None:
+        return Answer(json.dumps(_ranked(request, request.ranking, rows, rest)))
     similarities = [round(each, 7) for each in cosines(rows)]
     if request.shape == Shape.PAIR:
         return Answer(json.dumps({"similarity": similarities[0], **rest}))
     return Answer(json.dumps({"similarities": similarities, **rest}))
+
+
+def _ranked(
+    request: EmbeddingRequest, ranking: Ranking, rows: Vectors, rest: dict[str, Any]
+) -> dict[str, Any]:
+    texts = request.texts[ranking.is_by_cosine :]
+    scores = cosines(rows) if ranking.is_by_cosine else rows[:, 0].tolist()
+    best = sorted(range(len(texts)), key=lambda index: -scores[index])[: ranking.top_n]
+    results = [
+        {"index": index, "relevance_score": round(scores[index], 7)}
+        | ({"document": {"text": texts[index]}} if ranking.has_documents else {})
+        for index in best
+    ]
+    return {"object": "list", "results": results, "model": rest["model"], "usage": rest["usage"]}
 
 
 def normalized(rows: Vectors) -> Vectors:

@@ -36,7 +36,11 @@ class RunningRequest:
     @classmethod
     def of(cls, queued: QueuedRequest, encoder: Encoder) -> "RunningRequest":
         """Raises InferenceError for an unknown prompt, or a text without tokens."""
-        prompt = encoder.prompt(queued.request.prompt_name)
+        ranking = queued.request.ranking
+        if ranking is None or ranking.is_by_cosine:
+            prompt = encoder.prompt(queued.request.prompt_name)
+        else:
+            prompt = ranking.query  # in whose place a cross-encoder takes it
         counts = encoder.count_tokens(queued.request.texts, prompt)
         if 0 in counts:
             message = f"Text {counts.index(0)} has nothing that the model can read: leave it out."

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from django.conf import settings
 
 from inference.embeddings.encoders.base import Encoder
+from inference.embeddings.encoders.cross_encoder import CrossEncoder
 from inference.embeddings.encoders.gguf import GGUFEncoder
 from inference.embeddings.encoders.sentence_transformers import SentenceTransformersEncoder
 from inference.engine.errors import ModelLoadError
@@ -30,6 +31,8 @@ class LoadedEncoders(LoadedModels[LoadedEncoder]):
         try:
             if weights.is_gguf(path):
                 encoder = GGUFEncoder(path, config, model.context_window or settings.N_CTX)
+            elif model.extra.get("format") == weights.CROSS_ENCODER:
+                encoder = CrossEncoder(path, config)
             else:
                 encoder = SentenceTransformersEncoder(path, config)
         except Exception as error:

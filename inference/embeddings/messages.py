@@ -39,7 +39,8 @@ class Shape(StrEnum):
     """What the answer has: the vectors, or the similarity of the first to each other one.
 
     PAIR is for one other, whose similarity is no list. OPENAI and OPENAI_BASE64 are the vectors as
-    OpenAI's API gives them. COUNT has no vectors: it is of the prompt of a task.
+    OpenAI's API gives them. RANKING has the texts by how well they answer a query. COUNT has no
+    vectors: it is of the prompt of a task.
     """
 
     EMBEDDINGS = "embeddings"
@@ -47,7 +48,21 @@ class Shape(StrEnum):
     OPENAI_BASE64 = "openai_base64"
     SIMILARITIES = "similarities"
     PAIR = "pair"
+    RANKING = "ranking"
     COUNT = "count"
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The query that texts are ranked by; `top_n` of them are given, None for all.
+
+    `is_by_cosine`: no cross-encoder ranks them, and the query is the first of the texts as well.
+    """
+
+    query: str
+    top_n: int | None = None
+    has_documents: bool = False
+    is_by_cosine: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +70,7 @@ class EmbeddingRequest:
     """Texts and how to embed them, all of it checked but for `prompt_name`.
 
     `dimensions`: how many of each vector's are given; None for all. What it costs is counted for
-    the `owner`. `prompt`: the request of a task, whose tokens are counted instead.
+    the `owner`. `ranking`: that of Shape.RANKING; `prompt`: of Shape.COUNT, the request of a task.
     """
 
     model_name: str
@@ -66,6 +81,7 @@ class EmbeddingRequest:
     dimensions: int | None = None
     owner: str = ""
     prompt: dict[str, Any] | None = None
+    ranking: Ranking | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
@@ -73,7 +89,8 @@ class EmbeddingRequest:
     @classmethod
     def from_json(cls, text: str) -> "EmbeddingRequest":
         fields: dict[str, Any] = json.loads(text)
-        return cls(**fields | {"shape": Shape(fields["shape"])})
+        ranking = fields["ranking"] and Ranking(**fields["ranking"])
+        return cls(**fields | {"shape": Shape(fields["shape"]), "ranking": ranking})
 
 
 @dataclass(frozen=True, slots=True)

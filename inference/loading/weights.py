@@ -15,6 +15,8 @@ from inference.engine.errors import InvalidGGUFError
 from inference.engine.gguf_header import read_header
 from inference.loading.sizes import default_context_window
 
+# The `format` of a model that ranks texts, and gives no vectors.
+CROSS_ENCODER = "cross-encoder"
 PACKAGE_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 
 
@@ -87,11 +89,14 @@ def _folder_fields(folder: Path) -> dict[str, Any]:
             "can run code: convert them, or take another revision."
         )
         raise ValueError(message)
-    architecture = _read_json(folder / "config.json").get("model_type")
+    config = _read_json(folder / "config.json")
+    names = config.get("architectures") or []
+    is_ranking = any(str(name).endswith("ForSequenceClassification") for name in names)
+    kind = CROSS_ENCODER if is_ranking else "sentence-transformers"
     return {
         "size_bytes": sum(path.stat().st_size for path in weights),
         "context_window": _read_json(folder / "sentence_bert_config.json").get("max_seq_length"),
-        "extra": {"format": "sentence-transformers", "architecture": architecture},
+        "extra": {"format": kind, "architecture": config.get("model_type")},
     }
 
 

@@ -35,6 +35,41 @@ COMPLETION = {
     "choices": [{"text": " Paris.", "index": 0, "logprobs": None, "finish_reason": "length"}],
     "usage": _USAGE,
 }
+MESSAGE_REQUEST = {
+    "model": _MODEL,
+    "max_tokens": 40,
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+}
+MESSAGE = {
+    "id": "msg_3f0c7d9a52e14b0f8a6d1c2b3e4f5a6b",
+    "type": "message",
+    "role": "assistant",
+    "model": _MODEL,
+    "content": [{"type": "text", "text": "It is Paris."}],
+    "stop_reason": "end_turn",
+    "stop_sequence": None,
+    "usage": {
+        "input_tokens": 34,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 0,
+        "output_tokens": 6,
+    },
+}
+COUNT = {"input_tokens": 34}
+RERANK_REQUEST = {
+    "model": "all-minilm-l6-v2",
+    "query": "Who sleeps?",
+    "documents": ["Interest rates rise.", "The cat sleeps."],
+    "top_n": 1,
+}
+RANKED = {
+    "object": "list",
+    "results": [
+        {"index": 1, "relevance_score": 0.61, "document": {"text": "The cat sleeps."}},
+    ],
+    "model": "all-minilm-l6-v2",
+    "usage": {"prompt_tokens": 17, "total_tokens": 17},
+}
 RESPONSE_REQUEST = {
     "model": _MODEL,
     "instructions": "Be brief.",

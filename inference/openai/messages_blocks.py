@@ -13,6 +13,8 @@ from conversations.models import ChatMessage, ToolCall
 from conversations.serializers import MAX_CALL_ID, MAX_CONTENT_CHARS
 from monitoring.api.strict_serializer import StrictSerializer
 
+ROLES = ["user", "assistant", "system"]
+
 _MAX_BLOCKS = 1000
 _IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 
@@ -134,7 +136,7 @@ _OF_USERS = {"image": ImageBlockSerializer, "tool_result": ToolResultBlockSerial
 class InputMessageSerializer(StrictSerializer):
     """A turn; what an assistant has thought is taken, and left out: no model reads it."""
 
-    role = serializers.ChoiceField(choices=["user", "assistant", "system"])
+    role = serializers.ChoiceField(choices=ROLES)
     content = BlocksField({**TEXT, **_OF_USERS, **_OF_ASSISTANTS})
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class MessageWriter(SSEWriter):
 def message_stream(task: GenerationTask, *, shows_thinking: bool) -> TextStream:
     """The events of the answer."""
     writer = MessageWriter(task, shows_thinking=shows_thinking)
-    return TextStream([task], [writer], lambda _: b"", _error_event, is_answer)
+    return TextStream([task], [writer], lambda _: b"", _error_event, is_answer=is_answer)
 
 
 def _error_event(error: APIException) -> bytes:

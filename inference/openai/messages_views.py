@@ -10,6 +10,7 @@ from rest_framework.request import Request
 from inference.api.embedding_response import EmbeddingResponse
 from inference.api.submission import build_task
 from inference.embeddings.messages import EmbeddingRequest, Shape
+from inference.openai import examples
 from inference.openai.answers import AnswerAtEnd
 from inference.openai.messages_request import (
     MessagesRequestSerializer,
@@ -39,6 +40,7 @@ class MessageViewSet(OpenAIViewSet):
         summary="A message",
         request=MessagesRequestSerializer,
         responses={200: AnthropicMessage},
+        examples=examples.of(examples.MESSAGE_REQUEST, examples.MESSAGE),
     )
     def create(self, request: Request) -> HttpResponseBase:
         """Answer a dialogue. When the client goes away, its task is cancelled."""
@@ -59,6 +61,7 @@ class MessageViewSet(OpenAIViewSet):
         summary="The tokens of a message's prompt",
         request=TokenCountRequestSerializer,
         responses={200: TokenCount},
+        examples=examples.of(examples.MESSAGE_REQUEST, examples.COUNT),
     )
     @action(detail=False, methods=["post"])
     def count_tokens(self, request: Request) -> EmbeddingResponse:

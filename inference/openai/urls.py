@@ -6,6 +6,7 @@ from inference.openai.embedding_views import OpenAIEmbeddingViewSet
 from inference.openai.file_views import FileViewSet
 from inference.openai.messages_views import MessageViewSet
 from inference.openai.model_views import OpenAIModelViewSet
+from inference.openai.rerank_views import RerankViewSet
 from inference.openai.responses.views import ResponseViewSet
 
 router = SimpleRouter()
@@ -18,5 +19,6 @@ router.register("files", FileViewSet, basename="openai-file")
 router.register("messages", MessageViewSet, basename="anthropic-message")
 router.register("models", OpenAIModelViewSet, basename="openai-model")
 router.register("responses", ResponseViewSet, basename="openai-response")
+router.register("rerank", RerankViewSet, basename="rerank")
 
 urlpatterns = router.urls

@@ -60,6 +60,8 @@ def test_every_route_says_what_its_errors_look_like(schema: Any) -> None:
         for method, operation in operations.items():
             refusal = operation["responses"]["4XX"]["content"]["application/json"]["schema"]
             body = "OpenAIErrorBody" if path.startswith("/v1/") else "ErrorBody"
+            if path.startswith("/v1/messages"):
+                body = "AnthropicErrorBody"
             assert refusal == {"$ref": f"#/components/schemas/{body}"}, (method, path)
             assert "503" in operation["responses"]
 

@@ -43,6 +43,10 @@ def test_unknown_query_parameter_is_refused_on_every_route(api: APIClient, name:
     for method, path in routes:
         response = call(api, method, path, f"{name}=1")
         assert response.status_code == 400, (method, path)
+        if path.startswith("/v1/messages"):
+            message = f"{name}: Unknown parameter: check its spelling."
+            assert response.json()["error"]["message"] == message, path
+            continue
         details = response.json().get("details") or {"": response.json()["error"]["param"]}
         expected = {name: ["Unknown parameter: check its spelling."]}
         assert details == ({"": name} if path.startswith("/v1/") else expected), path

@@ -12,7 +12,7 @@ from inference.models import GenerationTask, RegisteredModel
 from monitoring.streams.delta_stream import DeltaWriter
 from tests.conftest import Valkey
 from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer
-from tests.inference.openai.worker import ask, completing, failing
+from tests.inference.openai.worker import End, ask, completing, failing
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -27,14 +27,19 @@ TOOL = {
     "description": "Of a city.",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
 }
-CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"a":1}'}}
+CALL: dict[str, Any] = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": '{"a":1}'},
+}
 TOOL_USE = {"type": "tool_use", "id": "call_1", "name": "weather", "input": {"a": 1}}
 TOOL_RESULT = {"type": "tool_result", "tool_use_id": "call_1"}
 
 
 @pytest.fixture(autouse=True)
 def _model(valkey: Valkey, echo: RegisteredModel) -> None:
-    """Every test has a broker and the model."""
+    """Every test has a broker, and a model for all that an echo cannot do."""
+    RegisteredModel.objects.create(name="cloud", provider="openai", config={"model_name": "m"})
 
 
 def only_task() -> GenerationTask:
@@ -51,6 +56,18 @@ def user(content: Any) -> dict[str, Any]:
 
 def assistant(*blocks: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": list(blocks)}
+
+
+def ending_with(text: str, reason: str = "stop", **fields: Any) -> End:
+    """Completes with a text and what else a result may have."""
+
+    def end(task: GenerationTask) -> None:
+        lease = claim.claim(task.pk)
+        assert lease is not None
+        result: Any = answer(text, reason) | fields
+        finish.complete(lease, result, TIMINGS)
+
+    return end
 
 
 def thinking_and_calling(task: GenerationTask) -> None:
@@ -165,14 +182,8 @@ def test_thinking_is_shown_to_who_asks_for_it(shown: bool) -> None:
 
 @pytest.mark.parametrize("arguments", ['{"a"', "[1]", ""])
 def test_input_is_an_object_whatever_the_model_wrote(arguments: str) -> None:
-    def end(task: GenerationTask) -> None:
-        lease = claim.claim(task.pk)
-        assert lease is not None
-        function = {"name": "weather", "arguments": arguments}
-        result: Any = answer("", "length") | {"tool_calls": [CALL | {"function": function}]}
-        finish.complete(lease, result, TIMINGS)
-
-    found = ask(MESSAGES, BODY, end).json()
+    calls = [CALL | {"function": {"name": "weather", "arguments": arguments}}]
+    found = ask(MESSAGES, BODY, ending_with("", "length", tool_calls=calls)).json()
     assert found["stop_reason"] == "max_tokens"
     expected = {"INVALID_JSON": arguments} if arguments else {}
     assert found["content"] == [TOOL_USE | {"input": expected}]
@@ -180,12 +191,7 @@ def test_input_is_an_object_whatever_the_model_wrote(arguments: str) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_stop_sequence_is_named(stream: bool) -> None:
-    def end(task: GenerationTask) -> None:
-        lease = claim.claim(task.pk)
-        assert lease is not None
-        result: Any = answer("an answer") | {"extra": {"stop_sequence": "END"}}
-        finish.complete(lease, result, TIMINGS)
-
+    end = ending_with("an answer", extra={"stop_sequence": "END"})
     response = ask(MESSAGES, BODY | {"stop_sequences": ["END"], "stream": stream}, end)
     found = events(response.text)[-2]["delta"] if stream else response.json()
     assert (found["stop_reason"], found["stop_sequence"]) == ("stop_sequence", "END")
@@ -300,7 +306,6 @@ def test_turns_become_those_of_a_task() -> None:
     ],
 )
 def test_tools_become_those_of_a_task(choice: Any, expected: dict[str, Any]) -> None:
-    RegisteredModel.objects.create(name="cloud", provider="openai", config={"model_name": "m"})
     body = BODY | {"model": "cloud", "tools": [TOOL], "tool_choice": choice}
     assert ask(MESSAGES, body, completing()).status_code == 200
     asked = only_task().request["tools"]
@@ -317,18 +322,15 @@ def test_tools_become_those_of_a_task(choice: Any, expected: dict[str, Any]) -> 
     assert asked == expected
 
 
+PNG = {"type": "base64", "media_type": "image/png", "data": "aGk="}
+ADDRESS = "https://93.184.215.14/a.png"
+
+
 @pytest.mark.parametrize(
     ("source", "url"),
-    [
-        (
-            {"type": "base64", "media_type": "image/png", "data": "aGk="},
-            "data:image/png;base64,aGk=",
-        ),
-        ({"type": "url", "url": "https://93.184.215.14/a.png"}, "https://93.184.215.14/a.png"),
-    ],
+    [(PNG, "data:image/png;base64,aGk="), ({"type": "url", "url": ADDRESS}, ADDRESS)],
 )
 def test_image_becomes_a_part(source: Any, url: str) -> None:
-    RegisteredModel.objects.create(name="cloud", provider="openai", config={"model_name": "m"})
     blocks = [{"type": "text", "text": "What is it?"}, {"type": "image", "source": source}]
     body = with_turns(user(blocks)) | {"model": "cloud"}
     assert ask(MESSAGES, body, completing()).status_code == 200
@@ -340,7 +342,6 @@ def test_image_becomes_a_part(source: Any, url: str) -> None:
 
 
 def test_schema_of_the_answer_reaches_the_task() -> None:
-    RegisteredModel.objects.create(name="cloud", provider="openai", config={"model_name": "m"})
     asked = {"format": {"type": "json_schema", "schema": TOOL["input_schema"]}}
     body = BODY | {"model": "cloud", "output_config": asked}
     assert ask(MESSAGES, body, completing('{"city": "Bonn"}')).status_code == 200
@@ -354,8 +355,6 @@ def test_schema_of_the_answer_reaches_the_task() -> None:
         ({"max_tokens": None}, 400, "max_tokens"),
         ({"temprature": 1}, 400, "temprature"),
         ({"temperature": 1.5}, 400, "temperature"),
-        ({"mcp_servers": []}, 400, "mcp_servers"),
-        ({"n": 2}, 400, "n:"),
         ({"messages": []}, 400, "messages"),
         ({"messages": [user("")]}, 400, "messages.0.content"),
         ({"messages": [user("Hi"), assistant(TOOL_USE)]}, 400, "messages"),
@@ -364,13 +363,11 @@ def test_schema_of_the_answer_reaches_the_task() -> None:
         ({"messages": [user([{"type": "document"}])]}, 400, "messages.0.content.0.type"),
         ({"messages": [user([{"type": "text"}])]}, 400, "messages.0.content.0.text"),
         ({"messages": [user([7])]}, 400, "messages.0.content.0.type"),
-        ({"messages": [user(7)]}, 400, "messages.0.content"),
         ({"system": [{"type": "image"}]}, 400, "system.0.type"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, 400, "web_search"),
         ({"tools": [TOOL | {"input_schema": {"type": "wrong"}}]}, 400, "#/0/input_schema"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, 400, "tool_choice.name"),
         ({"tools": [TOOL]}, 400, "tools"),  # the echo provider calls none
-        ({"tool_choice": {"type": "any"}}, 400, "tool_choice"),
         ({"output_config": {"format": {"type": "json_schema"}}}, 400, "output_config.format"),
         ({"output_config": {"effort": "low"}}, 400, "output_config.effort"),
     ],
