@@ -352,7 +352,10 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": r"/api/v1",
     "PREPROCESSING_HOOKS": ["sopllm.openapi.without_trailing_slashes"],
-    "ENUM_NAME_OVERRIDES": {"AnthropicRoleEnum": "inference.openai.messages_blocks.ROLES"},
+    "ENUM_NAME_OVERRIDES": {
+        "AnthropicRoleEnum": "inference.openai.messages_blocks.ROLES",
+        "RoleEnum": "conversations.models.Message.Role",
+    },
 }
 
 LOGGING: dict[str, Any] = {

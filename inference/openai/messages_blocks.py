@@ -214,6 +214,6 @@ def _tool_result(block: Block) -> ChatMessage:
 
 
 def _tool_call(block: Block) -> ToolCall:
-    arguments = json.dumps(block["input"], ensure_ascii=False)
+    arguments = json.dumps(block["input"])
     function: Any = {"name": block["name"], "arguments": arguments}
     return ToolCall(id=block["id"], type="function", function=function)

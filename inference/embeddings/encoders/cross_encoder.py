@@ -32,7 +32,7 @@ class CrossEncoder(Encoder):
         # As those of encoders: texts are counted beyond the window.
         self._counting_tokenizer = copy.deepcopy(self._model.tokenizer)
         # Tokenizers without a limit say so by a very large number.
-        window = self._model.max_length
+        window = self._model.max_seq_length
         self.max_tokens = window if window and window < 10**9 else None
         self.prompts = {}
         # The first call sets the tokenizers' windows, before there are several threads.

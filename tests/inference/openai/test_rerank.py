@@ -1,5 +1,6 @@
 """POST /v1/rerank, up to the request queue and back; a tiny cross-encoder has chance weights."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +33,31 @@ BODY: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def cross_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as people save theirs, with one label."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
-
+    torch: Any = import_module("torch")
+    transformers: Any = import_module("transformers")
+    tokenizers: Any = import_module("tokenizers")
     folder = tmp_path_factory.mktemp("models") / "cross"
-    folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
     torch.manual_seed(1)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BertConfig(
+    config = transformers.BertConfig(
         vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
         intermediate_size=16,
         max_position_embeddings=32,
+        initializer_range=0.5,
         num_labels=1,
-        initializer_range=2.0,
-        **sizes,
     )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=32).save_pretrained(folder)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    numbers = {word: number for number, word in enumerate(WORDS)}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token="[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    ends = [(name, numbers[name]) for name in ("[SEP]", "[CLS]")]
+    words.post_processor = tokenizers.processors.BertProcessing(*ends)
+    special = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP")}
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, model_max_length=32, **special
+    ).save_pretrained(folder)
     return folder
 
 
@@ -69,12 +77,10 @@ def compute(queued: QueuedRequest) -> Answer:
 
 
 def test_cross_encoder_ranks_as_its_library_does(cross_folder: Path) -> None:
-    from sentence_transformers import CrossEncoder
-
+    library: Any = import_module("sentence_transformers")
     texts = ["rain", "sun", "it is rain"]
-    scores = CrossEncoder(str(cross_folder), device="cpu").predict(
-        [(BODY["query"], text) for text in texts]
-    )
+    reference = library.CrossEncoder(str(cross_folder), device="cpu")
+    scores = reference.predict([(BODY["query"], text) for text in texts])
     assert len({round(float(score), 4) for score in scores}) == len(texts)
     response = ask(compute, BODY, RERANK)
     assert response.status_code == 200
