@@ -98,11 +98,12 @@ def run(service: RunningService, model: str, num_lines: int, *, has_kills: bool)
     pk = client.create([chat(model, index) for index in range(num_lines)])
     wait_for(lambda: client.num_done(pk) > 0, 600)
     checked_after = time.monotonic() - started
-    for share, mark in ((4, WEB), (2, DEFAULT_WORKER), (1.5, VALKEY)) if has_kills else ():
-        wait_for(lambda share=share: client.num_done(pk) >= num_lines / share / 2, 3600)  # type: ignore[misc]
+    for share, mark in ((0.1, DEFAULT_WORKER), (0.3, VALKEY), (0.5, WEB)) if has_kills else ():
+        while (num_done := client.num_done(pk)) < num_lines * share:
+            time.sleep(0.1)
+        print(f"  {mark.strip()} is killed at {num_done} lines")
         for pid in service.pids(mark):
             os.kill(pid, signal.SIGKILL)
-        print(f"  killed {mark.strip()} at {client.num_done(pk)} lines")
     waits = []
     while not client.batch(pk)["completed_at"]:
         waits.append(interactive_seconds(service, model))

@@ -1,4 +1,4 @@
-"""What tasks, downloads and webhook deliveries have in common: a worker claims the row and runs it.
+"""What tasks, downloads, batches and webhook deliveries have in common: a worker claims the row.
 
 A row that waits has the time from when on it is due, one that a worker holds the end of its lease.
 Each claim counts `attempt` up, and every write of a worker names the attempt that it is part of: a
