@@ -16,8 +16,8 @@ from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
-from inference.openai import anthropic_errors
 from inference.openai import errors as openai_errors
+from inference.openai.messages import errors as anthropic_errors
 from monitoring.api.errors import sentences
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from drf_spectacular.plumbing import (
 from drf_spectacular.renderers import OpenApiJsonRenderer
 from drf_spectacular.utils import Direction
 
-from inference.openai.anthropic_errors import AnthropicErrorBody
 from inference.openai.errors import OpenAIErrorBody
+from inference.openai.messages.errors import AnthropicErrorBody
 from sopllm.exceptions import ErrorBody
 
 Endpoint = tuple[str, str, str, Any]

@@ -1,10 +1,10 @@
 from rest_framework.routers import SimpleRouter
 
-from inference.openai.batch_views import BatchViewSet
-from inference.openai.completion_views import ChatCompletionViewSet, CompletionViewSet
+from inference.openai.batches.views import BatchViewSet
+from inference.openai.completions.views import ChatCompletionViewSet, CompletionViewSet
 from inference.openai.embedding_views import OpenAIEmbeddingViewSet
 from inference.openai.file_views import FileViewSet
-from inference.openai.messages_views import MessageViewSet
+from inference.openai.messages.views import MessageViewSet
 from inference.openai.model_views import OpenAIModelViewSet
 from inference.openai.rerank_views import RerankViewSet
 from inference.openai.responses.views import ResponseViewSet

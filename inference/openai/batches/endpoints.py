@@ -7,9 +7,9 @@ from typing import Any
 from rest_framework.exceptions import ValidationError
 
 from inference.models import GenerationTask
-from inference.openai.chat_request import chat_request
-from inference.openai.chat_response import chat_completion
-from inference.openai.completions import text_completion, text_request
+from inference.openai.completions.chat_request import chat_request
+from inference.openai.completions.chat_response import chat_completion
+from inference.openai.completions.text import text_completion, text_request
 from inference.openai.fields import CompletionRequest
 from inference.openai.responses.body import response_object
 from inference.openai.responses.request import response_request

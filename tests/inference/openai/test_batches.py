@@ -20,8 +20,8 @@ from inference.embeddings.messages import Answer
 from inference.errors import ErrorCode
 from inference.lifecycle import finish, submit, sweep
 from inference.models import Batch, GenerationTask, RegisteredModel, StoredFile, WebhookDelivery
-from inference.openai import batch_views
 from inference.openai.batches import embeddings, worker
+from inference.openai.batches import views as batch_views
 from inference.tasks import purge
 from monitoring.api.principal import Limits, Principal, Scope
 from monitoring.hardware import worker_identity

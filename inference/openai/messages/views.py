@@ -12,13 +12,13 @@ from inference.api.submission import build_task
 from inference.embeddings.messages import EmbeddingRequest, Shape
 from inference.openai import examples
 from inference.openai.answers import AnswerAtEnd
-from inference.openai.messages_request import (
+from inference.openai.messages.request import (
     MessagesRequestSerializer,
     TokenCountRequestSerializer,
     messages_request,
 )
-from inference.openai.messages_response import AnthropicMessage, is_answer, message, request_id
-from inference.openai.messages_stream import message_stream
+from inference.openai.messages.response import AnthropicMessage, is_answer, message, request_id
+from inference.openai.messages.stream import message_stream
 from inference.openai.tasks import submitted
 from inference.openai.viewset import OpenAIViewSet
 from monitoring.api.principal import principal_of

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from inference.openai.chat_response import choice_logprobs
-from inference.openai.chunks import ChunkWriter
+from inference.openai.completions.chat_response import choice_logprobs
+from inference.openai.completions.chunks import ChunkWriter
 from monitoring.streams.delta_stream import Delta
 
 

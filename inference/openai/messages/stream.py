@@ -9,9 +9,9 @@ from rest_framework.exceptions import APIException
 from inference.api.sse_cursor import SSEWriter
 from inference.models import GenerationTask
 from inference.openai.answers import TextStream
-from inference.openai.anthropic_errors import body_of
 from inference.openai.errors import AnswerVoid
-from inference.openai.messages_response import is_answer, message_head, stop_of, usage_of
+from inference.openai.messages.errors import body_of
+from inference.openai.messages.response import is_answer, message_head, stop_of, usage_of
 from monitoring.streams.delta_stream import Delta
 
 

@@ -9,7 +9,7 @@ from rest_framework.exceptions import APIException
 from inference.api.sse_cursor import SSEWriter
 from inference.models import GenerationTask
 from inference.openai.answers import TextStream
-from inference.openai.chat_response import Head, finish_reason_of, result_of, usage_of
+from inference.openai.completions.chat_response import Head, finish_reason_of, result_of, usage_of
 from inference.openai.errors import AnswerVoid, body_of
 from inference.openai.tasks import is_answered
 

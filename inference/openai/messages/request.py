@@ -9,7 +9,7 @@ from rest_framework.exceptions import ValidationError
 
 from inference.api.task_serializers import TaskSubmissionSerializer
 from inference.openai.fields import OF_TASKS_ALONE
-from inference.openai.messages_blocks import (
+from inference.openai.messages.blocks import (
     TEXT,
     BlocksField,
     InputMessageSerializer,

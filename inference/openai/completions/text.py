@@ -10,14 +10,14 @@ from rest_framework.exceptions import ValidationError
 
 from conversations.serializers import MAX_CONTENT_CHARS
 from inference.models import GenerationTask
-from inference.openai.chat_response import (
+from inference.openai.completions.chat_response import (
     CompletionUsage,
     finish_reason_of,
     head,
     result_of,
     usage_of,
 )
-from inference.openai.chunks import ChunkWriter
+from inference.openai.completions.chunks import ChunkWriter
 from inference.openai.fields import (
     OF_TASKS_ALONE,
     CompletionFieldsSerializer,

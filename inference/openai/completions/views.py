@@ -10,11 +10,11 @@ from rest_framework.request import Request
 from inference.api.task_stream import CONTENT_TYPE
 from inference.openai import examples
 from inference.openai.answers import AnswerAtEnd
-from inference.openai.chat_request import ChatCompletionRequestSerializer, chat_request
-from inference.openai.chat_response import ChatCompletion, chat_completion, head
-from inference.openai.chat_stream import ChatChunkWriter
-from inference.openai.chunks import chunk_stream
-from inference.openai.completions import (
+from inference.openai.completions.chat_request import ChatCompletionRequestSerializer, chat_request
+from inference.openai.completions.chat_response import ChatCompletion, chat_completion, head
+from inference.openai.completions.chat_stream import ChatChunkWriter
+from inference.openai.completions.chunks import chunk_stream
+from inference.openai.completions.text import (
     CompletionRequestSerializer,
     TextChunkWriter,
     TextCompletion,

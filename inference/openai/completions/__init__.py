@@ -1,0 +1,1 @@
+"""Chat completions, and the older completions of a raw prompt."""
