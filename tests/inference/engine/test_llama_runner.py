@@ -4,6 +4,7 @@ import gc
 import logging
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -208,7 +209,7 @@ def test_missing_and_broken_files_fail_in_words(tmp_path: Path, model_path: Path
 
 
 @pytest.mark.parametrize("sizes", [{"context_window": -1}, {"max_num_seqs": 0}])
-def test_sizes_out_of_bounds_fail_in_words(model_path: Path, sizes: dict[str, int]) -> None:
+def test_sizes_out_of_bounds_fail_in_words(model_path: Path, sizes: dict[str, Any]) -> None:
     with pytest.raises(ModelLoadError, match="below 1"):
         LlamaRunner(LoadParams(path=model_path, **sizes))
 
