@@ -118,7 +118,6 @@ def measure(llama_server: Path) -> dict[str, Any]:
         if peer is not None:
             peer.kill()
             peer.wait()
-        print((service.var_dir / "peer.log").read_text()[-600:])
         service.close()
 
 
