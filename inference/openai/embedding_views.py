@@ -14,7 +14,7 @@ from inference.embeddings.messages import EmbeddingRequest, Shape
 from inference.openai import examples
 from inference.openai.viewset import OpenAIViewSet
 from monitoring.api.principal import Principal, principal_of
-from monitoring.api.strict_serializer import StrictSerializer
+from monitoring.api.strict_serializer import StrictSerializer, without_nulls
 
 
 @extend_schema_field(
@@ -41,9 +41,7 @@ class OpenAIEmbeddingRequestSerializer(StrictSerializer):
     prompt_name = serializers.CharField(required=False, max_length=100)
 
     def to_internal_value(self, data: Any) -> Any:
-        if isinstance(data, dict):  # null means the default
-            data = {name: value for name, value in data.items() if value is not None}
-        return super().to_internal_value(data)
+        return super().to_internal_value(without_nulls(data))
 
 
 class OpenAIEmbeddingUsage(TypedDict):

@@ -8,7 +8,7 @@ from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
 
 from inference.api.task_serializers import TaskSubmissionSerializer
-from monitoring.api.strict_serializer import StrictSerializer
+from monitoring.api.strict_serializer import StrictSerializer, without_nulls
 
 MAX_CHOICES = 8
 _NUM_SEEDS = 2**32 - 1
@@ -84,10 +84,9 @@ class CompletionFieldsSerializer(TaskSubmissionSerializer):
 
     def to_internal_value(self, data: Any) -> Any:
         """The fields as tasks name them, and `n` and `stream_options`."""
-        if isinstance(data, dict):
-            data = {name: value for name, value in data.items() if value is not None}
-            if isinstance(data.get("stop"), str):
-                data["stop"] = [data["stop"]]
+        data = without_nulls(data)
+        if isinstance(data, dict) and isinstance(data.get("stop"), str):
+            data["stop"] = [data["stop"]]
         fields = super().to_internal_value(data)
         for name, ours in _RENAMED.items():
             if name in fields:

@@ -15,7 +15,7 @@ from inference.openai import examples
 from inference.openai.embedding_views import OpenAIEmbeddingUsage
 from inference.openai.viewset import OpenAIViewSet
 from monitoring.api.principal import principal_of
-from monitoring.api.strict_serializer import StrictSerializer
+from monitoring.api.strict_serializer import StrictSerializer, without_nulls
 
 
 @extend_schema_field(
@@ -52,9 +52,7 @@ class RerankRequestSerializer(StrictSerializer):
     return_documents = serializers.BooleanField(default=True)
 
     def to_internal_value(self, data: Any) -> Any:
-        if isinstance(data, dict):
-            data = {name: value for name, value in data.items() if value is not None}
-        return super().to_internal_value(data)
+        return super().to_internal_value(without_nulls(data))
 
 
 class RankedText(TypedDict):

@@ -11,7 +11,7 @@ from rest_framework.exceptions import ValidationError
 
 from conversations.models import ChatMessage, ToolCall
 from conversations.serializers import MAX_CALL_ID, MAX_CONTENT_CHARS
-from monitoring.api.strict_serializer import StrictSerializer
+from monitoring.api.strict_serializer import StrictSerializer, without_nulls
 
 ROLES = ["user", "assistant", "system"]
 
@@ -19,13 +19,6 @@ _MAX_BLOCKS = 1000
 _IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 
 Block = dict[str, Any]
-
-
-def without_nulls(data: Any) -> Any:
-    """Null means the default."""
-    if not isinstance(data, dict):
-        return data
-    return {name: value for name, value in data.items() if value is not None}
 
 
 class BlockSerializer(StrictSerializer):

@@ -15,9 +15,8 @@ from inference.openai.messages.blocks import (
     InputMessageSerializer,
     check_turns,
     turns,
-    without_nulls,
 )
-from monitoring.api.strict_serializer import StrictSerializer
+from monitoring.api.strict_serializer import StrictSerializer, without_nulls
 
 _LEFT_OUT = OF_TASKS_ALONE - {"stop_sequences"} | {
     *("stop", "response_format", "parallel_tool_calls", "logprobs", "top_logprobs")
