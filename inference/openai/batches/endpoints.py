@@ -40,7 +40,7 @@ def _response_request(body: Any) -> CompletionRequest:
 
 EMBEDDINGS = "/v1/embeddings"
 TASK_ENDPOINTS = {
-    "/v1/chat/completions": TaskEndpoint(chat_request, lambda tasks, _: chat_completion(tasks)),
+    "/v1/chat/completions": TaskEndpoint(chat_request, chat_completion),
     "/v1/completions": TaskEndpoint(text_request, text_completion),
     "/v1/responses": TaskEndpoint(_response_request, lambda tasks, _: response_object(tasks[0])),
 }

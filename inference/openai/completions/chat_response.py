@@ -56,12 +56,12 @@ class ChatCompletion(TypedDict):
     usage: CompletionUsage
 
 
-def chat_completion(tasks: Sequence[GenerationTask]) -> ChatCompletion:
-    """Of tasks that have completed, one for each choice."""
+def chat_completion(tasks: Sequence[GenerationTask], num_choices: int) -> ChatCompletion:
+    """Of tasks that have completed, one for each of the choices."""
     return ChatCompletion(
         **head(tasks, "chatcmpl", "chat.completion"),
         choices=[_choice(index, result_of(task)) for index, task in enumerate(tasks)],
-        usage=usage_of(tasks, num_choices=len(tasks)),
+        usage=usage_of(tasks, num_choices),
     )
 
 

@@ -11,6 +11,8 @@ from monitoring.streams.delta_stream import Delta
 class ChatChunkWriter(ChunkWriter):
     """The first chunk of a choice has the role, and each other one what is new."""
 
+    id_prefix, kind = "chatcmpl", "chat.completion.chunk"
+
     def __init__(self, head: Mapping[str, Any], index: int) -> None:
         super().__init__(head, index)
         self._has_begun = False

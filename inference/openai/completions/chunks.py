@@ -1,23 +1,27 @@
 """Streams of completions: chunks as they come, then the usage where it is wanted, then [DONE]."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from rest_framework.exceptions import APIException
 
 from inference.api.sse_cursor import SSEWriter
 from inference.models import GenerationTask
 from inference.openai.answers import TextStream
-from inference.openai.completions.chat_response import Head, finish_reason_of, result_of, usage_of
+from inference.openai.completions.chat_response import finish_reason_of, head, result_of, usage_of
 from inference.openai.errors import AnswerVoid, body_of
+from inference.openai.fields import CompletionRequest
 from inference.openai.tasks import is_answered
 
 _DONE = b"data: [DONE]\n\n"
 
 
 class ChunkWriter(SSEWriter):
-    """Writes the chunks of one choice."""
+    """Writes the chunks of one choice; `id_prefix` and `kind` are those of its kind of stream."""
+
+    id_prefix: ClassVar[str]
+    kind: ClassVar[str]
 
     def __init__(self, head: Mapping[str, Any], index: int) -> None:
         """`head`: what all chunks of the stream have."""
@@ -48,19 +52,17 @@ class ChunkWriter(SSEWriter):
 
 
 def chunk_stream(
-    tasks: Sequence[GenerationTask],
-    writer: Callable[[Mapping[str, Any], int], SSEWriter],
-    head: Head,
-    num_choices: int,
-    *,
-    has_usage_chunk: bool,
+    tasks: Sequence[GenerationTask], asked: CompletionRequest, writer: type[ChunkWriter]
 ) -> TextStream:
-    """The chunks of all choices, of which each prompt has so many; `writer` makes one for each."""
-    every_chunk = {**head, **({"usage": None} if has_usage_chunk else {})}
+    """The chunks of all choices, each written by a writer of its own."""
+    first = head(tasks, writer.id_prefix, writer.kind)
+    every_chunk = {**first, **({"usage": None} if asked.has_usage_chunk else {})}
 
     def ending(ended: Sequence[GenerationTask]) -> bytes:
-        usage = _event({**head, "choices": [], "usage": usage_of(ended, num_choices)})
-        return usage + _DONE if has_usage_chunk else _DONE
+        if not asked.has_usage_chunk:
+            return _DONE
+        usage = usage_of(ended, asked.num_choices)
+        return _event({**first, "choices": [], "usage": usage}) + _DONE
 
     writers = [writer(every_chunk, index) for index in range(len(tasks))]
     return TextStream(tasks, writers, ending, _error_event)

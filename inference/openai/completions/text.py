@@ -117,6 +117,8 @@ def text_completion(tasks: Sequence[GenerationTask], num_choices: int) -> TextCo
 class TextChunkWriter(ChunkWriter):
     """Each chunk has a text, and the last one why it ends."""
 
+    id_prefix, kind = "cmpl", "text_completion"
+
     def delta(self, delta: Delta) -> bytes:
         return self.chunk(text=delta.text)
 

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions and /v1/completions."""
 
-from functools import partial
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from django.http import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
@@ -8,12 +9,13 @@ from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 
 from inference.api.task_stream import CONTENT_TYPE
+from inference.models import GenerationTask
 from inference.openai import examples
 from inference.openai.answers import AnswerAtEnd
 from inference.openai.completions.chat_request import ChatCompletionRequestSerializer, chat_request
-from inference.openai.completions.chat_response import ChatCompletion, chat_completion, head
+from inference.openai.completions.chat_response import ChatCompletion, chat_completion
 from inference.openai.completions.chat_stream import ChatChunkWriter
-from inference.openai.completions.chunks import chunk_stream
+from inference.openai.completions.chunks import ChunkWriter, chunk_stream
 from inference.openai.completions.text import (
     CompletionRequestSerializer,
     TextChunkWriter,
@@ -21,6 +23,7 @@ from inference.openai.completions.text import (
     text_completion,
     text_request,
 )
+from inference.openai.fields import CompletionRequest
 from inference.openai.tasks import HEADERS, submitted
 from inference.openai.viewset import OpenAIViewSet
 
@@ -37,17 +40,7 @@ class ChatCompletionViewSet(OpenAIViewSet):
     )
     def create(self, request: Request) -> HttpResponseBase:
         """Answer a chat. When the client goes away, its tasks are cancelled."""
-        chat = chat_request(request.data)
-        tasks = submitted(request, chat.submissions)
-        if chat.is_streamed:
-            return chunk_stream(
-                tasks,
-                ChatChunkWriter,
-                head(tasks, "chatcmpl", "chat.completion.chunk"),
-                chat.num_choices,
-                has_usage_chunk=chat.has_usage_chunk,
-            )
-        return AnswerAtEnd(tasks, chat_completion)
+        return _answer(request, chat_request(request.data), ChatChunkWriter, chat_completion)
 
 
 class CompletionViewSet(OpenAIViewSet):
@@ -62,14 +55,17 @@ class CompletionViewSet(OpenAIViewSet):
     )
     def create(self, request: Request) -> HttpResponseBase:
         """Go on with a prompt, by local models as it is, without their chat template."""
-        text = text_request(request.data)
-        tasks = submitted(request, text.submissions)
-        if text.is_streamed:
-            return chunk_stream(
-                tasks,
-                TextChunkWriter,
-                head(tasks, "cmpl", "text_completion"),
-                text.num_choices,
-                has_usage_chunk=text.has_usage_chunk,
-            )
-        return AnswerAtEnd(tasks, partial(text_completion, num_choices=text.num_choices))
+        return _answer(request, text_request(request.data), TextChunkWriter, text_completion)
+
+
+def _answer(
+    request: Request,
+    asked: CompletionRequest,
+    writer: type[ChunkWriter],
+    completion: Callable[[Sequence[GenerationTask], int], Any],
+) -> HttpResponseBase:
+    """A stream of chunks, or the completion of all tasks when they have ended."""
+    tasks = submitted(request, asked.submissions)
+    if asked.is_streamed:
+        return chunk_stream(tasks, asked, writer)
+    return AnswerAtEnd(tasks, lambda ended: completion(ended, asked.num_choices))
