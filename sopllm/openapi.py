@@ -17,6 +17,7 @@ from drf_spectacular.plumbing import (
 from drf_spectacular.renderers import OpenApiJsonRenderer
 from drf_spectacular.utils import Direction
 
+from inference.openai.either_shape import either_shape
 from inference.openai.errors import OpenAIErrorBody
 from inference.openai.messages.errors import AnthropicErrorBody
 from sopllm.exceptions import ErrorBody
@@ -25,8 +26,9 @@ Endpoint = tuple[str, str, str, Any]
 Schema = dict[str, Any]
 
 # By the beginning of the path, of which the first that fits counts.
-_ERRORS: list[tuple[str, type]] = [
+_ERRORS: list[tuple[str, Any]] = [
     ("/v1/messages", AnthropicErrorBody),
+    ("/v1/models", either_shape("OpenAIOrAnthropicError", OpenAIErrorBody, AnthropicErrorBody)),
     ("/v1/", OpenAIErrorBody),
     ("/", ErrorBody),
 ]

@@ -1,16 +1,23 @@
-"""GET /v1/models."""
+"""GET /v1/models, for clients of OpenAI and of Anthropic."""
 
 from typing import TypedDict
 
-from drf_spectacular.utils import extend_schema, extend_schema_serializer
+from drf_spectacular.utils import (
+    extend_schema,
+    extend_schema_serializer,
+)
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from inference.models import RegisteredModel
 from inference.openai import examples
+from inference.openai.either_shape import either_shape
 from inference.openai.errors import ModelNotFound
+from inference.openai.messages import errors as anthropic_errors
+from inference.openai.messages import models as anthropic
 from inference.openai.viewset import OpenAIViewSet
 from inference.providers.registry import provider_class
+from monitoring.api.query_parameters import refuse_unknown
 
 
 class ModelCapabilities(TypedDict):
@@ -43,26 +50,45 @@ class ModelList(TypedDict):
     data: list[ModelObject]
 
 
+_EITHER_LIST = either_shape("OpenAIOrAnthropicModels", ModelList, anthropic.AnthropicModelPage)
+_EITHER_MODEL = either_shape("OpenAIOrAnthropicModel", ModelObject, anthropic.AnthropicModel)
+
+
 class OpenAIModelViewSet(OpenAIViewSet):
     """The registered models."""
 
+    known_parameters = {"list": anthropic.PARAMETERS}
     lookup_field = "name"
     # Whatever it is: a name that no model can have is that of no model.
     lookup_value_regex = ".+?"
 
-    @extend_schema(summary="All models", responses={200: ModelList}, examples=[examples.MODELS])
+    @extend_schema(summary="All models", responses={200: _EITHER_LIST}, examples=[examples.MODELS])
     def list(self, request: Request) -> Response:
-        """All registered models by name, with what they can do."""
+        """All registered models by name, with what they can do.
+
+        With the header `anthropic-version`, a page of them in Anthropic's shape.
+        """
+        if anthropic.is_wanted(request):
+            return Response(anthropic.model_page(request))
+        refuse_unknown(request, ())
         models = RegisteredModel.objects.order_by("name")
         return Response(ModelList(object="list", data=[model_object(model) for model in models]))
 
-    @extend_schema(summary="One model", responses={200: ModelObject}, examples=[examples.MODEL])
+    @extend_schema(summary="One model", responses={200: _EITHER_MODEL}, examples=[examples.MODEL])
     def retrieve(self, request: Request, name: str) -> Response:
-        """One model by its name."""
+        """One model by its name, with the header `anthropic-version` in Anthropic's shape."""
         model = None if "\0" in name else RegisteredModel.objects.read(name)
         if model is None:
             raise ModelNotFound(f"There is no model {name}: GET /v1/models lists them.")
-        return Response(model_object(model))
+        shape = anthropic.model_info if anthropic.is_wanted(request) else model_object
+        return Response(shape(model))
+
+    def handle_exception(self, exc: Exception) -> Response:
+        response = super().handle_exception(exc)
+        if anthropic.is_wanted(self.request):
+            message = response.data["error"]["message"]
+            response.data = anthropic_errors.body(response.status_code, "", message)
+        return response
 
 
 def model_object(model: RegisteredModel) -> ModelObject:

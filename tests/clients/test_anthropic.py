@@ -104,6 +104,18 @@ def test_tokens_are_counted_as_a_message_takes_them(
     assert counted == usage.input_tokens + usage.cache_read_input_tokens
 
 
+def test_models(client: Anthropic) -> None:
+    names = [model.id for model in client.models.list(limit=1)]
+    assert names == sorted(names)
+    assert {ECHO, CHAT_MODEL} <= set(names)
+    model = client.models.retrieve(CHAT_MODEL)
+    assert (model.display_name, model.lifecycle) == (CHAT_MODEL, "active")
+    assert model.max_input_tokens > 0
+    with pytest.raises(anthropic.NotFoundError, match="none-such") as caught:
+        client.models.retrieve("none-such")
+    assert caught.value.type == "not_found_error"
+
+
 def test_raw_response_names_its_task(client: Anthropic, service_url: str) -> None:
     raw = client.messages.with_raw_response.create(
         model=ECHO, max_tokens=20, messages=[USER], extra_headers={"X-Priority": "30"}

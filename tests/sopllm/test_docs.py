@@ -62,6 +62,8 @@ def test_every_route_says_what_its_errors_look_like(schema: Any) -> None:
             body = "OpenAIErrorBody" if path.startswith("/v1/") else "ErrorBody"
             if path.startswith("/v1/messages"):
                 body = "AnthropicErrorBody"
+            elif path.startswith("/v1/models"):
+                body = "OpenAIOrAnthropicError"
             assert refusal == {"$ref": f"#/components/schemas/{body}"}, (method, path)
             assert "503" in operation["responses"]
 
