@@ -1,10 +1,10 @@
 # `make run` and `make test` do all the set-up themselves; scripts/setup.sh takes no time when nothing has changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint audit fix bench lock clean
+.PHONY: help setup run test test-postgres lint audit fix bench lock clean
 PYTHON_BIN := .venv/bin/python
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install everything into .venv (the first time compiles llama.cpp, about 7 minutes)
 	@scripts/setup.sh
@@ -15,6 +15,16 @@ run: setup ## Start the whole service and stay in front; Ctrl-C stops it
 test: ## Run all tests, in two processes
 	@scripts/setup.sh --clients
 	@$(PYTHON_BIN) -m pytest --numprocesses=2 --no-loadscope-reorder
+
+# Those of rows, and of what whole processes do with them.
+POSTGRES_TESTS := tests/conversations tests/inference/api tests/inference/lifecycle tests/inference/openai \
+	tests/inference/webhooks tests/presets tests/sopllm/access tests/system/test_faults.py
+# Nothing is kept: the server may lose it, and shall not print what tests provoke.
+POSTGRES := pg_virtualenv -o fsync=off -o max_connections=300 -o log_min_messages=panic -o log_min_error_statement=panic
+test-postgres: ## Run the tests of rows on a PostgreSQL that is made for them (Debian: apt install postgresql)
+	@command -v pg_virtualenv >/dev/null || { echo "Needs pg_virtualenv: apt install postgresql"; exit 1; }
+	@scripts/setup.sh
+	@$(POSTGRES) env TEST_DATABASE_URL=postgres:///sopllm $(PYTHON_BIN) -m pytest --numprocesses=2 --no-loadscope-reorder --reuse-db $(POSTGRES_TESTS)
 
 lint: setup ## Check style, types and import arrows
 	.venv/bin/ruff check .

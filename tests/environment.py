@@ -10,6 +10,8 @@ from pathlib import Path
 VAR_DIR = Path(tempfile.mkdtemp(prefix="sopllm-", dir="/tmp"))
 atexit.register(shutil.rmtree, VAR_DIR, ignore_errors=True)
 
+# SQLite, if it names no other: pytest's processes add their own suffix to its name.
+DATABASE_URL = os.environ.get("TEST_DATABASE_URL")
 for name in ("DATABASE_URL", "REDIS_URL", "MODELS_DIR", "SERVER_HOST", "SERVER_PORT"):
     os.environ.pop(name, None)
 os.environ.update(
@@ -29,3 +31,5 @@ os.environ.update(
     SWEEP_INTERVAL_SECONDS="1",
     RING_AGAIN_SECONDS="1",
 )
+if DATABASE_URL:
+    os.environ["DATABASE_URL"] = DATABASE_URL

@@ -48,20 +48,22 @@ def _collect() -> Iterator[Metric]:
     """All metrics; without Redis, what the database knows."""
     is_loaded = loaded_models()
     yield from prometheus.counted(list(is_loaded))
-    running, waiting, workers = (
+    running, waiting, oldest, workers = (
         GaugeMetricFamily(prometheus.PREFIX + name, meaning, labels=["queue"])
         for name, meaning in (
             ("num_requests_running", "Tasks that run."),
             ("num_requests_waiting", "Tasks that wait."),
+            ("oldest_request_waiting_seconds", "How long the first of those has waited."),
             ("workers", "Workers alive."),
         )
     )
     for queue, state in queue_stats.read()["queues"].items():
         running.add_metric([queue], state["processing"])
         waiting.add_metric([queue], state["pending"])
+        oldest.add_metric([queue], state["oldest_wait_seconds"] or 0)
         if state["workers"] is not None:
             workers.add_metric([queue], state["workers"])
-    yield from (running, waiting, workers)
+    yield from (running, waiting, oldest, workers)
     yield _of_models("model_loaded", "1 while in memory.", is_loaded)
     is_open = circuit_breaker.are_open()
     yield _of_models("circuit_open", "1 while a cloud model is left alone.", is_open)

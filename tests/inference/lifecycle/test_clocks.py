@@ -23,7 +23,20 @@ pytestmark = pytest.mark.django_db
 
 @contextmanager
 def database_clock_ahead(seconds: float) -> Iterator[None]:
-    """SQLite's clock is set forward meanwhile, for this process."""
+    """The database's clock is set forward meanwhile, for this connection."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE SCHEMA ahead")
+            cursor.execute(
+                "CREATE FUNCTION ahead.statement_timestamp() RETURNS timestamptz LANGUAGE sql AS "
+                f"$$SELECT pg_catalog.clock_timestamp() + interval '{seconds} seconds'$$"
+            )
+            # A function's name is looked up in the order of the path.
+            cursor.execute("SET search_path TO ahead, pg_catalog, public")
+        yield
+        with connection.cursor() as cursor:
+            cursor.execute("SET search_path TO DEFAULT")
+        return
     ahead_seconds = seconds
     real = sqlite3.connect(":memory:", check_same_thread=False)
 
