@@ -96,8 +96,13 @@ app.conf.update(
             "schedule": settings.SWEEP_INTERVAL_SECONDS,
             "options": {"expires": settings.SWEEP_INTERVAL_SECONDS, "priority": 0},
         },
+        "cancel_batches": {
+            "task": "access.cancel_batches",
+            "schedule": settings.SWEEP_INTERVAL_SECONDS,
+            "options": {"expires": settings.SWEEP_INTERVAL_SECONDS},
+        },
         "purge": {"task": "inference.purge", "schedule": 60.0, "options": {"expires": 60.0}},
     },
     beat_schedule_filename=str(settings.VAR_DIR / "beat-schedule"),
 )
-app.autodiscover_tasks(["inference"])
+app.autodiscover_tasks(["inference", "sopllm.access"])

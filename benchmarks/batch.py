@@ -1,10 +1,11 @@
 """Batches: lines a second, memory, what kills cost, and how soon an interactive task starts.
 
-    python -m benchmarks.batch [--lines 5000] [--chats 200] [--kill]
+    python -m benchmarks.batch [--lines 5000] [--chats 200] [--rounds 3] [--kill]
 
-First lines for echo, then chats of SmolLM2 beside the rate of as many tasks that are submitted at
-once. With --kill, the web processes, the default worker and Valkey are killed in the meantime. Ends
-with status 1 if an answer is missing, twice there, or out of order.
+First lines for echo. Then chats of SmolLM2 as a batch and as tasks that are submitted at once, in
+turns, each from its upload or submission to its last answer. With --kill, the web processes, the
+default worker and Valkey are killed in the meantime. Ends with status 1 if an answer is missing,
+twice there, or out of order.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import os
 import signal
 import sys
 import time
+from functools import partial
+from statistics import median
 from typing import Any
 
 import httpx
@@ -60,6 +63,10 @@ class BatchClient:
             found: dict[str, Any] = response.json()
             return found
 
+    def completed_at(self, pk: str) -> int | None:
+        found: int | None = self.batch(pk)["completed_at"]
+        return found
+
     def num_done(self, pk: str) -> int:
         counts = self.batch(pk)["request_counts"]
         return int(counts["completed"] + counts["failed"])
@@ -90,8 +97,8 @@ def interactive_seconds(service: RunningService, model: str) -> float:
     return float(service.report(task_id)["metrics"]["queue_wait_ms"]) / 1000
 
 
-def run(service: RunningService, model: str, num_lines: int, *, has_kills: bool) -> float:
-    """Lines a second of one batch from its first answer on; SystemExit for a wrong order."""
+def run(service: RunningService, model: str, num_lines: int, *, has_kills: bool) -> None:
+    """One batch beside a few interactive tasks; SystemExit for a wrong order."""
     client = BatchClient(service)
     before = memory_mb(service)
     started = time.monotonic()
@@ -105,7 +112,7 @@ def run(service: RunningService, model: str, num_lines: int, *, has_kills: bool)
         for pid in service.pids(mark):
             os.kill(pid, signal.SIGKILL)
     waits = []
-    while not client.batch(pk)["completed_at"]:
+    while not client.completed_at(pk):
         waits.append(interactive_seconds(service, model))
         time.sleep(5)
     seconds = time.monotonic() - started
@@ -119,15 +126,43 @@ def run(service: RunningService, model: str, num_lines: int, *, has_kills: bool)
         waits.sort()
         median, worst = waits[len(waits) // 2], waits[-1]
         print(f"  {len(waits)} interactive tasks started after {median:.3f} s, at most {worst:.3f}")
+    check_order(client, pk, num_lines)
+
+
+def check_order(client: BatchClient, pk: str, num_lines: int) -> None:
     if client.ids(pk) != [str(index) for index in range(num_lines)]:
         sys.exit("Answers are missing, twice there, or out of order.")
-    return num_lines / (seconds - checked_after)
+
+
+def compare(service: RunningService, num_chats: int, num_rounds: int) -> None:
+    """Chats as a batch and as tasks, in turns; none has the prompt of another."""
+    client, ratios = BatchClient(service), []
+    service.ended(service.submit("Hello.", max_tokens=1), 120)  # loads the model
+    for number in range(num_rounds):
+        first = 1000 + 2 * number * num_chats
+        bodies = [chat(SMOLLM2, first + index) for index in range(2 * num_chats)]
+        started = time.monotonic()
+        pk = client.create(bodies[:num_chats])
+        wait_for(partial(client.completed_at, pk), 3600, every_seconds=0.1)
+        batch_seconds = time.monotonic() - started
+        check_order(client, pk, num_chats)
+        started = time.monotonic()
+        service.drained(bodies[num_chats:], 3600)
+        task_seconds = time.monotonic() - started
+        ratios.append(task_seconds / batch_seconds)
+        print(
+            f"{num_chats} chats: {num_chats / batch_seconds:.1f}/s as a batch, "
+            f"{num_chats / task_seconds:.1f}/s as tasks, {ratios[-1]:.2f}",
+            flush=True,
+        )
+    print(f"  ratio: {min(ratios):.2f}, {median(ratios):.2f}, {max(ratios):.2f} (min, median, max)")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=5000)
     parser.add_argument("--chats", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kill", action="store_true")
     arguments = parser.parse_args()
     service = RunningService()
@@ -137,14 +172,7 @@ def main() -> None:
         if arguments.lines:
             run(service, "echo", arguments.lines, has_kills=arguments.kill)
         if arguments.chats:
-            rate = run(service, SMOLLM2, arguments.chats, has_kills=False)
-            bodies = [chat(SMOLLM2, index) for index in range(arguments.chats)]
-            started = time.monotonic()
-            service.drained(bodies, 3600)
-            reference = arguments.chats / (time.monotonic() - started)
-            print(
-                f"  as tasks that are submitted at once: {reference:.1f}/s, {rate / reference:.2f}"
-            )
+            compare(service, arguments.chats, arguments.rounds)
     finally:
         service.close()
 

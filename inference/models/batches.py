@@ -2,10 +2,10 @@
 
 import uuid
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 
 from django.db import models, transaction
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from inference.models.claimable import UNHELD, Claimable, ClaimableQuerySet
@@ -41,6 +41,14 @@ class BatchQuerySet(ClaimableQuerySet["Batch"]):
             for pk, attempt, status in held.values_list("pk", "attempt", "status")
         }
 
+    def cancel(self) -> int:
+        """Have workers cancel what has not ended; returns in how many there is such a thing."""
+        return self.filter(status__in=Batch.CANCELLABLE).update(
+            status=Batch.Status.CANCELLING,
+            stop_reason=Batch.StopReason.CANCELLED,
+            cancelling_at=Now(),
+        )
+
     def purge(self, limit: int = 1000) -> int:
         """Delete up to `limit` rows that are past their time to live; returns how many."""
         ids = list(self.filter(expires_at__lte=Now()).values_list("pk", flat=True)[:limit])
@@ -56,7 +64,8 @@ class Batch(Claimable):
         └──▶ failed
 
     A worker claims it for a moment, again and again: `input_offset` says up to where its lines are
-    submitted, `output_bytes` and `error_bytes` how much of its files counts.
+    submitted, `output_bytes` and `error_bytes` how much of its files counts. While it is validated,
+    the lines up to `input_line` are checked; `num_lost` workers were lost at those that follow.
     """
 
     class Status(models.TextChoices):
@@ -79,6 +88,7 @@ class Batch(Claimable):
 
     # In one process, whose threads do other work as well.
     MAX_AT_ONCE = 3
+    waiting_fields: ClassVar[dict[str, Any]] = {"num_lost": F("num_lost") + 1}
 
     id = models.CharField(primary_key=True, max_length=38, default=new_batch_id)
     owner = models.CharField(max_length=64)
@@ -90,6 +100,8 @@ class Batch(Claimable):
     priority = models.FloatField(default=0.0)
     # Those of the key that has made it, as `Limits` takes them.
     limits = models.JSONField(default=dict, blank=True)
+    # That of the principal who has made it: once that is revoked, the batch is cancelled.
+    credential = models.CharField(max_length=160, blank=True)
     webhook_url = models.TextField(blank=True)
     input_file = models.ForeignKey(
         StoredFile, null=True, on_delete=protect_unfinished, related_name="+"
@@ -117,6 +129,7 @@ class Batch(Claimable):
     num_failed = models.PositiveIntegerField(default=0)
     input_offset = models.PositiveBigIntegerField(default=0)
     input_line = models.PositiveIntegerField(default=0)
+    num_lost = models.PositiveIntegerField(default=0)
     output_bytes = models.PositiveBigIntegerField(default=0)
     error_bytes = models.PositiveBigIntegerField(default=0)
 
@@ -154,14 +167,7 @@ class Batch(Claimable):
 
     def cancel(self) -> bool:
         """Have a worker cancel what has not ended. False when there is nothing to cancel."""
-        may_cancel = Batch.objects.filter(pk=self.pk, status__in=self.CANCELLABLE)
-        return bool(
-            may_cancel.update(
-                status=self.Status.CANCELLING,
-                stop_reason=self.StopReason.CANCELLED,
-                cancelling_at=Now(),
-            )
-        )
+        return bool(Batch.objects.filter(pk=self.pk).cancel())
 
     def store(self, *, if_status: str | None = None, **change: Any) -> bool:
         """Change the row and this object, while the worker that claimed it still holds it.

@@ -59,6 +59,13 @@ class Principal:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def credential(self) -> str:
+        """Which key or user it was found by; "" for the local machine."""
+        if self.key_digest:
+            return f"key:{self.name}"
+        return f"user:{self.name}" if self.session_key else ""
+
     def may_act_for(self, owner: str) -> bool:
         """Whether it may read, change and delete the rows of that owner."""
         return self.is_staff or owner == self.owner

@@ -144,6 +144,7 @@ class BatchViewSet(OpenAIViewSet):
                 metadata=fields.get("metadata") or {},
                 priority=priority,
                 limits=asdict(principal.limits),
+                credential=principal.credential,
                 webhook_url=webhook_url,
                 input_file=file,
                 input_file_name=file.pk,

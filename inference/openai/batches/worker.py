@@ -4,7 +4,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -59,6 +59,7 @@ _GIVEN_UP_AT_ONCE = 1000
 
 _sessions: list[threading.Thread] = []
 _changing = threading.Lock()
+_suspects = threading.Lock()
 
 
 class NotMineError(Exception):
@@ -114,7 +115,9 @@ def _turn(batch: Batch, held: HeldRow) -> float:
     if batch.output_file_id is None and batch.status == Status.CANCELLING:
         return _end(batch, Status.CANCELLED)
     if batch.status == Status.VALIDATING:
-        return _end(batch, Status.EXPIRED) if is_late else _validate(batch, held)
+        if is_late:
+            return _end(batch, Status.EXPIRED)
+        return _validate_alone(batch, held) if batch.num_lost else _validate(batch, held)
     if batch.status == Status.IN_PROGRESS and is_late and not batch.stop_reason:
         _claimed(batch.store(stop_reason=StopReason.EXPIRED, if_status=Status.IN_PROGRESS))
     has_written = False
@@ -169,25 +172,46 @@ def _check(held: HeldRow) -> None:
         raise NotMineError
 
 
+def _validate_alone(batch: Batch, held: HeldRow) -> float:
+    """Check a batch that a worker was lost at, and no other such one: it may be another's doing."""
+    if batch.num_lost >= settings.MAX_ATTEMPTS:
+        culprit = next(each for each in _input(batch) if each.number > batch.input_line)
+        message = f"Checking it has ended the worker {batch.num_lost} times: change the line."
+        return _end(batch, Status.FAILED, errors=[LineError("worker_lost", message).at(culprit)])
+    if not _suspects.acquire(blocking=False):
+        return _LATER_SECONDS
+    try:
+        return _validate(batch, held)
+    finally:
+        _suspects.release()
+
+
 def _validate(batch: Batch, held: HeldRow) -> float:
-    """Check all lines, as the route would; the batch then is in progress, or has failed."""
+    """Check all lines, as the route would; the batch then is in progress, or has failed.
+
+    How far it is, is stored every hundred lines, and before each of those at which a worker was
+    lost: so the one whose doing that is, is known.
+    """
     found: list[BatchError] = []
     seen: set[bytes] = set()
-    num_requests = 0
-    assert batch.input_file is not None, "it cannot be deleted before the batch has ended"
-    for line in read_lines(batch.input_file.path, offset=0, number=0):
+    num_requests = checked_line = 0
+    for line in _input(batch):
         _check(held)
         if held.cancel_requested:
             raise NotMineError
         num_requests += 1
         if len(found) == MAX_ERRORS or num_requests > MAX_REQUESTS:
             break
+        is_hundredth = num_requests % 100 == 0
+        if checked_line > batch.input_line and (batch.num_lost or is_hundredth):
+            _claimed(batch.store(input_line=checked_line, num_lost=0 if is_hundredth else 1))
         try:
             _check_line(batch, line, seen)
         except LineError as error:
             found.append(error.at(line))
         except ValidationError as error:
             found.append(LineError.of_body(error).at(line))
+        checked_line = line.number
     if num_requests == 0:
         found.append(_of_file("empty_file", "The file has no requests: write one a line."))
     if num_requests > MAX_REQUESTS:
@@ -197,6 +221,11 @@ def _validate(batch: Batch, held: HeldRow) -> float:
         return _end(batch, Status.FAILED, errors=found)
     _begin(batch, num_requests)
     return 0.0
+
+
+def _input(batch: Batch) -> Iterator[Line]:
+    assert batch.input_file is not None, "it cannot be deleted before the batch has ended"
+    return read_lines(batch.input_file.path, offset=0, number=0)
 
 
 def _check_line(batch: Batch, line: Line, seen: set[bytes]) -> None:
@@ -240,6 +269,7 @@ def _begin(batch: Batch, num_requests: int) -> None:
                 status=Status.IN_PROGRESS,
                 in_progress_at=Now(),
                 num_requests=num_requests,
+                input_line=0,
                 output_file=files[0],
                 error_file=files[1],
             )

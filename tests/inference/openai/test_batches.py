@@ -15,6 +15,7 @@ from django.utils import timezone
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
+from inference.api import submission
 from inference.embeddings import request_queue
 from inference.embeddings.messages import Answer
 from inference.errors import ErrorCode
@@ -690,3 +691,80 @@ def test_responses_of_a_batch(api: APIClient) -> None:
     response = answered["response"]["body"]
     assert (response["object"], response["status"]) == ("response", "completed")
     assert response["output"][0]["content"][0]["text"] == "Answer to Hi"
+
+
+class Killed(BaseException):
+    """Nothing of the worker runs any more."""
+
+
+@pytest.fixture
+def kill_turn(monkeypatch: pytest.MonkeyPatch, dead_worker: str) -> Callable[[], None]:
+    """A turn of the batch that is due, in which the check of a line with `kill` ends the worker."""
+    build = submission.build_task
+
+    def check(owner: str, data: dict[str, Any], *arguments: Any) -> GenerationTask:
+        if "kill" in str(data["messages"]):
+            raise Killed
+        return build(owner, data, *arguments)
+
+    monkeypatch.setattr(submission, "build_task", check)
+    put_back = Batch.put_back
+
+    def run() -> None:
+        batch = Batch.objects.claim_next(worker_identity.current())
+        assert batch is not None
+        monkeypatch.setattr(Batch, "put_back", lambda *_: None)
+        with suppress(Killed):
+            worker.advance(batch)
+        monkeypatch.setattr(Batch, "put_back", put_back)
+        Batch.objects.filter(lease_until__isnull=False).update(worker=dead_worker)
+        sweep.sweep()
+
+    return run
+
+
+@pytest.mark.parametrize("number", [1, 150, 300])
+def test_line_that_kills_the_worker_again_and_again_fails_the_batch_by_its_number(
+    api: APIClient, settings: Settings, kill_turn: Callable[[], None], number: int
+) -> None:
+    content = lines(300)
+    content[number - 1] = line("culprit", "kill")
+    pk = created(api, content)
+    for _ in range(settings.MAX_ATTEMPTS):
+        kill_turn()
+    assert turn(pk).status == Status.FAILED
+    [error] = body(api, pk)["errors"]["data"]
+    assert (error["line"], error["code"]) == (number, "worker_lost")
+
+
+def test_loss_at_another_line_does_not_count(
+    api: APIClient, settings: Settings, kill_turn: Callable[[], None]
+) -> None:
+    pk = created(api, [line("a", "kill"), *lines(2)])
+    for _ in range(settings.MAX_ATTEMPTS - 1):
+        kill_turn()
+    file = Batch.objects.get().input_file
+    assert file is not None
+    file.write(0, json.dumps(line("a", "milk")).encode())
+    assert turn(pk).status == Status.IN_PROGRESS
+    assert finished(pk).num_completed == 3
+
+
+def test_batches_that_may_have_killed_a_worker_are_checked_one_at_a_time(
+    api: APIClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = created(api, lines(1)), created(api, lines(1))
+    Batch.objects.update(num_lost=1)
+    build = submission.build_task
+    seen: list[str] = []
+
+    def check(*arguments: Any) -> GenerationTask:
+        if not seen:
+            seen.append(turn(second).status)
+        return build(*arguments)
+
+    monkeypatch.setattr(submission, "build_task", check)
+    Batch.objects.filter(pk=second).update(due_at=timezone.now() + timedelta(hours=1))
+    assert turn(first).status == Status.IN_PROGRESS
+    assert seen == [Status.VALIDATING]
+    assert turn(second).status == Status.IN_PROGRESS

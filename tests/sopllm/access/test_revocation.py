@@ -16,11 +16,12 @@ from django.utils import timezone
 from pytest_django import Settings
 from websockets.exceptions import ConnectionClosed
 
-from inference.models import GenerationTask
-from monitoring.api.principal import Principal, Scope
+from inference.models import Batch, GenerationTask
+from monitoring.api.principal import LOCAL, Principal, Scope
 from sopllm.access import identity
 from sopllm.access.identity import Identity
 from sopllm.access.models import ApiKey
+from sopllm.access.tasks import cancel_batches
 from sopllm.access.websockets import SHUT_OUT
 from tests.conftest import Valkey, wait_until
 from tests.live_server import LiveServer
@@ -143,3 +144,40 @@ def test_socket_stays_open_for_who_may_do_more_than_before(
         ApiKey.objects.update(scopes=list(Scope), requests_per_second=1000)
         wait_until(lambda: looks and Scope.MONITOR in looks[-1].scopes)
         client.pong()
+
+
+@pytest.mark.parametrize(
+    ("credential", "lose", "is_cancelled"),
+    [
+        ("key", ApiKey.objects.revoke, True),
+        ("key", ApiKey.objects.all().delete, True),
+        ("key", the_key(expires_at=timezone.now() - timedelta(days=1)), False),
+        ("user", the_user(is_active=False), True),
+        ("user", User.objects.all().delete, True),
+        ("user", Session.objects.all().delete, False),
+        ("", ApiKey.objects.revoke, False),
+    ],
+)
+def test_batches_end_with_a_revoked_key_or_a_deactivated_user(
+    credential: str, lose: Callable[[], object], is_cancelled: bool
+) -> None:
+    key, _ = ApiKey.objects.make("alice", ["tasks"])
+    user = User.objects.create_user("alice")
+    session_key = "s" * 32
+    owners = {
+        "key": key.principal(),
+        "user": Principal(user.username, "alice", frozenset(), session_key=session_key),
+        "": LOCAL,
+    }
+    now = timezone.now()
+    principal = owners[credential]
+    batch = Batch.objects.create(
+        owner=principal.owner, credential=principal.credential, created_at=now, deadline_at=now
+    )
+    cancel_batches()
+    batch.refresh_from_db()
+    assert batch.status == Batch.Status.VALIDATING
+    lose()
+    cancel_batches()
+    batch.refresh_from_db()
+    assert (batch.status == Batch.Status.CANCELLING) is is_cancelled
