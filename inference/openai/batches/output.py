@@ -13,6 +13,7 @@ from rest_framework.exceptions import APIException, ValidationError
 from inference.models import Batch, BatchTask, GenerationTask
 from inference.openai import errors
 from inference.openai.batches.endpoints import TASK_ENDPOINTS
+from inference.openai.tasks import is_answered
 from monitoring.api.errors import sentences
 
 # Several times the choices of a line.
@@ -126,7 +127,7 @@ def _fields(
         return dict(rows[0].error)
     request_id = rows[0].task_id
     tasks = [by_id[row.task_id] for row in rows if row.task_id in by_id]
-    failed = [task for task in tasks if task.status != GenerationTask.Status.COMPLETED]
+    failed = [task for task in tasks if not is_answered(task)]
     if len(tasks) == len(rows) and not failed:
         body = TASK_ENDPOINTS[batch.endpoint].answer(tasks, rows[0].num_choices)
         return success(body, request_id)

@@ -18,7 +18,7 @@ from rest_framework.test import APIClient
 from inference.api import submission
 from inference.embeddings import request_queue
 from inference.embeddings.messages import Answer
-from inference.errors import ErrorCode
+from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle import finish, submit, sweep
 from inference.models import Batch, GenerationTask, RegisteredModel, StoredFile, WebhookDelivery
 from inference.openai.batches import embeddings, worker
@@ -313,6 +313,18 @@ def test_failed_lines_are_in_the_error_file(api: APIClient) -> None:
     assert failed["response"]["request_id"] == tasks[1].pk
     assert failed["response"]["body"]["error"]["message"] == "Too long."
     assert cancelled["response"]["body"]["error"]["code"] == "cancelled"
+
+
+def test_structured_output_that_is_cut_is_an_answer_as_the_route_has_it(api: APIClient) -> None:
+    def cut(task: GenerationTask) -> None:
+        failure = InferenceError("No JSON.", ErrorCode.STRUCTURED_OUTPUT_INVALID)
+        finish.fail(claimed(task), failure, answer('{"a', "length"), TIMINGS)
+
+    batch = finished(created(api, lines(1)), cut)
+    assert (batch.num_completed, batch.num_failed) == (1, 0)
+    [answered] = read(api, batch.output_file_id)
+    [choice] = answered["response"]["body"]["choices"]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("length", '{"a')
 
 
 def test_batch_without_an_answer_has_no_output_file(api: APIClient) -> None:
