@@ -1,4 +1,5 @@
-"""A stand-in for the clouds over real HTTP: OpenAI's chats and embeddings, Anthropic's messages.
+"""A stand-in for the clouds over real HTTP: OpenAI's chats and embeddings, Anthropic's messages,
+rerankers.
 
 It checks requests as they do, answers with the words of the last message, and fails on demand. As a
 program, for benchmarks: python -m tests.cloud_server --port 8901 --delay-ms 50 --fault-rate 0.1
@@ -314,6 +315,8 @@ class CloudServer:
         app.router.add_post("/v1/chat/completions", self._openai)
         app.router.add_post("/v1/embeddings", self._openai_embeddings)
         app.router.add_post("/v1/messages", self._anthropic)
+        for path in ("/v1/rerank", "/v2/rerank"):  # Jina, Together and vLLM; Cohere
+            app.router.add_post(path, self._rerank)
         # A handler is cancelled when its client goes away: that is how its end is noticed.
         options: Any = {"handler_cancellation": True, "access_log": None, "shutdown_timeout": 0.1}
         self._runner = web.AppRunner(app, **options)
@@ -327,6 +330,9 @@ class CloudServer:
 
     async def _openai_embeddings(self, request: web.Request) -> web.StreamResponse:
         return await self._serve(request, _OpenAIEmbeddings(self))
+
+    async def _rerank(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve(request, _Rerank(self))
 
     async def _anthropic(self, request: web.Request) -> web.StreamResponse:
         return await self._serve(request, _Anthropic(self))
@@ -644,7 +650,7 @@ class _OpenAI(_Api):
 class _OpenAIEmbeddings(_OpenAI):
     """The vector of a text is its length, and ones, which tell them apart."""
 
-    required = ("model", "input")
+    required: tuple[str, ...] = ("model", "input")
     known = frozenset({"model", "input", "dimensions", "encoding_format", "user"})
 
     def vectors(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -660,6 +666,25 @@ class _OpenAIEmbeddings(_OpenAI):
         num_tokens = sum(len(text.split()) for text in body["input"])
         usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
         return {"object": "list", "data": data, "model": body["model"], "usage": usage}
+
+
+class _Rerank(_OpenAIEmbeddings):
+    """The score of a text is a part of 1, the larger the shorter the text is."""
+
+    required = ("model", "query", "documents")
+    known = frozenset({"model", "query", "documents", "top_n", "return_documents"})
+
+    def vectors(self, body: dict[str, Any]) -> dict[str, Any]:
+        scores = [1 / (1 + len(text)) for text in body["documents"]]
+        best = sorted(range(len(scores)), key=lambda index: -scores[index])[: body["top_n"]]
+        results = [{"index": index, "relevance_score": scores[index]} for index in best]
+        num_tokens = len(scores)
+        return {
+            "id": "a",
+            "results": results,
+            "usage": {"total_tokens": num_tokens},
+            "meta": {"billed_units": {"search_units": 1}, "tokens": {"input_tokens": num_tokens}},
+        }
 
 
 class _Anthropic(_Api):

@@ -7,6 +7,7 @@ from django.conf import settings
 from inference.embeddings.encoders.base import Encoder
 from inference.embeddings.encoders.cross_encoder import CrossEncoder
 from inference.embeddings.encoders.gguf import GGUFEncoder
+from inference.embeddings.encoders.gguf_cross_encoder import GGUFCrossEncoder
 from inference.embeddings.encoders.sentence_transformers import SentenceTransformersEncoder
 from inference.engine.errors import ModelLoadError
 from inference.loading import weights
@@ -29,9 +30,11 @@ class LoadedEncoders(LoadedModels[LoadedEncoder]):
         path = weights.find_embedding(config)
         encoder: Encoder
         try:
+            is_ranking = model.extra.get("format") == weights.CROSS_ENCODER
             if weights.is_gguf(path):
-                encoder = GGUFEncoder(path, config, model.context_window or settings.N_CTX)
-            elif model.extra.get("format") == weights.CROSS_ENCODER:
+                of_gguf = GGUFCrossEncoder if is_ranking else GGUFEncoder
+                encoder = of_gguf(path, config, model.context_window or settings.N_CTX)
+            elif is_ranking:
                 encoder = CrossEncoder(path, config)
             else:
                 encoder = SentenceTransformersEncoder(path, config)

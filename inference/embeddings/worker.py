@@ -155,7 +155,12 @@ class _Worker:
                 raise _ForgottenError
 
         try:
-            vectors = cloud.embed(model, request.texts, request.prompt_name, check, request.owner)
+            if request.ranking and not request.ranking.is_by_cosine:
+                query = request.ranking.query
+                vectors = cloud.rank(model, query, request.texts, check, request.owner)
+            else:
+                name = request.prompt_name
+                vectors = cloud.embed(model, request.texts, name, check, request.owner)
             made = _answer(queued, vectors.rows, vectors.num_tokens, [])
         except _ForgottenError:
             logger.info("Embedding request %s: its client is gone", queued.key)

@@ -16,6 +16,7 @@ _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp
 # Tensors by which a layer is known to carry a state from token to token.
 _RECURRENT_TENSORS = ("ssm_", "shortconv", "time_mix")
 _EMBEDDING_TENSORS = ("token_", "position_", "per_layer_token_")
+_RANK_POOLING = 4  # LLAMA_POOLING_TYPE_RANK
 # Every how many layers one looks back to the start, and whether it is the first of them, where
 # llama.cpp does not ask the file. Source: load_swa_pattern in src/models/*.cpp of llama.cpp.
 _PATTERNS = {
@@ -56,7 +57,8 @@ class GGUFHeader:
 
     `sliding_window`: tokens some layers look back at most, None where all look back to the start.
     `embedding_bytes` of the weights turn tokens into vectors, `output_bytes` vectors into logits;
-    where `ties_embeddings`, the former serve as the latter.
+    where `ties_embeddings`, the former serve as the latter. `is_ranking`: it scores how well a text
+    answers a query, and makes neither vectors nor text.
     `query_length`, `key_length`: numbers a token has in all heads of a layer together;
     `inner_length`: in the inner part of the layer, in each of `num_experts_used`.
     """
@@ -80,6 +82,7 @@ class GGUFHeader:
     embedding_bytes: int
     output_bytes: int
     ties_embeddings: bool
+    is_ranking: bool = False
 
     @property
     def num_layers(self) -> int:
@@ -137,6 +140,7 @@ def read_header(path: Path) -> GGUFHeader:
         embedding_bytes=embedding_bytes,
         output_bytes=sum(t.num_bytes for t in tensors if not t.name.startswith(not_output)),
         ties_embeddings=all(tensor.name != "output.weight" for tensor in tensors),
+        is_ranking=metadata.of_model("pooling_type") == _RANK_POOLING,
     )
 
 

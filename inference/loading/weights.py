@@ -70,11 +70,11 @@ def describe_embedding(path: Path) -> dict[str, Any]:
         "size_bytes": header.size_bytes,
         "context_window": default_context_window(header),
         "extra": {
-            "format": "gguf",
+            "format": CROSS_ENCODER if header.is_ranking else "gguf",
             "architecture": header.architecture,
             "parameters": header.num_parameters,
             "quantization": header.quantization,
-            "dimensions": header.embedding_length,
+            "dimensions": 1 if header.is_ranking else header.embedding_length,
         },
     }
 

@@ -23,6 +23,7 @@ _OWNERS = {
     "FIREWORKS_API_KEY": ("fireworks_ai", "fireworks.ai"),
     "GEMINI_API_KEY": ("gemini", "generativelanguage.googleapis.com"),
     "GROQ_API_KEY": ("groq", "groq.com"),
+    "JINA_AI_API_KEY": ("jina_ai", "jina.ai"),
     "MISTRAL_API_KEY": ("mistral", "mistral.ai"),
     "OPENAI_API_KEY": ("openai", "openai.com"),
     "OPENROUTER_API_KEY": ("openrouter", "openrouter.ai"),

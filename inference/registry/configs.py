@@ -33,7 +33,7 @@ NOT_DETERMINISTIC = (
 _FIELDS_BY_PLACE = {
     "model_path": {"max_seq_length", "pooling"},
     "package": {"max_seq_length"},
-    "model_name": _CONNECTION_FIELDS,
+    "model_name": _CONNECTION_FIELDS | {"is_reranker"},
 }
 _COMMON_FIELDS = {"prompts", "dimensions"}
 
@@ -236,6 +236,9 @@ class EmbeddingConfigSerializer(ConnectionConfigSerializer):
         required=False,
         max_length=200,
         help_text="At a provider, as LiteLLM calls it: `openai/text-embedding-3-small`.",
+    )
+    is_reranker = serializers.BooleanField(
+        required=False, help_text="At a provider: it ranks texts, and gives no vectors."
     )
     prompts = serializers.DictField(
         child=serializers.CharField(allow_blank=True, trim_whitespace=False, max_length=10_000),

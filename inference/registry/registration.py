@@ -50,6 +50,8 @@ def register(name: str, provider: str, config: dict[str, Any]) -> RegisteredMode
             if not api_key and key_of in DEFAULT_ENV_VARS:
                 config.setdefault("api_key_env_var", DEFAULT_ENV_VARS[Provider(key_of)])
             _check_host(provider, config)
+            if config.get("is_reranker"):
+                fields["extra"] = {"format": weights.CROSS_ENCODER}
         elif provider != Provider.ECHO:
             fields = file_facts(provider, config)
     except ValidationError as error:

@@ -23,10 +23,10 @@ class GGUFEncoder(Encoder):
 
         pooling = config.get("pooling")
         wanted = f"LLAMA_POOLING_TYPE_{pooling.upper() if pooling else 'UNSPECIFIED'}"
-        model = _load(llama_cpp, path, max_tokens, getattr(llama_cpp, wanted))
+        model = load(llama_cpp, path, max_tokens, getattr(llama_cpp, wanted))
         if model.pooling_type() == llama_cpp.LLAMA_POOLING_TYPE_NONE:
             model.close()
-            model = _load(llama_cpp, path, max_tokens, llama_cpp.LLAMA_POOLING_TYPE_MEAN)
+            model = load(llama_cpp, path, max_tokens, llama_cpp.LLAMA_POOLING_TYPE_MEAN)
         self._model = model
         # llama.cpp computes one batch at a time, with all cores.
         self._computing = threading.Lock()
@@ -47,7 +47,8 @@ class GGUFEncoder(Encoder):
         return np.asarray(rows, dtype=np.float32)[:, : self.dimensions]
 
 
-def _load(llama_cpp: Any, path: Path, max_tokens: int, pooling_type: int) -> Any:
+def load(llama_cpp: Any, path: Path, max_tokens: int, pooling_type: int) -> Any:
+    """A model for texts of up to `max_tokens`. Raises ValueError or RuntimeError."""
     return llama_cpp.Llama(
         str(path),
         embedding=True,

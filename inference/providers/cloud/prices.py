@@ -16,6 +16,23 @@ _DETAILS = (
 )
 
 
+def cost_of_ranking(model: RegisteredModel, meta: Any, num_tokens: int) -> int | None:
+    """By the price of the registration, else by LiteLLM's, which may be of searches or tokens."""
+    config = model.config
+    if "input_cost_per_token" in config:
+        price: float = config["input_cost_per_token"]
+        return round(num_tokens * price * 1e9)
+    name = config["model_name"]
+    billed = meta.get("billed_units") if isinstance(meta, dict) else None
+    parts: tuple[float, float]
+    try:
+        parts = library().cost_calculator.rerank_cost(name, None, billed)
+    except Exception as exc:  # noqa: BLE001 (LiteLLM raises what it likes)
+        logger.info("LiteLLM has no price for %s: %s", name, type(exc).__name__)
+        return None
+    return round(sum(parts) * 1e9) or None
+
+
 def cost(
     model: RegisteredModel,
     name: str,

@@ -206,6 +206,22 @@ def vectors(data: Any, num_texts: int, num_dimensions: int | None) -> "NDArray[n
     return rows if is_asked_for and len(rows) == num_texts and np.isfinite(rows).all() else None
 
 
+def scores(data: Any, num_texts: int) -> "NDArray[np.float32] | None":
+    """The scores of a ranking in the order of its texts, as a column; None for what is not that."""
+    try:
+        found = [{"index": each["index"], "embedding": [each["relevance_score"]]} for each in data]
+    except (LookupError, TypeError):
+        return None
+    return vectors(found, num_texts, 1)
+
+
+def num_ranked_tokens(meta: Any) -> int:
+    """What a provider says that a ranking has read, by one of the names that LiteLLM has for it."""
+    told = meta if isinstance(meta, dict) else {}
+    read, billed = told.get("tokens") or {}, told.get("billed_units") or {}
+    return count(read.get("input_tokens")) or count(billed.get("total_tokens")) or 0
+
+
 def well_formed(value: Any, depth: int = 0) -> Any:
     """JSON that every database keeps; what is nested too deep is left out."""
     kept: Any = None

@@ -1,15 +1,15 @@
-"""Vectors of a provider: in the order of their texts, or a failure."""
+"""Vectors and scores of a provider: in the order of their texts, or a failure."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from inference.embeddings.cloud import embed
+from inference.embeddings.cloud import embed, rank
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from monitoring.models import OwnerUse
-from tests.cloud_server import KEY, CloudServer, Reply
+from tests.cloud_server import KEY, CloudServer, Fault, Reply
 
 pytestmark = pytest.mark.usefixtures("valkey")
 
@@ -93,3 +93,81 @@ def test_other_vectors_are_a_failure(
 def test_usage_is_a_number(server: CloudServer, model: RegisteredModel, usage: Any) -> None:
     server.faults.append(reply([row(0, 0)], usage))
     assert embed(model, ["a"], None).num_tokens == 0
+
+
+RERANKERS = ("cohere/rerank-v3.5", "hosted_vllm/r", "jina_ai/r", "together_ai/r")
+
+
+def reranker(server: CloudServer, model: RegisteredModel, name: str) -> RegisteredModel:
+    is_below = name.partition("/")[0] in ("hosted_vllm", "together_ai")
+    url = server.openai_url if is_below else server.url
+    model.config |= {"model_name": name, "base_url": url, "is_reranker": True}
+    return model
+
+
+@pytest.mark.parametrize("name", RERANKERS)
+def test_scores_come_in_the_order_of_the_texts(
+    server: CloudServer, model: RegisteredModel, name: str
+) -> None:
+    ranked = rank(reranker(server, model, name), "what?", ["long", "", "mid"])
+    assert ranked.rows[:, 0].tolist() == [pytest.approx(each) for each in (1 / 5, 1, 1 / 4)]
+    assert ranked.num_tokens in (0, 3)  # Together tells none
+    call = server.calls[-1]
+    assert call.headers["Authorization"].lower() == f"bearer {KEY}"
+    assert (call.body["model"], call.body["query"]) == (name.partition("/")[2], "what?")
+
+
+def test_a_thousand_texts_are_ranked_at_a_time(server: CloudServer, model: RegisteredModel) -> None:
+    texts = [str(number) * (number % 7) for number in range(1500)]
+    ranked = rank(reranker(server, model, "hosted_vllm/r"), "what?", texts)
+    assert ranked.rows[:, 0].tolist() == [pytest.approx(1 / (1 + len(text))) for text in texts]
+    assert [len(call.body["documents"]) for call in server.calls[-2:]] == [1000, 500]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("name", "own_price", "dollars"),
+    [
+        ("cohere/rerank-v3.5", {}, 0.002),
+        ("hosted_vllm/r", {}, 0),
+        ("hosted_vllm/r", {"input_cost_per_token": 0.5}, 1),
+    ],
+)
+def test_owner_pays_for_scores(
+    server: CloudServer,
+    model: RegisteredModel,
+    name: str,
+    own_price: dict[str, float],
+    dollars: float,
+) -> None:
+    model.config |= own_price
+    rank(reranker(server, model, name), "what?", ["a", "b"], owner="ann")
+    assert OwnerUse.objects.this_month("ann")["cost_usd"] == dollars
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [],
+        [{"index": 0, "relevance_score": 1}],
+        [{"index": 0, "relevance_score": 1}, {"index": 2, "relevance_score": 1}],
+        [{"index": 0, "relevance_score": 1}, {"index": 1, "relevance_score": "x"}],
+        [{"index": 0, "relevance_score": 1}, {"index": 1}],
+        None,
+    ],
+)
+def test_other_scores_are_a_failure(
+    server: CloudServer, model: RegisteredModel, results: Any
+) -> None:
+    server.faults.append(Reply.of_json({"results": results}))
+    with pytest.raises(InferenceError) as caught:
+        rank(reranker(server, model, "hosted_vllm/r"), "what?", ["a", "b"])
+    assert caught.value.code in (ErrorCode.PROVIDER_ERROR, ErrorCode.PROVIDER_UNAVAILABLE)
+
+
+def test_wrong_key_of_a_reranker_is_told(server: CloudServer, model: RegisteredModel) -> None:
+    server.faults.append(Fault.UNAUTHORIZED)
+    with pytest.raises(InferenceError) as caught:
+        rank(reranker(server, model, "hosted_vllm/r"), "what?", ["a"])
+    assert KEY not in caught.value.message
+    assert caught.value.code == ErrorCode.AUTHENTICATION_FAILED

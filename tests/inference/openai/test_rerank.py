@@ -1,9 +1,11 @@
 """POST /v1/rerank, up to the request queue and back; a tiny cross-encoder has chance weights."""
 
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from pytest_django import Settings
@@ -48,7 +50,12 @@ def cross_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.5,
         num_labels=1,
     )
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    model = transformers.BertForSequenceClassification(config)
+    # llama.cpp takes query and text for segments of one kind.
+    kinds = model.bert.embeddings.token_type_embeddings.weight.data
+    kinds[1] = kinds[0]
+    model.save_pretrained(folder)
+    _write_gguf(folder.parent / "cross.gguf", model)
     numbers = {word: number for number, word in enumerate(WORDS)}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token="[UNK]"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -61,16 +68,75 @@ def cross_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# By the names that BERT's tensors have in a folder of transformers, and in a GGUF file.
+TENSORS = {
+    "bert.embeddings.word_embeddings": "token_embd",
+    "bert.embeddings.token_type_embeddings": "token_types",
+    "bert.embeddings.position_embeddings": "position_embd",
+    "bert.embeddings.LayerNorm": "token_embd_norm",
+    "bert.encoder.layer.0.attention.self.query": "blk.0.attn_q",
+    "bert.encoder.layer.0.attention.self.key": "blk.0.attn_k",
+    "bert.encoder.layer.0.attention.self.value": "blk.0.attn_v",
+    "bert.encoder.layer.0.attention.output.dense": "blk.0.attn_output",
+    "bert.encoder.layer.0.attention.output.LayerNorm": "blk.0.attn_output_norm",
+    "bert.encoder.layer.0.intermediate.dense": "blk.0.ffn_up",
+    "bert.encoder.layer.0.output.dense": "blk.0.ffn_down",
+    "bert.encoder.layer.0.output.LayerNorm": "blk.0.layer_output_norm",
+    "bert.pooler.dense": "cls",
+    "classifier": "cls.output",
+}
+
+
+def _write_gguf(path: Path, model: Any) -> None:
+    """The model as llama.cpp's convert_hf_to_gguf.py writes it."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_layer_norm_eps(config.layer_norm_eps)
+    writer.add_causal_attention(value=False)
+    writer.add_pooling_type(gguf.PoolingType.RANK)
+    writer.add_tokenizer_model("bert")
+    writer.add_token_list([word if word[0] == "[" else f"\u2581{word}" for word in WORDS])
+    writer.add_token_type_count(config.type_vocab_size)
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(WORDS))
+    writer.add_bos_token_id(WORDS.index("[CLS]"))
+    writer.add_eos_token_id(WORDS.index("[SEP]"))
+    writer.add_sep_token_id(WORDS.index("[SEP]"))
+    writer.add_pad_token_id(WORDS.index("[PAD]"))
+    writer.add_unk_token_id(WORDS.index("[UNK]"))
+    writer.add_add_bos_token(value=True)
+    writer.add_add_eos_token(value=True)
+    writer.add_add_sep_token(value=False)
+    for name, tensor in model.state_dict().items():
+        place, _, kind = name.rpartition(".")
+        if place in TENSORS:
+            writer.add_tensor(f"{TENSORS[place]}.{kind}", tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 @pytest.fixture(autouse=True)
-def _models(valkey: Valkey, echo: RegisteredModel, cross_folder: Path, settings: Settings) -> None:
+def _models(
+    valkey: Valkey, echo: RegisteredModel, cross_folder: Path, settings: Settings
+) -> Iterator[None]:
     settings.MODELS_DIR = cross_folder.parent
     registration.register("cross", "embedding", {"model_path": "cross"})
+    registration.register("cross-gguf", "embedding", {"model_path": "cross.gguf"})
     RegisteredModel.objects.create(name="vectors", provider="embedding", config={})
+    yield
+    for name in loaded_encoders.names:
+        loaded_encoders.unload(name)
 
 
 def compute(queued: QueuedRequest) -> Answer:
     """What the worker does with the cross-encoder."""
-    model = RegisteredModel.objects.get(name="cross")
+    model = RegisteredModel.objects.get(name=queued.request.model_name)
     running = RunningRequest.of(queued, loaded_encoders.load(model).encoder)
     rows = running.encoder.encode(queued.request.texts, running.prompt)
     return answers.answer(queued.request, rows, sum(running.lengths), running.truncated)
@@ -98,6 +164,19 @@ def test_cross_encoder_ranks_as_its_library_does(cross_folder: Path) -> None:
     ]
     best = ask(compute, BODY | {"top_n": 1, "return_documents": False}, RERANK).json()["results"]
     assert best == [{name: found["results"][0][name] for name in ("index", "relevance_score")}]
+
+
+def test_gguf_ranks_as_the_same_weights_do_elsewhere() -> None:
+    documents = ["rain", "sun", "it is rain", " ".join(100 * ["sun"])]
+    expected, found = (
+        ask(compute, BODY | {"model": name, "documents": documents}, RERANK).json()
+        for name in ("cross", "cross-gguf")
+    )
+    scores = [pytest.approx(each["relevance_score"], abs=1e-3) for each in expected["results"]]
+    assert [each["relevance_score"] for each in found["results"]] == scores
+    indexes = [[each["index"] for each in answer["results"]] for answer in (expected, found)]
+    assert indexes[0] == indexes[1]
+    assert found["usage"] == expected["usage"]
 
 
 def test_embedding_model_ranks_by_cosine() -> None:
