@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import OpenAI
 from playwright.sync_api import (
     Browser,
     BrowserContext,
@@ -31,6 +32,7 @@ from benchmarks.running_service import (
 )
 from tests.system.conftest import ONE_AT_A_TIME
 
+CHAT: Any = "/v1/chat/completions"
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -285,6 +287,25 @@ def test_models_are_loaded_and_unloaded(page: Page, service: RunningService) -> 
     button.click()
     expect(state).to_have_text("available")
     assert not service.model(SMOLLM2)["loaded"]
+
+
+def test_batch_shows_its_progress_and_is_cancelled(page: Page, service: RunningService) -> None:
+    chat = {"model": "slow-echo", "messages": [{"role": "user", "content": "one two"}]}
+    client = OpenAI(base_url=f"{service.base_url}/v1", api_key="unused")
+    lines = [
+        json.dumps({"custom_id": str(n), "method": "POST", "url": CHAT, "body": chat})
+        for n in range(5000)
+    ]
+    file = client.files.create(file=("a.jsonl", "\n".join(lines).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+    line = page.locator(f"#batches > li[data-batch={batch.id}]")
+    expect(line.locator(".badge")).to_have_text("in progress")
+    expect(line.locator(".about")).to_have_text(re.compile(f"^[1-9][0-9]* of 5,000, {CHAT}"))
+    assert float(line.locator("meter").evaluate("meter => meter.value")) > 0
+    line.get_by_role("button").click()
+    expect(line.locator(".badge")).to_have_text("cancelled")
+    expect(line.locator(".about")).to_contain_text("5,000 of 5,000")
+    expect(line.get_by_role("button")).to_be_hidden()
 
 
 def test_events_can_be_paused_and_filtered(page: Page, service: RunningService) -> None:

@@ -17,7 +17,7 @@ export class ApiError extends Error {
 }
 
 /**
- * @param {string} path below /api/v1
+ * @param {string} path below /api/v1, or one of /v1
  * @returns {Promise<any>}
  */
 export function get(path) {
@@ -47,7 +47,9 @@ export async function call(method, path, body, timeoutMs = TIMEOUT_MS, statuses 
   if (response.status === 401) signIn();
   if (response.ok || statuses.includes(response.status)) return answer;
   const message =
-    answer?.message ?? `The service answered ${response.status} ${response.statusText}.`;
+    answer?.message ??
+    answer?.error?.message ??
+    `The service answered ${response.status} ${response.statusText}.`;
   throw new ApiError(message, { status: response.status, details: answer?.details });
 }
 
@@ -70,7 +72,7 @@ function csrfHeader() {
 
 async function answerOf(method, path, body, timeoutMs) {
   try {
-    return await fetch(BASE + path, {
+    return await fetch(path.startsWith("/v1/") ? path : BASE + path, {
       method,
       headers: {
         Accept: "application/json",

@@ -2,6 +2,7 @@
 
 import { hear } from "./answer.js";
 import { call, get } from "./api.js";
+import { readBatches } from "./batches.js";
 import { showHealth, showNoHealth } from "./components.js";
 import { byId, setState } from "./element.js";
 import { addEvent, startEventLog } from "./event-log.js";
@@ -25,6 +26,7 @@ const PAST_LOG_LINES = 100;
 const MAX_TASKS = 100;
 const HEALTH_EVERY_MS = 5000;
 const STATS_EVERY_MS = 15_000;
+const BATCHES_EVERY_MS = 2000;
 // Ten times a second is smooth enough for tables, and leaves time for everything else.
 const REST_MS = 100;
 const UNHEALTHY_STATUS = 503;
@@ -84,6 +86,7 @@ function onEvent(event) {
 function readState() {
   read(readTasks);
   read(readModels);
+  read(readBatches);
   read(async () => showQueues(await get("/monitor/queue")));
   if (may("monitor")) {
     read(async () => showGpus(await get("/monitor/gpu")));
@@ -153,6 +156,10 @@ async function start() {
   setInterval(whileVisible(drawSpeed), 1000);
   setInterval(whileVisible(readHealth), HEALTH_EVERY_MS);
   setInterval(whileVisible(readStats), STATS_EVERY_MS);
+  setInterval(
+    whileVisible(() => read(readBatches)),
+    BATCHES_EVERY_MS,
+  );
   drawSpeed();
 }
 
