@@ -1,5 +1,6 @@
 """What can go wrong with a running service, done to it for real: SIGKILL, and lost data."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from benchmarks.running_service import (
@@ -17,6 +19,7 @@ from benchmarks.running_service import (
     VALKEY,
     RunningService,
     is_alive,
+    read_proc,
     wait_for,
 )
 
@@ -73,6 +76,24 @@ def stopped(pid: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def held_back(path: Path) -> Iterator[None]:
+    """A file that others wait for when they open it; nobody has it open.
+
+    The kernel lets them wait for 45 s, and tells the one who holds the lease.
+    """
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    with path.open("r+b") as file:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield
+    signal.signal(signal.SIGIO, before)
+
+
+def waits_for_file(pid: int) -> bool:
+    """Whether the process waits for a file that is held back."""
+    return "break_lease" in read_proc(Path(f"/proc/{pid}/wchan"))
 
 
 class DyingWeb:
