@@ -169,6 +169,14 @@ def test_tokens_come_through_while_the_task_runs(site: Site) -> None:
             assert client.get(task).json()["status"] == "processing"
 
 
+def test_files_may_be_larger_than_other_bodies(site: Site) -> None:
+    large = 12 * 1024 * 1024 * b"x"
+    with site.with_key() as client:
+        sent = client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("f", large)})
+        assert sent.json()["bytes"] == len(large)
+        assert client.post("/api/v1/tasks", content=large).status_code == 413
+
+
 def test_socket_opens_for_its_own_origin_alone(site: Site) -> None:
     def greeting(origin: str) -> str:
         address = f"wss://{HOST}:{site.port}/ws/monitor"
