@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from inference.engine.runner import SequenceMemory
 
-# A copy moves the whole buffer of a sequence: as much work as computing a few tokens.
-MIN_COPY_TOKENS = 32
+# A copy moves the whole buffer of a sequence: as much work as computing one to five tokens.
+MIN_COPY_TOKENS = 8
 # Tokens that a deterministic sequence computes at a time: llama.cpp's kernels add up numbers in
 # another order for another number of tokens. Its attention is faster from 64 on, on a CPU.
 CHUNK_TOKENS = 64

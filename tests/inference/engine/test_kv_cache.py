@@ -120,7 +120,7 @@ def test_short_prefix_is_not_copied() -> None:
 def test_short_prefix_of_a_long_history_does_not_cost_it() -> None:
     cache = cache_of(num_slots=2)
     finish(cache, SYSTEM)
-    assert start(cache, [*SYSTEM[:10], 600]) == Allocation(1, 0)
+    assert start(cache, [*SYSTEM[: MIN_COPY_TOKENS - 1], 600]) == Allocation(1, 0)
     assert cache.tokens(0) == SYSTEM
 
 
@@ -134,8 +134,8 @@ def test_only_idle_slot_is_used_in_place_whatever_it_holds() -> None:
 def test_copy_is_made_only_for_a_gain_over_what_can_be_had_in_place() -> None:
     cache = cache_of()
     start(cache, [*SYSTEM, 500])
-    finish(cache, [*SYSTEM[:80], 600])
-    assert start(cache, [*SYSTEM, 700]) == Allocation(1, 80)
+    finish(cache, [*SYSTEM[:95], 600])
+    assert start(cache, [*SYSTEM, 700]) == Allocation(1, 95)
 
 
 def test_unused_slots_are_taken_before_histories() -> None:
