@@ -164,7 +164,8 @@ def send(writers: Iterable[DeltaWriter], read: Sequence[str] = ()) -> list[str |
 
 def pipeline(writers: Iterable[DeltaWriter], read: Sequence[str] = ()) -> RedisClient:
     """The round trip of `send`, to be executed; then each writer is to `confirm`."""
-    pipe = client().pipeline(transaction=False)
+    # As one transaction: else a reader is woken by the first delta, and reads again for the others.
+    pipe = client().pipeline(transaction=True)
     for writer in writers:
         writer.put_into(pipe)
     if read:
