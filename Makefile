@@ -24,6 +24,8 @@ POSTGRES := pg_virtualenv -o fsync=off -o max_connections=300 -o log_min_message
 test-postgres: ## Run the tests of rows on a PostgreSQL that is made for them (Debian: apt install postgresql)
 	@command -v pg_virtualenv >/dev/null || { echo "Needs pg_virtualenv: apt install postgresql"; exit 1; }
 	@scripts/setup.sh
+	@# What a run that was killed has left.
+	@pg_lsclusters --no-header | awk '$$2 == "regress" { print $$1 }' | xargs --no-run-if-empty -I VERSION pg_dropcluster --stop VERSION regress
 	@$(POSTGRES) env TEST_DATABASE_URL=postgres:///sopllm $(PYTHON_BIN) -m pytest --numprocesses=2 --no-loadscope-reorder --reuse-db $(POSTGRES_TESTS)
 
 lint: setup ## Check style, types and import arrows
