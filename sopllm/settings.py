@@ -333,7 +333,7 @@ REST_FRAMEWORK = {
         "rest_framework.renderers.JSONRenderer",
         "rest_framework.renderers.BrowsableAPIRenderer",
     ],
-    "DEFAULT_SCHEMA_CLASS": "sopllm.openapi.SchemaWithErrors",
+    "DEFAULT_SCHEMA_CLASS": "sopllm.openapi.OperationSchema",
     "EXCEPTION_HANDLER": "sopllm.exceptions.handle_exception",
     "UNAUTHENTICATED_USER": None,
     "URL_FORMAT_OVERRIDE": None,
@@ -352,8 +352,12 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "SCHEMA_PATH_PREFIX": r"/api/v1",
     "PREPROCESSING_HOOKS": ["sopllm.openapi.without_trailing_slashes"],
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "sopllm.openapi.in_order_of_use",
+    ],
     "ENUM_NAME_OVERRIDES": {
-        "AnthropicRoleEnum": "inference.openai.messages_blocks.ROLES",
+        "AnthropicRoleEnum": "inference.openai.messages.blocks.ROLES",
         "RoleEnum": "conversations.models.Message.Role",
     },
 }

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from drf_spectacular.utils import PolymorphicProxySerializer, extend_schema_field
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from inference.models import RegisteredModel
@@ -155,20 +155,15 @@ class CompatibilitySerializer(serializers.Serializer[Any]):
     breakdown = MemoryBreakdownSerializer(source="estimate")
 
 
-@extend_schema_field(
-    PolymorphicProxySerializer(
-        component_name="ModelConfig",
-        serializers=[
-            LocalConfigSerializer,
-            CloudConfigSerializer,
-            EmbeddingConfigSerializer,
-            EchoConfigSerializer,
-        ],
-        resource_type_field_name=None,
-    )
-)
 class ConfigField(serializers.DictField):
     """Checked as the provider's when it is known which one that is."""
+
+    shapes = (
+        LocalConfigSerializer,
+        CloudConfigSerializer,
+        EmbeddingConfigSerializer,
+        EchoConfigSerializer,
+    )
 
 
 class ModelRegistrationSerializer(StrictSerializer):

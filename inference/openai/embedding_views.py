@@ -11,7 +11,6 @@ from inference.api.embedding_response import EmbeddingResponse
 from inference.api.embedding_serializers import TextsField
 from inference.api.embedding_views import checked
 from inference.embeddings.messages import EmbeddingRequest, Shape
-from inference.openai import examples
 from inference.openai.viewset import OpenAIViewSet
 from monitoring.api.principal import Principal, principal_of
 from monitoring.api.strict_serializer import StrictSerializer, without_nulls
@@ -71,10 +70,8 @@ class OpenAIEmbeddingViewSet(OpenAIViewSet):
     """Vectors of texts."""
 
     @extend_schema(
-        summary="Vectors of texts",
         request=OpenAIEmbeddingRequestSerializer,
         responses={200: EmbeddingList},
-        examples=examples.of(examples.EMBEDDING_REQUEST, examples.EMBEDDINGS),
     )
     def create(self, request: Request) -> EmbeddingResponse:
         """A vector of each text. Long texts are cut to the model's window, see `truncated`."""

@@ -74,7 +74,7 @@ class FileViewSet(OpenAIViewSet):
     lookup_value_regex = "file-[0-9a-f]{32}"
     known_parameters = {"list": ("purpose", "limit", "order", "after")}
 
-    @extend_schema(summary="Upload a file", request=UploadSerializer, responses={200: FileObject})
+    @extend_schema(request=UploadSerializer, responses={200: FileObject})
     def create(self, request: Request) -> Response:
         """Store a file of up to `MAX_FILE_BYTES`, for `FILE_TTL_SECONDS`."""
         form: Any = request.data
@@ -105,7 +105,6 @@ class FileViewSet(OpenAIViewSet):
         return Response(file_object(file))
 
     @extend_schema(
-        summary="Own files",
         parameters=[
             OpenApiParameter(name, OpenApiTypes.STR) for name in ("purpose", "order", "after")
         ]
@@ -121,12 +120,12 @@ class FileViewSet(OpenAIViewSet):
             files = files.filter(purpose=_known_purpose(purpose))
         return page(request, files, file_object, is_ascending=order == "asc")
 
-    @extend_schema(summary="A file", responses={200: FileObject})
+    @extend_schema(responses={200: FileObject})
     def retrieve(self, request: Request, pk: str) -> Response:
         """What is known of a file."""
         return Response(file_object(self._file(pk)))
 
-    @extend_schema(summary="A file's content", responses={(200, "application/jsonl"): bytes})
+    @extend_schema(responses={(200, "application/jsonl"): bytes})
     @action(detail=True, methods=["get"])
     def content(self, request: Request, pk: str) -> FileResponse:
         """The file itself."""
@@ -136,7 +135,7 @@ class FileViewSet(OpenAIViewSet):
             raise _not_found(pk) from error
         return FileResponse(content, content_type="application/jsonl")
 
-    @extend_schema(summary="Delete a file", responses={200: OpenApiTypes.OBJECT})
+    @extend_schema(responses={200: OpenApiTypes.OBJECT})
     def destroy(self, request: Request, pk: str) -> Response:
         """Delete a file, unless a batch reads it."""
         try:

@@ -10,7 +10,6 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from inference.models import RegisteredModel
-from inference.openai import examples
 from inference.openai.either_shape import either_shape
 from inference.openai.errors import ModelNotFound
 from inference.openai.messages import errors as anthropic_errors
@@ -62,7 +61,7 @@ class OpenAIModelViewSet(OpenAIViewSet):
     # Whatever it is: a name that no model can have is that of no model.
     lookup_value_regex = ".+?"
 
-    @extend_schema(summary="All models", responses={200: _EITHER_LIST}, examples=[examples.MODELS])
+    @extend_schema(responses={200: _EITHER_LIST})
     def list(self, request: Request) -> Response:
         """All registered models by name, with what they can do.
 
@@ -74,7 +73,7 @@ class OpenAIModelViewSet(OpenAIViewSet):
         models = RegisteredModel.objects.order_by("name")
         return Response(ModelList(object="list", data=[model_object(model) for model in models]))
 
-    @extend_schema(summary="One model", responses={200: _EITHER_MODEL}, examples=[examples.MODEL])
+    @extend_schema(responses={200: _EITHER_MODEL})
     def retrieve(self, request: Request, name: str) -> Response:
         """One model by its name, with the header `anthropic-version` in Anthropic's shape."""
         model = None if "\0" in name else RegisteredModel.objects.read(name)

@@ -11,7 +11,6 @@ from inference.api.embedding_response import EmbeddingResponse
 from inference.api.embedding_serializers import TextField, TextsField
 from inference.api.embedding_views import checked
 from inference.embeddings.messages import EmbeddingRequest, Ranking, Shape
-from inference.openai import examples
 from inference.openai.embedding_views import OpenAIEmbeddingUsage
 from inference.openai.viewset import OpenAIViewSet
 from monitoring.api.principal import principal_of
@@ -80,10 +79,8 @@ class RerankViewSet(OpenAIViewSet):
     """Which texts answer a query."""
 
     @extend_schema(
-        summary="Texts by how well they answer a query",
         request=RerankRequestSerializer,
         responses={200: RerankResults},
-        examples=examples.of(examples.RERANK_REQUEST, examples.RANKED),
     )
     def create(self, request: Request) -> EmbeddingResponse:
         """The best first: by a cross-encoder's score, or the cosine of an embedding model."""

@@ -12,6 +12,7 @@ from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.validation import validate_schema
 from rest_framework.test import APIClient
 
+from tests.described_client import misfit
 from tests.inference.api.test_tasks import NewTask
 from tests.sopllm.access.test_other_owners import methods_of, routes
 
@@ -55,17 +56,55 @@ def test_description_names_every_route(schema: Any) -> None:
     assert found == served - {("get", "/api/v1/")}
 
 
-def test_every_route_says_what_its_errors_look_like(schema: Any) -> None:
-    for path, operations in schema["paths"].items():
-        for method, operation in operations.items():
-            refusal = operation["responses"]["4XX"]["content"]["application/json"]["schema"]
-            body = "OpenAIErrorBody" if path.startswith("/v1/") else "ErrorBody"
-            if path.startswith("/v1/messages"):
-                body = "AnthropicErrorBody"
-            elif path.startswith("/v1/models"):
-                body = "OpenAIOrAnthropicError"
-            assert refusal == {"$ref": f"#/components/schemas/{body}"}, (method, path)
-            assert "503" in operation["responses"]
+def test_every_operation_has_a_summary_examples_and_its_errors(schema: Any) -> None:
+    for path, method, operation in operations(schema):
+        where = (method, path)
+        assert 3 < len(operation["summary"]) <= 40, where
+        assert len(operation["tags"]) == 1, where
+        for content in operation.get("requestBody", {}).get("content", {}).values():
+            assert "example" in content, where
+            assert misfit(content["schema"], content["example"]) is None, where
+        responses = operation["responses"]
+        answers = {int(code): body for code, body in responses.items() if code < "300"}
+        assert answers, where
+        for code, answer in answers.items():
+            contents = answer.get("content", {})
+            has_example = any("example" in content for content in contents.values())
+            assert has_example != (code == 204), where
+            for media_type, content in contents.items():
+                if media_type == "application/json" and "example" in content:
+                    assert misfit(content["schema"], content["example"]) is None, where
+        expected = {"400", "401", "403", "429", "500", "503"}
+        expected |= {"404"} if "{" in path else set()
+        expected |= {"413", "415"} if "requestBody" in operation else set()
+        assert expected <= responses.keys(), where
+        shape = "OpenAIErrorBody" if path.startswith("/v1/") else "ErrorBody"
+        if path.startswith("/v1/messages"):
+            shape = "AnthropicErrorBody"
+        elif path.startswith("/v1/models"):
+            shape = "OpenAIOrAnthropicError"
+        for code in responses.keys() - {"503"}:
+            if code >= "400":
+                assert responses[code]["description"], where
+                refusal = responses[code]["content"]["application/json"]["schema"]
+                assert refusal == {"$ref": f"#/components/schemas/{shape}"}, where
+
+
+def test_groups_are_in_the_order_of_use(schema: Any) -> None:
+    groups = [tag["name"] for tag in schema["tags"]]
+    used = [operation["tags"][0] for _, _, operation in operations(schema)]
+    assert list(dict.fromkeys(used)) == groups
+    assert groups[0] == "tasks"
+    assert all(tag["description"] for tag in schema["tags"])
+    first = next(operations(schema))
+    assert first[:2] == ("/api/v1/tasks", "post")
+
+
+def operations(schema: Any) -> Iterator[tuple[str, str, Any]]:
+    """The path, method and description of each."""
+    for path, by_method in schema["paths"].items():
+        for method, operation in by_method.items():
+            yield path, method, operation
 
 
 def test_description_knows_the_fields_of_a_submission(schema: Any) -> None:

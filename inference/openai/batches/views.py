@@ -103,9 +103,7 @@ class BatchViewSet(OpenAIViewSet):
     lookup_value_regex = "batch_[0-9a-f]{32}"
     known_parameters = {"list": ("after", "limit")}
 
-    @extend_schema(
-        summary="Create a batch", request=BatchRequestSerializer, responses={200: BatchObject}
-    )
+    @extend_schema(request=BatchRequestSerializer, responses={200: BatchObject})
     def create(self, request: Request) -> Response:
         """Answer the requests in a file, one a line: `{"custom_id", "method", "url", "body"}`.
 
@@ -156,7 +154,6 @@ class BatchViewSet(OpenAIViewSet):
         return Response(batch_object(batch))
 
     @extend_schema(
-        summary="Own batches",
         parameters=[
             OpenApiParameter("after", OpenApiTypes.STR),
             OpenApiParameter("limit", OpenApiTypes.INT),
@@ -167,12 +164,12 @@ class BatchViewSet(OpenAIViewSet):
         """Own batches, newest first."""
         return page(request, Batch.objects.owned_by(principal_of(request).owner), batch_object)
 
-    @extend_schema(summary="A batch", responses={200: BatchObject})
+    @extend_schema(responses={200: BatchObject})
     def retrieve(self, request: Request, pk: str) -> Response:
         """A batch, and how many of its requests have an answer."""
         return Response(batch_object(self._batch(pk)))
 
-    @extend_schema(summary="Cancel a batch", request=None, responses={200: BatchObject})
+    @extend_schema(request=None, responses={200: BatchObject})
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
         """Cancel what has not ended; the answers that there are stay."""

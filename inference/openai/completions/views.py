@@ -10,7 +10,6 @@ from rest_framework.request import Request
 
 from inference.api.task_stream import CONTENT_TYPE
 from inference.models import GenerationTask
-from inference.openai import examples
 from inference.openai.answers import AnswerAtEnd
 from inference.openai.completions.chat_request import ChatCompletionRequestSerializer, chat_request
 from inference.openai.completions.chat_response import ChatCompletion, chat_completion
@@ -32,11 +31,9 @@ class ChatCompletionViewSet(OpenAIViewSet):
     """Chat completions."""
 
     @extend_schema(
-        summary="A chat completion",
         parameters=HEADERS,
         request=ChatCompletionRequestSerializer,
         responses={200: ChatCompletion, (200, CONTENT_TYPE): OpenApiTypes.STR},
-        examples=examples.of(examples.CHAT_REQUEST, examples.CHAT),
     )
     def create(self, request: Request) -> HttpResponseBase:
         """Answer a chat. When the client goes away, its tasks are cancelled."""
@@ -47,11 +44,9 @@ class CompletionViewSet(OpenAIViewSet):
     """Completions of prompts."""
 
     @extend_schema(
-        summary="A completion of a prompt",
         parameters=HEADERS,
         request=CompletionRequestSerializer,
         responses={200: TextCompletion, (200, CONTENT_TYPE): OpenApiTypes.STR},
-        examples=examples.of(examples.COMPLETION_REQUEST, examples.COMPLETION),
     )
     def create(self, request: Request) -> HttpResponseBase:
         """Go on with a prompt, by local models as it is, without their chat template."""

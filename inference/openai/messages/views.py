@@ -3,14 +3,15 @@
 from typing import TypedDict
 
 from django.http import HttpResponseBase
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
 from rest_framework.decorators import action
 from rest_framework.request import Request
 
 from inference.api.embedding_response import EmbeddingResponse
 from inference.api.submission import build_task
+from inference.api.task_stream import CONTENT_TYPE
 from inference.embeddings.messages import EmbeddingRequest, Shape
-from inference.openai import examples
 from inference.openai.answers import AnswerAtEnd
 from inference.openai.messages.request import (
     MessagesRequestSerializer,
@@ -37,10 +38,8 @@ class MessageViewSet(OpenAIViewSet):
     known_parameters = {"create": ["beta"], "count_tokens": ["beta"]}
 
     @extend_schema(
-        summary="A message",
         request=MessagesRequestSerializer,
-        responses={200: AnthropicMessage},
-        examples=examples.of(examples.MESSAGE_REQUEST, examples.MESSAGE),
+        responses={200: AnthropicMessage, (200, CONTENT_TYPE): OpenApiTypes.STR},
     )
     def create(self, request: Request) -> HttpResponseBase:
         """Answer a dialogue. When the client goes away, its task is cancelled."""
@@ -58,10 +57,8 @@ class MessageViewSet(OpenAIViewSet):
         return response
 
     @extend_schema(
-        summary="The tokens of a message's prompt",
         request=TokenCountRequestSerializer,
         responses={200: TokenCount},
-        examples=examples.of(examples.MESSAGE_REQUEST, examples.COUNT),
     )
     @action(detail=False, methods=["post"])
     def count_tokens(self, request: Request) -> EmbeddingResponse:

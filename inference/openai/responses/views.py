@@ -14,7 +14,6 @@ from inference.api.deferred_response import long_poll
 from inference.api.task_stream import CONTENT_TYPE
 from inference.lifecycle import finish
 from inference.models import GenerationTask
-from inference.openai import examples
 from inference.openai.answers import AnswerAtEnd
 from inference.openai.errors import task_ids
 from inference.openai.responses.body import (
@@ -58,11 +57,9 @@ class ResponseViewSet(OpenAIViewSet):
     }
 
     @extend_schema(
-        summary="A response",
         parameters=HEADERS,
         request=ResponseRequestSerializer,
         responses=_ANSWERS,
-        examples=examples.of(examples.RESPONSE_REQUEST, examples.RESPONSE),
     )
     def create(self, request: Request) -> HttpResponseBase:
         """Answer. When the client goes away, it is cancelled, unless it is in the background."""
@@ -77,7 +74,6 @@ class ResponseViewSet(OpenAIViewSet):
         return AnswerAtEnd([task], lambda tasks: response_object(tasks[0]))
 
     @extend_schema(
-        summary="Read a response",
         parameters=[
             OpenApiParameter("stream", bool, description="Its events, from the first one on."),
             OpenApiParameter(
@@ -96,7 +92,7 @@ class ResponseViewSet(OpenAIViewSet):
             after = query_parameters.whole_number(request, "starting_after", 0, 0, MAX_NUMBER)
         return response_stream(task, after, is_new=False)
 
-    @extend_schema(summary="Cancel a response", request=None, responses=ResponseObject)
+    @extend_schema(request=None, responses=ResponseObject)
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> HttpResponseBase:
         """Cancel; what the model has answered is kept. One that has ended stays as it is."""
@@ -108,7 +104,7 @@ class ResponseViewSet(OpenAIViewSet):
 
         return long_poll(self, self._task(pk).pk, _CANCEL_SECONDS, read)
 
-    @extend_schema(summary="Delete a response", responses={200: DeletedResponse})
+    @extend_schema(responses={200: DeletedResponse})
     def destroy(self, request: Request, pk: str) -> Response:
         """Delete a response that has ended, with its task."""
         task = self._task(pk)
@@ -118,7 +114,6 @@ class ResponseViewSet(OpenAIViewSet):
         return Response(body, headers=task_ids([task]))
 
     @extend_schema(
-        summary="The input of a response",
         parameters=[
             OpenApiParameter("limit", int, description="1 to 100, 20 by default."),
             OpenApiParameter("after", str, description="The id of the item before the first one."),
