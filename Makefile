@@ -1,6 +1,6 @@
 # `make run` and `make test` do all the set-up themselves; scripts/setup.sh takes no time when nothing has changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-postgres lint audit fix bench lock clean
+.PHONY: help setup run test test-postgres lint audit fuzz fix bench lock clean
 PYTHON_BIN := .venv/bin/python
 
 help: ## List the targets
@@ -40,6 +40,10 @@ audit: setup ## Look for known vulnerabilities of the pinned packages, and for u
 	.venv/bin/lint-imports
 	@$(AUDIT) -r requirements.txt || { \
 		echo "Packages are vulnerable, or their data could not be had: pip-audit needs https://pypi.org."; exit 1; }
+
+FUZZ_SECONDS := 600
+fuzz: setup ## Send whatever /openapi.json allows, and does not, to a service of its own, for FUZZ_SECONDS
+	@$(PYTHON_BIN) -m tests.fuzz --max-time $(FUZZ_SECONDS)
 
 fix: setup ## Mend what ruff can mend
 	.venv/bin/ruff check --fix .

@@ -15,7 +15,7 @@ from monitoring.api import query_parameters
 from monitoring.api.pagination import AliasedPagination
 
 MESSAGE_PARAMETERS = [
-    OpenApiParameter("limit", int, description="1 to 1000, 100 by default; the last ones."),
+    query_parameters.LIMIT,
     OpenApiParameter("before", str, description="A message_id: only those before it."),
 ]
 

@@ -31,20 +31,22 @@ from monitoring.models import KEPT_DAYS
 
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _LOG_PARAMETERS = [
-    OpenApiParameter("limit", int, description="1 to 1000, 100 by default"),
+    query_parameters.LIMIT,
     OpenApiParameter("level", str, enum=_LOG_LEVELS, description="this, and what is more severe"),
     OpenApiParameter("task_id", str),
     OpenApiParameter("before", str, description="the id of an entry: only older ones"),
 ]
 _STATS_PARAMETERS = [
     OpenApiParameter("date", date, description="one of the last 7 days, in UTC"),
-    OpenApiParameter("days", int, description="1 to 7, 1 by default; the last one is today"),
-]
-_EVENT_PARAMETERS = [
-    OpenApiParameter("after", int, description="the `seq` of an answer or event; 0: the oldest"),
-    OpenApiParameter("limit", int, description="1 to 1000, 100 by default"),
+    query_parameters.number_parameter("days", 1, KEPT_DAYS, "the last one is today", 1),
 ]
 _MAX_SEQ = 10**18 - 1
+_EVENT_PARAMETERS = [
+    query_parameters.number_parameter(
+        "after", 0, _MAX_SEQ, "the `seq` of an answer or event; 0: the oldest", 0
+    ),
+    query_parameters.LIMIT,
+]
 # An id of a Redis stream: two numbers of 64 bits.
 _ENTRY_ID = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 

@@ -73,7 +73,7 @@ def handle_exception(exc: Exception, context: dict[str, Any]) -> Response:
     """DRF's EXCEPTION_HANDLER."""
     set_rollback()
     if isinstance(exc, RecursionError):
-        exc = exceptions.ParseError("it is nested too deeply")
+        exc = exceptions.ParseError("The body is nested too deeply.")
     elif isinstance(exc, SuspiciousOperation):
         exc = exceptions.ValidationError(str(exc))
     elif isinstance(exc, Http404):
@@ -82,7 +82,9 @@ def handle_exception(exc: Exception, context: dict[str, Any]) -> Response:
         exc = exceptions.PermissionDenied()
     if not isinstance(exc, exceptions.APIException):
         return _unexpected(exc, context["request"].path)
-    return _known(exc, context["request"].path, context["view"].allowed_methods)
+    view = context["view"]
+    media_type = view.parser_classes[0].media_type
+    return _known(exc, context["request"].path, view.allowed_methods, media_type)
 
 
 def error_response(exc: Exception, path: str) -> JsonResponse:
@@ -122,7 +124,10 @@ def _shortened(detail: Any) -> Any:
 
 
 def _known(
-    exc: exceptions.APIException, path: str, allowed_methods: Sequence[str] = ()
+    exc: exceptions.APIException,
+    path: str,
+    allowed_methods: Sequence[str] = (),
+    media_type: str = "application/json",
 ) -> Response:
     details = getattr(exc, "details", None)
     message = str(exc.detail)
@@ -131,10 +136,8 @@ def _known(
         text = json.dumps(_shortened(exc.detail), ensure_ascii=False)
         details = json.loads(text.encode(errors="replace"))
         message = next(sentences(details), "The request is not valid.")
-    elif isinstance(exc, exceptions.ParseError):
-        message = f"The body is no valid JSON: {exc.detail}."
     elif isinstance(exc, exceptions.UnsupportedMediaType):
-        message = "Send the body as JSON, with the header Content-Type: application/json."
+        message = f"Send the body with the header Content-Type: {media_type}."
     elif isinstance(exc, exceptions.MethodNotAllowed):
         message = f"{exc.detail} Use one of {', '.join(allowed_methods)}."
     code = getattr(exc, "error_code", None) or _CODES.get(exc.status_code, "internal_error")

@@ -22,12 +22,14 @@ from drf_spectacular.plumbing import (
 )
 from drf_spectacular.renderers import OpenApiJsonRenderer
 from drf_spectacular.utils import Direction, OpenApiResponse
+from rest_framework import serializers
 from rest_framework.negotiation import DefaultContentNegotiation
 
 from inference.api.task_stream import CONTENT_TYPE
 from inference.openai.either_shape import either_shape
 from inference.openai.errors import OpenAIErrorBody
 from inference.openai.messages.errors import AnthropicErrorBody
+from monitoring.api.strict_serializer import StrictSerializer
 from sopllm.exceptions import ErrorBody
 
 Endpoint = tuple[str, str, str, Any]
@@ -137,8 +139,18 @@ class OperationSchema(AutoSchema):
         tags: list[str] = self._entry.get("tags", [])
         return tags
 
+    def _map_basic_serializer(self, serializer: Any, direction: Direction) -> Schema:
+        """With what a strict serializer refuses beside."""
+        schema: Schema = super()._map_basic_serializer(serializer, direction)
+        if isinstance(serializer, StrictSerializer):
+            schema["additionalProperties"] = False
+            for name, field in serializer.fields.items():
+                if isinstance(field, serializers.CharField) and not field.allow_blank:
+                    schema["properties"][name].setdefault("minLength", 1)
+        return schema
+
     def _get_request_body(self, direction: Direction = "request") -> Schema | None:
-        body: Schema | None = super()._get_request_body(direction)
+        body: Schema | None = super()._get_request_body(direction)  # type: ignore[no-untyped-call]
         if body and "request" in self._entry:
             for content in body["content"].values():
                 content["example"] = self._entry["request"]

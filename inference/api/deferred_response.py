@@ -12,18 +12,16 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
-from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from monitoring.api.query_parameters import number_parameter
 from monitoring.streams.follower import Follower
 
 MAX_WAIT_SECONDS = 60.0
-WAIT_PARAMETER = OpenApiParameter(
-    "wait", float, description=f"Seconds to wait for the end, up to {MAX_WAIT_SECONDS:.0f}."
-)
+WAIT_PARAMETER = number_parameter("wait", 0.0, MAX_WAIT_SECONDS, "Seconds to wait for the end.")
 
 # Without Redis no end is announced: poll this often.
 _LOOK_AGAIN_SECONDS = 2.0

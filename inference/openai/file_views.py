@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from django.conf import settings
 from django.core.files.uploadedfile import TemporaryUploadedFile
@@ -21,7 +21,7 @@ from rest_framework.response import Response
 
 from inference.lifecycle import sql
 from inference.models import StoredFile
-from inference.openai.pages import page
+from inference.openai.pages import ORDER, PARAMETERS, page, wants_ascending
 from inference.openai.viewset import OpenAIViewSet
 from monitoring.api.errors import Conflict
 from monitoring.api.principal import owner_of, principal_of
@@ -45,6 +45,7 @@ class FileObject(TypedDict):
 
 # Where the ASGI handler lets a larger body than others through, onto the disk.
 UPLOAD_PATH = "/v1/files"
+CSRF_FIELD = "csrfmiddlewaretoken"
 
 
 @extend_schema_serializer(many=False)
@@ -74,11 +75,16 @@ class FileViewSet(OpenAIViewSet):
     lookup_value_regex = "file-[0-9a-f]{32}"
     known_parameters = {"list": ("purpose", "limit", "order", "after")}
 
+    def get_serializer(self, **options: Any) -> UploadSerializer:
+        """The form of the browsable API."""
+        return UploadSerializer(**options)
+
     @extend_schema(request=UploadSerializer, responses={200: FileObject})
     def create(self, request: Request) -> Response:
         """Store a file of up to `MAX_FILE_BYTES`, for `FILE_TTL_SECONDS`."""
-        form: Any = request.data
-        fields = UploadSerializer().run_validation(form.dict())
+        # Without a body it is no form; that of the browsable API has a token beside.
+        form = {name: value for name, value in request.data.items() if name != CSRF_FIELD}
+        fields = UploadSerializer().run_validation(form)
         upload: TemporaryUploadedFile = fields["file"]
         size = upload.size or 0
         if size > settings.MAX_FILE_BYTES:
@@ -106,19 +112,18 @@ class FileViewSet(OpenAIViewSet):
 
     @extend_schema(
         parameters=[
-            OpenApiParameter(name, OpenApiTypes.STR) for name in ("purpose", "order", "after")
-        ]
-        + [OpenApiParameter("limit", OpenApiTypes.INT)],
+            OpenApiParameter("purpose", str, enum=Purpose.values),
+            *PARAMETERS,
+            ORDER,
+        ],
         responses={200: FileList},
     )
     def list(self, request: Request) -> Response:
         """Own files, newest first unless `order` is `asc`."""
-        files, order = self._files(), request.query_params.get("order", "desc")
-        if order not in ("asc", "desc"):
-            raise ValidationError({"order": ["Give asc or desc."]})
+        files = self._files()
         if (purpose := request.query_params.get("purpose")) is not None:
             files = files.filter(purpose=_known_purpose(purpose))
-        return page(request, files, file_object, is_ascending=order == "asc")
+        return page(request, files, file_object, is_ascending=wants_ascending(request))
 
     @extend_schema(responses={200: FileObject})
     def retrieve(self, request: Request, pk: str) -> Response:

@@ -4,13 +4,27 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from django.db.models import Model, Q, QuerySet
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from monitoring.api.query_parameters import DEFAULT_LIMIT, MAX_LIMIT, whole_number
+from monitoring.api import query_parameters
+from monitoring.api.query_parameters import LIMIT
 
 Row = TypeVar("Row", bound=Model)
+
+AFTER = OpenApiParameter("after", str, description="The id of the last one of the page before.")
+PARAMETERS = [AFTER, LIMIT]
+ORDER = OpenApiParameter("order", str, enum=["asc", "desc"], default="desc")
+
+
+def wants_ascending(request: Request) -> bool:
+    """Whether `order` is asc. Raises ValidationError for other words."""
+    order = request.query_params.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise ValidationError({"order": ["Give asc or desc."]})
+    return order == "asc"
 
 
 def page(
@@ -20,7 +34,7 @@ def page(
 
     Raises ValidationError for a row that is not there.
     """
-    limit = whole_number(request, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
+    limit = query_parameters.limit(request)
     order = ("created_at", "pk") if is_ascending else ("-created_at", "-pk")
     if pk := request.query_params.get("after"):
         created_at = rows.filter(pk=pk).values_list("created_at", flat=True).first()

@@ -8,16 +8,26 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 
 from inference.api.submitting import first_or_new, refusals
+from inference.api.task_serializers import MAX_KEY_LENGTH
 from inference.lifecycle import finish, submit
 from inference.models import MAX_PRIORITY, GenerationTask
 from inference.task_body import was_cut
 from monitoring.api.principal import principal_of
 
 # Of requests that become tasks.
+PRIORITY = OpenApiParameter(
+    "X-Priority",
+    {"type": "number", "minimum": 0, "maximum": MAX_PRIORITY},
+    OpenApiParameter.HEADER,
+    description="The higher, the sooner.",
+)
 HEADERS = [
-    OpenApiParameter("X-Priority", float, OpenApiParameter.HEADER, description="0 to 100."),
+    PRIORITY,
     OpenApiParameter(
-        "Idempotency-Key", str, OpenApiParameter.HEADER, description="Gives the first answer again."
+        "Idempotency-Key",
+        {"type": "string", "maxLength": MAX_KEY_LENGTH},
+        OpenApiParameter.HEADER,
+        description="Gives the first answer again.",
     ),
 ]
 

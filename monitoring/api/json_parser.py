@@ -17,7 +17,7 @@ class StrictJSONParser(JSONParser):
             text = stream.read().decode()
             return json.loads(text, object_pairs_hook=object_of, parse_constant=strict_constant)
         except ValueError as error:
-            raise ParseError(str(error)) from error
+            raise ParseError(f"The body is no valid JSON: {error}.") from error
 
 
 def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

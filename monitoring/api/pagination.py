@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import NotFound, ValidationError
 from rest_framework.pagination import Cursor, CursorPagination
 from rest_framework.request import Request
@@ -9,6 +10,12 @@ from rest_framework.response import Response
 from rest_framework.utils.urls import remove_query_param
 
 from monitoring.api import query_parameters
+
+
+def _described(parameter: OpenApiParameter) -> dict[str, Any]:
+    """A query parameter as the description has it."""
+    text, schema = parameter.description, parameter.type
+    return {"name": parameter.name, "in": "query", "description": text, "schema": schema}
 
 
 class StablePagination(CursorPagination):
@@ -19,6 +26,10 @@ class StablePagination(CursorPagination):
 
     def get_page_size(self, request: Request) -> int:
         return query_parameters.limit(request)
+
+    def get_schema_operation_parameters(self, view: Any) -> list[dict[str, Any]]:
+        cursor = super().get_schema_operation_parameters(view)[0]
+        return [cursor, _described(query_parameters.LIMIT)]
 
     def check_position(self, position: str) -> None:
         """Raises ValueError for what cannot be a value of the first field."""
@@ -71,6 +82,5 @@ class AliasedPagination(StablePagination):
         return page
 
     def get_schema_operation_parameters(self, view: Any) -> list[dict[str, Any]]:
-        number = {"type": "integer"}
-        offset = {"name": "offset", "required": False, "in": "query", "schema": number}
+        offset = _described(query_parameters.OFFSET)
         return [*super().get_schema_operation_parameters(view), offset]

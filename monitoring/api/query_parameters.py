@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from django.utils.dateparse import parse_datetime
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework import viewsets
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
@@ -13,6 +14,22 @@ DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
 MAX_OFFSET = 10**12
 _MAX_DIGITS = 18  # what fits into 64 bits
+
+
+def number_parameter(
+    name: str, minimum: float, maximum: float, text: str = "", default: int | None = None
+) -> OpenApiParameter:
+    """A query parameter as the description shows it: a whole number, unless a bound is none."""
+    is_whole = isinstance(minimum, int) and isinstance(maximum, int)
+    kind = "integer" if is_whole else "number"
+    schema = {"type": kind, "minimum": minimum, "maximum": maximum}
+    if default is not None:
+        schema["default"] = default
+    return OpenApiParameter(name, schema, description=text)
+
+
+LIMIT = number_parameter("limit", 1, MAX_LIMIT, "How many a page has.", DEFAULT_LIMIT)
+OFFSET = number_parameter("offset", 0, MAX_OFFSET, "How many to skip.", 0)
 
 
 def refuse_unknown(request: Request, known: Collection[str]) -> None:

@@ -9,6 +9,28 @@ _MAX_MEMBERS = 10_000
 _MAX_NAMED = 10
 _MAX_NAME_CHARS = 100
 _MAX_FAILURES = 50
+# Of what JSON has; from the others a field of DRF would make one of its own.
+_JSON_TYPES: dict[type[serializers.Field[Any, Any, Any, Any]], tuple[type, ...]] = {
+    serializers.BooleanField: (bool,),
+    serializers.CharField: (str,),
+    serializers.FloatField: (int, float),
+    serializers.IntegerField: (int, float),
+}
+
+
+def _refusal(field: Any, value: Any) -> Any:
+    """What is wrong with JSON of another type than the field's; None where nothing is."""
+    children: Any = ()
+    if isinstance(field, serializers.ListField) and isinstance(value, list):
+        children = enumerate(value)
+    elif isinstance(field, serializers.DictField) and isinstance(value, dict):
+        children = value.items()
+    found = {name: wrong for name, each in children if (wrong := _refusal(field.child, each))}
+    types = next((types for kind, types in _JSON_TYPES.items() if isinstance(field, kind)), None)
+    if types and value is not None:
+        is_right = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        return None if is_right else [field.error_messages["invalid"]]
+    return found or None
 
 
 def without_nulls(data: Any) -> Any:
@@ -38,7 +60,8 @@ class _StrictList(serializers.ListSerializer[Any]):
 class StrictSerializer(serializers.Serializer[Any]):
     """Refuses fields it does not know, since a typo must never be ignored, and too many members.
 
-    Both before it validates members one by one, which takes far longer than to parse them.
+    Also JSON of another type than a field's, such as "5" for 5. All of that before it validates
+    members one by one, which takes far longer than to parse them.
     """
 
     class Meta:
@@ -57,4 +80,8 @@ class StrictSerializer(serializers.Serializer[Any]):
                 if isinstance(value, dict | list) and len(value) > _MAX_MEMBERS:
                     message = f"{len(value)} members are too many: send up to {_MAX_MEMBERS}."
                     raise serializers.ValidationError({name: [message]})
+            fields = self.fields
+            wrong = {name: _refusal(fields[name], value) for name, value in data.items()}
+            if details := {name: text for name, text in wrong.items() if text}:
+                raise serializers.ValidationError(details)
         return super().to_internal_value(data)

@@ -8,8 +8,7 @@ from typing import Any, TypedDict
 from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
-from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_serializer
+from drf_spectacular.utils import extend_schema, extend_schema_serializer
 from rest_framework import serializers
 from rest_framework.decorators import action
 from rest_framework.exceptions import NotFound, ValidationError
@@ -20,8 +19,8 @@ from inference import dispatch
 from inference.api.submitting import check_priority
 from inference.models import Batch, BatchError, StoredFile
 from inference.openai.batches.endpoints import ENDPOINTS
-from inference.openai.pages import page
-from inference.openai.tasks import requested_priority
+from inference.openai.pages import PARAMETERS, page
+from inference.openai.tasks import PRIORITY, requested_priority
 from inference.openai.viewset import OpenAIViewSet
 from inference.webhooks import urls as webhook_urls
 from monitoring.api.errors import Conflict, LimitReached
@@ -103,7 +102,9 @@ class BatchViewSet(OpenAIViewSet):
     lookup_value_regex = "batch_[0-9a-f]{32}"
     known_parameters = {"list": ("after", "limit")}
 
-    @extend_schema(request=BatchRequestSerializer, responses={200: BatchObject})
+    @extend_schema(
+        parameters=[PRIORITY], request=BatchRequestSerializer, responses={200: BatchObject}
+    )
     def create(self, request: Request) -> Response:
         """Answer the requests in a file, one a line: `{"custom_id", "method", "url", "body"}`.
 
@@ -154,10 +155,7 @@ class BatchViewSet(OpenAIViewSet):
         return Response(batch_object(batch))
 
     @extend_schema(
-        parameters=[
-            OpenApiParameter("after", OpenApiTypes.STR),
-            OpenApiParameter("limit", OpenApiTypes.INT),
-        ],
+        parameters=PARAMETERS,
         responses={200: BatchList},
     )
     def list(self, request: Request) -> Response:

@@ -20,7 +20,7 @@ from inference.openai.messages.request import (
 )
 from inference.openai.messages.response import AnthropicMessage, is_answer, message, request_id
 from inference.openai.messages.stream import message_stream
-from inference.openai.tasks import submitted
+from inference.openai.tasks import HEADERS, submitted
 from inference.openai.viewset import OpenAIViewSet
 from monitoring.api.principal import principal_of
 
@@ -38,6 +38,7 @@ class MessageViewSet(OpenAIViewSet):
     known_parameters = {"create": ["beta"], "count_tokens": ["beta"]}
 
     @extend_schema(
+        parameters=HEADERS,
         request=MessagesRequestSerializer,
         responses={200: AnthropicMessage, (200, CONTENT_TYPE): OpenApiTypes.STR},
     )

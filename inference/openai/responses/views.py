@@ -16,6 +16,7 @@ from inference.lifecycle import finish
 from inference.models import GenerationTask
 from inference.openai.answers import AnswerAtEnd
 from inference.openai.errors import task_ids
+from inference.openai.pages import AFTER, ORDER, wants_ascending
 from inference.openai.responses.body import (
     ResponseItemList,
     ResponseObject,
@@ -76,8 +77,8 @@ class ResponseViewSet(OpenAIViewSet):
     @extend_schema(
         parameters=[
             OpenApiParameter("stream", bool, description="Its events, from the first one on."),
-            OpenApiParameter(
-                "starting_after", int, description="The number of the last event that was seen."
+            query_parameters.number_parameter(
+                "starting_after", 0, MAX_NUMBER, "The number of the last event that was seen."
             ),
         ],
         responses=_ANSWERS,
@@ -115,9 +116,9 @@ class ResponseViewSet(OpenAIViewSet):
 
     @extend_schema(
         parameters=[
-            OpenApiParameter("limit", int, description="1 to 100, 20 by default."),
-            OpenApiParameter("after", str, description="The id of the item before the first one."),
-            OpenApiParameter("order", str, enum=["asc", "desc"], description="desc by default."),
+            query_parameters.number_parameter("limit", 1, 100, "How many a page has.", 20),
+            AFTER,
+            ORDER,
         ],
         responses={200: ResponseItemList},
     )
@@ -126,10 +127,7 @@ class ResponseViewSet(OpenAIViewSet):
         """The items of its own input, without those of earlier responses."""
         task = self._task(pk)
         items = input_items(task)
-        order = request.query_params.get("order", "desc")
-        if order not in ("asc", "desc"):
-            raise ValidationError({"order": ["Give asc or desc."]})
-        if order == "desc":
+        if not wants_ascending(request):
             items.reverse()
         if (after := request.query_params.get("after")) is not None:
             ids = [item["id"] for item in items]
