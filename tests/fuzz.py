@@ -11,7 +11,7 @@ from benchmarks.running_service import MINILM, ROOT, RunningService
 
 CONFIG = Path(__file__).with_suffix(".toml")
 # uv gets it, with all that it needs, into a cache of its own.
-SCHEMATHESIS = ("uv", "--quiet", "tool", "run", "schemathesis==4.32.5")
+SCHEMATHESIS = (f"{ROOT}/.venv/bin/uv", "--quiet", "tool", "run", "schemathesis==4.32.5")
 
 
 def main() -> int:
