@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.utils import timezone
+from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import ValidationError
 
 from inference.api import submission
@@ -16,6 +17,12 @@ from monitoring.api.errors import Conflict, LimitReached, QueueFull
 from monitoring.api.principal import Principal
 from monitoring.models import OwnerUse
 
+IDEMPOTENCY_KEY = OpenApiParameter(
+    "Idempotency-Key",
+    {"type": "string", "maxLength": MAX_KEY_LENGTH},
+    OpenApiParameter.HEADER,
+    description="Gives the first answer again.",
+)
 # Tasks end sooner or later: a guess.
 _PENDING_WAIT_SECONDS = 5
 

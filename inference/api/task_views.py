@@ -18,7 +18,7 @@ from inference.api.deferred_response import WAIT_PARAMETER, long_poll, requested
 from inference.api.filters import TaskFilters
 from inference.api.report import report
 from inference.api.sse_cursor import FINAL_ID, SSEWriter
-from inference.api.submitting import first_or_new, refusals
+from inference.api.submitting import IDEMPOTENCY_KEY, first_or_new, refusals
 from inference.api.task_serializers import (
     MAX_BATCH,
     ReportSerializer,
@@ -66,7 +66,9 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
         return task
 
     @extend_schema(
-        request=TaskSubmissionSerializer, responses={200: TaskSerializer, 201: TaskSerializer}
+        parameters=[IDEMPOTENCY_KEY],
+        request=TaskSubmissionSerializer,
+        responses={200: TaskSerializer, 201: TaskSerializer},
     )
     def create(self, request: Request) -> Response:
         """Submit a task. Repeating an idempotency key gives the first task again, with 200."""

@@ -7,8 +7,7 @@ from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 
-from inference.api.submitting import first_or_new, refusals
-from inference.api.task_serializers import MAX_KEY_LENGTH
+from inference.api.submitting import IDEMPOTENCY_KEY, first_or_new, refusals
 from inference.lifecycle import finish, submit
 from inference.models import MAX_PRIORITY, GenerationTask
 from inference.task_body import was_cut
@@ -21,15 +20,7 @@ PRIORITY = OpenApiParameter(
     OpenApiParameter.HEADER,
     description="The higher, the sooner.",
 )
-HEADERS = [
-    PRIORITY,
-    OpenApiParameter(
-        "Idempotency-Key",
-        {"type": "string", "maxLength": MAX_KEY_LENGTH},
-        OpenApiParameter.HEADER,
-        description="Gives the first answer again.",
-    ),
-]
+HEADERS = [PRIORITY, IDEMPOTENCY_KEY]
 
 
 def submitted(request: Request, submissions: Sequence[dict[str, Any]]) -> list[GenerationTask]:
