@@ -125,6 +125,11 @@ def _encoded() -> bytes:
     return text
 
 
+def _nullable(schema: Schema) -> Schema:
+    """The same, or null."""
+    return {**({"allOf": [schema]} if "$ref" in schema else schema), "nullable": True}
+
+
 class OperationSchema(AutoSchema):
     """An operation with its summary, group, examples and errors."""
 
@@ -145,9 +150,16 @@ class OperationSchema(AutoSchema):
         if isinstance(serializer, StrictSerializer):
             schema["additionalProperties"] = False
             for name, field in serializer.fields.items():
+                if serializer.null_means_default and not field.required:
+                    schema["properties"][name] = _nullable(schema["properties"][name])
                 if isinstance(field, serializers.CharField) and not field.allow_blank:
                     schema["properties"][name].setdefault("minLength", 1)
         return schema
+
+    def _get_filter_parameters(self) -> list[Schema]:
+        """Empty ones narrow nothing: the forms of the browsable API send them all."""
+        parameters = super()._get_filter_parameters()  # type: ignore[no-untyped-call]
+        return [each | {"allowEmptyValue": True} for each in parameters]
 
     def _get_request_body(self, direction: Direction = "request") -> Schema | None:
         body: Schema | None = super()._get_request_body(direction)  # type: ignore[no-untyped-call]
@@ -160,7 +172,11 @@ class OperationSchema(AutoSchema):
         bodies: Schema = super()._get_response_bodies(direction)
         for status, body in bodies.items():
             for media_type, content in body.get("content", {}).items():
-                name = "stream" if media_type == CONTENT_TYPE else "response"
+                name = "response"
+                if media_type == CONTENT_TYPE:
+                    # The shape of events is no matter of version 3.0.
+                    del content["schema"]
+                    name = "stream"
                 if status.startswith("2") and name in self._entry:
                     content["example"] = self._entry[name]
         shape = next(shape for path, shape in _ERRORS if self.path.startswith(path))
@@ -221,7 +237,7 @@ class TypedDictExtension(OpenApiSerializerExtension):  # type: ignore[no-untyped
                 found = {"type": "object", "additionalProperties": schema(args[1])}
             elif NoneType in args:
                 [some] = [schema(arg) for arg in args if arg is not NoneType]
-                found = {**({"allOf": [some]} if "$ref" in some else some), "nullable": True}
+                found = _nullable(some)
             else:
                 found = _resolve(hint)
             return found

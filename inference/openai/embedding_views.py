@@ -13,7 +13,7 @@ from inference.api.embedding_views import checked
 from inference.embeddings.messages import EmbeddingRequest, Shape
 from inference.openai.viewset import OpenAIViewSet
 from monitoring.api.principal import Principal, principal_of
-from monitoring.api.strict_serializer import StrictSerializer, without_nulls
+from monitoring.api.strict_serializer import StrictSerializer
 
 
 @extend_schema_field(
@@ -29,6 +29,7 @@ class InputField(TextsField):
 class OpenAIEmbeddingRequestSerializer(StrictSerializer):
     """OpenAI's fields; beside them `normalize` and `prompt_name` as at /api/v1/embeddings."""
 
+    null_means_default = True
     model = serializers.CharField(max_length=100)
     input = InputField()
     encoding_format = serializers.ChoiceField(choices=["float", "base64"], default="float")
@@ -38,9 +39,6 @@ class OpenAIEmbeddingRequestSerializer(StrictSerializer):
     user = serializers.CharField(required=False, allow_blank=True, help_text="Not used.")
     normalize = serializers.BooleanField(default=True)
     prompt_name = serializers.CharField(required=False, max_length=100)
-
-    def to_internal_value(self, data: Any) -> Any:
-        return super().to_internal_value(without_nulls(data))
 
 
 class OpenAIEmbeddingUsage(TypedDict):

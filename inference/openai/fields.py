@@ -4,11 +4,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
 
 from inference.api.task_serializers import TaskSubmissionSerializer
-from monitoring.api.strict_serializer import StrictSerializer, without_nulls
+from monitoring.api.strict_serializer import StrictSerializer
 
 MAX_CHOICES = 8
 _NUM_SEEDS = 2**32 - 1
@@ -25,6 +26,7 @@ IGNORED = {
 }
 # What only some cloud models know, by OpenAI's names.
 _OF_PROVIDERS = ("reasoning_effort", "verbosity")
+_STOP = {"type": "string", "minLength": 1, "maxLength": 1000}
 _RENAMED = {"max_completion_tokens": "max_tokens", "repetition_penalty": "repeat_penalty"}
 
 
@@ -49,16 +51,30 @@ class StreamOptionsSerializer(StrictSerializer):
     include_obfuscation = serializers.BooleanField(required=False, help_text="Not used.")
 
 
+@extend_schema_field({"oneOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": 16}]})
+class StopField(serializers.ListField):
+    """One, or several."""
+
+    def to_internal_value(self, data: Any) -> list[Any]:
+        return super().to_internal_value([data] if isinstance(data, str) else data)
+
+
 class CompletionFieldsSerializer(TaskSubmissionSerializer):
     """OpenAI's fields; beside them those of tasks, such as `top_k`, `grammar` or `priority`.
 
     Null means the default, and a single `stop` needs no list.
     """
 
+    null_means_default = True
     left_out: ClassVar[Collection[str]] = OF_TASKS_ALONE
     dropped: ClassVar[Collection[str]] = IGNORED
 
     model = serializers.CharField(max_length=100)
+    stop = StopField(  # type: ignore[assignment]
+        child=serializers.CharField(trim_whitespace=False, max_length=1000),
+        required=False,
+        max_length=16,
+    )
     repetition_penalty = serializers.FloatField(
         required=False, min_value=0.01, max_value=100, help_text="Alias of repeat_penalty."
     )
@@ -84,9 +100,6 @@ class CompletionFieldsSerializer(TaskSubmissionSerializer):
 
     def to_internal_value(self, data: Any) -> Any:
         """The fields as tasks name them, and `n` and `stream_options`."""
-        data = without_nulls(data)
-        if isinstance(data, dict) and isinstance(data.get("stop"), str):
-            data["stop"] = [data["stop"]]
         fields = super().to_internal_value(data)
         for name, ours in _RENAMED.items():
             if name in fields:

@@ -14,7 +14,7 @@ from inference.embeddings.messages import EmbeddingRequest, Ranking, Shape
 from inference.openai.embedding_views import OpenAIEmbeddingUsage
 from inference.openai.viewset import OpenAIViewSet
 from monitoring.api.principal import principal_of
-from monitoring.api.strict_serializer import StrictSerializer, without_nulls
+from monitoring.api.strict_serializer import StrictSerializer
 
 
 @extend_schema_field(
@@ -44,14 +44,12 @@ def _is_document(document: Any) -> bool:
 class RerankRequestSerializer(StrictSerializer):
     """Jina's fields, which are Cohere's too; null means the default."""
 
+    null_means_default = True
     model = serializers.CharField(max_length=100)
     query = TextField()
     documents = DocumentsField()
     top_n = serializers.IntegerField(required=False, min_value=1, help_text="By default all.")
     return_documents = serializers.BooleanField(default=True)
-
-    def to_internal_value(self, data: Any) -> Any:
-        return super().to_internal_value(without_nulls(data))
 
 
 class RankedText(TypedDict):

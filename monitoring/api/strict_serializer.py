@@ -33,13 +33,6 @@ def _refusal(field: Any, value: Any) -> Any:
     return found or None
 
 
-def without_nulls(data: Any) -> Any:
-    """A body in which null means the default."""
-    if not isinstance(data, dict):
-        return data
-    return {name: value for name, value in data.items() if value is not None}
-
-
 class _StrictList(serializers.ListSerializer[Any]):
     """Stops soon after the first members that are not valid: each takes longer than a valid one."""
 
@@ -64,11 +57,16 @@ class StrictSerializer(serializers.Serializer[Any]):
     members one by one, which takes far longer than to parse them.
     """
 
+    # Whether a null is as if the field was left out.
+    null_means_default = False
+
     class Meta:
         list_serializer_class = _StrictList
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, dict):
+            if self.null_means_default:
+                data = {name: value for name, value in data.items() if value is not None}
             unknown = [str(name)[:_MAX_NAME_CHARS] for name in data if name not in self.fields]
             if unknown:
                 message = "Unknown field: check its spelling, or leave it out."

@@ -30,7 +30,7 @@ from monitoring.api.strict_serializer import StrictSerializer
 
 Status = Batch.Status
 
-_WINDOW = re.compile(r"([1-9][0-9]{0,3})([mhd])")
+_WINDOW = re.compile(r"^([1-9][0-9]{0,3})([mhd])$")
 _UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 _MAX_WINDOW = timedelta(days=30)
 _MAX_UNFINISHED = 100
@@ -88,7 +88,7 @@ class BatchRequestSerializer(StrictSerializer):
     input_file_id = serializers.CharField(max_length=100)
     endpoint = serializers.ChoiceField(choices=ENDPOINTS)
     completion_window = serializers.RegexField(
-        _WINDOW.pattern + "$", help_text="Such as 24h, 30m or 7d; up to 30 days."
+        _WINDOW, help_text="Such as 24h, 30m or 7d; up to 30 days."
     )
     metadata = MetadataField(required=False, allow_null=True)
     webhook_url = serializers.CharField(

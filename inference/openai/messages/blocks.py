@@ -11,7 +11,7 @@ from rest_framework.exceptions import ValidationError
 
 from conversations.models import ChatMessage, ToolCall
 from conversations.serializers import MAX_CALL_ID, MAX_CONTENT_CHARS
-from monitoring.api.strict_serializer import StrictSerializer, without_nulls
+from monitoring.api.strict_serializer import StrictSerializer
 
 ROLES = ["user", "assistant", "system"]
 
@@ -24,13 +24,11 @@ Block = dict[str, Any]
 class BlockSerializer(StrictSerializer):
     """What blocks of all types may have."""
 
+    null_means_default = True
     type = serializers.CharField()
     cache_control = serializers.DictField(
         required=False, help_text="Not used: what prompts have in common is reused anyway."
     )
-
-    def to_internal_value(self, data: Any) -> Any:
-        return super().to_internal_value(without_nulls(data))
 
 
 class TextBlockSerializer(BlockSerializer):

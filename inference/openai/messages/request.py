@@ -16,7 +16,7 @@ from inference.openai.messages.blocks import (
     check_turns,
     turns,
 )
-from monitoring.api.strict_serializer import StrictSerializer, without_nulls
+from monitoring.api.strict_serializer import StrictSerializer
 
 _LEFT_OUT = OF_TASKS_ALONE - {"stop_sequences"} | {
     *("stop", "response_format", "parallel_tool_calls", "logprobs", "top_logprobs")
@@ -28,6 +28,7 @@ _IGNORED = ("cache_control", "service_tier")
 class AnthropicToolSerializer(StrictSerializer):
     """A tool of the client; the service has none of its own."""
 
+    null_means_default = True
     type = serializers.ChoiceField(
         choices=["custom"],
         required=False,
@@ -41,9 +42,6 @@ class AnthropicToolSerializer(StrictSerializer):
     strict = serializers.BooleanField(required=False)
     cache_control = serializers.DictField(required=False, help_text="Not used.")
     eager_input_streaming = serializers.BooleanField(required=False, help_text="Not used.")
-
-    def to_internal_value(self, data: Any) -> Any:
-        return super().to_internal_value(without_nulls(data))
 
 
 class AnthropicToolChoiceSerializer(StrictSerializer):
@@ -84,6 +82,7 @@ class MessagesRequestSerializer(TaskSubmissionSerializer):
     Null means the default.
     """
 
+    null_means_default = True
     model = serializers.CharField(max_length=100)
     max_tokens = serializers.IntegerField(min_value=1, max_value=128_000)
     system = BlocksField(TEXT, required=False)
@@ -104,7 +103,7 @@ class MessagesRequestSerializer(TaskSubmissionSerializer):
 
     def to_internal_value(self, data: Any) -> Any:
         """The fields as tasks name them, and `thinking`."""
-        fields = super().to_internal_value(without_nulls(data))
+        fields = super().to_internal_value(data)
         check_turns(fields["messages"])
         fields["messages"] = list(turns(fields.pop("system", []), fields["messages"]))
         if tools := fields.pop("tools", None):

@@ -5,8 +5,6 @@ from typing import Any
 
 from rest_framework.exceptions import ValidationError
 
-from monitoring.api.strict_serializer import without_nulls
-
 # By the type of an item, its members; others of the output come back as input, and are not used.
 _MEMBERS = {
     "message": {"role", "content", "phase"},
@@ -33,7 +31,7 @@ def messages_of(given: Any) -> list[dict[str, Any]]:
         where = f"#/{index}"
         if not isinstance(item, dict):
             raise _refusal(where, "An item is an object, such as a message.")
-        item = without_nulls(item)  # noqa: PLW2901
+        item = {name: value for name, value in item.items() if value is not None}  # noqa: PLW2901
         kind = item.get("type", "message")
         known = _MEMBERS.get(kind) if isinstance(kind, str) else None
         if known is None:

@@ -85,12 +85,11 @@ class ResponseViewSet(OpenAIViewSet):
     )
     def retrieve(self, request: Request, pk: str) -> HttpResponseBase:
         """The response as it is now, or its events, also after its end."""
-        task = self._task(pk)
-        if not query_parameters.boolean(request, "stream"):
-            return Response(response_object(task), headers=task_ids([task]))
-        after = None
+        task, after = self._task(pk), None
         if "starting_after" in request.query_params:
             after = query_parameters.whole_number(request, "starting_after", 0, 0, MAX_NUMBER)
+        if not query_parameters.boolean(request, "stream"):
+            return Response(response_object(task), headers=task_ids([task]))
         return response_stream(task, after, is_new=False)
 
     @extend_schema(request=None, responses=ResponseObject)

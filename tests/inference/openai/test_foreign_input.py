@@ -162,6 +162,9 @@ def _spoil(draw: st.DrawFn, container: Any) -> None:
         _spoil(draw, member)
     elif isinstance(container, dict) and draw(st.integers(0, 9)) == 0:
         del container[name]
+    elif isinstance(member, str) and draw(st.booleans()):
+        near = draw(st.sampled_from(["\x80{}", "{}\n", "{0}{0}", "/{}?", "{}\0"]))
+        container[name] = near.format(member)
     else:
         container[name] = draw(HOSTILE)
 
