@@ -70,7 +70,7 @@ class CompletionFieldsSerializer(TaskSubmissionSerializer):
     dropped: ClassVar[Collection[str]] = IGNORED
 
     model = serializers.CharField(max_length=100)
-    stop = StopField(  # type: ignore[assignment]
+    stop = StopField(
         child=serializers.CharField(trim_whitespace=False, max_length=1000),
         required=False,
         max_length=16,

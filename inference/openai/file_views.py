@@ -83,8 +83,9 @@ class FileViewSet(OpenAIViewSet):
     def create(self, request: Request) -> Response:
         """Store a file of up to `MAX_FILE_BYTES`, for `FILE_TTL_SECONDS`."""
         # Without a body it is no form; that of the browsable API has a token beside.
-        form = {name: value for name, value in request.data.items() if name != CSRF_FIELD}
-        fields = UploadSerializer().run_validation(form)
+        form: Any = request.data
+        sent = {name: value for name, value in form.items() if name != CSRF_FIELD}
+        fields = UploadSerializer().run_validation(sent)
         upload: TemporaryUploadedFile = fields["file"]
         size = upload.size or 0
         if size > settings.MAX_FILE_BYTES:

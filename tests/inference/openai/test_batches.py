@@ -605,6 +605,7 @@ def test_old_batch_is_purged(api: APIClient) -> None:
     [
         ("endpoint", "/v1/images"),
         ("completion_window", "soon"),
+        ("completion_window", "in 24h"),
         ("completion_window", "9999d"),
         ("input_file_id", "file-gone"),
         ("webhook_url", "http://10.0.0.1/"),

@@ -97,7 +97,15 @@ def test_body_that_is_no_form_is_refused() -> None:
     async def conversation(client: httpx.AsyncClient) -> httpx.Response:
         return await client.post("/v1/files", json={"purpose": "batch"})
 
-    assert talk(conversation).status_code == 415
+    response = talk(conversation)
+    assert response.status_code == 415
+    assert "multipart/form-data" in response.json()["error"]["message"]
+
+
+def test_upload_without_a_body_is_refused() -> None:
+    response = request("POST", "/v1/files")
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "file"
 
 
 def test_file_may_be_larger_than_other_bodies(settings: Settings) -> None:

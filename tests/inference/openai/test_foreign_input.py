@@ -266,9 +266,8 @@ def test_any_form(
 ) -> None:
     head = f"{begin}Content-Disposition: {disposition}\r\n{more}\r\n".encode("latin-1", "replace")
     field = '\r\n--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n' + purpose + end
-    response = client.generic(
-        "POST", "/v1/files", head + content + field.encode(), content_type=content_type
-    )
+    body: Any = head + content + field.encode()
+    response = client.generic("POST", "/v1/files", body, content_type=content_type)
     assert_answered(response, "/v1/files", caplog)
 
 
