@@ -43,7 +43,7 @@ from inference.engine.sequence import FinishReason, SamplingParams
 from monitoring.events import events
 from monitoring.events.events import EventType
 from monitoring.streams import delta_stream
-from sopllm.processes import GPU_WORKER_NICE
+from sopllm.processes import WORKER_NICE
 
 NUM_ANSWERS = 100
 NUM_SEQS = 8
@@ -184,7 +184,7 @@ def measure_cost(service: RunningService) -> dict[str, Figures]:
     os.environ.update(service.env)  # before Django reads its settings: for streams.send
     django.setup()
     engine = StreamedEngine(next((service.var_dir / "models").glob("SmolLM2*.gguf")), task_ids)
-    os.nice(GPU_WORKER_NICE)
+    os.nice(WORKER_NICE)
     unread = cost(engine)
     num_unread = engine.num_deltas
     clients = start_clients(service.base_url, task_ids)

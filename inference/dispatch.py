@@ -43,6 +43,7 @@ class QueueMessage:
 
 
 GENERATE = "inference.generate"
+ANSWER_CLOUD_TASKS = QueueMessage(GENERATE, Queue.API, 0)
 SERVE_MODEL_REQUESTS = QueueMessage("inference.serve_model_requests", Queue.GPU, 0)
 # Before tasks: a result is to be delivered before more of them are made.
 DELIVER_WEBHOOK = QueueMessage("inference.deliver_webhooks", Queue.DEFAULT, 0)
@@ -52,6 +53,8 @@ EMBED = QueueMessage("inference.embed", Queue.EMBEDDINGS, 0)
 
 # Counters that GPU sessions read at each step: tasks were submitted; cancels were asked for.
 GPU_NEWS_KEYS = ("gpu:submitted", "gpu:cancelled")
+# What running cloud sessions hear, so that their tasks need no messages.
+CLOUD_NEWS_CHANNEL = "api:submitted"
 
 # While the broker is down, submissions do not each wait for its time-out.
 _PAUSE_SECONDS = 1.0
@@ -65,12 +68,15 @@ def generate(tasks: Iterable[GenerationTask]) -> list[QueueMessage]:
     return [QueueMessage(GENERATE, task.queue, task.broker_priority, task.pk) for task in tasks]
 
 
-def enqueue(messages: Sequence[QueueMessage]) -> bool:
+def enqueue(messages: Sequence[QueueMessage], *, is_heard: bool = True) -> bool:
     """Publish messages; False when the broker could not be reached. Never raises.
 
     Takes at most about REDIS_TIMEOUT_SECONDS. Tasks whose message was not sent are marked, so that
-    the next sweep enqueues them.
+    the next sweep enqueues them. `is_heard`: those of tasks for a cloud session are not sent while
+    one runs that hears of them.
     """
+    if is_heard and _is_heard(messages):
+        messages = [message for message in messages if not _is_of_cloud(message)]
     num_sent = _publish(messages)
     if any(message.queue == Queue.GPU for message in messages[:num_sent]):
         tell_gpu_sessions(cancelled=False)
@@ -80,6 +86,22 @@ def enqueue(messages: Sequence[QueueMessage]) -> bool:
     if ids:
         GenerationTask.objects.pending().filter(pk__in=ids).update(enqueued_at=None)
     return False
+
+
+def _is_heard(messages: Sequence[QueueMessage]) -> bool:
+    """Tell running cloud sessions of their tasks, if there are any; whether one has heard it."""
+    if time.monotonic() < _broker_down_until or not any(map(_is_of_cloud, messages)):
+        return False
+    try:
+        return bool(client().publish(CLOUD_NEWS_CHANNEL, ""))
+    except redis.RedisError as exc:
+        _note_broker_down()
+        logger.warning("Cloud sessions were not told of tasks, Redis is unreachable: %s", exc)
+        return False
+
+
+def _is_of_cloud(message: QueueMessage) -> bool:
+    return message.name == GENERATE and message.queue == Queue.API
 
 
 def run_due(
@@ -139,7 +161,6 @@ def messages_by_priority(queue_names: Iterable[str]) -> dict[str, dict[str, int]
 
 def _publish(messages: Sequence[QueueMessage]) -> int:
     """Send the messages, without retries; returns how many of them, from the first on."""
-    global _broker_down_until
     if time.monotonic() < _broker_down_until:
         return 0
     for num_sent, message in enumerate(messages):
@@ -156,13 +177,18 @@ def _publish(messages: Sequence[QueueMessage]) -> int:
                     retry=False,
                 )
         except _BROKER_ERRORS as exc:
-            _broker_down_until = time.monotonic() + _PAUSE_SECONDS
+            _note_broker_down()
             logger.warning(
                 "%d messages, of %s first, were not sent, broker unreachable: %s",
                 *(len(messages) - num_sent, message.task_id or message.name, exc),
             )
             return num_sent
     return len(messages)
+
+
+def _note_broker_down() -> None:
+    global _broker_down_until
+    _broker_down_until = time.monotonic() + _PAUSE_SECONDS
 
 
 @cache

@@ -17,7 +17,7 @@ from monitoring.models import EndedTask, OwnerUse
 
 
 @shared_task(name=dispatch.GENERATE, bind=True)
-def generate(self: "Task[[str], None]", task_id: str) -> None:
+def generate(self: "Task[[str], None]", task_id: str = "") -> None:
     """Run the due tasks of the queue; the id is that of the task which sent the message."""
     if (self.request.delivery_info or {}).get("routing_key") == Queue.GPU:
         gpu_session.run(task_id)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import resource
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,6 +54,8 @@ async def _lifespan(receive: Receive, send: Send) -> None:
         message = await receive()
         if message["type"] == "lifespan.startup":
             service_log.start("web")
+            # A thread that has written, which others wait for, gets the interpreter back soon.
+            sys.setswitchinterval(0.001)
             hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             # The reference keeps it alive.

@@ -18,9 +18,8 @@ from sopllm.supervisor import ProcessSpec
 
 # A worker ends a running generation on SIGQUIT only: SIGTERM waits for it.
 WORKER_STOP_SIGNALS = ((signal.SIGTERM, 3.0), (signal.SIGQUIT, 2.0))
-# The API has to answer while a model computes on every core.
-GPU_WORKER_NICE = 5
-EMBEDDINGS_WORKER_NICE = 5
+# The API has to answer while a model computes on every core, and while many tasks are drained.
+WORKER_NICE = 5
 FLOWER_NICE = 10
 # Flower keeps tasks in memory, among them 17,000 sweeps a day.
 FLOWER_MAX_TASKS = 20_000
@@ -116,13 +115,15 @@ def web(number: int, listener: socket.socket) -> ProcessSpec:
 
 def gpu_worker() -> ProcessSpec:
     """Local models, in one child process that owns the GPU."""
-    return worker("gpu", "gpu", "--pool=prefork", "--concurrency=1", nice=GPU_WORKER_NICE)
+    return worker("gpu", "gpu", "--pool=prefork", "--concurrency=1", nice=WORKER_NICE)
 
 
 def api_worker() -> ProcessSpec:
-    """Cloud models: tasks that wait for the network."""
-    concurrency = f"--concurrency={settings.MAX_CLOUD_CONCURRENCY}"
-    return worker("api", "api", "--pool=threads", concurrency)
+    """Cloud models: tasks that wait for the network.
+
+    One thread holds the session, the other one has it look again.
+    """
+    return worker("api", "api", "--pool=threads", "--concurrency=2", nice=WORKER_NICE)
 
 
 def default_worker() -> ProcessSpec:
@@ -134,7 +135,7 @@ def default_worker() -> ProcessSpec:
 def embeddings_worker() -> ProcessSpec:
     """Embedding models, in one child process: a crash in one of them ends the child alone."""
     options = ("--pool=prefork", "--concurrency=1")
-    return worker("embeddings", "embeddings", *options, nice=EMBEDDINGS_WORKER_NICE)
+    return worker("embeddings", "embeddings", *options, nice=WORKER_NICE)
 
 
 def worker(name: str, queues: str, *options: str, nice: int = 0) -> ProcessSpec:

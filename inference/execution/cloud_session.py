@@ -1,8 +1,8 @@
 """The cloud session of an api worker: hundreds of attempts in flight on one event loop.
 
 The loop reads what providers send and never blocks: what asks the database or Redis runs in a few
-threads. Tasks are claimed most urgent first. The worker's own threads, MAX_CLOUD_CONCURRENCY of
-them, only wait: each for one attempt after the other, until no task may start any more.
+threads. Tasks are claimed most urgent first, up to MAX_CLOUD_CONCURRENCY at a time. A message
+starts the session, which then hears of new tasks from Redis itself, until none has come for a time.
 """
 
 import asyncio
@@ -14,17 +14,21 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 
+import redis
 import uvloop
+from django.conf import settings
+from django.db import Error as DatabaseError
 
 from inference import dispatch
 from inference.errors import RetryLater
 from inference.execution.attempt import Attempt
 from inference.lifecycle import budget, claim, lease_renewer
 from inference.lifecycle.claim import Lease
-from inference.models import Queue, RegisteredModel
+from inference.models import GenerationTask, Queue, RegisteredModel
 from inference.providers.base import GenerationRequest, StartOver
 from inference.providers.registry import provider_for
 from monitoring.database_threads import DatabaseThreads
+from monitoring.redis.client import async_client, cancel
 from monitoring.redis.per_process import PerProcess
 from monitoring.streams import delta_stream
 
@@ -37,6 +41,13 @@ _NUM_DATABASE_THREADS = 8
 _NUM_LIBRARY_THREADS = 16
 # A task that is put back is enqueued when it is due by the database's clock too.
 _LATE_SECONDS = 0.05
+# So many are claimed before the first of them is begun.
+_MAX_CLAIMS = 8
+# The session stays for so long after its last task: to start one takes a message.
+LINGER_SECONDS = 60.0
+# Whoever told of a task while the session left has been heard by then.
+_LEAVE_SECONDS = 0.05
+_LOOK_AGAIN_SECONDS = 1.0
 
 _draining = threading.Event()
 
@@ -44,10 +55,16 @@ _draining = threading.Event()
 def drain() -> None:
     """Start nothing new: the worker of this process is to stop."""
     _draining.set()
+    if running_session.is_made:
+        session = running_session()
+        session.loop.call_soon_threadsafe(session.look_again)
 
 
 def run() -> None:
-    """Answer due tasks, most urgent first, until none may start."""
+    """Answer due tasks, most urgent first, until none has come for some time.
+
+    While the session of this process runs, have it look again.
+    """
     session = running_session()
     asyncio.run_coroutine_threadsafe(session.run(), session.loop).result()
 
@@ -67,6 +84,10 @@ class _Begun:
     attempt: Attempt
     asked: tuple[RegisteredModel, GenerationRequest] | None
 
+    @property
+    def model_name(self) -> str:
+        return self.attempt.lease.task.model_name
+
 
 class CloudSession:
     """The attempts in flight, each a coroutine that follows its provider's generator."""
@@ -76,7 +97,14 @@ class CloudSession:
         self.loop.set_default_executor(ThreadPoolExecutor(_NUM_LIBRARY_THREADS, "provider"))
         self.loop.set_exception_handler(_tell_of_lost_exception)
         self._threads = DatabaseThreads(_NUM_DATABASE_THREADS, "cloud-database")
-        self._claiming = asyncio.Lock()
+        self._is_running = False
+        self._is_look_due = False
+        self._woken = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._handed_on_at = float("-inf")
+        self._answers: set[asyncio.Task[None]] = set()
+        # Whether due tasks may wait for the end of others.
+        self._holds_up = False
         # By model name: attempts in flight, and how many there may be, where that is limited.
         self._num_running: Counter[str] = Counter()
         self._limits: dict[str, int] = {}
@@ -86,30 +114,133 @@ class CloudSession:
         self._exchanging = asyncio.Lock()
         self._exchange: asyncio.Task[None] | None = None
 
+    def look_again(self) -> None:
+        """A task may be due, or none may start any more."""
+        self._is_look_due = True
+        self._woken.set()
+
     async def run(self) -> None:
-        """Claim and answer one task after the other, until none may start."""
-        while not _draining.is_set():
-            async with self._claiming:
-                full = [
-                    name for name, most in self._limits.items() if self._num_running[name] >= most
-                ]
-                begun = await self._threads.run(self._begin_next, full)
-                if begun is None:
-                    return
-                model_name = begun.attempt.lease.task.model_name
-                self._num_running[model_name] += 1
+        """Claim and answer tasks, until none has come for LINGER_SECONDS.
+
+        Of several calls the first one does; the others return when there is room for a task.
+        """
+        if self._is_running:
+            self.look_again()
+            if not self._has_room.is_set():
+                # Until then this worker takes no further message, so another one gets this.
+                await self._hand_on()
+                await self._has_room.wait()
+            return
+        self._is_running = True
+        self._has_room.set()
+        listening = asyncio.create_task(self._listen())
+        try:
+            await self._serve()
+        finally:
+            self._is_running = False
+            self._has_room.set()
+            await cancel(listening)
+        await asyncio.sleep(_LEAVE_SECONDS)
+        due = GenerationTask.objects.due().filter(queue=Queue.API)
+        if not _draining.is_set() and await self._threads.run(due.exists):
+            await self.run()
+
+    async def _serve(self) -> None:
+        self._is_look_due = True
+        while not (_draining.is_set() and not self._answers):
+            self._woken.clear()
+            if self._is_look_due and not _draining.is_set():
+                self._is_look_due = False
+                try:
+                    await self._fill()
+                except DatabaseError as exc:
+                    if not self._answers:
+                        raise
+                    logger.warning("Claimed nothing, the database does not answer: %s", exc)
+                    self.loop.call_later(_LOOK_AGAIN_SECONDS, self.look_again)
             try:
-                await self._answer(begun)
-            finally:
-                self._num_running[model_name] -= 1
+                seconds = None if self._answers else LINGER_SECONDS
+                await asyncio.wait_for(self._woken.wait(), seconds)
+            except TimeoutError:
+                return
+
+    async def _fill(self) -> None:
+        """Claim what is due, most urgent first, while there is room."""
+        begun: list[_Begun] = []
+        most = 0
+        while len(begun) == most:
+            most = min(settings.MAX_CLOUD_CONCURRENCY - len(self._answers), _MAX_CLAIMS)
+            if not most:
+                self._has_room.clear()
+                self._holds_up = True
+                if self.loop.time() > self._handed_on_at + _LOOK_AGAIN_SECONDS:
+                    await self._hand_on()
+                return
+            self._has_room.set()
+            begun = await self._threads.run(self._begin_next, most)
+            for each in begun:
+                self._num_running[each.model_name] += 1
+                answer = asyncio.create_task(self._answer(each))
+                self._answers.add(answer)
+                answer.add_done_callback(partial(self._has_answered, each))
+        self._holds_up = bool(self._full_models(self._num_running))
+
+    def _has_answered(self, begun: _Begun, answer: asyncio.Task[None]) -> None:
+        self._answers.discard(answer)
+        self._num_running[begun.model_name] -= 1
+        if error := answer.exception():
+            logger.error("Task %s: its end was not stored", begun.attempt.task_id, exc_info=error)
+        if self._holds_up:
+            self.look_again()
+        elif not self._answers:
+            self._woken.set()
+
+    async def _hand_on(self) -> None:
+        """Wake another worker."""
+        self._handed_on_at = self.loop.time()
+        enqueue = partial(dispatch.enqueue, [dispatch.ANSWER_CLOUD_TASKS], is_heard=False)
+        await self._threads.run(enqueue)
+
+    async def _listen(self) -> None:
+        """Look again whenever a process tells of new tasks; without Redis, now and then."""
+        redis_client = async_client()
+        try:
+            while True:
+                try:
+                    async with redis_client.pubsub() as news:
+                        await news.subscribe(dispatch.CLOUD_NEWS_CHANNEL)
+                        async for _ in news.listen():
+                            self.look_again()
+                except (redis.RedisError, OSError) as exc:
+                    logger.warning("No news of tasks, Redis is unreachable: %s", exc)
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+                self.look_again()
+        finally:
+            await redis_client.aclose()
 
     async def execute(self, lease: Lease) -> None:
         """Answer a claimed task."""
         await self._answer(await self._threads.run(self._begin, lease))
 
-    def _begin_next(self, full: list[str]) -> _Begun | None:
-        lease = claim.claim_most_urgent(Queue.API, except_models=full)
-        return self._begin(lease) if lease else None
+    def _full_models(self, num_running: Counter[str]) -> list[str]:
+        return [name for name, most in self._limits.items() if num_running[name] >= most]
+
+    def _begin_next(self, most: int) -> list[_Begun]:
+        """Claim up to so many tasks; what fails after the first one is for the next call."""
+        begun: list[_Begun] = []
+        num_running = self._num_running.copy()
+        try:
+            while len(begun) < most:
+                full = self._full_models(num_running)
+                lease = claim.claim_most_urgent(Queue.API, except_models=full)
+                if lease is None:
+                    break
+                begun.append(self._begin(lease))
+                num_running[begun[-1].model_name] += 1
+        except DatabaseError:
+            if not begun:
+                raise
+        return begun
 
     def _begin(self, lease: Lease) -> _Begun:
         attempt = Attempt(lease)

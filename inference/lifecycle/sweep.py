@@ -196,5 +196,5 @@ def _enqueue_tasks() -> None:
             continue
         ids = [task.pk for task in tasks]
         GenerationTask.objects.filter(pk__in=ids).update(enqueued_at=Now())
-        dispatch.enqueue(dispatch.generate(tasks))
+        dispatch.enqueue(dispatch.generate(tasks), is_heard=False)
         logger.info("Enqueued %d pending tasks of queue %s again", len(tasks), queue)

@@ -9,8 +9,10 @@ from datetime import timedelta
 
 import pytest
 from django.utils import timezone
+from pytest_django.fixtures import SettingsWrapper
 
 from conversations.models import text_of
+from inference import dispatch
 from inference.errors import ErrorCode, InferenceError, RetryLater
 from inference.execution import cloud_session
 from inference.lifecycle import finish, sweep
@@ -61,8 +63,9 @@ def provider(echo: RegisteredModel, monkeypatch: pytest.MonkeyPatch) -> HangingP
 
 
 @pytest.fixture
-def workers() -> Iterator[Callable[[], "Future[None]"]]:
-    """Starts a thread of the worker, as a message does."""
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], "Future[None]"]]:
+    """Starts a thread of the worker, as a message does; the session ends with its last task."""
+    monkeypatch.setattr(cloud_session, "LINGER_SECONDS", 0)
     futures: list[Future[None]] = []
 
     def work() -> "Future[None]":
@@ -96,12 +99,15 @@ def test_most_urgent_goes_first_until_nothing_is_due(
 
 
 def test_many_wait_at_once_and_an_urgent_one_passes_those_that_wait(
-    new_task: NewTask, provider: HangingProvider, workers: Callable[[], "Future[None]"]
+    new_task: NewTask,
+    provider: HangingProvider,
+    workers: Callable[[], "Future[None]"],
+    settings: SettingsWrapper,
 ) -> None:
+    settings.MAX_CLOUD_CONCURRENCY = 3
     for number in range(4):
         new_task(prompt=f"task {number}")
-    for _ in range(3):
-        workers()
+    workers()
     wait_until(lambda: len(provider.asked) == 3)
     new_task(prompt="urgent", priority=50)
     provider.open.append("task 1")
@@ -121,8 +127,7 @@ def test_max_concurrency_of_a_model_holds_up_no_other(
     RegisteredModel.objects.create(name="other", provider="echo")
     tasks = [new_task(prompt=f"limited {number}", priority=9) for number in range(4)]
     tasks.append(new_task(model="other", prompt="other"))
-    for _ in range(4):
-        workers()
+    workers()
     wait_until(lambda: "other" in provider.asked)
     assert sorted(provider.asked) == ["limited 0", "limited 1", "other"]
     provider.open += ["other", "limited 0"]
@@ -214,3 +219,48 @@ def test_lost_lease_ends_the_call_without_a_trace(
     provider.open = ["hanging"]
     working.result(LIMIT_SECONDS)
     assert outcomes(task)[0] == "lost"
+
+
+def test_running_session_hears_of_tasks_without_messages(
+    new_task: NewTask, provider: HangingProvider, workers: Callable[[], "Future[None]"]
+) -> None:
+    first, second = new_task(prompt="first"), new_task(prompt="second")
+    GenerationTask.objects.filter(pk=second.pk).update(status="cancelled")
+    workers()
+    wait_until(lambda: provider.asked == ["first"])
+    GenerationTask.objects.filter(pk=second.pk).update(status="pending")
+    wait_until(lambda: bool(client().pubsub_numsub(dispatch.CLOUD_NEWS_CHANNEL)[0][1]))
+    assert dispatch.enqueue(dispatch.generate([second]))
+    wait_until(lambda: provider.asked == ["first", "second"])
+    assert not dispatch.waiting_messages(Queue.API)
+    provider.open = ["first", "second"]
+    wait_until(lambda: {fresh(each).status for each in (first, second)} == {"completed"})
+
+
+def test_sweep_wakes_workers_that_no_session_hears(
+    new_task: NewTask, provider: HangingProvider, workers: Callable[[], "Future[None]"]
+) -> None:
+    provider.open = ["running"]
+    new_task(prompt="held up")
+    assert dispatch.enqueue(dispatch.generate(GenerationTask.objects.all()), is_heard=False)
+    assert dispatch.waiting_messages(Queue.API) == 1
+    provider.open = ["held up"]
+    workers().result(LIMIT_SECONDS)
+
+
+def test_session_without_room_hands_on_and_takes_no_more_messages(
+    new_task: NewTask,
+    provider: HangingProvider,
+    workers: Callable[[], "Future[None]"],
+    settings: SettingsWrapper,
+) -> None:
+    settings.MAX_CLOUD_CONCURRENCY = 1
+    new_task(prompt="running")
+    new_task(prompt="waiting")
+    workers()
+    wait_until(lambda: provider.asked == ["running"])
+    waiting = workers()
+    wait_until(lambda: bool(dispatch.waiting_messages(Queue.API)))
+    assert not waiting.done()
+    provider.open = ["running", "waiting"]
+    waiting.result(LIMIT_SECONDS)
