@@ -1,5 +1,6 @@
 """The task as the API, webhooks and streams show it."""
 
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode
 from inference.models import GenerationTask, queue_positions
 from monitoring.api.owners import OwnerField
+from monitoring.api.principal import principal_of
 
 
 class UsageSerializer(serializers.Serializer[Any]):
@@ -84,10 +86,47 @@ class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
         )
         read_only_fields = fields
 
+    def to_representation(self, task: GenerationTask) -> dict[str, Any]:
+        """What the fields would give, which takes DRF several times as long."""
+        body: dict[str, Any] = {"task_id": task.pk}
+        request = self.context.get("request")
+        if request is not None and principal_of(request).is_staff:
+            body["owner"] = task.owner
+        if (result := task.result) is not None:
+            result = {name: result.get(name) for name in _RESULT_FIELDS}
+        return body | {
+            "status": str(task.status),
+            "model": task.requested_model,
+            "priority": task.priority,
+            "created_at": _iso(task.created_at),
+            "updated_at": _iso(task.updated_at),
+            "started_at": _iso(task.started_at),
+            "finished_at": _iso(task.finished_at),
+            "result": result,
+            "error": task.error,
+            "error_code": task.error_code,
+            "attempt": task.attempt,
+            "queue_position": self.get_queue_position(task),
+            "conversation_id": task.conversation_id,
+            "webhook_url": task.request.get("webhook_url"),
+            "idempotency_key": task.idempotency_key,
+            "metadata": task.metadata,
+            "trace_id": task.trace_id,
+        }
+
     def get_queue_position(self, task: GenerationTask) -> int | None:
         """0 is next; null unless pending. A list hands the positions over, to query them once."""
+        if task.status != GenerationTask.Status.PENDING:
+            return None
         positions: dict[str, int] | None = self.context.get("queue_positions")
         return (queue_positions([task]) if positions is None else positions).get(task.pk)
+
+
+_RESULT_FIELDS = tuple(ResultSerializer().fields)
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return moment.isoformat().replace("+00:00", "Z") if moment else None
 
 
 @cache

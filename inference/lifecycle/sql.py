@@ -4,7 +4,6 @@ Building such a statement takes the ORM several times as long as running it take
 times are of the database's clock.
 """
 
-from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -12,6 +11,7 @@ from django.conf import settings
 from django.db import connection
 
 from inference.models import GenerationTask
+from inference.models.plain_sql import first_row
 
 _COLUMNS = [str(field.column) for field in GenerationTask._meta.concrete_fields]
 
@@ -209,48 +209,17 @@ def take_turns(name: str) -> None:
 
 def first_task(statement: str, **values: Any) -> GenerationTask | None:
     """The first task that it returns, with the columns that it names; others become attributes."""
-    with connection.cursor() as cursor:
-        cursor.execute(_in_dialect(statement), _with_durations(values))
-        rows = cursor.fetchall()
-        columns = [column[0] for column in cursor.description]
-    if not rows:
-        return None
-    row = dict(zip(columns, rows[0], strict=True))
-    stored: dict[str, Any] = {}
-    for field, column, converters in _fields():
-        if column.target.column in row:
-            value = row.pop(column.target.column)
-            for convert in converters:
-                value = convert(value, column, connection)
-            stored[field] = value
-    task = GenerationTask.from_db(connection.alias, stored.keys(), stored.values())
-    vars(task).update(row)
-    return task
+    return first_row(GenerationTask, _in_dialect(statement), _with_durations(values))
 
 
 def column_values(task: GenerationTask) -> dict[str, Any]:
     """The task's values by column, as the database takes them."""
-    return {
-        str(field.column): field.get_db_prep_save(getattr(task, field.attname), connection)
-        for field in GenerationTask._meta.concrete_fields
-    }
-
-
-@cache
-def _fields() -> list[tuple[str, Any, Sequence[Any]]]:
-    """Each field's name, its column, and what makes its values of those of the database.
-
-    Kept, since a raw query would take as long to find them as the database takes to answer.
-    """
-    table = GenerationTask._meta.db_table
-    fields = GenerationTask._meta.concrete_fields
-    columns = [field.get_col(table) for field in fields]
-    compiler = GenerationTask.objects.all().query.get_compiler(connection=connection)
-    converters = compiler.get_converters(columns)
-    return [
-        (field.attname, column, converters[index][0] if index in converters else ())
-        for index, (field, column) in enumerate(zip(fields, columns, strict=True))
-    ]
+    values = {}
+    for field in GenerationTask._meta.concrete_fields:
+        value = getattr(task, field.attname)
+        is_plain = value is None or type(value) is str
+        values[str(field.column)] = value if is_plain else field.get_db_prep_save(value, connection)
+    return values
 
 
 @cache

@@ -7,11 +7,13 @@ from django.db import connection, models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from inference.models.plain_sql import first_row
+
 
 class RegisteredModelQuerySet(models.QuerySet["RegisteredModel"]):
     def read(self, name: str) -> "RegisteredModel | None":
-        """The model of that name; plain SQL for the reason that tasks are read by it."""
-        return next(iter(self.raw(_READ_MODEL, [name])), None)
+        """The model of that name."""
+        return first_row(RegisteredModel, _READ_MODEL, [name])
 
     def requests_for(self, worker: str) -> "RegisteredModelQuerySet":
         """Those that the worker is to load or unload, in the order of the requests.
@@ -22,7 +24,7 @@ class RegisteredModelQuerySet(models.QuerySet["RegisteredModel"]):
         return self.exclude(requested="").filter(mine).order_by("requested_at", "pk")
 
     def has_requests_for(self, worker: str) -> bool:
-        """Whether the worker is to load or unload any; plain SQL for the same reason."""
+        """Whether the worker is to load or unload any; plain SQL, as all that is asked often."""
         with connection.cursor() as cursor:
             cursor.execute(_HAS_REQUESTS_FOR, [worker])
             return cursor.fetchone() is not None

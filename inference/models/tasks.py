@@ -11,6 +11,7 @@ from django.db.models.functions import Now
 
 from conversations.models import ChatMessage, Conversation, ToolCall
 from inference.models.claimable import Claimable, ClaimableQuerySet
+from inference.models.plain_sql import first_row
 
 MAX_PRIORITY = 100
 
@@ -83,12 +84,8 @@ class GenerationTaskQuerySet(ClaimableQuerySet["GenerationTask"]):
         return self.filter(owner=owner)
 
     def read(self, task_id: str) -> "GenerationTask | None":
-        """The task of that id; the most frequent query.
-
-        As plain SQL: building a SELECT of thirty columns takes the ORM four times as long as all
-        the rest of reading the row.
-        """
-        return next(iter(self.raw(_READ, [task_id])), None)
+        """The task of that id; the most frequent query."""
+        return first_row(GenerationTask, _READ, [task_id])
 
     def pending(self) -> Self:
         return self.filter(status=GenerationTask.Status.PENDING)

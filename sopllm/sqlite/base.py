@@ -13,23 +13,31 @@ from typing import Any
 from django.db.backends.sqlite3 import base
 
 # Only one thread of a process waits for the file lock; otherwise the web process would wait until
-# all threads of a worker had their turns. A forked child gets a new lock.
+# all threads of a worker had their turns. A forked child gets a new lock, and descriptors of its
+# own: an inherited one would hold the parent's lock after its death.
 _one_thread = threading.Lock()
+_descriptors: dict[str, int] = {}
 
 
-def _new_lock() -> None:
+def _begin_anew() -> None:
     global _one_thread
     _one_thread = threading.Lock()
+    for descriptor in _descriptors.values():
+        os.close(descriptor)
+    _descriptors.clear()
 
 
-os.register_at_fork(after_in_child=_new_lock)
+os.register_at_fork(after_in_child=_begin_anew)
 
 # The stubs leave out the hooks for backends, which Django does not document.
 _Base: Any = base.DatabaseWrapper
 
 
 class DatabaseWrapper(_Base):  # type: ignore[misc]
-    """One connection, with its own descriptor of the lock file beside the database."""
+    """One connection; while it may write, the process has the lock of the file beside the database.
+
+    The file stays open: to open it takes longer than to lock it.
+    """
 
     _lock_descriptor: int | None = None
 
@@ -65,7 +73,10 @@ class DatabaseWrapper(_Base):  # type: ignore[misc]
         _one_thread.acquire()
         try:
             path = f"{self.settings_dict['NAME']}-lock"
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if path not in _descriptors:
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                _descriptors[path] = os.open(path, flags, 0o600)
+            descriptor = _descriptors[path]
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except BaseException:
             _one_thread.release()
@@ -75,5 +86,5 @@ class DatabaseWrapper(_Base):  # type: ignore[misc]
     def _unlock(self) -> None:
         descriptor, self._lock_descriptor = self._lock_descriptor, None
         if descriptor is not None:
-            os.close(descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
             _one_thread.release()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,3 +187,13 @@ def test_forked_child_starts_with_a_lock_of_its_own() -> None:
     thread.join()
     _, status = os.waitpid(child, 0)
     assert status == 0
+
+
+@pytest.mark.usefixtures("_counter")
+def test_forked_child_has_no_part_in_the_lock() -> None:
+    add_one()
+    child = os.fork()
+    if child == 0:
+        links = [link.resolve().name for link in Path("/proc/self/fd").iterdir()]
+        os._exit(any(name.endswith("-lock") for name in links))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
