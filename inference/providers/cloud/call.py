@@ -1,4 +1,4 @@
-"""A request as keyword arguments of LiteLLM, none of which lets a task change what that does."""
+"""A request as OpenAI's API takes it, and as LiteLLM does, which no task may set up otherwise."""
 
 import json
 from typing import Any
@@ -10,8 +10,8 @@ from inference.providers.base import GenerationRequest
 from inference.tools import ToolRequest
 
 _DEFAULT_TIMEOUT_SECONDS = 60.0
-# LiteLLM's own limit of silence is a second one, behind ours.
-_TIMEOUT_MARGIN_SECONDS = 5.0
+# The library's own limit of silence is a second one, behind ours.
+TIMEOUT_MARGIN_SECONDS = 5.0
 # LiteLLM would look for a key in the environment if it got none.
 _NO_KEY = "none"
 
@@ -66,13 +66,8 @@ def timeout_of(model: RegisteredModel) -> float:
     return float(model.config.get("timeout", _DEFAULT_TIMEOUT_SECONDS))
 
 
-def arguments(
-    model: RegisteredModel, request: GenerationRequest, *, prefix: str, key: str | None
-) -> dict[str, Any]:
-    """All but the messages and what a task hands to its provider as is.
-
-    `prefix` is LiteLLM's name for the kind of provider, and a slash.
-    """
+def body_of(model: RegisteredModel, request: GenerationRequest) -> dict[str, Any]:
+    """As OpenAI's API takes it: all but the messages and what a task hands on as is."""
     params = {name: request.params[name] for name in _SAMPLING if name in request.params}
     if request.params["stop_sequences"]:
         params["stop"] = request.params["stop_sequences"]
@@ -90,13 +85,22 @@ def arguments(
     if request.tools is not None:
         params |= _tools(request.tools)
     return params | {
-        "model": prefix + model.config["model_name"],
-        "drop_params": bool(model.config.get("drop_params")),
+        "model": model.config["model_name"],
         "stream": True,
         "stream_options": {"include_usage": True},
+    }
+
+
+def arguments(
+    model: RegisteredModel, request: GenerationRequest, *, prefix: str, key: str | None
+) -> dict[str, Any]:
+    """The same for LiteLLM; `prefix` is its name for the kind of provider, and a slash."""
+    return body_of(model, request) | {
+        "model": prefix + model.config["model_name"],
+        "drop_params": bool(model.config.get("drop_params")),
         # Its gateway to MCP servers, for which a task with tools would need another library.
         "_skip_mcp_handler": True,
-        **connection(model, key, timeout_of(model) + _TIMEOUT_MARGIN_SECONDS),
+        **connection(model, key, timeout_of(model) + TIMEOUT_MARGIN_SECONDS),
     }
 
 

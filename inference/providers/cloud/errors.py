@@ -1,7 +1,8 @@
-"""What goes wrong between LiteLLM and a provider, as InferenceErrors that say what to do."""
+"""What goes wrong between this service and a provider, as InferenceErrors that say what to do."""
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -35,7 +36,12 @@ _SUFFIXES = re.compile(
 _BYTES = re.compile(r"b(['\"])(.*)\1", re.DOTALL)
 _TAGS = re.compile(r"<[^>]*>")
 
-_TOO_LONG = re.compile(r"context_length_exceeded|prompt is too long", re.IGNORECASE)
+# In the words of OpenAI, Anthropic, vLLM, SGLang and llama-server.
+_TOO_LONG = re.compile(
+    r"context_length_exceeded|prompt is too long|maximum context length"
+    r"|longer than the model's context length|exceed_context_size_error",
+    re.IGNORECASE,
+)
 _FILTERED = re.compile(r"content_policy_violation|content filter", re.IGNORECASE)
 _LIMITED = re.compile(r"rate_limit|rate limit", re.IGNORECASE)
 _NO_MONEY = re.compile(
@@ -159,7 +165,7 @@ _BY_STATUS = {
 
 
 def failure_of(error: Exception, model: RegisteredModel, key: str | None) -> InferenceError:
-    """What LiteLLM has raised while `model` was asked with `key`, which the message never has."""
+    """What was raised while `model` was asked with `key`, which the message never has."""
     while isinstance(original := getattr(error, "original_exception", None), Exception):
         error = original
     body = getattr(error, "body", None)
@@ -237,9 +243,18 @@ def _verdict(error: Exception, text: str) -> _Verdict:
     return _BY_STATUS.get(status) or (_UNAVAILABLE if status >= 500 else _UNKNOWN)
 
 
-@cache
 def _by_class() -> list[tuple[type[Exception], _Verdict]]:
-    library()  # sets up LiteLLM before its first import
+    return [
+        (httpx.TimeoutException, _TIMED_OUT),
+        (TimeoutError, _TIMED_OUT),
+        (TooLargeError, _TOO_LARGE),
+        *(_by_class_of_litellm() if "litellm" in sys.modules else ()),
+    ]
+
+
+@cache
+def _by_class_of_litellm() -> list[tuple[type[Exception], _Verdict]]:
+    library()  # sets it up, where it is being loaded
     from litellm import exceptions
     from openai import APITimeoutError
 
@@ -248,9 +263,6 @@ def _by_class() -> list[tuple[type[Exception], _Verdict]]:
         (exceptions.ContentPolicyViolationError, _CONTENT_FILTERED),
         (exceptions.UnsupportedParamsError, _UNSUPPORTED),
         (APITimeoutError, _TIMED_OUT),
-        (httpx.TimeoutException, _TIMED_OUT),
-        (TimeoutError, _TIMED_OUT),
-        (TooLargeError, _TOO_LARGE),
     ]
 
 

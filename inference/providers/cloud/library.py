@@ -25,11 +25,21 @@ _ENVIRONMENT = {
     "LITELLM_DISABLE_REDACT_SECRETS": "true",
 }
 # They would print whole requests and answers of other people, or a line for each call.
-_LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "httpcore", "openai")
+_LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "openai")
 
 
 class RedirectError(httpx.RequestError):
     """A provider sends a request on to another host."""
+
+
+@cache
+def set_up_httpx() -> None:
+    """Bound what it reads, and where it sends requests on to, of all clients of the process."""
+    _refuse_redirects_elsewhere()
+    httpx.Response.aiter_lines = _lines  # type: ignore[assignment, method-assign]
+    httpx.Response.aread = _read  # type: ignore[assignment, method-assign]
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _refuse_redirects_elsewhere() -> None:
@@ -105,9 +115,7 @@ def library() -> Any:
     litellm.DEFAULT_MAX_RETRIES = 0  # type: ignore[attr-defined]
     # An answer may repeat itself: LiteLLM would fail it after a hundred equal pieces.
     litellm.REPEATED_STREAMING_CHUNK_LIMIT = sys.maxsize  # type: ignore[attr-defined]
-    _refuse_redirects_elsewhere()
-    httpx.Response.aiter_lines = _lines  # type: ignore[assignment, method-assign]
-    httpx.Response.aread = _read  # type: ignore[assignment, method-assign]
+    set_up_httpx()
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return litellm

@@ -51,9 +51,10 @@ def cost(
         return round(dollars * 1e9)
     # Whatever a server of one's own calls its models; and LiteLLM would ask an Ollama on this
     # machine for the price of a model that it does not know.
+    if model.provider == RegisteredModel.Provider.OPENAI_COMPATIBLE:
+        return None
     prices = library().model_cost
-    is_own_server = model.provider == RegisteredModel.Provider.OPENAI_COMPATIBLE
-    if is_own_server or (name not in prices and name.partition("/")[2] not in prices):
+    if name not in prices and name.partition("/")[2] not in prices:
         return None
     told = {key: details[key] for key in _DETAILS if key in details} if details else {}
     counts = {key: usage[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens")}

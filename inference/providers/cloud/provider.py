@@ -1,10 +1,11 @@
-"""Models of others, asked through LiteLLM over the network."""
+"""Models of others, asked over the network: most of them through LiteLLM."""
 
 import asyncio
 import json
 import logging
 import threading
 import time
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from itertools import count
 from typing import Any, ClassVar
@@ -25,10 +26,9 @@ from inference.providers.base import (
     StartOver,
 )
 from inference.providers.circuit_breaker import CircuitBreaker
-from inference.providers.cloud import call, errors, prices, retries, stream, tokens
+from inference.providers.cloud import call, direct, errors, prices, retries, stream, tokens
 from inference.providers.cloud.answer import CloudAnswer
 from inference.providers.cloud.library import library
-from inference.providers.registry import provider_class
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class CloudProvider(Provider):
         failure: InferenceError | None = None
         answer.heard_at = time.monotonic()
         try:
-            async with aclosing(stream.events(arguments)) as events:
+            async with aclosing(self._events(arguments, key)) as events:
                 while failure is None:
                     patience = min(_LAST_WORDS_SECONDS, timeout) if answer.reason else timeout
                     silent_for = time.monotonic() - answer.heard_at
@@ -150,6 +150,10 @@ class CloudProvider(Provider):
             # Not chained: what LiteLLM says may quote the key.
             raise failure or errors.incomplete(self.model, answer.reason)
 
+    def _events(self, arguments: dict[str, Any], key: str | None) -> AsyncGenerator[Any, None]:
+        """One call, to its last event in OpenAI's shape."""
+        return stream.events(arguments)
+
     def _bill(self, arguments: dict[str, Any], answer: CloudAnswer) -> None:
         """Count the tokens that the provider has not told, and what they cost; also of a part."""
         if not answer.has_usage:
@@ -161,14 +165,16 @@ class CloudProvider(Provider):
     def _arguments(
         self, request: GenerationRequest, progress: Progress, key: str | None
     ) -> dict[str, Any]:
-        """What LiteLLM is called with; the first call of a process loads it, for seconds."""
-        library()
         messages, num_dropped = tokens.fit(self.model, request)
         if num_dropped:
             progress.extra["truncated_messages"] = num_dropped
-        arguments = call.arguments(self.model, request, prefix=self.prefix, key=key)
-        sent = call.messages_of(messages)
-        return arguments | {"messages": sent} | self._special_arguments(request)
+        sent = {"messages": call.messages_of(messages)}
+        return self._call(request, key) | sent | self._special_arguments(request)
+
+    def _call(self, request: GenerationRequest, key: str | None) -> dict[str, Any]:
+        """What LiteLLM is called with; the first call of a process loads it, for seconds."""
+        library()
+        return call.arguments(self.model, request, prefix=self.prefix, key=key)
 
     def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
         """What differs between providers: extra_params, and sampling that OpenAI does not have.
@@ -226,8 +232,14 @@ class AnthropicProvider(CloudProvider):
 class OpenAICompatibleProvider(CloudProvider):
     """vLLM, llama.cpp and others that speak OpenAI's language at an address of their own."""
 
-    prefix = "custom_openai/"
+    prefix = ""
     known_extra_params = None
+
+    def _events(self, arguments: dict[str, Any], key: str | None) -> AsyncGenerator[Any, None]:
+        return direct.events(self.model, arguments, key)
+
+    def _call(self, request: GenerationRequest, key: str | None) -> dict[str, Any]:
+        return call.body_of(self.model, request)
 
     def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:
         """All goes into the body: only the server knows what it takes."""
@@ -235,7 +247,7 @@ class OpenAICompatibleProvider(CloudProvider):
         body = request.extra_params | call.sampling_beside_openais(request)
         if "repeat_penalty" in body:  # vLLM's name for what llama.cpp calls as we do
             body["repetition_penalty"] = body["repeat_penalty"]
-        return {"extra_body": body} if body else {}
+        return body
 
 
 class LiteLLMProvider(CloudProvider):
@@ -259,7 +271,8 @@ def warm_up() -> None:
 
 
 def _load_if_needed() -> None:
-    kinds = [k for k in RegisteredModel.Provider if issubclass(provider_class(k), CloudProvider)]
+    direct_kind = RegisteredModel.Provider.OPENAI_COMPATIBLE
+    kinds = [kind for kind in RegisteredModel.CLOUD_PROVIDERS if kind != direct_kind]
     try:
         if RegisteredModel.objects.filter(provider__in=kinds).exists():
             library()

@@ -35,13 +35,13 @@ async def _events(stream: Any) -> AsyncIterator[Any]:
     received: Any = stream.completion_stream
     openai, openai_by_lines, anthropic = _kinds_of_streams()
     if isinstance(received, openai):
-        async for event in _server_sent_events(received.response.aiter_lines()):
+        async for event in server_sent_events(received.response.aiter_lines()):
             yield event
     elif isinstance(received, openai_by_lines):
-        async for event in _server_sent_events(received.http_response.aiter_lines()):
+        async for event in server_sent_events(received.http_response.aiter_lines()):
             yield event
     elif isinstance(received, anthropic):
-        async for event in _server_sent_events(received.streaming_response):
+        async for event in server_sent_events(received.streaming_response):
             for part in _parts_of_message(event):
                 yield _as_openai(received, part)
     else:
@@ -67,7 +67,7 @@ def _kinds_of_streams() -> tuple[Any, Any, Any]:
     return AsyncStream, OpenAIChatCompletionStreamingHandler, ModelResponseIterator
 
 
-async def _server_sent_events(lines: AsyncIterator[str]) -> AsyncIterator[Any]:
+async def server_sent_events(lines: AsyncIterator[str]) -> AsyncIterator[Any]:
     """The JSON of each event; what comes without the protocol around it is one event."""
     name, data, plain, num_plain = "", "", [], 0
     async for line in lines:

@@ -5,6 +5,7 @@ Whole Unicode without NUL, finite and bounded numbers, known shapes.
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,9 @@ _STATUS_BY_NAME = {
 
 class ProviderError(Exception):
     """An error that came in the place of an answer; `status_code` None where it told none."""
+
+    # Of the answer that was an error.
+    headers: Mapping[str, str] | None = None
 
     def __init__(self, message: str, status_code: int | None = None) -> None:
         super().__init__(message)

@@ -1,10 +1,11 @@
-"""What LiteLLM raises when a provider fails, and what becomes of it."""
+"""What is raised when a provider fails, and what becomes of it."""
 
 import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from inference.providers.base import GenerationRequest, Progress
 from inference.providers.cloud import errors
 from inference.providers.cloud.library import library
 from inference.providers.registry import provider_for
-from tests.cloud_server import KEY, CloudServer, Fault
+from tests.cloud_server import KEY, CloudServer, Fault, Reply
 from tests.inference.execution.cloud_sessions import deltas
 
 pytestmark = pytest.mark.usefixtures("valkey")
@@ -106,7 +107,26 @@ def test_unknown_provider_is_told_from_a_bad_request(server: CloudServer) -> Non
     assert "nobody/nothing" in error.message
 
 
-@pytest.mark.parametrize("kind", [Kind.OPENAI, Kind.ANTHROPIC, Kind.LITELLM])
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (400, "This model's maximum context length is 4096 tokens. However, you requested 5000."),
+        (400, "The input (5000 tokens) is longer than the model's context length (4096 tokens)."),
+        (400, {"code": 400, "message": "too many tokens", "type": "exceed_context_size_error"}),
+    ],
+)
+def test_servers_say_in_their_own_words_that_messages_are_too_long(
+    server: CloudServer, status: int, told: Any
+) -> None:
+    error = told if isinstance(told, dict) else {"message": told}
+    server.faults.append(Reply.of_json({"error": error}, status))
+    asked = model(Kind.OPENAI_COMPATIBLE, server.openai_url)
+    assert failure(asked).code == ErrorCode.CONTEXT_LENGTH_EXCEEDED
+
+
+@pytest.mark.parametrize(
+    "kind", [Kind.OPENAI, Kind.ANTHROPIC, Kind.OPENAI_COMPATIBLE, Kind.LITELLM]
+)
 def test_provider_says_when_to_come_back(server: CloudServer, kind: str) -> None:
     server.retry_after = "7"
     server.faults.append(Fault.RATE_LIMITED)

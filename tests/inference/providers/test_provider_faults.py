@@ -517,10 +517,13 @@ def test_redirect_elsewhere_gets_nothing(
         assert elsewhere.calls == []
 
 
-def test_redirect_within_the_host_is_followed(register: Register, server: CloudServer) -> None:
+@pytest.mark.parametrize("kind", OF_OPENAIS_SHAPE)
+def test_redirect_within_the_host_is_followed(
+    register: Register, server: CloudServer, kind: str
+) -> None:
     headers = {"Location": f"{server.openai_url}/chat/completions"}
     server.faults.append(Reply([b""], 307, headers=headers))
-    assert answer(register())[0] == "one two three four five six"
+    assert answer(register(kind))[0] == "one two three four five six"
 
 
 def run(task: GenerationTask) -> GenerationTask:
