@@ -329,6 +329,7 @@ REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["sopllm.access.authentication.PrincipalAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["monitoring.api.permissions.HasScope"],
     "DEFAULT_PARSER_CLASSES": ["monitoring.api.json_parser.StrictJSONParser"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "monitoring.api.negotiation.ContentNegotiation",
     "DEFAULT_RENDERER_CLASSES": [
         "rest_framework.renderers.JSONRenderer",
         "rest_framework.renderers.BrowsableAPIRenderer",

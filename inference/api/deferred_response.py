@@ -115,7 +115,7 @@ def requested_seconds(request: Request) -> float:
     """The seconds of `?wait=` or `Prefer: wait=`; 0 means not to wait."""
     text = request.query_params.get("wait")
     if text is None:
-        preferred = _PREFER_WAIT.search(request.headers.get("Prefer", ""))
+        preferred = _PREFER_WAIT.search(request.META.get("HTTP_PREFER", ""))
         return min(float(preferred[1]), MAX_WAIT_SECONDS) if preferred else 0.0
     try:
         seconds = float(text)

@@ -75,7 +75,7 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
         principal = principal_of(request)
         with refusals():
             fields = submission_validator().run_validation(request.data)
-            task = first_or_new(principal, fields, request.headers.get("Idempotency-Key"))
+            task = first_or_new(principal, fields, request.META.get("HTTP_IDEMPOTENCY_KEY"))
             is_new = task._state.adding
             [accepted] = submit.submit([task], principal.limits.max_pending_tasks)
         return Response(task_body(accepted), status=201 if is_new and accepted is task else 200)
