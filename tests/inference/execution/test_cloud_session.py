@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 from django.utils import timezone
-from pytest_django.fixtures import SettingsWrapper
+from pytest_django import Settings
 
 from conversations.models import text_of
 from inference import dispatch
@@ -102,7 +102,7 @@ def test_many_wait_at_once_and_an_urgent_one_passes_those_that_wait(
     new_task: NewTask,
     provider: HangingProvider,
     workers: Callable[[], "Future[None]"],
-    settings: SettingsWrapper,
+    settings: Settings,
 ) -> None:
     settings.MAX_CLOUD_CONCURRENCY = 3
     for number in range(4):
@@ -230,29 +230,37 @@ def test_running_session_hears_of_tasks_without_messages(
     wait_until(lambda: provider.asked == ["first"])
     GenerationTask.objects.filter(pk=second.pk).update(status="pending")
     wait_until(lambda: bool(client().pubsub_numsub(dispatch.CLOUD_NEWS_CHANNEL)[0][1]))
+    outbox.flush()
+    num_messages = dispatch.waiting_messages(Queue.API)
     assert dispatch.enqueue(dispatch.generate([second]))
     wait_until(lambda: provider.asked == ["first", "second"])
-    assert not dispatch.waiting_messages(Queue.API)
+    assert dispatch.waiting_messages(Queue.API) == num_messages
     provider.open = ["first", "second"]
     wait_until(lambda: {fresh(each).status for each in (first, second)} == {"completed"})
 
 
-def test_sweep_wakes_workers_that_no_session_hears(
+def test_sweep_sends_messages_though_a_session_hears(
     new_task: NewTask, provider: HangingProvider, workers: Callable[[], "Future[None]"]
 ) -> None:
-    provider.open = ["running"]
-    new_task(prompt="held up")
-    assert dispatch.enqueue(dispatch.generate(GenerationTask.objects.all()), is_heard=False)
+    first, second = new_task(prompt="first"), new_task(prompt="second")
+    GenerationTask.objects.filter(pk=second.pk).update(status="cancelled")
+    workers()
+    wait_until(lambda: bool(client().pubsub_numsub(dispatch.CLOUD_NEWS_CHANNEL)[0][1]))
+    outbox.flush()
+    client().delete(*client().keys("api*") or ["none"])
+    GenerationTask.objects.filter(pk=second.pk).update(status="pending", enqueued_at=None)
+    sweep.sweep()
     assert dispatch.waiting_messages(Queue.API) == 1
-    provider.open = ["held up"]
+    provider.open = ["first", "second"]
     workers().result(LIMIT_SECONDS)
+    wait_until(lambda: {fresh(each).status for each in (first, second)} == {"completed"})
 
 
 def test_session_without_room_hands_on_and_takes_no_more_messages(
     new_task: NewTask,
     provider: HangingProvider,
     workers: Callable[[], "Future[None]"],
-    settings: SettingsWrapper,
+    settings: Settings,
 ) -> None:
     settings.MAX_CLOUD_CONCURRENCY = 1
     new_task(prompt="running")
