@@ -11,7 +11,9 @@ from inference.engine.tool_forms import ThinkingTags, ToolForm
 
 # What may stand between the calls of one answer.
 _SEPARATORS = re.compile(r"(?:[\s,;\]]|\[(?![A-Z]|\Z))*")
-_NAMED = re.compile(r"([A-Za-z0-9_-]{1,64})(?:\[CALL_ID\][A-Za-z0-9_-]{0,64})?\[ARGS\]\s*(?=\{)")
+_NAMED = re.compile(
+    r"([A-Za-z0-9_-]{1,64})(?:\[CALL_ID\][A-Za-z0-9_-]{0,64})?(?:\[ARGS\])?\s*(?=\{)"
+)
 _NAMED_SO_FAR = re.compile(
     r"[A-Za-z0-9_-]{1,64}(?:\[[A-Z_]{0,7}(?:\][A-Za-z0-9_-]{0,64})?){0,2}\s*"
 )
@@ -33,7 +35,7 @@ class AnswerParser:
     """Fed with the text of one answer; what it gives out does not depend on how that was split.
 
     What only looks like the beginning of a call, or calls no tool that was offered, is text. White
-    space around reasoning and calls is left out.
+    space around reasoning and calls is left out; text after a call begins a new line.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class AnswerParser:
         self._held = ""
         # White space is left out where the next text begins.
         self._is_skipping = is_thinking
+        self._has_text = False
         self._num_calls = 0
         self._has_called = False
         # What was written since the mark of a call that has not begun yet.
@@ -67,6 +70,11 @@ class AnswerParser:
         self._call: CallReader | None = None
         self._num_told, self._is_call_told = 0, False
         self._deltas: list[AnswerDelta] = []
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether what comes next is reasoning, as far as that is certain."""
+        return self._state == _State.THINKING
 
     def feed(self, text: str) -> list[AnswerDelta]:
         """What is certain with more of the text."""
@@ -147,7 +155,7 @@ class AnswerParser:
         separators = _SEPARATORS.match(self._held)
         start = self._held[separators.end() if separators else 0 :]
         named = _NAMED.match(start) if form.has_names else None
-        if start.startswith("{") or named:
+        if start.startswith("{") or (named and named[1] in self._tools):
             skipped = len(self._held) - len(start) + (named.end() if named else 0)
             self._raw += self._held[:skipped]
             self._held = self._held[skipped:]
@@ -244,7 +252,9 @@ class AnswerParser:
     def _say(self, text: str) -> None:
         text = text.lstrip() if self._is_skipping else text
         if text:
-            self._is_skipping = False
+            if self._is_skipping and self._has_text:
+                text = f"\n{text}"
+            self._is_skipping, self._has_text = False, True
             self._deltas.append(text)
 
     def _think_aloud(self, text: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 _STRUCTURE = re.compile(r'["{}\[\]]')
-_IN_STRING = re.compile(r'["\\]')
+_IN_STRING = re.compile(r'["\\\x00-\x1f]')
 # The usual order, in which the arguments can be given out as they come.
 _HEAD = re.compile(
     r'\s*\{\s*(?:"(?:type|id)"\s*:\s*"[^"\\]*"\s*,\s*)?"name"\s*:\s*"([^"\\]*)"\s*,'
@@ -19,7 +19,8 @@ _KEYS = {"name", "arguments", "parameters", "type", "function", "id"}
 class CallReader:
     """Follows one object until it ends, or is seen to be no call of a known tool.
 
-    What the object is does not depend on how its text was split.
+    What the object is does not depend on how its text was split. Line breaks and tabs that a model
+    writes into a string are escaped in the arguments, as JSON wants them.
     """
 
     def __init__(self, tools: Collection[str], name: str | None = None) -> None:
@@ -85,6 +86,11 @@ class CallReader:
                 after += 1
             elif char == '"':
                 self._is_in_string = not self._is_in_string
+            elif char < " ":
+                if self.has_begun and self._start is not None and found.start() > self._start:
+                    escaped = json.dumps(char)[1:-1]
+                    self.text = text = text[: found.start()] + escaped + text[after:]
+                    after = found.start() + len(escaped)
             elif char in "{[":
                 self._depth += 1
             else:
@@ -98,17 +104,18 @@ class CallReader:
     def _read_whole(self) -> None:
         """Find name and arguments in an object of another order, or another shape."""
         try:
-            value: Any = json.loads(self.text)
+            value: Any = json.loads(self.text, strict=False)
+            function = value.get("function") if isinstance(value.get("function"), dict) else value
+            name = function.get("name")
+            arguments = function.get("arguments", function.get("parameters")) or {}
+            if isinstance(arguments, str):  # some models write the object as a text
+                arguments = json.loads(arguments, strict=False)
         except (ValueError, RecursionError):
             self.is_refused = True
             return
-        function = value.get("function") if isinstance(value.get("function"), dict) else value
-        name = function.get("name")
-        arguments = function.get("arguments", function.get("parameters"))
-        arguments = {} if arguments is None else arguments
-        if isinstance(arguments, dict):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        if not isinstance(name, str) or name not in self._tools or not isinstance(arguments, str):
+        if not isinstance(name, str) or name not in self._tools or not isinstance(arguments, dict):
             self.is_refused = True
             return
-        self.name, self._whole = name, arguments
+        # Half a surrogate pair stays an escape: no text has it.
+        written = json.dumps(arguments, ensure_ascii=False).encode(errors="backslashreplace")
+        self.name, self._whole = name, written.decode()

@@ -91,7 +91,58 @@ CASES: list[tuple[ToolForm | None, str, str, list[tuple[str, str]]]] = [
         "",
         [("add", '{"a": 1}')],
     ),
+    # Text between calls does not run together.
+    (
+        HERMES,
+        f"Here: \n<tool_call>{AS_JSON}</tool_call> Next:\n<tool_call>{ADD_AS_JSON}</tool_call>See?",
+        "Here:\nNext:\nSee?",
+        [FIND, ADD],
+    ),
+    # Several calls in one mark, a mark written twice, a call that is none before one that is.
+    (HERMES, f"<tool_call>[{AS_JSON}, {ADD_AS_JSON}]</tool_call>", "", [FIND, ADD]),
+    (HERMES, f"<tool_call>\n<tool_call>{AS_JSON}</tool_call>", "", [FIND]),
+    (
+        HERMES,
+        f"<tool_call>{{bad}}</tool_call><tool_call>{AS_JSON}</tool_call>",
+        "<tool_call>{bad}</tool_call>",
+        [FIND],
+    ),
+    # Arguments that are no object are no call's; none are an empty one.
+    *(
+        (HERMES, call, call, [])
+        for value in ('"hello"', "[1]", "5", '"[1]"')
+        for call in [f'<tool_call>{{"name": "find", "arguments": {value}}}</tool_call>']
+    ),
+    *(
+        (HERMES, f'<tool_call>{{"name": "find", "arguments": {value}}}', "", [("find", "{}")])
+        for value in ("{}", "null", '""')
+    ),
+    # Line breaks in strings are escaped, characters and escapes stay as they are.
+    *(
+        (
+            HERMES,
+            f"<tool_call>{call}</tool_call>",
+            "",
+            [("find", '{"a": "\\n\\t\\u0001", "b": "é\\ud83d"}')],
+        )
+        for arguments in ['{"a": "\n\t\x01", "b": "é\\ud83d"}']
+        for call in (
+            f'{{"name": "find", "arguments": {arguments}}}',
+            f'{{"id": "a\nb", "name": "find", "arguments": {arguments}, "x": "\n"}}',
+            f'{{"arguments": {arguments}, "name": "find"}}',
+            f'{{"name": "fi\\u006ed", "arguments": {arguments}}}',
+        )
+    ),
+    # The marks of calls may stand in arguments.
+    (
+        HERMES,
+        '<tool_call>{"name": "find", "arguments": {"q": "</tool_call><tool_call>"}}</tool_call>',
+        "",
+        [("find", '{"q": "</tool_call><tool_call>"}')],
+    ),
     (LLAMA, AS_JSON.replace("arguments", "parameters"), "", [FIND]),
+    *((LLAMA, f"{AS_JSON}{s}{ADD_AS_JSON}", "", [FIND, ADD]) for s in (";", ";\n", "\n", " ; ")),
+    (LLAMA, f'{AS_JSON} I used {{find}} and {{"q": 1}}', 'I used {find} and {"q": 1}', [FIND]),
     (LLAMA, f"<|python_tag|>{AS_JSON}; {ADD_AS_JSON}", "", [FIND, ADD]),
     (LLAMA, f'\n{{"type": "function", "function": {AS_JSON}}}', "", [FIND]),
     (LLAMA, '{"type": "function", "name": "add", "parameters": {}}', "", [("add", "{}")]),
@@ -109,6 +160,11 @@ CASES: list[tuple[ToolForm | None, str, str, list[tuple[str, str]]]] = [
         "",
         [FIND, ADD],
     ),
+    # The mark of the arguments may be missing.
+    (MISTRAL, f"Hi{{[TOOL_CALLS]find{FIND[1]}[TOOL_CALLS]add {ADD[1]}", "Hi{", [FIND, ADD]),
+    (MISTRAL, f"[TOOL_CALLS][{AS_JSON}]\nFound {{it}}", "Found {it}", [FIND]),
+    (MISTRAL, f"[TOOL_CALLS]rm{{}}[TOOL_CALLS]find{FIND[1]}", "[TOOL_CALLS]rm{}", [FIND]),
+    *((MISTRAL, text, text, []) for text in ("[TOOL_CALLS]find", "[TOOL_CALLS] find it: []")),
     (MISTRAL, "[TOOL_CALLS]rm[ARGS]{}", "[TOOL_CALLS]rm[ARGS]{}", []),
     (MISTRAL, "[1] [TOOL", "[1] [TOOL", []),
 ]
@@ -121,7 +177,11 @@ def test_calls_of_each_family(
     parsed = parse(answer, form=form, tools=TOOLS)
     assert (parsed.text, parsed.calls) == (text, calls)
     assert parsed.ids == [f"call_{index}" for index in range(len(calls))]
-    assert parse(*answer, form=form, tools=TOOLS) == parsed
+    for size in range(1, 8):
+        parts = [answer[start : start + size] for start in range(0, len(answer), size)]
+        assert parse(*parts, form=form, tools=TOOLS) == parsed
+    for cut in range(len(answer)):
+        assert parse(answer[:cut], answer[cut:], form=form, tools=TOOLS) == parsed
 
 
 @pytest.mark.parametrize(
