@@ -19,6 +19,8 @@ class UsageSerializer(serializers.Serializer[Any]):
     completion_tokens = serializers.IntegerField()
     total_tokens = serializers.IntegerField()
     cached_tokens = serializers.IntegerField()
+    # Absent where there are none.
+    reasoning_tokens = serializers.IntegerField(required=False)
 
 
 class TopLogprobSerializer(serializers.Serializer[Any]):

@@ -100,8 +100,10 @@ _FORMS = (
     (LLAMA, "<|python_tag|>", ("<function=",)),
     (LLAMA, "Environment: ipython", ("<function=",)),
 )
+# The most usual ones.
+THINK = ThinkingTags("<think>", "</think>")
 _TAGS = (
-    ThinkingTags("<think>", "</think>"),
+    THINK,
     ThinkingTags("<thinking>", "</thinking>"),
     ThinkingTags("<seed:think>", "</seed:think>"),
     ThinkingTags("[THINK]", "[/THINK]"),

@@ -121,13 +121,18 @@ class Attempt:
         lease = self.lease
         return lease.lost or lease.cancel_requested or time.monotonic() > self._give_up_at
 
-    def read(self, text: str) -> None:
-        """Add what a local model has generated, possibly nothing."""
+    def read(self, text: str, num_tokens: int = 0) -> None:
+        """Add what a local model has generated, of so many tokens, possibly nothing."""
         if self.parser is None:
             self.take(text)
-        else:
-            for delta in self.parser.feed(text):
-                self.take(delta)
+            return
+        was_thinking = self.parser.is_thinking
+        deltas = self.parser.feed(text)
+        # Its tags count, too.
+        if was_thinking or self.parser.is_thinking:
+            self.progress.reasoning_tokens += num_tokens
+        for delta in deltas:
+            self.take(delta)
 
     def take(self, delta: AnswerDelta) -> None:
         """Add what has come of the answer, possibly nothing."""

@@ -193,7 +193,7 @@ class Session:
         attempt.progress.cached_tokens = output.num_cached_tokens
         if output.logprobs:
             attempt.progress.logprobs += local.openai_logprobs(output.logprobs)
-        attempt.read(output.text)
+        attempt.read(output.text, output.num_new_tokens)
         if output.finish_reason is None:
             return
         del self._attempts[output.request_id]

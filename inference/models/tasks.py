@@ -26,12 +26,17 @@ class Queue(models.TextChoices):
 
 
 class Usage(TypedDict):
-    """Token counts of one answer; `cached_tokens` of the prompt were not computed again."""
+    """Token counts of one answer.
+
+    `cached_tokens` of the prompt were not computed again. `reasoning_tokens` of the answer are not
+    its text or calls; absent where there are none, or nobody has counted them.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     cached_tokens: int
+    reasoning_tokens: NotRequired[int]
 
 
 NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0, cached_tokens=0)

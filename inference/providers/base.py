@@ -63,6 +63,7 @@ class Progress:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
     finish_reason: FinishReason | None = None
     model_load_ms: float | None = None
     # Of the calls of this attempt, in billionths of a dollar; None: nobody knows, or nothing.
@@ -72,12 +73,15 @@ class Progress:
     logprobs: list[dict[str, Any]] = field(default_factory=list)
 
     def usage(self) -> Usage:
-        return Usage(
+        usage = Usage(
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             total_tokens=self.prompt_tokens + self.completion_tokens,
             cached_tokens=self.cached_tokens,
         )
+        if self.reasoning_tokens:
+            usage["reasoning_tokens"] = self.reasoning_tokens
+        return usage
 
 
 class Provider:

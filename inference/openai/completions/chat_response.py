@@ -11,6 +11,10 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionTokensDetails(TypedDict):
+    reasoning_tokens: int
+
+
 class CompletionUsage(TypedDict):
     """Tokens of each prompt, once, and of all choices."""
 
@@ -18,6 +22,7 @@ class CompletionUsage(TypedDict):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class AssistantMessage(TypedDict):
@@ -121,12 +126,15 @@ def finish_reason_of(result: TaskResult) -> str:
 
 def usage_of(tasks: Sequence[GenerationTask], num_choices: int) -> CompletionUsage:
     """Of all choices together, of which each prompt has so many."""
-    prompts = [task.usage for task in tasks[::num_choices]]
+    answers = [task.usage for task in tasks]
+    prompts = answers[::num_choices]
     num_prompt = sum(usage["prompt_tokens"] for usage in prompts)
-    num_completed = sum(task.usage["completion_tokens"] for task in tasks)
+    num_completed = sum(usage["completion_tokens"] for usage in answers)
+    num_reasoning = sum(usage.get("reasoning_tokens", 0) for usage in answers)
     return CompletionUsage(
         prompt_tokens=num_prompt,
         completion_tokens=num_completed,
         total_tokens=num_prompt + num_completed,
         prompt_tokens_details={"cached_tokens": sum(usage["cached_tokens"] for usage in prompts)},
+        completion_tokens_details={"reasoning_tokens": num_reasoning},
     )

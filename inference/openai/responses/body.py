@@ -189,6 +189,6 @@ def _usage(task: GenerationTask) -> ResponseUsage | None:
         input_tokens=usage["prompt_tokens"],
         input_tokens_details={"cached_tokens": usage["cached_tokens"], "cache_write_tokens": 0},
         output_tokens=usage["completion_tokens"],
-        output_tokens_details={"reasoning_tokens": 0},
+        output_tokens_details={"reasoning_tokens": usage.get("reasoning_tokens", 0)},
         total_tokens=usage["total_tokens"],
     )

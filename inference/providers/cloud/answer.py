@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+from inference.engine.answer_parser import AnswerParser
 from inference.engine.deltas import AnswerDelta, Reasoning, ToolCallDelta
 from inference.engine.sequence import FinishReason
+from inference.engine.tool_forms import THINK
 from inference.models import Usage
 from inference.providers.base import Progress
 from inference.providers.cloud import tokens, wire
@@ -59,14 +61,21 @@ class _ToolCall:
 class CloudAnswer:
     """Gathers the events of one call into the progress of the generation, from nothing on."""
 
-    def __init__(self, progress: Progress, *, is_in_tool: bool) -> None:
-        """`is_in_tool`: the text is what the model calls its only tool with."""
+    def __init__(
+        self, progress: Progress, *, is_in_tool: bool = False, may_think_in_text: bool = False
+    ) -> None:
+        """`is_in_tool`: the text is what the model calls its only tool with.
+
+        `may_think_in_text`: the text may begin with reasoning in tags, unless the provider tells
+        reasoning in a field of its own.
+        """
         # When something of the answer came for the last time (monotonic), and what ended it early.
         self.heard_at = time.monotonic()
         self.fault: Exception | None = None
         self._progress = progress
         self._is_in_tool = is_in_tool
         self._text, self._reasoning = WholeText(), WholeText()
+        self._parser = AnswerParser(thinking=THINK) if may_think_in_text else None
         self._said: list[str] = []
         self._has_text = False
         self._tool_calls: list[_ToolCall] = []
@@ -77,6 +86,7 @@ class CloudAnswer:
         # The counts of the usage in the provider's own words.
         self.usage_details: dict[str, Any] = {}
         progress.prompt_tokens = progress.completion_tokens = progress.cached_tokens = 0
+        progress.reasoning_tokens = 0
         progress.logprobs = []
         for name in ("usage_is_estimated", "warning"):
             progress.extra.pop(name, None)
@@ -121,17 +131,29 @@ class CloudAnswer:
         is_last = bool(self._reason) or self.fault is not None
         deltas: list[AnswerDelta] = []
         if thought := self._reasoning.add(reasoning, is_last=is_last):
-            self._said.append(thought)
-            deltas.append(Reasoning(thought))
+            deltas += [*self._rest_of_text(), Reasoning(thought)]
         if said := self._text.add(text, is_last=is_last):
-            self._said.append(said)
-            self._has_text = self._has_text or bool(said)
-            deltas.append(said)
-        return deltas + self._new_of_calls(is_last=is_last)
+            deltas += [said] if self._parser is None else self._parser.feed(said)
+        return self._told(deltas) + self._new_of_calls(is_last=is_last)
 
     def rest(self) -> list[AnswerDelta]:
         """What was held back of an answer that has ended."""
-        return self._new_of_calls(is_last=True)
+        return self._told(self._rest_of_text()) + self._new_of_calls(is_last=True)
+
+    def _rest_of_text(self) -> list[AnswerDelta]:
+        """What may have become a tag; no tags are looked for after that."""
+        parser, self._parser = self._parser, None
+        return [] if parser is None else parser.finish()
+
+    def _told(self, deltas: list[AnswerDelta]) -> list[AnswerDelta]:
+        """The same text and reasoning, which is noted."""
+        for delta in deltas:
+            if isinstance(delta, Reasoning):
+                self._said.append(delta.text)
+            elif isinstance(delta, str):
+                self._said.append(delta)
+                self._has_text = True
+        return deltas
 
     def _read(self, event: dict[str, Any]) -> tuple[str, str]:
         """Text and reasoning of an event of OpenAI's shape, or of a whole completion."""
@@ -243,6 +265,7 @@ class CloudAnswer:
             self._progress.cached_tokens = self._usage["cached_tokens"]
             if self._reason:  # before that, it is what was known at the beginning
                 self._progress.completion_tokens = self._usage["completion_tokens"]
+                self._progress.reasoning_tokens = self._usage["reasoning_tokens"]
 
     def estimate_usage(self, prompt_tokens: int) -> None:
         """Count what the provider does not tell, with a tokenizer that is not its own."""

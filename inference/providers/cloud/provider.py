@@ -57,6 +57,8 @@ class CloudProvider(Provider):
     known_extra_params: ClassVar[frozenset[str] | None] = call.KNOWN_EXTRA_PARAMS
     unsupported_params = frozenset({"deterministic"})
     prefix: ClassVar[str]
+    # Whether an answer may begin with reasoning that nobody has told apart.
+    may_think_in_text: ClassVar[bool] = False
 
     async def generate(self, request: GenerationRequest, progress: Progress) -> Deltas:
         """Retries count from the first call; a refusal by the breaker is a failure too.
@@ -67,7 +69,11 @@ class CloudProvider(Provider):
         arguments = await asyncio.to_thread(self._arguments, request, progress, key)
         breaker = CircuitBreaker(self.model)
         for num_retries in count(request.num_retries):
-            answer = CloudAnswer(progress, is_in_tool=self._answers_in_tool(request))
+            answer = CloudAnswer(
+                progress,
+                is_in_tool=self._answers_in_tool(request),
+                may_think_in_text=self.may_think_in_text,
+            )
             try:
                 await hosts.check(self.model)
                 await asyncio.to_thread(breaker.before_call)
@@ -233,6 +239,7 @@ class OpenAICompatibleProvider(CloudProvider):
     """vLLM, llama.cpp and others that speak OpenAI's language at an address of their own."""
 
     prefix = ""
+    may_think_in_text = True
     known_extra_params = None
 
     def _events(self, arguments: dict[str, Any], key: str | None) -> AsyncGenerator[Any, None]:

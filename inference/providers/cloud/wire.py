@@ -155,11 +155,14 @@ def usage(value: Any) -> Usage | None:
     completion_tokens = max(completion_tokens, total_tokens - prompt_tokens)
     details = value.get("prompt_tokens_details")
     cached_tokens = count(details.get("cached_tokens")) if isinstance(details, dict) else None
+    details = value.get("completion_tokens_details")
+    reasoning_tokens = count(details.get("reasoning_tokens")) if isinstance(details, dict) else None
     return Usage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
         cached_tokens=min(cached_tokens or 0, prompt_tokens),
+        reasoning_tokens=min(reasoning_tokens or 0, completion_tokens),
     )
 
 

@@ -480,8 +480,11 @@ def test_reasoning_text_and_calls_are_items(api: APIClient, has_deltas: bool) ->
     number = created(api)["id"]
     end_with_calls(number)
     key = number.removeprefix("resp_")
-    output = api.get(f"{PATH}/{number}").json()["output"]
+    response = api.get(f"{PATH}/{number}").json()
+    assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
+    output = response["output"]
     text = {"type": "output_text", "text": "I ask.", "annotations": [], "logprobs": []}
+    result["usage"]["reasoning_tokens"] = 2
     head = {"type": "function_call", "status": "completed", "name": "weather"}
     assert output == [
         {

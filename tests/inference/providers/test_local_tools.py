@@ -102,6 +102,7 @@ def test_forced_calls_of_each_family(
     assert {name for name, _ in called(result)} <= {"weather", "map"}
     assert result["text"] == ""
     assert "reasoning_content" not in result
+    assert "reasoning_tokens" not in result["usage"]
 
 
 def test_no_tool_is_called_unless_it_may_be(new_task: NewTask, smol: RegisteredModel) -> None:
@@ -152,6 +153,8 @@ def test_reasoning_is_apart_from_the_text(
     task = new_task(**fields, prompt=prompt, conversation_id=conversation.pk)
     result = run(task)
     assert (result["reasoning_content"], result["text"].strip()) == ("One.", "Two.")
+    usage = result["usage"]
+    assert 0 < usage["reasoning_tokens"] < usage["completion_tokens"]
     deltas = [parse(*each) for each in client().xrange(stream_key(task.pk))]
     assert "".join(delta.reasoning for delta in deltas) == "One."
     assert [each.content for each in conversation.messages.all()] == [prompt, result["text"]]

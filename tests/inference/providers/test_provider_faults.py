@@ -115,6 +115,47 @@ def test_blocks_of_thinking_are_reasoning(
     assert (heard.reasoning, heard.text) == ("Hm", "yes")
 
 
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("kind", "content", "reasoning", "text"),
+    [
+        (Kind.OPENAI_COMPATIBLE, "<think>\nHm.\n</think>\n\nyes ", "Hm.", "yes "),
+        (Kind.OPENAI_COMPATIBLE, "<think>Hm", "Hm", ""),
+        (Kind.OPENAI_COMPATIBLE, " <thin ice", "", " <thin ice"),
+        (Kind.OPENAI_COMPATIBLE, "a <think>", "", "a <think>"),
+        (Kind.OPENAI, "<think>Hm</think>yes", "", "<think>Hm</think>yes"),
+    ],
+)
+def test_reasoning_in_the_text_is_told_apart(
+    register: Register,
+    server: CloudServer,
+    kind: Kind,
+    content: str,
+    reasoning: str,
+    text: str,
+    size: int,
+) -> None:
+    parts = [content[start : start + size] for start in range(0, len(content), size)]
+    heard = told(register, server, *map(delta, parts), STOP, kind=kind)
+    assert (heard.reasoning, heard.text) == (reasoning, text)
+
+
+def test_text_is_as_it_is_where_reasoning_has_a_field(
+    register: Register, server: CloudServer
+) -> None:
+    events = [delta(" "), delta(reasoning_content="Hm"), delta("<think>a</think>b"), STOP]
+    heard = told(register, server, *events, kind=Kind.OPENAI_COMPATIBLE)
+    assert (heard.reasoning, heard.text) == ("Hm", " <think>a</think>b")
+
+
+def test_tokens_of_reasoning_are_as_the_provider_says(
+    register: Register, server: CloudServer
+) -> None:
+    usage = USAGE["usage"] | {"completion_tokens_details": {"reasoning_tokens": 1}}
+    heard = told(register, server, delta("yes"), STOP, USAGE | {"usage": usage})
+    assert heard.progress.usage()["reasoning_tokens"] == 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "stray", [7, None, [], ["x"], "x", True, {}, {"choices": 7}, {"choices": [7]}]
