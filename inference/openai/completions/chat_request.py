@@ -23,7 +23,9 @@ class ChatCompletionRequestSerializer(CompletionFieldsSerializer):
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("messages"), list):
-            data = data | {"messages": [_message(each) for each in data["messages"]]}
+            given = [_message(each) for each in data["messages"]]
+            # An answer may have been empty, or nothing but reasoning.
+            data = data | {"messages": [each for each in given if each != {"role": "assistant"}]}
         return super().to_internal_value(data)
 
 
@@ -41,10 +43,11 @@ def chat_request(body: Any) -> CompletionRequest:
 def _message(message: Any) -> Any:
     """As tasks take it: without what is null or empty, as in the answers that come back.
 
-    `developer` is `system`; no model reads the `name` of who speaks.
+    `developer` is `system`; no model reads the `name` of who speaks, or earlier reasoning.
     """
     if not isinstance(message, dict):
         return message
-    given = {name: value for name, value in message.items() if value not in (None, [])}
-    given.pop("name", None)
+    given = {name: value for name, value in message.items() if value not in (None, [], "")}
+    for name in ("name", "reasoning_content", "reasoning"):
+        given.pop(name, None)
     return given | {"role": "system"} if given.get("role") == "developer" else given

@@ -52,7 +52,8 @@ def messages_of(given: Any) -> list[dict[str, Any]]:
         elif kind == "message":
             role = "system" if item.get("role") == "developer" else item.get("role")
             content = _content(item.get("content"), f"{where}/content")
-            messages.append({"role": role, "content": content})
+            if content or role != "assistant":  # an answer may have been empty
+                messages.append({"role": role, "content": content})
     if not messages:
         raise _refusal("#", "Give an item that asks something, such as a message.")
     return messages

@@ -281,6 +281,26 @@ def test_answer_may_come_back_as_it_was_given() -> None:
     ]
 
 
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_answer_of_reasoning_alone_may_come_back(field: str) -> None:
+    empty = {"role": "assistant", "content": "", "refusal": None, field: "Hm"}
+    spoken = {"role": "assistant", "content": "Yes.", field: "Hm"}
+    body = BODY | {"messages": [MESSAGE, empty, MESSAGE, spoken, MESSAGE]}
+    assert ask(CHAT, body, completing()).status_code == 200
+    answered = {"role": "assistant", "content": "Yes."}
+    assert only_task().request["messages"] == [MESSAGE, MESSAGE, answered, MESSAGE]
+
+
+def test_tokens_of_reasoning_are_told() -> None:
+    def reasoning(task: GenerationTask) -> None:
+        result = answer("Yes.")
+        result["usage"]["reasoning_tokens"] = 2
+        finish.complete(claimed(task), result, TIMINGS)
+
+    response = ask(CHAT, BODY | {"n": 2}, reasoning, reasoning)
+    assert response.json()["usage"]["completion_tokens_details"] == {"reasoning_tokens": 4}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_structured_output_that_was_cut_is_an_answer(stream: bool) -> None:
     def cut(task: GenerationTask) -> None:

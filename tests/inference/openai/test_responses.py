@@ -454,6 +454,17 @@ def call(number: int, arguments: str) -> Any:
     return {"id": f"call_{number}", "type": "function", "function": function}
 
 
+def test_output_of_an_empty_answer_may_come_back() -> None:
+    output = ask(PATH, BODY, completing("")).json()["output"]
+    assert [item["type"] for item in output] == ["message"]
+    question = {"role": "user", "content": "And now?"}
+    body = BODY | {"input": [question, *output, question]}
+    assert ask(PATH, body, completing()).status_code == 200
+    last = GenerationTask.objects.order_by("created_at").last()
+    assert last is not None
+    assert last.request["messages"] == [question, question]
+
+
 def end_with_calls(response_id: str) -> None:
     """Streams some reasoning, text and two calls, and completes with them."""
     task = GenerationTask.objects.get(pk=task_id(response_id))
@@ -471,6 +482,7 @@ def end_with_calls(response_id: str) -> None:
     writer.flush()
     result = answer("I ask.", "tool_calls")
     result["reasoning_content"] = "Let me think."
+    result["usage"]["reasoning_tokens"] = 2
     result["tool_calls"] = calls
     finish.complete(lease, result, TIMINGS)
 
@@ -484,7 +496,6 @@ def test_reasoning_text_and_calls_are_items(api: APIClient, has_deltas: bool) ->
     assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": 2}
     output = response["output"]
     text = {"type": "output_text", "text": "I ask.", "annotations": [], "logprobs": []}
-    result["usage"]["reasoning_tokens"] = 2
     head = {"type": "function_call", "status": "completed", "name": "weather"}
     assert output == [
         {
