@@ -5,6 +5,7 @@ import json
 import struct
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -212,6 +213,51 @@ def test_probabilities_of_tokens(client: OpenAI) -> None:
     tokens = answer.choices[0].logprobs.content
     assert 1 <= len(tokens) <= 4
     assert all(token.logprob <= 0 and len(token.top_logprobs) == 3 for token in tokens)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_characters_of_several_tokens_are_whole(client: OpenAI, streamed: bool) -> None:
+    text = "媽 says 😀, naïve"
+    asked: Any = {
+        "model": CHAT_MODEL,
+        "messages": [USER],
+        "logprobs": True,
+        "top_logprobs": 0,
+        "extra_body": {"response_format": {"type": "choice", "choices": [text]}},
+    }
+    if streamed:
+        choices = [
+            chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True)
+        ]
+        said = [choice.delta.content or "" for choice in choices]
+    else:
+        choices = client.chat.completions.create(**asked).choices
+        said = [choices[0].message.content]
+    assert "".join(said) == text
+    tokens = [token for each in choices if each.logprobs for token in each.logprobs.content]
+    assert b"".join(bytes(token.bytes) for token in tokens).decode() == text
+    assert not any(token.top_logprobs for token in tokens)
+
+
+def test_prompts_are_answered_alike_streamed_and_whole(client: OpenAI) -> None:
+    asked: Any = {
+        "model": CHAT_MODEL,
+        "prompt": ["1, 2, 3, 4,", "a, b, c, d,"],
+        "n": 2,
+        "seed": 7,
+        "max_tokens": 6,
+        "extra_body": {"deterministic": True},
+    }
+    whole = client.completions.create(**asked)
+    texts, reasons = [""] * 4, {}
+    for chunk in client.completions.create(**asked, stream=True):
+        [choice] = chunk.choices
+        assert choice.index not in reasons
+        texts[choice.index] += choice.text
+        if choice.finish_reason:
+            reasons[choice.index] = choice.finish_reason
+    assert texts == [choice.text for choice in whole.choices]
+    assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
 
 
 def test_response_goes_on_from_the_previous_one(client: OpenAI) -> None:

@@ -98,10 +98,11 @@ def test_embeddings_are_those_of_our_own_route(service: RunningService, client: 
     assert plain.data[0].embedding == pytest.approx(ours[0], abs=1e-5)
 
 
-def test_prompt_that_is_too_long_is_a_bad_request(client: OpenAI) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompt_that_is_too_long_is_a_bad_request(client: OpenAI, stream: bool) -> None:
     words: Any = [{"role": "user", "content": 20_000 * "word "}]
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model=SMOLLM2, messages=words)
+        client.chat.completions.create(model=SMOLLM2, messages=words, stream=stream)
     assert caught.value.code == "context_length_exceeded"
 
 

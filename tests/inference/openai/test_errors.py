@@ -69,6 +69,20 @@ def test_bodies_that_cannot_be_read(valkey: Valkey) -> None:
     assert_error(post(11 * 1024 * 1024 * b" "), 413, kind, "payload_too_large")
 
 
+@pytest.mark.parametrize("body", ['"text"', '["a"]', "42", "null", ""])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("chat/completions", "completions", "embeddings", "rerank", "responses", "batches"),
+        *("messages", "messages/count_tokens"),
+    ],
+)
+def test_body_that_is_no_object_is_refused(api: APIClient, path: str, body: str) -> None:
+    response = api.generic("POST", f"/v1/{path}", body, content_type="application/json")
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
+
+
 def test_limits_say_when_to_come_again(echo: RegisteredModel, valkey: Valkey) -> None:
     alice = client_of(
         Principal("a key", "alice", frozenset(Scope), Limits(max_pending_tasks=0, max_priority=5))
