@@ -73,6 +73,9 @@ def ended(task: GenerationTask) -> None:
         error=task.error,
         error_code=task.error_code,
     )
+    if "accepted_prediction_tokens" in task.usage:
+        data["accepted_prediction_tokens"] = task.usage["accepted_prediction_tokens"]
+        data["rejected_prediction_tokens"] = task.usage["rejected_prediction_tokens"]
     events.publish(_ENDS[GenerationTask.Status(task.status)], data, task.owner)
     counters.count(task_counts.of_end(task.status, data))
 

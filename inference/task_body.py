@@ -19,8 +19,10 @@ class UsageSerializer(serializers.Serializer[Any]):
     completion_tokens = serializers.IntegerField()
     total_tokens = serializers.IntegerField()
     cached_tokens = serializers.IntegerField()
-    # Absent where there are none.
+    # Absent where there are none, as the next two.
     reasoning_tokens = serializers.IntegerField(required=False)
+    accepted_prediction_tokens = serializers.IntegerField(required=False)
+    rejected_prediction_tokens = serializers.IntegerField(required=False)
 
 
 class TopLogprobSerializer(serializers.Serializer[Any]):

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from inference.engine.deltas import TokenLogprob
+from inference.engine.drafts import Drafter
 from inference.engine.errors import EngineError, InvalidRequestError, PromptTooLongError
-from inference.engine.kv_cache import CHUNK_TOKENS, KVCache
-from inference.engine.runner import Runner
+from inference.engine.kv_cache import CHUNK_TOKENS, KVCache, common_prefix_length
+from inference.engine.runner import Chunk, Runner, Sampled
 from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
 
@@ -19,8 +20,9 @@ logger = logging.getLogger(__name__)
 class StepOutput:
     """What one step brought for one request: the new text, possibly empty, and its end.
 
-    `num_cached_tokens` of the prompt did not have to be computed; `error` is why it failed, and
-    `stop_sequence` which of them has ended it.
+    `num_cached_tokens` of the prompt did not have to be computed; `num_accepted_drafts` of the
+    tokens were drafted, and `num_rejected_drafts` others in vain, both so far; `error` is why it
+    failed, and `stop_sequence` which of them has ended it.
     """
 
     request_id: str
@@ -31,6 +33,8 @@ class StepOutput:
     num_cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     stop_sequence: str | None = None
+    num_accepted_drafts: int = 0
+    num_rejected_drafts: int = 0
 
 
 class Engine:
@@ -72,6 +76,7 @@ class Engine:
             max_num_seqs=max_num_seqs,
             max_batch_tokens=runner.max_batch_tokens,
         )
+        self._drafter = Drafter(runner)
         self._sequences: dict[str, Sequence] = {}
 
     @property
@@ -128,6 +133,7 @@ class Engine:
     def add(self, sequence: Sequence) -> Sequence:
         """Queue a sequence, which is kept up to date until it has finished."""
         self._sequences[sequence.request_id] = sequence
+        self._drafter.add(sequence)
         self._scheduler.add(sequence)
         return sequence
 
@@ -139,7 +145,7 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """Compute one batch; one output for each sequence that got a token or ended."""
-        batch = self._scheduler.schedule()
+        batch = self._drafter.extend(self._scheduler.schedule())
         if not batch:
             return []
         started = self._clock()
@@ -153,6 +159,7 @@ class Engine:
             for _, chunk in batch:
                 self._kv_cache.forget(chunk.slot)
             return [self._fail(sequence, error) for sequence, _ in batch]
+        self._drafter.measure(batch, self._clock() - started)
         outputs: list[StepOutput] = []
         for (sequence, chunk), row in zip(batch, rows, strict=True):
             self._kv_cache.append(
@@ -160,7 +167,7 @@ class Engine:
             )
             sequence.num_computed_tokens += len(chunk.tokens)
             if chunk.needs_logits:
-                outputs.append(self._sample(sequence, row))
+                outputs.append(self._sample(sequence, chunk, row))
         self._scheduler.prefill_budget.measure(num_tokens - num_decoding, self._clock() - started)
         return outputs
 
@@ -172,31 +179,55 @@ class Engine:
         sequence = self._sequences.get(request_id)
         return None if sequence is None else self._finish(sequence, reason)
 
-    def _sample(self, sequence: Sequence, row: int) -> StepOutput:
-        """Choose what the sequence goes on with, and see whether it ends there."""
-        try:
-            sampled = self.runner.sample(sequence.sampler, row)
-        except EngineError as error:
-            return self._fail(sequence, error)
-        if sampled.logprobs:
-            sequence.logprobs = sampled.logprobs
+    def _sample(self, sequence: Sequence, chunk: Chunk, row: int) -> StepOutput:
+        """Choose what the sequence goes on with, as far as drafts are right; see if it ends."""
+        num_before = len(sequence.output_tokens)
+        new_tokens: list[int] = []
+        text, logprobs = "", list[TokenLogprob]()
+        reason: FinishReason | None = None
+        error: EngineError | None = None
+        while reason is None and new_tokens == chunk.drafts[: len(new_tokens)]:
+            try:
+                sampled = self.runner.sample(sequence.sampler, row + len(new_tokens))
+            except EngineError as raised:
+                reason, error = FinishReason.ERROR, raised
+                break
+            certain, reason = self._take(sequence, sampled)
+            text += certain
+            logprobs += sampled.logprobs
+            new_tokens = sequence.output_tokens[num_before:]
+        self._drafter.push(sequence, new_tokens)
+        if chunk.drafts:
+            num_accepted = common_prefix_length(chunk.drafts, new_tokens)
+            sequence.num_accepted_drafts += num_accepted
+            sequence.num_rejected_drafts += len(chunk.drafts) - num_accepted
+            self._kv_cache.append(chunk.slot, chunk.drafts[:num_accepted])
+            sequence.num_computed_tokens += num_accepted
+            if num_accepted < len(chunk.drafts):
+                sequence.num_computed_tokens = self._kv_cache.cut(
+                    chunk.slot, sequence.num_computed_tokens
+                )
+        sequence.logprobs = tuple(logprobs)
+        if reason is not None:
+            return self._finish(sequence, reason, text, len(new_tokens), error)
+        return _output(sequence, text, len(new_tokens))
+
+    def _take(self, sequence: Sequence, sampled: Sampled) -> tuple[str, FinishReason | None]:
+        """Go on by what was chosen; return the text that is certain, and why it ends, if so."""
         room = sequence.max_output_tokens - len(sequence.output_tokens)
-        text, num_new_tokens = "", 0
+        text = ""
         for token in sampled.tokens[:room]:
             if token in sequence.stop_tokens:
-                return self._finish(sequence, FinishReason.STOP, text, num_new_tokens)
+                return text, FinishReason.STOP
             is_mark = token in sequence.marks
             written = sequence.marks[token] if is_mark else self.runner.token_to_bytes(token)
             text += sequence.assembler.push(written)
             sequence.output_tokens.append(token)
-            num_new_tokens += 1
             if sequence.assembler.is_stopped:
-                return self._finish(sequence, FinishReason.STOP, text, num_new_tokens)
+                return text, FinishReason.STOP
         if sampled.is_end and len(sampled.tokens) <= room:
-            return self._finish(sequence, FinishReason.STOP, text, num_new_tokens)
-        if num_new_tokens == room:
-            return self._finish(sequence, FinishReason.LENGTH, text, num_new_tokens)
-        return _output(sequence, text, num_new_tokens)
+            return text, FinishReason.STOP
+        return text, FinishReason.LENGTH if len(sampled.tokens) >= room else None
 
     def _fail(self, sequence: Sequence, error: EngineError) -> StepOutput:
         return self._finish(sequence, FinishReason.ERROR, error=error)
@@ -213,6 +244,7 @@ class Engine:
         text += sequence.assembler.finish()
         sequence.finish_reason, sequence.error = reason, error
         self._scheduler.remove(sequence)
+        self._drafter.remove(sequence)
         self.runner.free_sampler(sequence.sampler)
         del self._sequences[sequence.request_id]
         return _output(sequence, text, num_new_tokens)
@@ -228,4 +260,6 @@ def _output(sequence: Sequence, text: str, num_new_tokens: int) -> StepOutput:
         sequence.num_cached_tokens,
         sequence.logprobs and sequence.logprobs[:num_new_tokens],
         sequence.assembler.stopped_by,
+        sequence.num_accepted_drafts,
+        sequence.num_rejected_drafts,
     )

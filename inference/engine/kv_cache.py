@@ -123,6 +123,15 @@ class KVCache:
         if len(held.tokens) > held.max_cells:
             raise AssertionError("a sequence outgrew its cells")
 
+    def cut(self, slot: int, num_tokens: int) -> int:
+        """Remove what was computed behind the tokens the slot holds; return how many are left.
+
+        `num_tokens` of them, or none where memory has failed.
+        """
+        if not self._memory.keep_prefix(slot, num_tokens):
+            self._slots[slot].hold([])
+        return len(self._slots[slot].tokens)
+
     def release(self, slot: int) -> None:
         """The sequence has ended: free what it reserved, keep what it has computed."""
         self._slots[slot].max_cells = 0

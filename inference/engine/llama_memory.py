@@ -16,6 +16,7 @@ class LlamaMemory:
         self._llama = llama
         self._memory: Any = None
         self.can_copy = False
+        self.can_cut = False
 
     def open(self, model: Any, context: Any, *, is_shared: bool) -> None:
         """Take over a context's memory; `is_shared`: its sequences have one buffer for all.
@@ -30,6 +31,8 @@ class LlamaMemory:
         self._is_recurrent = bool(
             llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model)
         )
+        # What slides out of a window goes with what is sure to be kept, not with a draft.
+        self.can_cut = not self._is_recurrent
         # Cells of two sequences are never given up for new tokens, not even when both windows
         # have passed them: they would fill up the one buffer of all windows.
         self.can_copy = not self._is_recurrent and not (is_shared and self._window)

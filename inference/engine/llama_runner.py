@@ -67,7 +67,8 @@ class LlamaRunner:
                 self._new_context(params)
                 self._tokenizer = ConstraintTokenizer(self._read_vocabulary())
                 self._candidates = Candidates(llama, self.vocab_size)
-                self._batch = _Batch(self.max_batch_tokens, self.max_num_seqs)
+                max_outputs = self.max_num_seqs + self.max_draft_tokens
+                self._batch = _Batch(self.max_batch_tokens, max_outputs)
             self.chat_template = self._read_chat_template()
         except BaseException:
             self.close()
@@ -230,7 +231,7 @@ class LlamaRunner:
         options.n_ubatch = min(params.num_batch_tokens, 512)
         options.n_seq_max = params.max_num_seqs
         # Room for the logits of every token would be most of a small model's compute buffer.
-        options.n_outputs_max = params.max_num_seqs
+        options.n_outputs_max = params.max_num_seqs + params.max_draft_tokens
         options.n_threads = options.n_threads_batch = params.num_threads or num_cores
         options.kv_unified = num_cells < most_cells
         # A sliding window's cells are kept for the window only: much less memory, and a history
@@ -247,6 +248,7 @@ class LlamaRunner:
         self.num_cells = int(llama.llama_n_ctx(self._context))
         self.n_ctx_per_seq = min(window, int(llama.llama_n_ctx_seq(self._context)))
         self.max_num_seqs = params.max_num_seqs
+        self.max_draft_tokens = params.max_draft_tokens
         self.max_batch_tokens = int(llama.llama_n_batch(self._context))
 
     def _read_chat_template(self) -> ChatTemplate:
@@ -344,19 +346,21 @@ class _Batch:
         rows: list[int] = []
         end = 0
         for chunk in chunks:
-            start, end = end, end + len(chunk.tokens)
+            tokens = chunk.tokens + chunk.drafts
+            start, end = end, end + len(tokens)
             if end > self._max_tokens:
                 raise DecodeError(f"The batch has more than {self._max_tokens} tokens.")
-            self._tokens[start:end] = chunk.tokens
+            self._tokens[start:end] = tokens
             first = chunk.start_position
             self._positions[start:end] = range(first, first + end - start)
             self._slots[start:end] = chunk.slot
             self._logits[start:end] = 0
-            self._logits[end - 1] = chunk.needs_logits
-            rows.append(end - 1)
+            last = end - 1 - len(chunk.drafts)
+            self._logits[last:end] = chunk.needs_logits
+            rows.append(last)
         if end == 0:
             raise DecodeError("The batch is empty.")
-        if sum(chunk.needs_logits for chunk in chunks) > self._max_outputs:
+        if self._logits[:end].sum() > self._max_outputs:
             raise DecodeError(f"The batch asks for more than {self._max_outputs} rows of logits.")
         self.native.n_tokens = end
         return rows

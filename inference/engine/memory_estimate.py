@@ -61,6 +61,7 @@ def estimate(
     num_cache_cells: int | None,
     num_batch_tokens: int,
     gpu_layers: int,
+    max_draft_tokens: int = 0,
 ) -> MemoryEstimate:
     """The memory of a model that is loaded with these values of LoadParams.
 
@@ -69,13 +70,14 @@ def estimate(
     num_tokens = min(num_batch_tokens, _MAX_TOKENS)
     window = context_window or header.context_length
     cache = _cache(header, window, max_num_seqs, num_cache_cells, num_tokens)
-    graph = _graph_bytes(header, cache, num_tokens)
+    num_outputs = max_num_seqs + max_draft_tokens
+    graph = _graph_bytes(header, cache, num_tokens, num_outputs)
     # The last layers go to the GPU first; the output counts as one more, behind them.
     first_on_device = 0 if gpu_layers < 0 else max(0, header.num_layers + 1 - gpu_layers)
     on_device = header.layers[first_on_device:]
     is_all_on_device = bool(gpu_layers) and len(on_device) == header.num_layers
     weights, device = header.weights_bytes, 0
-    compute = header.vocab_size * max_num_seqs * _FLOAT_BYTES  # the logits, handed to the sampler
+    compute = header.vocab_size * num_outputs * _FLOAT_BYTES  # the logits, handed to the sampler
     compute += header.vocab_size * VOCABULARY_BYTES_PER_TOKEN
     if is_all_on_device:  # the inputs, handed to the GPU
         compute += header.embedding_length * num_tokens * _FLOAT_BYTES
@@ -110,7 +112,7 @@ def _cache(
     return _Cache(num_seqs, num_seqs, cells, min(cells, _padded(sliding_window + num_tokens)))
 
 
-def _graph_bytes(header: GGUFHeader, cache: _Cache, num_tokens: int) -> int:
+def _graph_bytes(header: GGUFHeader, cache: _Cache, num_tokens: int, num_outputs: int) -> int:
     """The compute buffer: the masks and the larger of a layer's and the output's vectors."""
     hidden, query, key = header.embedding_length, header.query_length, header.key_length
     experts = header.num_experts_used
@@ -119,8 +121,8 @@ def _graph_bytes(header: GGUFHeader, cache: _Cache, num_tokens: int) -> int:
         inner += hidden * experts
     attention = max(2 * query + key, query + 3 * key) + 2 * hidden
     in_layer = max(attention, 3 * hidden + query + inner) * num_tokens * _FLOAT_BYTES
-    # LlamaRunner asks for the logits of one token of each sequence.
-    num_outputs = min(num_tokens, cache.num_seqs)
+    # LlamaRunner asks for the logits of one token of each sequence, and of drafted tokens.
+    num_outputs = min(num_tokens, num_outputs)
     in_output = (header.vocab_size * num_outputs + 2 * hidden * num_tokens) * _FLOAT_BYTES
     return max(in_layer + _masks_bytes(header, cache, num_tokens), in_output)
 

@@ -1,6 +1,6 @@
 """What the engine asks of a model: the seam between scheduling and llama.cpp."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +20,7 @@ class LoadParams:
     answers depend less on what else is in the batch: from 64 on, llama.cpp's attention uses
     another kernel, which is up to a third faster. `gpu_layers`: -1 = all.
     `num_threads`: None = one for each core this process may use.
+    `max_draft_tokens`: room for the logits of so many drafted tokens in a step, 0 = no drafts.
     `is_vocabulary_only`: without its weights, to count tokens.
     """
 
@@ -30,6 +31,7 @@ class LoadParams:
     max_num_seqs: int = 8
     gpu_layers: int = -1
     num_threads: int | None = None
+    max_draft_tokens: int = 0
     is_vocabulary_only: bool = False
 
     def __post_init__(self) -> None:
@@ -41,12 +43,16 @@ class LoadParams:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive tokens of one sequence, from `start_position` on, to be computed in a batch."""
+    """Consecutive tokens of one sequence, from `start_position` on, to be computed in a batch.
+
+    `drafts` are computed behind them, though they may not be what is chosen; each has logits.
+    """
 
     slot: int
     start_position: int
     tokens: list[int]
     needs_logits: bool
+    drafts: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,11 @@ class SequenceMemory(Protocol):
     @property
     def can_copy(self) -> bool:
         """Whether a prefix of one slot can be copied to another at all."""
+        ...
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether a slot can give up tokens that were computed in the last batch."""
         ...
 
     def can_keep_prefix(self, slot: int, num_tokens: int) -> bool:
@@ -126,6 +137,11 @@ class Runner(Protocol):
     def max_batch_tokens(self) -> int: ...
 
     @property
+    def max_draft_tokens(self) -> int:
+        """Drafts that a batch may have in all."""
+        ...
+
+    @property
     def vocab_size(self) -> int: ...
 
     def token_to_bytes(self, token: int) -> bytes:
@@ -148,6 +164,7 @@ class Runner(Protocol):
     def decode(self, chunks: list[Chunk]) -> list[int]:
         """Compute one batch; return for each chunk the row of its last token in the batch.
 
+        The rows of its drafts follow that one.
         Chunks in the order of their slots are computed together as far as these have no gaps.
         Raises DecodeError; then the memory of the slots in the batch is undefined.
         """

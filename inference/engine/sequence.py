@@ -98,6 +98,9 @@ class Sequence:
     output_tokens: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
+    # Of all drafts: those that were right, and those that were computed in vain.
+    num_accepted_drafts: int = 0
+    num_rejected_drafts: int = 0
     slot: int | None = None
     finish_reason: FinishReason | None = None
     error: EngineError | None = None

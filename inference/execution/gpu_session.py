@@ -191,6 +191,8 @@ class Session:
         attempt = self._attempts[output.request_id]
         attempt.progress.completion_tokens += output.num_new_tokens
         attempt.progress.cached_tokens = output.num_cached_tokens
+        attempt.progress.accepted_prediction_tokens = output.num_accepted_drafts
+        attempt.progress.rejected_prediction_tokens = output.num_rejected_drafts
         if output.logprobs:
             attempt.progress.logprobs += local.openai_logprobs(output.logprobs)
         attempt.read(output.text, output.num_new_tokens)

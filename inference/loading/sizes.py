@@ -9,6 +9,8 @@ from inference.engine.gguf_header import GGUFHeader
 from inference.engine.memory_estimate import MemoryEstimate, estimate
 
 _DEFAULT_BATCH_TOKENS = 512
+# Of all sequences together; a draft of one is never longer, and their logits take memory.
+_MAX_DRAFT_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,7 @@ class ModelSizes:
     max_num_seqs: int
     num_cache_cells: int | None
     num_batch_tokens: int
+    max_draft_tokens: int
 
     def with_half_the_seqs(self) -> "ModelSizes":
         return replace(self, max_num_seqs=self.max_num_seqs // 2)
@@ -32,6 +35,7 @@ class ModelSizes:
             num_cache_cells=self.num_cache_cells,
             num_batch_tokens=self.num_batch_tokens,
             gpu_layers=gpu_layers,
+            max_draft_tokens=self.max_draft_tokens,
         )
 
 
@@ -51,4 +55,5 @@ def model_sizes(config: dict[str, Any], context_window: int) -> ModelSizes:
         max_num_seqs=min(max_num_seqs, num_batch_tokens),
         num_cache_cells=config.get("num_cache_cells"),
         num_batch_tokens=num_batch_tokens,
+        max_draft_tokens=0 if config.get("speculative") == "off" else _MAX_DRAFT_TOKENS,
     )

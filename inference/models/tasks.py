@@ -29,7 +29,8 @@ class Usage(TypedDict):
     """Token counts of one answer.
 
     `cached_tokens` of the prompt were not computed again. `reasoning_tokens` of the answer are not
-    its text or calls; absent where there are none, or nobody has counted them.
+    its text or calls; absent where there are none, or nobody has counted them. Of tokens that were
+    drafted, those that became a part of the answer and the others; absent where there were none.
     """
 
     prompt_tokens: int
@@ -37,6 +38,8 @@ class Usage(TypedDict):
     total_tokens: int
     cached_tokens: int
     reasoning_tokens: NotRequired[int]
+    accepted_prediction_tokens: NotRequired[int]
+    rejected_prediction_tokens: NotRequired[int]
 
 
 NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0, total_tokens=0, cached_tokens=0)

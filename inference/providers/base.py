@@ -64,6 +64,8 @@ class Progress:
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
     finish_reason: FinishReason | None = None
     model_load_ms: float | None = None
     # Of the calls of this attempt, in billionths of a dollar; None: nobody knows, or nothing.
@@ -81,6 +83,9 @@ class Progress:
         )
         if self.reasoning_tokens:
             usage["reasoning_tokens"] = self.reasoning_tokens
+        if self.accepted_prediction_tokens or self.rejected_prediction_tokens:
+            usage["accepted_prediction_tokens"] = self.accepted_prediction_tokens
+            usage["rejected_prediction_tokens"] = self.rejected_prediction_tokens
         return usage
 
 

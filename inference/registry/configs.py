@@ -137,6 +137,11 @@ class LocalConfigSerializer(StrictSerializer):
     shares_prefixes = serializers.BooleanField(
         required=False, help_text="Prompts start from what those of other owners have computed."
     )
+    speculative = serializers.ChoiceField(
+        choices=["lookup", "off"],
+        required=False,
+        help_text="Whether tokens are computed before they are chosen; by default `lookup`.",
+    )
     max_output_tokens = serializers.IntegerField(required=False, min_value=1, max_value=128_000)
     generation_params = SamplingSerializer(required=False)
 

@@ -7,7 +7,7 @@ group, see `feed`. Transient events are only sent: each is superseded by the nex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, TypedDict, cast
+from typing import Annotated, Any, NotRequired, TypedDict, cast
 
 from monitoring.events import publisher
 from monitoring.events.log import LoggedEvent
@@ -92,7 +92,10 @@ class TaskProgress(TypedDict):
 
 
 class TaskEnded(TypedDict):
-    """Of `task.completed`, `task.failed` and `task.cancelled`; null for what was never reached."""
+    """Of `task.completed`, `task.failed` and `task.cancelled`; null for what was never reached.
+
+    Counts of predictions are absent where nothing was drafted.
+    """
 
     task_id: str
     model: str
@@ -101,6 +104,8 @@ class TaskEnded(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    accepted_prediction_tokens: NotRequired[int]
+    rejected_prediction_tokens: NotRequired[int]
     queue_wait_ms: float | None
     ttft_ms: float | None
     inference_ms: float | None

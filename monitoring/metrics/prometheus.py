@@ -35,6 +35,12 @@ _COUNTERS = (
     ("generation_tokens", task_counts.GENERATION_TOKENS, "Tokens of answers."),
     ("prefix_cache_queries", task_counts.PROMPT_TOKENS, "Tokens looked for in the prefix cache."),
     ("prefix_cache_hits", task_counts.CACHED_TOKENS, "Tokens found in the prefix cache."),
+    ("spec_decode_num_draft_tokens", task_counts.DRAFTED_TOKENS, "Tokens that were drafted."),
+    (
+        "spec_decode_num_accepted_tokens",
+        task_counts.ACCEPTED_TOKENS,
+        "Drafted tokens that became a part of an answer.",
+    ),
     ("request_cancelled", task_counts.CANCELLED, "Cancelled tasks."),
 )
 # The same, of fields that are followed by the value of a label.

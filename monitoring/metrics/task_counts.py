@@ -7,6 +7,8 @@ from monitoring.models import EndedTask
 PROMPT_TOKENS = "prompt_tokens"
 GENERATION_TOKENS = "generation_tokens"
 CACHED_TOKENS = "cached_tokens"
+DRAFTED_TOKENS = "drafted_tokens"
+ACCEPTED_TOKENS = "accepted_tokens"
 # Followed by the reason: SUCCESS by finish_reason, FAILURE by error_code.
 SUCCESS = "request_success:"
 FAILURE = "request_failure:"
@@ -27,6 +29,10 @@ def of_end(outcome: str, end: TaskEnded) -> Increments:
         (model, GENERATION_TOKENS): end["completion_tokens"],
         (model, CACHED_TOKENS): end["cached_tokens"],
     }
+    if accepted := end.get("accepted_prediction_tokens", 0):
+        counts[model, ACCEPTED_TOKENS] = accepted
+    if drafted := accepted + end.get("rejected_prediction_tokens", 0):
+        counts[model, DRAFTED_TOKENS] = drafted
     times = {
         QUEUE_TIME: end["queue_wait_ms"],
         TTFT: end["ttft_ms"],

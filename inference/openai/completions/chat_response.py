@@ -12,7 +12,11 @@ class PromptTokensDetails(TypedDict):
 
 
 class CompletionTokensDetails(TypedDict):
+    """Of what was drafted, the tokens that are in an answer, and the others."""
+
     reasoning_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
 
 
 class CompletionUsage(TypedDict):
@@ -136,5 +140,13 @@ def usage_of(tasks: Sequence[GenerationTask], num_choices: int) -> CompletionUsa
         completion_tokens=num_completed,
         total_tokens=num_prompt + num_completed,
         prompt_tokens_details={"cached_tokens": sum(usage["cached_tokens"] for usage in prompts)},
-        completion_tokens_details={"reasoning_tokens": num_reasoning},
+        completion_tokens_details=CompletionTokensDetails(
+            reasoning_tokens=num_reasoning,
+            accepted_prediction_tokens=sum(
+                task.usage.get("accepted_prediction_tokens", 0) for task in tasks
+            ),
+            rejected_prediction_tokens=sum(
+                task.usage.get("rejected_prediction_tokens", 0) for task in tasks
+            ),
+        ),
     )

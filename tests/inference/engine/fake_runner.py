@@ -25,6 +25,7 @@ class FakeMemory:
         loses: Callable[[int], bool] = lambda _num_changes: False,
     ) -> None:
         self.can_copy = can_copy and not is_recurrent
+        self.can_cut = not is_recurrent
         self.tokens: dict[int, list[int]] = {}
         self.num_changes = 0
         self._is_recurrent = is_recurrent
@@ -95,6 +96,7 @@ class FakeRunner:
         n_ctx_per_seq: int = 64,
         num_cells: int | None = None,
         max_batch_tokens: int = 16,
+        max_draft_tokens: int = 0,
         memory: FakeMemory | None = None,
         fails: Callable[[int], bool] = lambda _num_decodes: False,
         next_token: Callable[[list[int]], int] | None = None,
@@ -104,6 +106,7 @@ class FakeRunner:
         self.n_ctx_per_seq = n_ctx_per_seq
         self.num_cells = n_ctx_per_seq * max_num_seqs if num_cells is None else num_cells
         self.max_batch_tokens = max_batch_tokens
+        self.max_draft_tokens = max_draft_tokens
         self.vocab_size = 257
         self.memory = memory or FakeMemory()
         self.samplers: set[int] = set()
@@ -146,17 +149,23 @@ class FakeRunner:
             raise DecodeError("The fake runner was told to fail.")
         self._rows = {}
         rows: list[int] = []
-        num_tokens = 0
+        num_tokens = num_drafts = 0
         _require(chunks == sorted(chunks, key=lambda c: c.slot), "slots that follow one another")
         for chunk in chunks:
             _require(len(chunk.tokens) > 0, "no empty chunks")
             _require(0 <= chunk.slot < self.max_num_seqs, "a slot there is")
-            held = self.memory.extend(chunk.slot, chunk.start_position, chunk.tokens)
+            tokens = chunk.tokens + chunk.drafts
+            held = self.memory.extend(chunk.slot, chunk.start_position, tokens)
             _require(len(held) <= self.n_ctx_per_seq, "a sequence within the context window")
-            num_tokens += len(chunk.tokens)
-            rows.append(num_tokens - 1)
+            num_tokens += len(tokens)
+            num_drafts += len(chunk.drafts)
+            first = num_tokens - len(chunk.drafts) - 1
+            rows.append(first)
             if chunk.needs_logits:
-                self._rows[num_tokens - 1] = list(held)
+                for index in range(1 + len(chunk.drafts)):
+                    end = len(held) - len(chunk.drafts) + index
+                    self._rows[first + index] = held[:end]
+        _require(num_drafts <= self.max_draft_tokens, "room for the logits of drafts")
         _require(num_tokens <= self.max_batch_tokens, "a batch within its budget")
         num_held = sum(map(len, self.memory.tokens.values()))
         _require(num_held <= self.num_cells, "cells for all tokens")

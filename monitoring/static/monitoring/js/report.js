@@ -75,6 +75,7 @@ function fill(report) {
       "Prompt tokens": count(tokens?.prompt_tokens),
       "of them cached": count(tokens?.cached_tokens),
       "Answer tokens": count(tokens?.completion_tokens),
+      "of them drafted": count(tokens?.accepted_prediction_tokens),
       "Finish reason": task.result?.finish_reason ?? "–",
     }),
     task.error &&
