@@ -5,11 +5,17 @@ without a draft. A draft only decides what has been computed by then: as long as
 chosen, the next choice has its logits already. What is wrong of it is removed from memory.
 """
 
+import logging
 from bisect import bisect_left
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+from inference.engine.draft_model import DraftModel
+from inference.engine.errors import EngineError
 from inference.engine.runner import Chunk, Runner
 from inference.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
 
 # Tokens that must occur again before what followed them is taken for what follows now.
 _NGRAM = 3
@@ -28,7 +34,14 @@ _MIN_GAIN = 1.05
 # Of drafts that would be right but cost too much, so many are not computed, and then one is:
 # what was measured may not be true any more.
 _MAX_DECLINED = 50
+# That is one of up to so many tokens, where so many times the tokens would come of it.
+_LONGEST_TRIAL = 4
+_MIN_TRIED = 1.5
 _TIME_WEIGHT = 1 / 3
+# How often a draft model is right before that is known. While it drafts nothing for a sequence,
+# this comes back slowly: other parts of the text may suit it better.
+_MODEL_RATE = 0.7
+_FORGETTING = 1 / 128
 # A longer time than so many times the expected is a disturbance.
 _MAX_SURPRISE = 2.0
 
@@ -131,6 +144,24 @@ class StepTimes:
         return least + (self._seconds[larger] - least) * share
 
 
+@dataclass(slots=True, eq=False)
+class _Draftable:
+    """A running sequence; `model_rate` is how often the draft model is right about it."""
+
+    lookup: PromptLookup
+    model_rate: float = _MODEL_RATE
+    is_by_model: bool = False
+
+    def reached(self, num_tokens: int, *, has_model: bool) -> list[float]:
+        """As PromptLookup has it; by the draft model where that is more often right."""
+        reached = self.lookup.reached(num_tokens)
+        self.is_by_model = has_model and self.model_rate > (reached[0] if reached else 0.0)
+        if not self.is_by_model:
+            return reached
+        by_model = (self.model_rate**length for length in range(1, num_tokens + 1))
+        return [probability for probability in by_model if probability >= _MIN_REACHED]
+
+
 class Drafter:
     """Adds drafts to the chunks of running answers, as many tokens as make all of them faster.
 
@@ -138,49 +169,75 @@ class Drafter:
     cannot remove single tokens.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(
+        self, runner: Runner, clock: Callable[[], float], draft_runner: Runner | None = None
+    ) -> None:
+        """`draft_runner` has the same vocabulary, and as many slots of the same length."""
         self._max_draft_tokens = runner.max_draft_tokens if runner.memory.can_cut else 0
         self._max_batch_tokens = runner.max_batch_tokens
+        self._clock = clock
+        self._model = None if draft_runner is None else DraftModel(draft_runner)
         self._rates = list(_FIRST_RATES)
-        self._lookups: dict[str, PromptLookup] = {}
+        self._sequences: dict[str, _Draftable] = {}
         self._times = StepTimes()
+        # Of a token of the draft model, by the number of sequences.
+        self._model_times = StepTimes()
         self._num_declined = 0
 
     def add(self, sequence: Sequence) -> None:
         """Follow a sequence that is about to begin."""
         if self._max_draft_tokens and not sequence.params.deterministic:
             lookup = PromptLookup(sequence.prompt_tokens, self._rates)
-            self._lookups[sequence.request_id] = lookup
+            self._sequences[sequence.request_id] = _Draftable(lookup)
 
     def remove(self, sequence: Sequence) -> None:
-        self._lookups.pop(sequence.request_id, None)
+        self._sequences.pop(sequence.request_id, None)
 
-    def push(self, sequence: Sequence, tokens: list[int]) -> None:
-        """Note what was chosen for a sequence."""
-        if lookup := self._lookups.get(sequence.request_id):
-            for token in tokens:
-                lookup.push(token)
+    def push(self, sequence: Sequence, tokens: list[int], drafts: list[int]) -> None:
+        """Note what was chosen for a sequence, and what was drafted."""
+        if (draftable := self._sequences.get(sequence.request_id)) is None:
+            return
+        for token in tokens:
+            draftable.lookup.push(token)
+        if not draftable.is_by_model or not drafts:
+            draftable.model_rate += (_MODEL_RATE - draftable.model_rate) * _FORGETTING
+            return
+        for drafted, token in zip(drafts, tokens, strict=False):
+            is_right = drafted == token
+            draftable.model_rate += (is_right - draftable.model_rate) * _SEQUENCE_WEIGHT
+            if not is_right:
+                break
 
     def extend(self, batch: list[tuple[Sequence, Chunk]]) -> list[tuple[Sequence, Chunk]]:
         """The batch with the drafts that pay; one that computes prompts stays as it is."""
-        if not self._lookups or any(sequence.is_prefilling for sequence, _ in batch):
+        if not self._sequences or any(sequence.is_prefilling for sequence, _ in batch):
             return batch
         promised: dict[int, list[float]] = {}
         for index, (sequence, chunk) in enumerate(batch):
-            lookup = self._lookups.get(sequence.request_id)
+            draftable = self._sequences.get(sequence.request_id)
             # What is chosen after the last one that may be drafted has to fit in, too.
-            room = sequence.max_output_tokens - len(sequence.output_tokens) - 1
-            if lookup and chunk.needs_logits and (reached := lookup.reached(min(room, 16))):
-                promised[index] = reached
+            room = min(sequence.max_output_tokens - len(sequence.output_tokens) - 1, _LENGTHS[-1])
+            if draftable and chunk.needs_logits and room > 0:
+                has_model = self._model is not None
+                if reached := draftable.reached(room, has_model=has_model):
+                    promised[index] = reached
         if not promised:
             return batch
-        lengths = self._best_lengths([len(chunk.tokens) for _, chunk in batch], promised)
-        drafted = list(batch)
+        by_model = {
+            index for index in promised if self._sequences[batch[index][0].request_id].is_by_model
+        }
+        lengths = self._best_lengths([len(each.tokens) for _, each in batch], promised, by_model)
+        drafts = self._by_model(
+            {index: (batch[index][0], lengths[index]) for index in lengths if index in by_model}
+        )
         for index, length in lengths.items():
-            sequence, chunk = batch[index]
-            drafts = self._lookups[sequence.request_id].draft(length)
-            drafted[index] = sequence, replace(chunk, drafts=drafts)
-        return drafted
+            if index not in by_model:
+                lookup = self._sequences[batch[index][0].request_id].lookup
+                drafts[index] = lookup.draft(length)
+        return [
+            (sequence, replace(chunk, drafts=drafts[index]) if drafts.get(index) else chunk)
+            for index, (sequence, chunk) in enumerate(batch)
+        ]
 
     def measure(self, batch: list[tuple[Sequence, Chunk]], seconds: float) -> None:
         """Learn how long the batch took."""
@@ -188,16 +245,34 @@ class Drafter:
         if len(sizes) == 1:  # otherwise it was computed in several parts
             self._times.measure(len(batch) * sizes.pop(), seconds)
 
+    def _by_model(self, wanted: dict[int, tuple[Sequence, int]]) -> dict[int, list[int]]:
+        """What the draft model says, by the place in the batch; nothing any more once it failed."""
+        if self._model is None or not wanted:
+            return {}
+        started = self._clock()
+        try:
+            drafts = self._model.draft(list(wanted.values()))
+        except EngineError as error:
+            logger.warning("The draft model has failed and is not used any more: %s", error)
+            self._model = None
+            return {}
+        if all(drafts):  # otherwise it was reading prompts
+            seconds = (self._clock() - started) / max(map(len, drafts))
+            self._model_times.measure(len(wanted), seconds)
+        return dict(zip(wanted, drafts, strict=True))
+
     def _best_lengths(
-        self, num_known: list[int], promised: dict[int, list[float]]
+        self, num_known: list[int], promised: dict[int, list[float]], by_model: set[int]
     ) -> dict[int, int]:
         """How many tokens to draft for each sequence, by its place in the batch; {} for none.
 
-        `num_known` tokens of each are to be computed anyway; `promised`: what `reached` says.
+        `num_known` tokens of each are to be computed anyway; `promised`: what `reached` says, of
+        some `by_model`.
         """
         plain = self._seconds(num_known)
         if plain is None:
             return {}
+        model_seconds = (self._model_times.expected(len(by_model)) or 0.0) if by_model else 0.0
         best, best_rate = dict[int, int](), _MIN_GAIN * len(num_known) / plain
         most, most_tokens = best, 0.0
         for max_length in _LENGTHS:
@@ -211,16 +286,18 @@ class Drafter:
             seconds = self._seconds(sizes)
             expected = sum(sum(promised[index][:length]) for index, length in lengths.items())
             num_tokens = len(num_known) + expected
-            if seconds is not None and num_tokens / seconds > best_rate:
-                best, best_rate = lengths, num_tokens / seconds
-            if max_length <= 4:
+            if seconds is not None:
+                seconds += model_seconds * max((lengths[index] for index in by_model), default=0)
+                if num_tokens / seconds > best_rate:
+                    best, best_rate = lengths, num_tokens / seconds
+            if max_length <= _LONGEST_TRIAL:
                 most, most_tokens = lengths, num_tokens
-        if not best and most_tokens > 1.5 * len(num_known):
-            self._num_declined += 1
-            if self._num_declined > _MAX_DECLINED:
-                best = most
         if best:
             self._num_declined = 0
+        elif most_tokens > _MIN_TRIED * len(num_known):
+            self._num_declined += 1
+            if self._num_declined > _MAX_DECLINED:
+                self._num_declined, best = 0, most
         return best
 
     def _seconds(self, sizes: list[int]) -> float | None:

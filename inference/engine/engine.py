@@ -48,11 +48,13 @@ class Engine:
         runner: Runner,
         max_num_seqs: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        draft_runner: Runner | None = None,
     ) -> None:
         """`max_num_seqs`: sequences that run at a time, None = as many as the runner has room for.
 
         With fewer, the runner's other slots keep the histories of sequences that have ended.
-        `clock`, in seconds, times the steps.
+        `clock`, in seconds, times the steps. `draft_runner`: a smaller model of the same
+        vocabulary, with as many slots of the same length, which drafts what this one may choose.
 
         Raises ValueError when a batch cannot hold one token of each.
         """
@@ -76,7 +78,7 @@ class Engine:
             max_num_seqs=max_num_seqs,
             max_batch_tokens=runner.max_batch_tokens,
         )
-        self._drafter = Drafter(runner)
+        self._drafter = Drafter(runner, clock, draft_runner)
         self._sequences: dict[str, Sequence] = {}
 
     @property
@@ -196,7 +198,7 @@ class Engine:
             text += certain
             logprobs += sampled.logprobs
             new_tokens = sequence.output_tokens[num_before:]
-        self._drafter.push(sequence, new_tokens)
+        self._drafter.push(sequence, new_tokens, chunk.drafts)
         if chunk.drafts:
             num_accepted = common_prefix_length(chunk.drafts, new_tokens)
             sequence.num_accepted_drafts += num_accepted

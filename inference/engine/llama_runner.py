@@ -124,6 +124,19 @@ class LlamaRunner:
         """The token that writes no text and has this name; None without one."""
         return self._control_tokens.get(name)
 
+    def check_drafts_for(self, target: "LlamaRunner") -> None:
+        """Raise ModelLoadError unless this model's tokens are those of `target`."""
+        if self._token_bytes != target._token_bytes:
+            raise ModelLoadError(
+                "the draft model has another vocabulary: register one of the same family, "
+                "or leave out draft_model"
+            )
+        if not self.memory.can_cut:
+            raise ModelLoadError(
+                "the draft model is recurrent and cannot take back tokens: register another one, "
+                "or leave out draft_model"
+            )
+
     def new_sampler(self, params: SamplingParams, prompt_tokens: list[int]) -> int:
         """A handle to the sampling state of one sequence. Raises ConstraintError."""
         self._check_open()

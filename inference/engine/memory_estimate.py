@@ -29,6 +29,14 @@ class MemoryEstimate:
     compute_bytes: int
     device_bytes: int
 
+    def __add__(self, other: "MemoryEstimate") -> "MemoryEstimate":
+        return MemoryEstimate(
+            weights_bytes=self.weights_bytes + other.weights_bytes,
+            kv_cache_bytes=self.kv_cache_bytes + other.kv_cache_bytes,
+            compute_bytes=self.compute_bytes + other.compute_bytes,
+            device_bytes=self.device_bytes + other.device_bytes,
+        )
+
     @property
     def total_bytes(self) -> int:
         return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes

@@ -129,6 +129,13 @@ class Sequence:
     def is_prefilling(self) -> bool:
         return self.num_computed_tokens < len(self.prompt_tokens)
 
+    def tokens_from(self, start: int) -> list[int]:
+        """Those of prompt and output from a position on."""
+        num_prompt = len(self.prompt_tokens)
+        if start < num_prompt:
+            return self.prompt_tokens[start:] + self.output_tokens
+        return self.output_tokens[start - num_prompt :]
+
     def next_tokens(self, limit: int) -> list[int]:
         """The tokens to compute next, up to `limit`: of the prompt, or the newest of the output."""
         start = self.num_computed_tokens

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from django.conf import settings
 
 from inference.engine.engine import Engine
-from inference.engine.errors import ModelLoadError
+from inference.engine.errors import EngineError, ModelLoadError
 from inference.engine.gguf_header import GGUFHeader, read_header
 from inference.engine.memory_estimate import MemoryEstimate
 from inference.engine.runner import LoadParams
@@ -17,7 +17,7 @@ from inference.errors import InferenceError
 from inference.loading import device_memory, requests
 from inference.loading.loaded_models import LoadedModel, LoadedModels
 from inference.loading.sizes import ModelSizes, model_sizes
-from inference.loading.weights import resolve_file
+from inference.loading.weights import resolve_draft, resolve_file
 from inference.models import RegisteredModel
 from monitoring.hardware import worker_identity
 
@@ -34,9 +34,22 @@ class LoadedEngine(LoadedModel):
     runner: "LlamaRunner"
     engine: Engine
     estimate: MemoryEstimate
+    draft_runner: "LlamaRunner | None" = None
 
     def close(self) -> None:
         self.runner.close()
+        if self.draft_runner is not None:
+            self.draft_runner.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The file of a model, and of the one that drafts for it."""
+
+    path: Path
+    header: GGUFHeader
+    draft_path: Path | None
+    draft_header: GGUFHeader | None
 
 
 class _NoRoomError(ModelLoadError):
@@ -61,17 +74,18 @@ class LoadedEngines(LoadedModels[LoadedEngine]):
                 requests.end(model, Request(model.requested))
 
     def _load(self, model: RegisteredModel) -> LoadedEngine:
-        path = resolve_file(model.config["model_path"])
-        header = read_header(path)
+        path, draft_path = resolve_file(model.config["model_path"]), resolve_draft(model.config)
+        draft_header = read_header(draft_path) if draft_path else None
+        files = _Files(path, read_header(path), draft_path, draft_header)
         sizes = wanted = model_sizes(model.config, model.context_window or settings.N_CTX)
         while True:
             try:
-                loaded = self._load_sized(model, path, header, sizes)
+                loaded = self._load_sized(model, files, sizes)
             except _NoRoomError as error:
                 if evictable := self.evictable():
                     # Don't evict if evicting everything would not be enough.
                     self._checked_estimate(
-                        model, header, replace(sizes, max_num_seqs=1), leaving=evictable
+                        model, files, replace(sizes, max_num_seqs=1), leaving=evictable
                     )
                     name = evictable[0].model.name
                     logger.info("Model %s makes room for %s: %s", name, model.name, error)
@@ -88,32 +102,39 @@ class LoadedEngines(LoadedModels[LoadedEngine]):
                 )
             return loaded
 
-    def _load_sized(
-        self, model: RegisteredModel, path: Path, header: GGUFHeader, sizes: ModelSizes
-    ) -> LoadedEngine:
+    def _load_sized(self, model: RegisteredModel, files: _Files, sizes: ModelSizes) -> LoadedEngine:
         # llama.cpp takes a second to import: only the process that runs models pays for it.
         from inference.engine.llama_runner import LlamaRunner
 
-        needed = self._checked_estimate(model, header, sizes)
+        needed = self._checked_estimate(model, files, sizes)
         params = LoadParams(
-            path=path,
+            path=files.path,
             **asdict(sizes),
             gpu_layers=_gpu_layers(model),
             num_threads=model.config.get("num_threads", settings.N_THREADS) or None,
         )
+        runners: list[LlamaRunner] = []
         try:
-            runner = LlamaRunner(params)
-        except ModelLoadError as error:
+            runners.append(LlamaRunner(params))
+            if files.draft_path is not None:
+                draft_params = replace(params, path=files.draft_path, max_draft_tokens=0)
+                runners.append(LlamaRunner(draft_params))
+                runners[1].check_drafts_for(runners[0])
+        except EngineError as error:
+            for runner in runners:
+                runner.close()
             # The allocation failed although the estimate said that it would fit.
             if "allocate" in str(error):
                 raise _NoRoomError(str(error)) from error
             raise
-        return LoadedEngine(model, runner, Engine(runner), needed)
+        runner, draft_runner = runners[0], runners[1] if len(runners) > 1 else None
+        engine = Engine(runner, draft_runner=draft_runner)
+        return LoadedEngine(model, runner, engine, needed, draft_runner)
 
     def _checked_estimate(
         self,
         model: RegisteredModel,
-        header: GGUFHeader,
+        files: _Files,
         sizes: ModelSizes,
         leaving: Sequence[LoadedEngine] = (),
     ) -> MemoryEstimate:
@@ -122,7 +143,7 @@ class LoadedEngines(LoadedModels[LoadedEngine]):
         `leaving`: loaded models that are taken as gone.
         """
         gpu_layers = device_memory.used_gpu_layers(_gpu_layers(model))
-        needed = sizes.estimate(header, gpu_layers)
+        needed = sizes.estimate(files.header, gpu_layers, files.draft_header)
         staying = [each for each in self._loaded.values() if each not in leaving]
         try:
             device_memory.check_fits(

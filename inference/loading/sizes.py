@@ -26,8 +26,20 @@ class ModelSizes:
     def with_half_the_seqs(self) -> "ModelSizes":
         return replace(self, max_num_seqs=self.max_num_seqs // 2)
 
-    def estimate(self, header: GGUFHeader, gpu_layers: int) -> MemoryEstimate:
-        """What the model of that header will need; `gpu_layers` as `used_gpu_layers` has it."""
+    def of_draft_model(self) -> "ModelSizes":
+        """Those of the model that drafts for this one: as many tokens, and no drafts of its own."""
+        return replace(self, max_draft_tokens=0)
+
+    def estimate(
+        self, header: GGUFHeader, gpu_layers: int, draft_header: GGUFHeader | None = None
+    ) -> MemoryEstimate:
+        """What the model of that header will need, and the one that drafts for it.
+
+        `gpu_layers` as `used_gpu_layers` has it.
+        """
+        if draft_header is not None:
+            draft = self.of_draft_model().estimate(draft_header, gpu_layers)
+            return self.estimate(header, gpu_layers) + draft
         return estimate(
             header,
             context_window=self.context_window,

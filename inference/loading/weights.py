@@ -14,6 +14,7 @@ from django.conf import settings
 from inference.engine.errors import InvalidGGUFError
 from inference.engine.gguf_header import read_header
 from inference.loading.sizes import default_context_window
+from inference.models import RegisteredModel
 
 # The `format` of a model that ranks texts, and gives no vectors.
 CROSS_ENCODER = "cross-encoder"
@@ -39,6 +40,21 @@ def resolve_file(model_path: str) -> Path:
     if not path.is_file():
         raise ValueError(f"There is no file {model_path} in MODELS_DIR.")
     return path
+
+
+def resolve_draft(config: dict[str, Any]) -> Path | None:
+    """The file of a local model's `draft_model`; None without one.
+
+    Raises ValueError where no local model of that name is registered, or its file is not here.
+    """
+    if (name := config.get("draft_model")) is None:
+        return None
+    local = RegisteredModel.objects.filter(provider=RegisteredModel.Provider.LOCAL)
+    model = local.filter(name=name).first()
+    if model is None:
+        message = f"There is no local model {name}: register it first, or leave out draft_model."
+        raise ValueError(message)
+    return resolve_file(model.config["model_path"])
 
 
 def find_embedding(config: dict[str, Any]) -> Path:

@@ -12,7 +12,7 @@ from inference.engine.memory_estimate import MemoryEstimate
 from inference.loading import device_memory
 from inference.loading.device_memory import MemoryKind
 from inference.loading.sizes import ModelSizes, default_context_window, model_sizes
-from inference.loading.weights import resolve, resolve_file
+from inference.loading.weights import resolve, resolve_draft, resolve_file
 from inference.models import RegisteredModel
 from presets.models import Preset
 from presets.quantizations import BITS, RECOMMENDED_BITS
@@ -46,9 +46,10 @@ class _Load:
     header: GGUFHeader
     sizes: ModelSizes
     gpu_layers: int
+    draft_header: GGUFHeader | None
 
     def estimate(self) -> MemoryEstimate:
-        return self.sizes.estimate(self.header, self.gpu_layers)
+        return self.sizes.estimate(self.header, self.gpu_layers, self.draft_header)
 
     def required_bytes(self) -> int:
         """On the GPU, or in RAM for a model that has no layers there."""
@@ -157,7 +158,12 @@ def _check(
         warnings = [*warnings, _NOT_PUBLISHED]
     window = context_window or default_context_window(header)
     used_gpu_layers = gpu_layers if memory.kind == MemoryKind.GPU else 0
-    as_is = _Load(header, model_sizes(config, window), used_gpu_layers)
+    try:
+        draft_path = resolve_draft(config)
+        draft_header = read_header(draft_path) if draft_path else None
+    except (OSError, ValueError, InvalidGGUFError) as error:
+        draft_header, warnings = None, [*warnings, str(error)]
+    as_is = _Load(header, model_sizes(config, window), used_gpu_layers, draft_header)
     wanted = replace(as_is, header=_requantized(header, quantization)) if quantization else as_is
     loaded = wanted
     # Workers halve the number of sequences until the model fits.

@@ -142,12 +142,20 @@ class LocalConfigSerializer(StrictSerializer):
         required=False,
         help_text="Whether tokens are computed before they are chosen; by default `lookup`.",
     )
+    draft_model = serializers.CharField(
+        required=False,
+        max_length=100,
+        help_text="The name of a smaller local model of the same vocabulary, which drafts too.",
+    )
     max_output_tokens = serializers.IntegerField(required=False, min_value=1, max_value=128_000)
     generation_params = SamplingSerializer(required=False)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if "num_cache_cells" in attrs and attrs.get("generation_params", {}).get("deterministic"):
             raise serializers.ValidationError({"num_cache_cells": [NOT_DETERMINISTIC]})
+        if "draft_model" in attrs and attrs.get("speculative") == "off":
+            message = "speculative is off, so that nothing is drafted: leave out one of them."
+            raise serializers.ValidationError({"draft_model": [message]})
         return attrs
 
 

@@ -10,7 +10,7 @@ from rest_framework.exceptions import ValidationError
 
 from inference import encryption
 from inference.engine.errors import InvalidGGUFError
-from inference.engine.gguf_header import read_header
+from inference.engine.gguf_header import GGUFHeader, read_header
 from inference.loading import weights
 from inference.loading.sizes import default_context_window
 from inference.models import RegisteredModel
@@ -127,6 +127,7 @@ def file_facts(provider: str, config: dict[str, Any]) -> dict[str, Any]:
         header = read_header(weights.resolve_file(config["model_path"]))
     except (ValueError, InvalidGGUFError) as error:
         raise ValidationError({field: [str(error)]}) from error
+    _check_draft_model(config, header)
     return {
         "context_window": config.get("context_window") or default_context_window(header),
         "size_bytes": header.size_bytes,
@@ -138,6 +139,25 @@ def file_facts(provider: str, config: dict[str, Any]) -> dict[str, Any]:
             "chat_template": header.chat_template,
         },
     }
+
+
+def _check_draft_model(config: dict[str, Any], header: GGUFHeader) -> None:
+    """Whether the file of a `draft_model` is here, and has as many tokens as the model's own.
+
+    Which tokens they are is compared when it is loaded. Raises ValidationError.
+    """
+    try:
+        if (path := weights.resolve_draft(config)) is None:
+            return
+        num_tokens = read_header(path).vocab_size
+    except (ValueError, InvalidGGUFError) as error:
+        raise ValidationError({"draft_model": [str(error)]}) from error
+    if num_tokens != header.vocab_size:
+        message = (
+            f"It has a vocabulary of {num_tokens} tokens and this model one of "
+            f"{header.vocab_size}: name a smaller model of the same family."
+        )
+        raise ValidationError({"draft_model": [message]})
 
 
 def shares_file(model: RegisteredModel) -> str | None:

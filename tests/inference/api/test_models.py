@@ -405,3 +405,21 @@ def test_deterministic_needs_a_buffer_for_each_sequence(api: APIClient, smollm2_
     assert refused.status_code == 400
     assert "num_cache_cells" in str(refused.json()["details"])
     assert register(api, "own", "local", **config).status_code == 201
+
+
+def test_draft_model_is_a_local_one_of_the_same_vocabulary(
+    api: APIClient, smollm2_file: Path, gemma_file: Path, echo: RegisteredModel
+) -> None:
+    smol = {"model_path": smollm2_file.name, "context_window": 512}
+    assert register(api, "smol", "local", **smol).status_code == 201
+    drafted = register(api, "drafted", "local", **smol, draft_model="smol")
+    assert drafted.json()["config"]["draft_model"] == "smol"
+    for config, reason in (
+        (smol | {"draft_model": "nobody"}, "no local model nobody"),
+        (smol | {"draft_model": echo.name}, "no local model"),
+        (smol | {"draft_model": "smol", "speculative": "off"}, "nothing is drafted"),
+        ({"model_path": gemma_file.name, "draft_model": "smol"}, "same family"),
+    ):
+        response = register(api, "other", "local", **config)
+        assert_error(response, 400, "validation_error", "config.draft_model")
+        assert reason in str(response.json()["details"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from inference import structured_output
 from inference.engine.drafts import Drafter, PromptLookup, StepTimes
 from inference.engine.engine import Engine
-from inference.engine.errors import ConstraintError
+from inference.engine.errors import ConstraintError, ModelLoadError
 from inference.engine.llama_runner import LlamaRunner
 from inference.engine.runner import Chunk, LoadParams, Sampled
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
@@ -209,7 +209,7 @@ def test_times_between_measured_ones_and_beyond() -> None:
 @pytest.mark.parametrize(("seconds_a_token", "is_drafted"), [(0.05, True), (1.0, False)])
 def test_drafts_are_computed_where_they_pay(seconds_a_token: float, is_drafted: bool) -> None:
     runner = FakeRunner(n_ctx_per_seq=200, max_batch_tokens=64, max_draft_tokens=16)
-    drafter = Drafter(runner)
+    drafter = Drafter(runner, clock=lambda: 0.0)
     prompt = list(range(20)) * 3
     engine = Engine(runner)
     sequence = engine.new_sequence("a", prompt, SamplingParams())
@@ -217,7 +217,7 @@ def test_drafts_are_computed_where_they_pay(seconds_a_token: float, is_drafted: 
     drafter.add(sequence)
     for token in range(20):
         sequence.output_tokens.append(token)
-        drafter.push(sequence, [token])
+        drafter.push(sequence, [token], [])
     batch = [(sequence, Chunk(0, len(prompt) + 19, [19], needs_logits=True))]
     drafter.measure(batch, 1.0)
     wide = replace(batch[0][1], drafts=[0] * 16)
@@ -226,6 +226,67 @@ def test_drafts_are_computed_where_they_pay(seconds_a_token: float, is_drafted: 
     assert bool(drafted[0][1].drafts) == is_drafted
     # What costs too much is tried again now and then: the machine may have changed.
     assert any(drafter.extend(batch)[0][1].drafts for _ in range(60))
+
+
+def mostly_right(tokens: list[int]) -> int:
+    """What `unheard` says, now and then something else."""
+    return 33 if sum(tokens) % 5 == 0 else unheard(tokens)
+
+
+def unheard(tokens: list[int]) -> int:
+    """A text that does not repeat itself."""
+    return zlib.crc32(repr(tokens).encode()) % 256
+
+
+def drafted_by_model(
+    draft: FakeRunner | None, requests: list[tuple[list[int], SamplingParams]]
+) -> tuple[FakeRunner, list[Sequence]]:
+    runner = FakeRunner(
+        max_num_seqs=2,
+        n_ctx_per_seq=100,
+        max_batch_tokens=40,
+        max_draft_tokens=16,
+        next_token=unheard,
+    )
+    engine = Engine(runner, clock=lambda: 0.0, draft_runner=draft)
+    sequences = [
+        engine.add_request(str(number), prompt, params)
+        for number, (prompt, params) in enumerate(requests)
+    ]
+    while engine.num_unfinished:
+        engine.step()
+    return runner, sequences
+
+
+@given(st.lists(st.tuples(PROMPTS, PARAMS), min_size=1, max_size=5), st.sampled_from([0, 5, 40]))
+@settings(max_examples=100, deadline=None)
+def test_answers_with_a_draft_model_are_those_without(
+    requests: list[tuple[list[int], SamplingParams]], fails_at: int
+) -> None:
+    draft = FakeRunner(
+        max_num_seqs=2,
+        n_ctx_per_seq=100,
+        max_batch_tokens=30,
+        next_token=mostly_right,
+        fails=lambda num_decodes: num_decodes == fails_at,
+    )
+    _, without = drafted_by_model(None, requests)
+    _, drafted = drafted_by_model(draft, requests)
+    for one, other in zip(without, drafted, strict=True):
+        assert (other.output_tokens, other.text) == (one.output_tokens, one.text)
+        assert other.finish_reason == one.finish_reason
+
+
+def test_draft_model_saves_steps_of_the_large_one() -> None:
+    draft = FakeRunner(
+        max_num_seqs=2, n_ctx_per_seq=100, max_batch_tokens=30, next_token=mostly_right
+    )
+    request = [(list(range(40)), SamplingParams(max_tokens=50))]
+    alone, _ = drafted_by_model(None, request)
+    drafted, [sequence] = drafted_by_model(draft, request)
+    assert sequence.num_accepted_drafts > 20
+    assert sequence.num_rejected_drafts > 0
+    assert drafted.num_decodes < alone.num_decodes - 20
 
 
 @pytest.fixture(scope="module")
@@ -325,3 +386,38 @@ def test_recurrent_model_has_no_drafts(mamba_path: Path) -> None:
         engine.step()
     assert sequence.num_accepted_drafts + sequence.num_rejected_drafts == 0
     loaded.close()
+
+
+def test_draft_model_of_another_vocabulary_is_refused(
+    drafting: LlamaRunner, mamba_path: Path
+) -> None:
+    params = LoadParams(path=mamba_path, context_window=256, num_threads=1)
+    other = LlamaRunner(params)
+    with pytest.raises(ModelLoadError, match="another vocabulary"):
+        other.check_drafts_for(drafting)
+    with pytest.raises(ModelLoadError, match="cannot take back"):
+        other.check_drafts_for(other)
+    drafting.check_drafts_for(drafting)
+    other.close()
+
+
+def test_model_drafts_for_itself(drafting: LlamaRunner, model_path: Path) -> None:
+    draft = LlamaRunner(
+        LoadParams(path=model_path, context_window=512, max_num_seqs=4, num_threads=1)
+    )
+    drafting.max_draft_tokens = 16
+    texts: list[str] = []
+    for draft_runner in (None, draft):
+        engine = Engine(drafting, clock=lambda: 0.0, draft_runner=draft_runner)
+        sequences = [
+            engine.add_request(
+                str(number), asked(drafting, text), SamplingParams(temperature=0, max_tokens=30)
+            )
+            for number, text in enumerate(("What is salt?", "Write about owls."))
+        ]
+        while engine.num_unfinished:
+            engine.step()
+        texts += [sequence.text for sequence in sequences]
+    assert texts[:2] == texts[2:]
+    assert all(sequence.num_accepted_drafts > 15 for sequence in sequences)
+    draft.close()

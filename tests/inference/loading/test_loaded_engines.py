@@ -10,7 +10,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from inference.engine import llama_runner
-from inference.engine.errors import ModelLoadError
+from inference.engine.errors import EngineError, ModelLoadError
 from inference.engine.sequence import SamplingParams
 from inference.errors import ErrorCode, InferenceError
 from inference.loading import device_memory, requests
@@ -102,6 +102,33 @@ def test_setting_says_how_many_sequences_where_the_registration_is_silent(
 def test_there_are_no_more_sequences_than_tokens_in_a_batch(register: Register) -> None:
     loaded = loaded_engines.load(register("narrow", num_batch_tokens=2))
     assert loaded.engine.max_num_seqs == 2
+
+
+def test_draft_model_is_loaded_with_its_target_and_counted(register: Register) -> None:
+    register("small")
+    alone = loaded_engines.load(register("alone"))
+    loaded = loaded_engines.load(register("drafted", draft_model="small"))
+    draft_bytes = loaded.estimate.total_bytes - alone.estimate.total_bytes
+    assert draft_bytes > alone.estimate.weights_bytes
+    assert loaded.draft_runner is not None
+    assert loaded.draft_runner.max_num_seqs == loaded.runner.max_num_seqs
+    assert loaded_names() == {"alone", "drafted"}
+    assert use(loaded) == use(alone)
+    loaded_engines.unload("drafted")
+    with pytest.raises(EngineError, match="closed"):
+        loaded.draft_runner.tokenize("a")
+
+
+def test_draft_model_that_is_gone_is_told_in_words(register: Register) -> None:
+    small = register("small")
+    model = register("drafted", draft_model="small")
+    small.delete()
+    assert "no local model small" in failure_of_loading(model)
+
+
+def test_drafts_are_switched_off_by_the_registration(register: Register) -> None:
+    assert loaded_engines.load(register("off", speculative="off")).runner.max_draft_tokens == 0
+    assert loaded_engines.load(register("usual")).runner.max_draft_tokens > 0
 
 
 def test_models_stay_together_while_they_fit(register: Register, gemma_file: Path) -> None:
