@@ -75,11 +75,14 @@ def test_text_is_of_the_format_that_prometheus_reads(
         "generation_tokens": "counter",
         "prefix_cache_queries": "counter",
         "prefix_cache_hits": "counter",
+        "spec_decode_num_draft_tokens": "counter",
+        "spec_decode_num_accepted_tokens": "counter",
         "request_success": "counter",
         "request_failure": "counter",
         "request_cancelled": "counter",
         "num_requests_running": "gauge",
         "num_requests_waiting": "gauge",
+        "oldest_request_waiting_seconds": "gauge",
         "workers": "gauge",
         "model_loaded": "gauge",
         "circuit_open": "gauge",
@@ -106,6 +109,7 @@ def test_scraper_may_accept_what_it_likes(api: APIClient, accept: str) -> None:
 def test_ended_task_is_counted(api: APIClient, new_task: NewTask) -> None:
     result = answer()
     result["usage"] |= {"prompt_tokens": 30, "completion_tokens": 11, "cached_tokens": 20}
+    result["usage"] |= {"accepted_prediction_tokens": 6, "rejected_prediction_tokens": 3}
     lease = claimed(new_task())
     finish.complete(lease, result, TIMINGS)
     found = samples(api)
@@ -113,6 +117,8 @@ def test_ended_task_is_counted(api: APIClient, new_task: NewTask) -> None:
     assert value(found, "generation_tokens_total", model="echo") == 11
     assert value(found, "prefix_cache_queries_total", model="echo") == 30
     assert value(found, "prefix_cache_hits_total", model="echo") == 20
+    assert value(found, "spec_decode_num_draft_tokens_total", model="echo") == 9
+    assert value(found, "spec_decode_num_accepted_tokens_total", model="echo") == 6
     success = {"model": "echo", "finished_reason": "stop"}
     assert value(found, "request_success_total", **success) == 1
     wait_seconds = (lease.task.queue_wait_ms or 0) / 1000
