@@ -146,7 +146,7 @@ class Engine:
         return self.add(self.new_sequence(request_id, prompt_tokens, params, owner))
 
     def step(self) -> list[StepOutput]:
-        """Compute one batch; one output for each sequence that got a token or ended."""
+        """Compute one batch; one output for each choice of a sequence, and for each that ended."""
         batch = self._drafter.extend(self._scheduler.schedule())
         if not batch:
             return []
@@ -169,7 +169,7 @@ class Engine:
             )
             sequence.num_computed_tokens += len(chunk.tokens)
             if chunk.needs_logits:
-                outputs.append(self._sample(sequence, chunk, row))
+                outputs += self._sample(sequence, chunk, row)
         self._scheduler.prefill_budget.measure(num_tokens - num_decoding, self._clock() - started)
         return outputs
 
@@ -181,11 +181,11 @@ class Engine:
         sequence = self._sequences.get(request_id)
         return None if sequence is None else self._finish(sequence, reason)
 
-    def _sample(self, sequence: Sequence, chunk: Chunk, row: int) -> StepOutput:
+    def _sample(self, sequence: Sequence, chunk: Chunk, row: int) -> list[StepOutput]:
         """Choose what the sequence goes on with, as far as drafts are right; see if it ends."""
         num_before = len(sequence.output_tokens)
         new_tokens: list[int] = []
-        text, logprobs = "", list[TokenLogprob]()
+        told: list[tuple[str, int, tuple[TokenLogprob, ...]]] = []
         reason: FinishReason | None = None
         error: EngineError | None = None
         while reason is None and new_tokens == chunk.drafts[: len(new_tokens)]:
@@ -193,11 +193,12 @@ class Engine:
                 sampled = self.runner.sample(sequence.sampler, row + len(new_tokens))
             except EngineError as raised:
                 reason, error = FinishReason.ERROR, raised
+                told.append(("", 0, ()))
                 break
-            certain, reason = self._take(sequence, sampled)
-            text += certain
-            logprobs += sampled.logprobs
+            text, reason = self._take(sequence, sampled)
+            num_told = len(new_tokens)
             new_tokens = sequence.output_tokens[num_before:]
+            told.append((text, len(new_tokens) - num_told, sampled.logprobs))
         self._drafter.push(sequence, new_tokens, chunk.drafts)
         if chunk.drafts:
             num_accepted = common_prefix_length(chunk.drafts, new_tokens)
@@ -209,10 +210,13 @@ class Engine:
                 sequence.num_computed_tokens = self._kv_cache.cut(
                     chunk.slot, sequence.num_computed_tokens
                 )
-        sequence.logprobs = tuple(logprobs)
+        outputs: list[StepOutput] = []
+        for text, num_new_tokens, sequence.logprobs in told[:-1]:
+            outputs.append(_output(sequence, text, num_new_tokens))
+        text, num_new_tokens, sequence.logprobs = told[-1]
         if reason is not None:
-            return self._finish(sequence, reason, text, len(new_tokens), error)
-        return _output(sequence, text, len(new_tokens))
+            return [*outputs, self._finish(sequence, reason, text, num_new_tokens, error)]
+        return [*outputs, _output(sequence, text, num_new_tokens)]
 
     def _take(self, sequence: Sequence, sampled: Sampled) -> tuple[str, FinishReason | None]:
         """Go on by what was chosen; return the text that is certain, and why it ends, if so."""
