@@ -44,6 +44,10 @@ _EXCHANGE_SECONDS = 0.05
 # The database is polled this often for tasks that may join, in case Redis lost the news of one;
 # at once when a task was submitted, or has ended and left room.
 _LOOK_AGAIN_SECONDS = 0.5
+# A client that asks one thing after another sends its next task at once, and being woken by its
+# message takes longer than waiting for it here. Redis is asked for news so often meanwhile.
+_LINGER_SECONDS = 0.05
+_LINGER_POLL_SECONDS = 0.002
 # The running answers wait so long for the prompt of a task that joins: most take less, and two
 # threads that share the GIL would take longer.
 _PREPARE_SECONDS = 0.02
@@ -96,6 +100,7 @@ class Session:
         self._news_seen: list[str | None] = [None, None]
         self._exchanged_at = 0.0
         self._look_again_at = 0.0
+        self._go_on_until = 0.0
         self._watchdog = _Watchdog()
 
     def run(self, first: Lease) -> None:
@@ -166,7 +171,9 @@ class Session:
 
     def _run_on(self, engine: Engine) -> None:
         """Abort what must stop, step, hand out, let others join, until all have ended."""
-        while self._attempts:
+        while self._attempts or time.monotonic() < self._go_on_until:
+            if not self._attempts:
+                time.sleep(_LINGER_POLL_SECONDS)
             if self._preparing is None:  # what has begun to be prepared was given its time then
                 self._watchdog.feed()
             for attempt in [each for each in self._attempts.values() if each.must_stop]:
@@ -176,7 +183,7 @@ class Session:
                     del self._attempts[attempt.request_id]
                     attempt.stop()
             self._add_prepared(0 if engine.num_unfinished else _LOOK_AGAIN_SECONDS)
-            for output in engine.step():
+            for output in engine.step() if self._attempts else ():
                 self._hand_out(output)
             self._show_task()
             try:
@@ -185,6 +192,7 @@ class Session:
             except DatabaseError as exc:
                 logger.warning("No task can join, the database does not answer: %s", exc)
                 connection.close_if_unusable_or_obsolete()
+                self._go_on_until = 0.0
 
     def _hand_out(self, output: StepOutput) -> None:
         """Hand an output of the engine to its attempt; one that ends makes room for another."""
@@ -200,6 +208,7 @@ class Session:
             return
         del self._attempts[output.request_id]
         self._look_again_at = 0.0
+        self._go_on_until = 0.0 if self._is_for_one else time.monotonic() + _LINGER_SECONDS
         if output.error is not None:
             attempt.fail(local.inference_error(output.error))
         elif output.finish_reason == FinishReason.CANCELLED:
@@ -222,7 +231,8 @@ class Session:
         now = time.monotonic()
         attempts = self._attempts.values()
         is_first_due = any(attempt.deltas.is_first_due for attempt in attempts)
-        if now - self._exchanged_at < _EXCHANGE_SECONDS and not is_first_due:
+        is_early = now - self._exchanged_at < _EXCHANGE_SECONDS
+        if self._attempts and is_early and not is_first_due:
             return
         self._exchanged_at = now
         writers = [attempt.deltas for attempt in attempts]
@@ -247,6 +257,8 @@ class Session:
                 return
             lease = claim.claim_joining(Queue.GPU, self._model_name, self._start)
             if lease is None:
+                if GenerationTask.objects.pending().filter(queue=Queue.GPU).exists():
+                    self._go_on_until = 0.0
                 return
             self._begin(lease)
             self._add_prepared(_PREPARE_SECONDS)

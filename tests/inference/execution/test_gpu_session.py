@@ -151,6 +151,26 @@ def test_task_submitted_meanwhile_joins(loaded: FakeEngines, submit: NewTask) ->
     assert (fresh(late[0]).finished_at or 0) < (fresh(first).finished_at or 0)  # type: ignore[operator]
 
 
+def test_session_waits_a_moment_for_the_next_task(
+    loaded: FakeEngines, submit: NewTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_session, "_LINGER_SECONDS", 20.0)
+    loaded.at_step[9] = lambda: monkeypatch.setattr(gpu_session, "_LINGER_SECONDS", 0.0)
+    first = submit()
+    next_one: list[GenerationTask] = []
+
+    def ask_again() -> None:
+        wait_until(lambda: fresh(first).status == "completed")
+        next_one.append(submit())
+        connection.close()
+
+    asking = threading.Thread(target=ask_again)
+    asking.start()
+    gpu_session.run(first.pk)
+    asking.join()
+    assert fresh(next_one[0]).status == "completed"
+
+
 @pytest.mark.parametrize("max_num_seqs", [1])
 def test_with_one_sequence_tasks_run_one_at_a_time_by_priority(
     loaded: FakeEngines, submit: NewTask
