@@ -78,10 +78,10 @@ def test_secret_is_in_the_environment_of_the_processes_that_use_it_alone(
                 assert has_it is (mark in using), (mark, secret[:5])
 
 
-def test_flower_shows_workers_and_a_task_by_its_own_id(service: RunningService) -> None:
+def test_flower_shows_workers_and_a_local_task_by_its_own_id(service: RunningService) -> None:
     # It knows no tasks from before it follows the events.
     wait_for(lambda: "api@" in flower(service, "/workers").text)
-    task_id = service.submit("hello", "echo")
+    task_id = service.submit("hello", max_tokens=2)
     service.ended(task_id)
 
     def known() -> dict[str, Any] | None:
@@ -91,7 +91,7 @@ def test_flower_shows_workers_and_a_task_by_its_own_id(service: RunningService) 
 
     info = wait_for(known)
     assert info["name"] == "inference.generate"
-    assert info["worker"].startswith("api@")
+    assert info["worker"].startswith("gpu@")
     assert task_id in flower(service, f"/task/{task_id}").text
     page = flower(service, "/workers").text
     assert "gpu@" in page
