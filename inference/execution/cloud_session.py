@@ -169,7 +169,9 @@ class CloudSession:
         begun: list[_Begun] = []
         most = 0
         while len(begun) == most:
-            most = min(settings.MAX_CLOUD_CONCURRENCY - len(self._answers), _MAX_CLAIMS)
+            room = settings.MAX_CLOUD_CONCURRENCY - len(self._answers)
+            # The first one does not wait for a look whether there are more.
+            most = min(room, _MAX_CLAIMS if begun else 1)
             if not most:
                 self._has_room.clear()
                 self._holds_up = True
