@@ -209,10 +209,7 @@ def _choice(
     provider = provider_class(model.provider)
     known = provider.known_extra_params
     if known is not None and (unknown := sorted((data.get("extra_params") or {}).keys() - known)):
-        what = (
-            f"{unknown[0][:100]} in extra_params: leave it" if known else "extra_params: leave them"
-        )
-        message = f"The {model.provider} provider takes no {what} out."
+        message = f"The {model.provider} provider takes no {unknown[0][:100]}: leave it out."
         raise ValidationError({"extra_params": [message]})
     if response_format and not provider.supports_structured_output:
         message = f"The {model.provider} provider has no structured output: take another model."

@@ -208,6 +208,12 @@ def test_refusal_names_the_parameter(
     assert not GenerationTask.objects.exists()
 
 
+def test_field_of_cloud_models_is_named_where_no_other_takes_it(api: APIClient) -> None:
+    response = api.post(CHAT, BODY | {"reasoning_effort": "low"}, format="json")
+    assert response.status_code == 400
+    assert "no reasoning_effort: leave it out" in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("priority", ["-1", "101", "high", "nan"])
 def test_priority_that_is_none_is_refused(api: APIClient, priority: str) -> None:
     response = api.post(CHAT, BODY, format="json", headers={"X-Priority": priority})
