@@ -1,5 +1,6 @@
 """The serializer of request bodies."""
 
+from functools import cache
 from typing import Any
 
 from rest_framework import serializers
@@ -18,18 +19,26 @@ _JSON_TYPES: dict[type[serializers.Field[Any, Any, Any, Any]], tuple[type, ...]]
 }
 
 
+@cache
+def _json_types(field_type: type) -> tuple[type, ...]:
+    """What JSON has for such a field; nothing where it refuses by itself what is not its own."""
+    return next((types for kind, types in _JSON_TYPES.items() if issubclass(field_type, kind)), ())
+
+
 def _refusal(field: Any, value: Any) -> Any:
     """What is wrong with JSON of another type than the field's; None where nothing is."""
+    if types := _json_types(field.__class__):
+        if value is None or (
+            isinstance(value, types) and isinstance(value, bool) == (bool in types)
+        ):
+            return None
+        return [field.error_messages["invalid"]]
     children: Any = ()
-    if isinstance(field, serializers.ListField) and isinstance(value, list):
+    if isinstance(value, list) and isinstance(field, serializers.ListField):
         children = enumerate(value)
-    elif isinstance(field, serializers.DictField) and isinstance(value, dict):
+    elif isinstance(value, dict) and isinstance(field, serializers.DictField):
         children = value.items()
     found = {name: wrong for name, each in children if (wrong := _refusal(field.child, each))}
-    types = next((types for kind, types in _JSON_TYPES.items() if isinstance(field, kind)), None)
-    if types and value is not None:
-        is_right = isinstance(value, types) and (bool in types or not isinstance(value, bool))
-        return None if is_right else [field.error_messages["invalid"]]
     return found or None
 
 
