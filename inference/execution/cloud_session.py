@@ -135,7 +135,7 @@ class CloudSession:
         self._has_room.set()
         listening = asyncio.create_task(self._listen())
         try:
-            await self._serve()
+            await self._serve(listening)
         finally:
             self._is_running = False
             self._has_room.set()
@@ -145,10 +145,12 @@ class CloudSession:
         if not _draining.is_set() and await self._threads.run(due.exists):
             await self.run()
 
-    async def _serve(self) -> None:
+    async def _serve(self, listening: asyncio.Task[None]) -> None:
         self._is_look_due = True
         while not (_draining.is_set() and not self._answers):
             self._woken.clear()
+            if _draining.is_set():
+                await cancel(listening)  # what comes now is for others to hear
             if self._is_look_due and not _draining.is_set():
                 self._is_look_due = False
                 try:

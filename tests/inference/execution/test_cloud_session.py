@@ -272,3 +272,27 @@ def test_session_without_room_hands_on_and_takes_no_more_messages(
     assert not waiting.done()
     provider.open = ["running", "waiting"]
     waiting.result(LIMIT_SECONDS)
+
+
+def test_worker_that_is_to_stop_hears_of_no_more_tasks(
+    new_task: NewTask,
+    provider: HangingProvider,
+    workers: Callable[[], "Future[None]"],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cloud_session, "_draining", threading.Event())
+
+    def num_hearing() -> int:
+        found: int = client().pubsub_numsub(dispatch.CLOUD_NEWS_CHANNEL)[0][1]
+        return found
+
+    task = new_task(prompt="running")
+    working = workers()
+    wait_until(lambda: provider.asked == ["running"] and bool(num_hearing()))
+    cloud_session.drain()
+    wait_until(lambda: not num_hearing())
+    left = new_task(prompt="left to others")
+    assert not working.done()
+    provider.open = ["running"]
+    working.result(LIMIT_SECONDS)
+    assert (fresh(task).status, fresh(left).status) == ("completed", "pending")
