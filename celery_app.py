@@ -4,8 +4,8 @@ celery -A celery_app worker -Q gpu --concurrency=1 --pool=prefork
 celery -A celery_app worker -Q api --pool=threads
 celery -A celery_app worker -Q default --pool=threads
 celery -A celery_app worker -Q embeddings --concurrency=1 --pool=prefork
-celery -A celery_app beat
-celery -A celery_app flower
+celery -A celery_app:without_tasks beat
+celery -A celery_app:without_tasks flower
 """
 
 import os
@@ -39,6 +39,8 @@ class Channel(_KombuChannel):  # type: ignore[misc]
 redis_transport.Transport.Channel = Channel
 
 app = Celery("sopllm")
+# Beat and Flower know the names of tasks alone: without Django's apps they take half the memory.
+without_tasks = Celery("sopllm", fixups=[], set_as_current=False)
 # By name: only the worker imports it.
 app.Task.Request = "inference.execution.worker_request:WorkerRequest"
 
@@ -50,59 +52,60 @@ def _broker_url(redis_url: str) -> str:
     return redis_url.replace("unix://", "redis+socket://", 1)
 
 
-app.conf.update(
-    broker_url=_broker_url(settings.REDIS_URL),
-    broker_connection_retry_on_startup=True,
-    broker_connection_max_retries=None,
-    broker_transport_options={
-        # Redis priorities: 0 goes first, 9 last; all of a higher priority before any lower one.
-        "priority_steps": list(range(10)),
-        "sep": "\x06\x16",
-        "queue_order_strategy": "priority",
-        # A message whose worker vanished comes back after this; the sweep enqueues long before.
-        "visibility_timeout": 3600,
-        "health_check_interval": 10,
-        "socket_keepalive": True,
-        "socket_connect_timeout": 5,
-    },
-    # Imported by workers and beat, once Django is set up.
-    include=["sopllm.worker_signals"],
-    task_queues=[Queue(name) for name in QUEUES],
-    task_default_queue="default",
-    task_default_priority=9,
-    task_create_missing_queues=False,
-    # The row in the database is the result.
-    task_ignore_result=True,
-    # Acknowledged when done; one message at a time, so that priorities hold to the last moment.
-    task_acks_late=True,
-    task_reject_on_worker_lost=False,
-    worker_prefetch_multiplier=1,
-    worker_disable_prefetch=True,
-    # The rows' leases tell whether work goes on; a broker hiccup must not kill a generation.
-    worker_cancel_long_running_tasks_on_connection_loss=False,
-    # A child that imports and loads for a while is not dead.
-    worker_proc_alive_timeout=60,
-    worker_hijack_root_logger=False,
-    # Connections to the database outlive a task; on_task_start closes broken ones.
-    CELERY_DB_REUSE_MAX=1_000_000_000,
-    # For Flower.
-    worker_send_task_events=True,
-    task_send_sent_event=True,
-    task_track_started=True,
-    timezone="UTC",
-    beat_schedule={
-        "sweep": {
-            "task": "inference.sweep",
-            "schedule": settings.SWEEP_INTERVAL_SECONDS,
-            "options": {"expires": settings.SWEEP_INTERVAL_SECONDS, "priority": 0},
+# Celery imports the second: in workers once Django is set up, elsewhere without.
+for each, signals in ((app, "sopllm.worker_signals"), (without_tasks, "sopllm.beat_signals")):
+    each.conf.update(
+        include=[signals],
+        broker_url=_broker_url(settings.REDIS_URL),
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            # Redis priorities: 0 goes first, 9 last; all of a higher priority before any lower one.
+            "priority_steps": list(range(10)),
+            "sep": "\x06\x16",
+            "queue_order_strategy": "priority",
+            # A message whose worker vanished comes back after this; the sweep enqueues long before.
+            "visibility_timeout": 3600,
+            "health_check_interval": 10,
+            "socket_keepalive": True,
+            "socket_connect_timeout": 5,
         },
-        "cancel_batches": {
-            "task": "access.cancel_batches",
-            "schedule": settings.SWEEP_INTERVAL_SECONDS,
-            "options": {"expires": settings.SWEEP_INTERVAL_SECONDS},
+        task_queues=[Queue(name) for name in QUEUES],
+        task_default_queue="default",
+        task_default_priority=9,
+        task_create_missing_queues=False,
+        # The row in the database is the result.
+        task_ignore_result=True,
+        # Acknowledged when done; one message at a time, so that priorities hold to the last moment.
+        task_acks_late=True,
+        task_reject_on_worker_lost=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        # The rows' leases tell whether work goes on; a broker hiccup must not kill a generation.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # A child that imports and loads for a while is not dead.
+        worker_proc_alive_timeout=60,
+        worker_hijack_root_logger=False,
+        # Connections to the database outlive a task; on_task_start closes broken ones.
+        CELERY_DB_REUSE_MAX=1_000_000_000,
+        # For Flower.
+        worker_send_task_events=True,
+        task_send_sent_event=True,
+        task_track_started=True,
+        timezone="UTC",
+        beat_schedule={
+            "sweep": {
+                "task": "inference.sweep",
+                "schedule": settings.SWEEP_INTERVAL_SECONDS,
+                "options": {"expires": settings.SWEEP_INTERVAL_SECONDS, "priority": 0},
+            },
+            "cancel_batches": {
+                "task": "access.cancel_batches",
+                "schedule": settings.SWEEP_INTERVAL_SECONDS,
+                "options": {"expires": settings.SWEEP_INTERVAL_SECONDS},
+            },
+            "purge": {"task": "inference.purge", "schedule": 60.0, "options": {"expires": 60.0}},
         },
-        "purge": {"task": "inference.purge", "schedule": 60.0, "options": {"expires": 60.0}},
-    },
-    beat_schedule_filename=str(settings.VAR_DIR / "beat-schedule"),
-)
+        beat_schedule_filename=str(settings.VAR_DIR / "beat-schedule"),
+    )
 app.autodiscover_tasks(["inference", "sopllm.access"])

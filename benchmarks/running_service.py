@@ -300,6 +300,12 @@ def resident_bytes(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), 0)
 
 
+def proportional_bytes(pid: int) -> int:
+    """Memory of a process in RAM, where a page that several share counts once in all (PSS)."""
+    lines = read_proc(Path(f"/proc/{pid}/smaps_rollup")).splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
 def age_seconds(pid: int) -> float:
     """How long a process has lived."""
     started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

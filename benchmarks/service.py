@@ -24,10 +24,7 @@ from benchmarks.figures import Figures, machine, report
 from benchmarks.running_service import (
     ROOT,
     RunningService,
-    children,
-    command_line,
     free_port,
-    resident_bytes,
     wait_for,
 )
 
@@ -41,9 +38,6 @@ NUM_ROUND_TRIPS = 200
 NUM_MESSAGES = 600
 POLL_SECONDS = 0.005
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
-NAMES = {"valkey": "valkey", "uvicorn": "web", "gpu@": "gpu worker", "api@": "api worker"}
-NAMES |= {"default@": "default worker", "embeddings@": "embeddings worker"}
-NAMES |= {" beat ": "beat", " flower ": "flower"}
 
 
 class TaskClient:
@@ -161,29 +155,12 @@ def answers(url: str) -> bool:
         return False
 
 
-def memory_mb(service: RunningService) -> Figures:
-    """Resident memory of each process; the GPU worker's with its pool process."""
-    memory: Figures = {"serve": megabytes(service.serve.pid)}
-    for pid in children(service.serve.pid):
-        name = next(name for mark, name in NAMES.items() if mark in command_line(pid))
-        number = sum(known.startswith(name) for known in memory) + 1
-        memory[f"{name} {number}" if name == "web" else name] = megabytes(pid)
-        for child in children(pid):
-            memory[f"{name}, pool process"] = megabytes(child)
-    return memory
-
-
-def megabytes(pid: int) -> float:
-    return round(resident_bytes(pid) / 2**20, 1)
-
-
 def measure() -> dict[str, Any]:
     """All figures of one run."""
     service = RunningService()
     try:
         service.start("--no-demo")
         service.register_echo()
-        memory = memory_mb(service)
         api = asyncio.run(measure_api(service.base_url))
         starts = [web_start_seconds(service) for _ in range(NUM_STARTS)]
     finally:
@@ -195,7 +172,6 @@ def measure() -> dict[str, Any]:
         "bare Celery": bare,
         "ratios to bare Celery": ratios(api, bare),
         "web start, s": {"median": round(median(starts), 2), "max": round(max(starts), 2)},
-        "resident memory, MB": memory,
     }
 
 

@@ -50,6 +50,7 @@ DELIVER_WEBHOOK = QueueMessage("inference.deliver_webhooks", Queue.DEFAULT, 0)
 ADVANCE_BATCHES = QueueMessage("inference.advance_batches", Queue.DEFAULT, 8)
 DOWNLOAD = QueueMessage("inference.download", Queue.DEFAULT, 9)
 EMBED = QueueMessage("inference.embed", Queue.EMBEDDINGS, 0)
+WARM_UP_EMBEDDINGS = QueueMessage("inference.warm_up_embeddings", Queue.EMBEDDINGS, 0)
 
 # Counters that GPU sessions read at each step: tasks were submitted; cancels were asked for.
 GPU_NEWS_KEYS = ("gpu:submitted", "gpu:cancelled")

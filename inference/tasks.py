@@ -1,5 +1,7 @@
 """Celery tasks: glue between a message and one domain function. Each may run twice, harmlessly."""
 
+from typing import Any
+
 import jsonschema  # noqa: F401 (before the pool child is made: 0.1 to 0.4 s, in a session later)
 from celery import Task, shared_task
 from django.conf import settings
@@ -11,6 +13,7 @@ from inference.lifecycle import finish
 from inference.lifecycle import sweep as lifecycle_sweep
 from inference.loading import requests
 from inference.loading.loaded_engines import loaded_engines
+from inference.loading.loaded_models import LoadedModels
 from inference.models import Batch, Queue, RoundRobin, StoredFile, WebhookDelivery
 from inference.webhooks import sending
 from monitoring.models import EndedTask, OwnerUse
@@ -74,12 +77,20 @@ def advance_batches() -> None:
 
 
 @shared_task(name=dispatch.EMBED.name)
-def embed() -> None:
+def embed(*, warm_up: bool = False) -> None:
     """Answer requests for embeddings until there are none."""
     # NumPy is for the embeddings worker alone.
     from inference.embeddings import worker
+    from inference.embeddings.loaded_encoders import loaded_encoders
 
-    worker.serve()
+    worker.serve(warm_up=warm_up)
+    _end_if_spent(loaded_encoders)
+
+
+@shared_task(name=dispatch.WARM_UP_EMBEDDINGS.name)
+def warm_up_embeddings() -> None:
+    """Load the default embedding model, unless there are requests, which go first."""
+    embed(warm_up=True)
 
 
 @shared_task(name=dispatch.SERVE_MODEL_REQUESTS.name)
@@ -87,3 +98,13 @@ def serve_model_requests() -> None:
     """Load and unload what the rows of the models ask for."""
     with gpu_lock.hold(settings.GPU_INDEX):
         loaded_engines.serve_requests()
+    _end_if_spent(loaded_engines)
+
+
+def _end_if_spent(models: LoadedModels[Any]) -> None:
+    """End the pool child whose models were idle: only so does the memory of libraries come back.
+
+    The pool forks another one, which shares the memory of the main process.
+    """
+    if models.is_spent:
+        raise SystemExit

@@ -150,7 +150,8 @@ def worker(name: str, queues: str, *options: str, nice: int = 0) -> ProcessSpec:
 
 def beat() -> ProcessSpec:
     """The scheduler; without a pid file, which after a crash would keep it from starting."""
-    command = celery("beat", "--schedule", str(settings.VAR_DIR / "beat-schedule"))
+    schedule = str(settings.VAR_DIR / "beat-schedule")
+    command = celery("beat", "--schedule", schedule, app="celery_app:without_tasks")
     return ProcessSpec("beat", command, without_other_secrets("beat", os.environ))
 
 
@@ -164,6 +165,7 @@ def flower() -> ProcessSpec:
         *("flower", "--address=127.0.0.1", f"--port={settings.FLOWER_PORT}"),
         *(f"--max_tasks={FLOWER_MAX_TASKS}", f"--inspect_timeout={FLOWER_INSPECT_MS}"),
         "--read_only=True",
+        app="celery_app:without_tasks",
     )
     basic_auth = os.environ.get("FLOWER_BASIC_AUTH") or f"flower:{flower_password()}"
     env = without_other_secrets("flower", os.environ) | {"FLOWER_BASIC_AUTH": basic_auth}
@@ -179,9 +181,9 @@ def flower_password() -> str:
     return path.read_text().strip()
 
 
-def celery(*arguments: str) -> list[str]:
-    """A command of our Celery app."""
-    return [sys.executable, "-m", "celery", "-A", "celery_app", *arguments]
+def celery(*arguments: str, app: str = "celery_app") -> list[str]:
+    """A command of Celery, with one of our apps."""
+    return [sys.executable, "-m", "celery", "-A", app, *arguments]
 
 
 def valkey_executable() -> Path:

@@ -1,8 +1,9 @@
-"""Celery signals: workers and beat start and stop, a pool child dies.
+"""Celery signals: workers start and stop, a pool child dies.
 
 Celery imports this by its name once Django is set up, see `include` in celery_app.py.
 """
 
+import gc
 import logging
 import sys
 from typing import Any
@@ -43,12 +44,6 @@ def on_worker_start(sender: Any, **_: Any) -> None:
     service_log.start(f"{sender.hostname.partition('@')[0]} worker")
 
 
-@signals.beat_init.connect
-def on_beat_start(**_: Any) -> None:
-    """Beat logs to the same place as the others."""
-    service_log.start("beat")
-
-
 @signals.worker_ready.connect
 def on_worker_ready(sender: Any, **_: Any) -> None:
     """Announce the worker, and take back the tasks of its predecessor."""
@@ -59,9 +54,15 @@ def on_worker_ready(sender: Any, **_: Any) -> None:
     if Queue.API in queues:
         provider.warm_up()
     if Queue.EMBEDDINGS in queues:
-        # It loads the default model, and takes over what a dead one had not answered.
-        dispatch.enqueue([dispatch.EMBED])
+        # It takes over what a dead one had not answered, too.
+        dispatch.enqueue([dispatch.WARM_UP_EMBEDDINGS])
     _sweep()
+
+
+@signals.worker_before_create_process.connect
+def on_fork(**_: Any) -> None:
+    """Have a pool child share what its parent has in memory: a collection would write to it."""
+    gc.freeze()
 
 
 @signals.worker_shutting_down.connect
@@ -93,8 +94,8 @@ def on_task_failure(sender: Any, exception: BaseException, **_: Any) -> None:
     """In the parent, moments after a pool child died: its task goes back into the queue."""
     if not isinstance(exception, WorkerLostError):
         return
-    if sender.name == dispatch.EMBED.name:
-        dispatch.enqueue([dispatch.EMBED])
+    if sender.name in (dispatch.EMBED.name, dispatch.WARM_UP_EMBEDDINGS.name):
+        dispatch.enqueue([dispatch.WARM_UP_EMBEDDINGS])
     _sweep()
 
 

@@ -41,9 +41,12 @@ class _ForgottenError(Exception):
     """Nobody waits for the answer any more."""
 
 
-def serve() -> None:
-    """Answer requests until none has come for a moment. Raises redis.RedisError."""
-    _worker().serve()
+def serve(*, warm_up: bool = False) -> None:
+    """Answer requests until none has come for a moment. Raises redis.RedisError.
+
+    `warm_up`: load the default model as soon as there are none, before somebody waits for it.
+    """
+    _worker().serve(warm_up=warm_up)
 
 
 @cache
@@ -62,11 +65,10 @@ class _Worker:
         # By entry, until they are answered.
         self._unanswered: dict[str, QueuedRequest] = {}
         self._tidied_at = 0.0
-        self._is_warm = False
         for number in range(num_threads):
             threading.Thread(target=self._compute, name=f"encode {number}", daemon=True).start()
 
-    def serve(self) -> None:
+    def serve(self, *, warm_up: bool) -> None:
         self._unload_unused()
         self._begin(request_queue.read_unanswered())
         busy_at = time.monotonic()
@@ -80,7 +82,8 @@ class _Worker:
             self._tidy()
             if self._unanswered:
                 busy_at = time.monotonic()
-            elif not self._is_warm:
+            elif warm_up:
+                warm_up = False
                 self._warm_up()
             elif time.monotonic() - busy_at > _LINGER_SECONDS:
                 request_queue.stop_reading()
@@ -212,8 +215,6 @@ class _Worker:
             logger.warning("Whether embedding models were deleted is not known: %s", exc)
 
     def _warm_up(self) -> None:
-        """Load the default model before somebody waits for it."""
-        self._is_warm = True
         model = RegisteredModel.objects.read(settings.DEFAULT_EMBEDDING_MODEL)
         if model is None or loaded_encoders.names or model.is_remote:
             return

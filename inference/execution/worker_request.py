@@ -18,8 +18,13 @@ class WorkerRequest(Request):
     """Knows which child ran the message; Celery's signals only say that one died."""
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """Count the child's death on the model that it was loading, or on the task that it ran."""
+        """Count the child's death on the model that it was loading, or on the task that it ran.
+
+        A task that ends its child by SystemExit, to give memory back, has succeeded.
+        """
         death = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(death, SystemExit):
+            return self.on_success((False, None, 0.0))
         if isinstance(death, WorkerLostError) and self.worker_pid:
             child, reason = worker_identity.prefix_of(int(self.worker_pid)), str(death)
             try:

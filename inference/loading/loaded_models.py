@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 from django.db import Error as DatabaseError
@@ -49,12 +50,14 @@ T = TypeVar("T", bound=LoadedModel)
 class LoadedModels(ABC, Generic[T]):
     """Loaded models by name, the least recently used first.
 
-    Not for use by several threads, and never called from within a step of an engine.
+    Not for use by several threads, and never called from within a step of an engine. `is_spent`
+    says that idle time has emptied it: the process still has the libraries in memory.
     """
 
     def __init__(self) -> None:
         self._loaded: dict[str, T] = {}
         self._names_in_use: set[str] = set()
+        self.is_spent = False
 
     @abstractmethod
     def _load(self, model: RegisteredModel) -> T:
@@ -95,6 +98,7 @@ class LoadedModels(ABC, Generic[T]):
             message = f"The model {name} could not be loaded: {error}"
             raise InferenceError(message, ErrorCode.MODEL_LOAD_FAILED) from error
         self._loaded[name] = loaded
+        self.is_spent = False
         self._set_status(model, Status.LOADED)
         self._record_use(loaded)
         load_seconds = loaded.loaded_at - started
@@ -137,8 +141,9 @@ class LoadedModels(ABC, Generic[T]):
         rows = RegisteredModel.objects.in_bulk([each.model.pk for each in self._loaded.values()])
         for loaded in list(self._loaded.values()):
             model = rows.get(loaded.model.pk)
-            if model is None or not _is_same(loaded.model, model) or _is_idle(model):
+            if model is None or not _is_same(loaded.model, model) or _is_idle(loaded, model):
                 self.unload(loaded.model.name)
+                self.is_spent = not self._loaded
 
     def evictable(self) -> list[T]:
         """Models that may go, neither in use nor pinned; the least recently used first."""
@@ -182,8 +187,14 @@ def _is_same(loaded: RegisteredModel, wanted: RegisteredModel) -> bool:
     return loaded.pk == wanted.pk and loaded.config == wanted.config
 
 
-def _is_idle(model: RegisteredModel) -> bool:
-    """Past its time, and no task is waiting for it."""
-    if model.unload_at is None or model.unload_at > timezone.now():
-        return False
-    return not GenerationTask.objects.pending().filter(model_name=model.name).exists()
+def _is_idle(loaded: LoadedModel, model: RegisteredModel) -> bool:
+    """Past its time, and no task is waiting for it.
+
+    The row tells when one worker has used it last; another that holds it too goes by its own clock.
+    """
+    if model.loaded_by in ("", worker_identity.current()):
+        is_past = model.unload_at is not None and model.unload_at <= timezone.now()
+    else:
+        unused = timedelta(seconds=time.monotonic() - loaded.recorded_at)
+        is_past = model.keep_alive is not None and unused >= model.keep_alive
+    return is_past and not GenerationTask.objects.pending().filter(model_name=model.name).exists()

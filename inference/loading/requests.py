@@ -19,6 +19,7 @@ Request = RegisteredModel.Request
 Status = RegisteredModel.Status
 
 _HELD = (Status.LOADING, Status.LOADED)
+_IS_EMBEDDING = Q(provider=RegisteredModel.Provider.EMBEDDING)
 
 
 def ask(model: RegisteredModel, request: "Request") -> None:
@@ -51,23 +52,29 @@ def wait_key(model: RegisteredModel) -> str:
 
 
 def sweep() -> None:
-    """Release the models of lost workers, and enqueue requests that nobody has served."""
+    """Release the models of lost workers, and wake those that have requests or idle models.
+
+    Whatever message wakes such a worker, it looks at its models first.
+    """
     _release_from_lost_workers()
-    waiting = RegisteredModel.objects.exclude(requested=Request.NONE)
-    if not (waiting.exists() or RegisteredModel.objects.idle().exists()):
-        return
-    # Whatever message wakes a GPU worker, it serves the requests first.
-    if dispatch.waiting_messages(Queue.GPU) == 0:
-        dispatch.enqueue([dispatch.SERVE_MODEL_REQUESTS])
+    waiting, idle = (
+        RegisteredModel.objects.exclude(requested=Request.NONE),
+        RegisteredModel.objects.idle(),
+    )
+    for message, is_due in (
+        (dispatch.SERVE_MODEL_REQUESTS, waiting.exists() or idle.exclude(_IS_EMBEDDING).exists()),
+        (dispatch.EMBED, idle.filter(_IS_EMBEDDING).exists()),
+    ):
+        if is_due and dispatch.waiting_messages(message.queue) == 0:
+            dispatch.enqueue([message])
 
 
 def _release_from_lost_workers() -> None:
     """A process that died holds no model any more; a load that it was at is not repeated."""
     held = RegisteredModel.objects.exclude(loaded_by="")
-    embedding = Q(provider=RegisteredModel.Provider.EMBEDDING)
     for queue, models in (
-        (Queue.EMBEDDINGS, held.filter(embedding)),
-        (Queue.GPU, held.exclude(embedding)),
+        (Queue.EMBEDDINGS, held.filter(_IS_EMBEDDING)),
+        (Queue.GPU, held.exclude(_IS_EMBEDDING)),
     ):
         gone = workers.gone({model.loaded_by for model in models}, queue)
         for model in models:

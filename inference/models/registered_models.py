@@ -133,9 +133,12 @@ class RegisteredModel(models.Model):
     @property
     def keep_alive(self) -> timedelta | None:
         """How long it stays in memory when nobody uses it; None: no limit."""
-        seconds = self.config.get("keep_alive_seconds", settings.KEEP_ALIVE_SECONDS)
-        is_kept = self.pinned or seconds < 0 or self.provider == self.Provider.EMBEDDING
-        return None if is_kept else timedelta(seconds=seconds)
+        is_embedding = self.provider == self.Provider.EMBEDDING
+        default = (
+            settings.EMBEDDING_KEEP_ALIVE_SECONDS if is_embedding else settings.KEEP_ALIVE_SECONDS
+        )
+        seconds = self.config.get("keep_alive_seconds", default)
+        return None if self.pinned or seconds < 0 else timedelta(seconds=seconds)
 
     @property
     def crashed_too_often(self) -> bool:

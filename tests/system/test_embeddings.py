@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,7 @@ from benchmarks.running_service import (
     MINILM,
     WEB,
     RunningService,
+    is_alive,
     mapped_files,
     wait_for,
 )
@@ -73,6 +75,18 @@ def test_only_the_embeddings_child_maps_pytorch(embeddings: RunningService) -> N
     for mark in (WEB, API_WORKER, DEFAULT_WORKER, GPU_WORKER, EMBEDDINGS_WORKER):
         for pid in embeddings.pids(mark):
             assert "libtorch" not in mapped_files(pid)
+
+
+def test_child_whose_models_are_idle_gives_its_memory_back(embeddings: RunningService) -> None:
+    vectors(embeddings, "a text")  # its use is in the row from then on
+    child = embeddings.embeddings_child()
+    with sqlite3.connect(embeddings.var_dir / "db.sqlite3") as database:
+        idle = "UPDATE inference_registeredmodel SET unload_at = last_used_at WHERE name = ?"
+        database.execute(idle, [MINILM])
+    wait_for(lambda: not is_alive(child))
+    assert not embeddings.model(MINILM)["loaded"]
+    assert "libtorch" not in mapped_files(embeddings.embeddings_child())
+    assert len(vectors(embeddings, "a text")) == 1
 
 
 def test_many_clients_get_what_each_would_get_alone(embeddings: RunningService) -> None:

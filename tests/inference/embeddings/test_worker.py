@@ -231,7 +231,7 @@ def test_default_model_is_loaded_before_it_is_asked(
     minilm: RegisteredModel, settings: Settings
 ) -> None:
     settings.DEFAULT_EMBEDDING_MODEL = NAME
-    worker.serve()
+    worker.serve(warm_up=True)
     minilm.refresh_from_db()
     assert minilm.loaded
 

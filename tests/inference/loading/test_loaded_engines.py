@@ -310,8 +310,32 @@ def test_idle_model_is_unloaded_when_its_time_is_over(register: Register) -> Non
     use(loaded_engines.load(short))
     use(loaded_engines.load(long))
     loaded_engines.serve_requests()
-    assert loaded_names() == {"long"}
+    assert (loaded_names(), loaded_engines.is_spent) == ({"long"}, False)
     assert (row(short).status, row(short).unload_at) == ("available", None)
+
+
+def test_model_that_another_worker_holds_too_is_idle_by_its_own_use(register: Register) -> None:
+    model = register("shared", keep_alive_seconds=60)
+    use(loaded_engines.load(model))
+    other = "gpu@elsewhere:1"
+    RegisteredModel.objects.update(loaded_by=other, unload_at=timezone.now())
+    loaded_engines.serve_requests()
+    assert loaded_names() == {"shared"}
+    loaded_engines.get("shared").recorded_at -= 60
+    loaded_engines.serve_requests()
+    assert loaded_names() == set()
+    assert row(model).loaded_by == other
+
+
+def test_memory_is_spent_once_nothing_idle_is_left(register: Register) -> None:
+    model = register("short", keep_alive_seconds=0)
+    use(loaded_engines.load(model))
+    loaded_engines.serve_requests()
+    assert loaded_engines.is_spent
+    loaded_engines.load(model)
+    assert not loaded_engines.is_spent
+    loaded_engines.unload("short")  # on request: it may come back soon
+    assert not loaded_engines.is_spent
 
 
 def test_idle_model_stays_for_tasks_that_wait_for_it(register: Register, new_task: NewTask) -> None:

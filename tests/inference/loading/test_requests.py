@@ -102,13 +102,21 @@ def test_sweep_rings_for_a_request_whose_message_is_gone(model: RegisteredModel)
     assert num_rung() == 0
 
 
-def test_sweep_rings_for_a_model_that_is_idle_for_too_long(model: RegisteredModel) -> None:
+@pytest.mark.parametrize(
+    ("provider", "queue"), [("local", Queue.GPU), ("embedding", Queue.EMBEDDINGS)]
+)
+def test_sweep_wakes_the_worker_of_a_model_that_is_idle_for_too_long(
+    model: RegisteredModel, provider: str, queue: Queue
+) -> None:
+    RegisteredModel.objects.update(provider=provider)
     model.set_status(Status.LOADED, worker_identity.current())
     requests.sweep()
-    assert num_rung() == 0
     RegisteredModel.objects.update(unload_at=timezone.now())
+    assert dispatch.waiting_messages(queue) == 0
     requests.sweep()
-    assert num_rung() == 1
+    requests.sweep()  # one message is enough
+    waiting = {each: dispatch.waiting_messages(each) for each in (Queue.GPU, Queue.EMBEDDINGS)}
+    assert waiting == {Queue.GPU: 0, Queue.EMBEDDINGS: 0} | {queue: 1}
 
 
 def test_requests_are_served_by_whoever_holds_the_model(model: RegisteredModel) -> None:
