@@ -185,7 +185,7 @@ class Drafter:
         self._num_declined = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Follow a sequence that is about to begin."""
+        """Follow a sequence that may begin; another thread may run a step meanwhile."""
         if self._max_draft_tokens and not sequence.params.deterministic:
             lookup = PromptLookup(sequence.prompt_tokens, self._rates)
             self._sequences[sequence.request_id] = _Draftable(lookup)

@@ -116,7 +116,7 @@ class Engine:
             raise InvalidRequestError(
                 f"logit_bias names tokens outside of the vocabulary 0 to {last}: leave them out."
             )
-        return Sequence(
+        sequence = Sequence(
             request_id=request_id,
             prompt_tokens=list(prompt_tokens),
             params=params,
@@ -131,11 +131,12 @@ class Engine:
                 if (token := self.runner.control_token(mark)) is not None
             },
         )
+        self._drafter.add(sequence)
+        return sequence
 
     def add(self, sequence: Sequence) -> Sequence:
         """Queue a sequence, which is kept up to date until it has finished."""
         self._sequences[sequence.request_id] = sequence
-        self._drafter.add(sequence)
         self._scheduler.add(sequence)
         return sequence
 
