@@ -12,11 +12,12 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 COPY requirements.txt ./
+COPY scripts/llama.cmake scripts/
 # The image must run on other processors than the one that builds it, hence no GGML_NATIVE.
 ARG CMAKE_ARGS=""
 RUN python3 -m venv .venv \
     && .venv/bin/pip install --no-cache-dir --disable-pip-version-check uv==0.13.9 \
-    && CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF ${CMAKE_ARGS}" \
+    && CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_ALL_WARNINGS=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF -DCMAKE_PROJECT_INCLUDE=/app/scripts/llama.cmake ${CMAKE_ARGS}" \
         .venv/bin/uv --no-cache pip install --python .venv/bin/python --no-deps --require-hashes --compile-bytecode -r requirements.txt \
     && .venv/bin/uv --no-cache pip install --python .venv/bin/python --constraint requirements.txt "$(grep -oE '^torch==[^ ]+' requirements.txt)" \
     && .venv/bin/pip uninstall --yes uv

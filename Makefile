@@ -6,7 +6,7 @@ PYTHON_BIN := .venv/bin/python
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## Install everything into .venv (the first time compiles llama.cpp, about 7 minutes)
+setup: ## Install everything into .venv (the first time compiles llama.cpp, 2 to 4 minutes)
 	@scripts/setup.sh
 
 run: setup ## Start the whole service and stay in front; Ctrl-C stops it
