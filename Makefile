@@ -67,5 +67,5 @@ lock: setup ## Pin anew what pyproject.toml names, with hashes
 	$(LOCK) --group clients --upgrade > tests/clients/requirements.txt
 
 clean: ## Remove .venv and caches; data and models in var/ stay
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
