@@ -29,6 +29,7 @@ def estimate_of(params: LoadParams) -> MemoryEstimate:
         num_cache_cells=params.num_cache_cells,
         num_batch_tokens=params.num_batch_tokens,
         gpu_layers=0,
+        max_draft_tokens=params.max_draft_tokens,
     )
 
 
@@ -42,20 +43,24 @@ def reported_mb(params: LoadParams, caplog: pytest.LogCaptureFixture) -> dict[st
     return sizes
 
 
-def vocabulary_mb(params: LoadParams) -> float:
-    """What llama.cpp does not know of."""
-    return read_header(params.path).vocab_size * VOCABULARY_BYTES_PER_TOKEN / MB
+def untold_mb(params: LoadParams) -> float:
+    """What llama.cpp does not tell: the constraints' vocabulary, and logits of drafts.
+
+    It makes room for those with the first batch that has some.
+    """
+    bytes_per_token = VOCABULARY_BYTES_PER_TOKEN + 4 * params.max_draft_tokens
+    return read_header(params.path).vocab_size * bytes_per_token / MB
 
 
 def assert_as_reported(params: LoadParams, caplog: pytest.LogCaptureFixture) -> None:
     reported = reported_mb(params, caplog)
-    needed, vocabulary = estimate_of(params), vocabulary_mb(params)
+    needed, untold = estimate_of(params), untold_mb(params)
     cache = reported.get("KV", 0) + reported.get("RS", 0)
     compute = reported["compute"] + reported["output"]
     assert needed.weights_bytes / MB == pytest.approx(reported["model"], rel=0.01)
     assert needed.kv_cache_bytes / MB == pytest.approx(cache, rel=0.01)
-    assert needed.compute_bytes / MB - vocabulary == pytest.approx(compute, rel=0.1)
-    total_mb = needed.total_bytes / MB - vocabulary
+    assert needed.compute_bytes / MB - untold == pytest.approx(compute, rel=0.1)
+    total_mb = needed.total_bytes / MB - untold
     assert total_mb == pytest.approx(sum(reported.values()), rel=0.02)
 
 
@@ -85,6 +90,20 @@ def test_plain_model_takes_what_was_estimated(
         max_num_seqs=max_num_seqs,
         num_batch_tokens=num_batch_tokens,
         num_cache_cells=num_cache_cells,
+    )
+    assert_as_reported(params, caplog)
+
+
+@pytest.mark.parametrize("num_batch_tokens", [16, 512])
+def test_logits_of_drafts_take_what_was_estimated(
+    model_path: Path, caplog: pytest.LogCaptureFixture, num_batch_tokens: int
+) -> None:
+    params = LoadParams(
+        path=model_path,
+        context_window=512,
+        max_num_seqs=8,
+        num_batch_tokens=num_batch_tokens,
+        max_draft_tokens=16,
     )
     assert_as_reported(params, caplog)
 
@@ -123,7 +142,7 @@ def test_recurrent_model_has_a_state_for_each_sequence(
     assert "KV" not in reported
     # llama.cpp rounds to hundredths of a megabyte, of which this model has few.
     assert needed.kv_cache_bytes / MB == pytest.approx(reported["RS"], abs=0.006)
-    total_mb = needed.total_bytes / MB - vocabulary_mb(params)
+    total_mb = needed.total_bytes / MB - untold_mb(params)
     assert total_mb == pytest.approx(sum(reported.values()), abs=0.1)
 
 
