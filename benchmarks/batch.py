@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from functools import partial
+from itertools import count, islice
 from statistics import median
 from typing import Any
 
@@ -123,9 +123,8 @@ def run(service: RunningService, model: str, num_lines: int, *, has_kills: bool)
         f"answer after {checked_after:.1f} s; {growth}"
     )
     if waits:
-        waits.sort()
-        median, worst = waits[len(waits) // 2], waits[-1]
-        print(f"  {len(waits)} interactive tasks started after {median:.3f} s, at most {worst:.3f}")
+        figures = f"{median(waits):.3f} s, at most {max(waits):.3f}"
+        print(f"  {len(waits)} interactive tasks started after {figures}")
     check_order(client, pk, num_lines)
 
 
@@ -136,25 +135,29 @@ def check_order(client: BatchClient, pk: str, num_lines: int) -> None:
 
 def compare(service: RunningService, num_chats: int, num_rounds: int) -> None:
     """Chats as a batch and as tasks, in turns; none has the prompt of another."""
-    client, ratios = BatchClient(service), []
+    client = BatchClient(service)
     service.ended(service.submit("Hello.", max_tokens=1), 120)  # loads the model
-    for number in range(num_rounds):
-        first = 1000 + 2 * number * num_chats
-        bodies = [chat(SMOLLM2, first + index) for index in range(2 * num_chats)]
-        started = time.monotonic()
-        pk = client.create(bodies[:num_chats])
-        wait_for(partial(client.completed_at, pk), 3600, every_seconds=0.1)
-        batch_seconds = time.monotonic() - started
+
+    def as_batch(bodies: list[dict[str, Any]]) -> None:
+        pk = client.create(bodies)
+        wait_for(lambda: client.completed_at(pk), 3600, every_seconds=0.1)
         check_order(client, pk, num_chats)
-        started = time.monotonic()
-        service.drained(bodies[num_chats:], 3600)
-        task_seconds = time.monotonic() - started
-        ratios.append(task_seconds / batch_seconds)
-        print(
-            f"{num_chats} chats: {num_chats / batch_seconds:.1f}/s as a batch, "
-            f"{num_chats / task_seconds:.1f}/s as tasks, {ratios[-1]:.2f}",
-            flush=True,
-        )
+
+    def as_tasks(bodies: list[dict[str, Any]]) -> None:
+        service.drained(bodies, 3600)
+
+    ratios, numbers = [], count(1000)
+    for index in range(num_rounds):
+        rates = {}
+        for submit in (as_batch, as_tasks) if index % 2 else (as_tasks, as_batch):
+            bodies = [chat(SMOLLM2, number) for number in islice(numbers, num_chats)]
+            started = time.monotonic()
+            submit(bodies)
+            rates[submit] = num_chats / (time.monotonic() - started)
+        ratios.append(rates[as_batch] / rates[as_tasks])
+        batch_rate, task_rate = rates[as_batch], rates[as_tasks]
+        line = f"{batch_rate:.1f}/s as a batch, {task_rate:.1f}/s as tasks, {ratios[-1]:.2f}"
+        print(f"{num_chats} chats: {line}", flush=True)
     print(f"  ratio: {min(ratios):.2f}, {median(ratios):.2f}, {max(ratios):.2f} (min, median, max)")
 
 
