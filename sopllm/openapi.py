@@ -23,9 +23,8 @@ from drf_spectacular.plumbing import (
 from drf_spectacular.renderers import OpenApiJsonRenderer
 from drf_spectacular.utils import Direction, OpenApiResponse
 from rest_framework import serializers
-from rest_framework.negotiation import DefaultContentNegotiation
 
-from inference.api.task_stream import CONTENT_TYPE
+from inference.api.task_stream import CONTENT_TYPE, AnyAccept
 from inference.openai.either_shape import either_shape
 from inference.openai.errors import OpenAIErrorBody
 from inference.openai.messages.errors import AnthropicErrorBody
@@ -194,7 +193,7 @@ class OperationSchema(AutoSchema):
         codes = {400, 401, 403, 429, 500, 503, *self._entry.get("errors", ())}
         if "{" in self.path:
             codes.add(404)
-        if self.view.content_negotiation_class is DefaultContentNegotiation:
+        if self.view.content_negotiation_class is not AnyAccept:
             codes.add(406)
         if self._get_request_body():
             codes |= {408, 413, 415}
