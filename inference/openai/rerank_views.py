@@ -81,7 +81,7 @@ class RerankViewSet(OpenAIViewSet):
         responses={200: RerankResults},
     )
     def create(self, request: Request) -> EmbeddingResponse:
-        """The best first: by a cross-encoder's score, or the cosine of an embedding model."""
+        """The best first: by a reranker's score, or the cosine of an embedding model."""
         fields = _validator().run_validation(request.data)
         ranking = Ranking(fields["query"], fields.get("top_n"), fields["return_documents"])
         asked = EmbeddingRequest(

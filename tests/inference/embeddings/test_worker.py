@@ -14,7 +14,7 @@ from inference.embeddings import request_queue, worker
 from inference.embeddings.encoders.base import Encoder, Vectors
 from inference.embeddings.encoders.sentence_transformers import SentenceTransformersEncoder
 from inference.embeddings.loaded_encoders import loaded_encoders
-from inference.embeddings.messages import Answer, EmbeddingRequest, Shape
+from inference.embeddings.messages import Answer, EmbeddingRequest, Ranking, Shape
 from inference.embeddings.request_queue import QueuedRequest
 from inference.loading import requests
 from inference.models import RegisteredModel
@@ -450,3 +450,13 @@ def test_slow_cloud_does_not_keep_local_requests_waiting(
     worker.serve()
     assert seen == [quick, slow]
     assert body(slow)["dimensions"] == 4
+
+
+def test_reranker_of_a_provider_ranks(cloud: CloudServer) -> None:
+    register_cloud(cloud, model_name="hosted_vllm/r", is_reranker=True)
+    key = post("long", "", "mid", model="cloud", shape=Shape.RANKING, ranking=Ranking("what?"))
+    worker.serve()
+    found = body(key)
+    assert [result["index"] for result in found["results"]] == [1, 2, 0]
+    assert found["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+    assert cloud.calls[-1].body["query"] == "what?"

@@ -129,6 +129,8 @@ def _models(
     registration.register("cross", "embedding", {"model_path": "cross"})
     registration.register("cross-gguf", "embedding", {"model_path": "cross.gguf"})
     RegisteredModel.objects.create(name="vectors", provider="embedding", config={})
+    far = {"model_name": "cohere/rerank-v3.5", "api_key": "a-key", "is_reranker": True}
+    registration.register("far", "embedding", far)
     yield
     for name in loaded_encoders.names:
         loaded_encoders.unload(name)
@@ -210,7 +212,8 @@ def test_refusal_names_the_parameter(
     assert (response.status_code, response.json()["error"]["param"]) == (status, param)
 
 
-def test_cross_encoder_gives_no_vectors(api: APIClient) -> None:
-    response = api.post("/v1/embeddings", {"model": "cross", "input": "a"}, format="json")
+@pytest.mark.parametrize("name", ["cross", "cross-gguf", "far"])
+def test_what_ranks_gives_no_vectors(api: APIClient, name: str) -> None:
+    response = api.post("/v1/embeddings", {"model": name, "input": "a"}, format="json")
     assert response.status_code == 400
     assert "/v1/rerank" in response.json()["error"]["message"]

@@ -111,6 +111,7 @@ def test_cloud_model_without_a_key_takes_the_one_of_its_provider(api: APIClient)
         ({"model_path": "a.gguf", "pooling": "max"}, "pooling", "not a valid choice"),
         ({"model_path": "a", "api_key": "sk-x"}, "api_key", "no such field"),
         ({"package": PACKAGE, "base_url": "http://x"}, "base_url", "no such field"),
+        ({"package": PACKAGE, "is_reranker": True}, "is_reranker", "no such field"),
         ({"model_name": "a/b", "max_seq_length": 9}, "max_seq_length", "no such field"),
         ({"model_name": "text-embedding-3-small"}, "model_name", "Name the provider too"),
         ({"package": PACKAGE, "dimension": 3}, "dimension", "Unknown field"),
