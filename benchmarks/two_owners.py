@@ -27,11 +27,26 @@ from websockets.sync.client import connect
 from benchmarks.running_service import MINILM, ROOT, SMOLLM2, RunningService
 
 _END = re.compile("event: (?:completed|failed|cancelled)")
-_ID = re.compile(r"(?:task|conv|msg)_[0-9a-f]{32}")
+_ID = re.compile(r"(?:(?:task|conv|msg|resp|batch)_|file-)[0-9a-f]{32}")
 _STATS_CACHED_SECONDS = 11.0
 # A task may have ended, or be deleted, by another thread of its owner.
 _OF_ONE_TASK = (200, 204, 404, 409)
 _MIN_SIMILARITY = 0.999
+_NUM_LINES = 5  # of a batch
+# By the beginning of an id, where its row is, and what may be asked of it.
+_ROUTES: dict[str, tuple[str, list[tuple[str, str]]]] = {
+    "task": (
+        "/api/v1/tasks",
+        [("GET", ""), ("DELETE", ""), ("GET", "/report"), ("GET", "/stream"), ("POST", "/cancel")],
+    ),
+    "conv": ("/api/v1/conversations", [("GET", ""), ("DELETE", ""), ("PATCH", "")]),
+    "resp": (
+        "/v1/responses",
+        [("GET", ""), ("DELETE", ""), ("GET", "/input_items"), ("POST", "/cancel")],
+    ),
+    "file": ("/v1/files", [("GET", ""), ("GET", "/content"), ("DELETE", "")]),
+    "batc": ("/v1/batches", [("GET", ""), ("POST", "/cancel")]),
+}
 
 
 class Owner:
@@ -46,10 +61,12 @@ class Owner:
         self.seen: set[str] = set()
         self.statuses: Counter[int] = Counter()
         self.num_socket_messages = 0
+        self.num_lines = 0
         self.wrong: list[str] = []
         self.other: Owner = self
         self.vector: list[float] = []
         self._service = service
+        self.v1 = f"{service.base_url}/v1"
 
     def client(self) -> httpx.Client:
         return httpx.Client(
@@ -100,10 +117,9 @@ class Owner:
             self.wrong.append(f"{self.name}: {exc!r}")
 
     def _one(self, http: httpx.Client, rng: random.Random) -> None:  # noqa: PLR0912
-        own = [each for each in sorted(self.made)[:500] if each.startswith("task_")]
-        convs = [each for each in sorted(self.made) if each.startswith("conv_")]
+        own, convs = self._own("task_")[:500], self._own("conv_")
         task_id = rng.choice(own) if own else None
-        match rng.randrange(16):
+        match rng.randrange(20):
             case 0 | 1 | 2:
                 body = self.task(rng)
                 if convs and rng.random() < 0.3:
@@ -134,6 +150,8 @@ class Owner:
                 lists = ("tasks", "conversations", "models", "keys/me", "monitor/logs?limit=1000")
                 more = ("monitor/events?after=0&limit=1000", "monitor/stats")
                 self.call(http, "GET", f"/{rng.choice((*lists, *more))}")
+                for path in ("files", "batches"):
+                    self.call(http, "GET", f"{self.v1}/{path}?limit=1000")
                 self.check_queue(self.call(http, "GET", "/monitor/queue"))
                 for path in ("/monitor/gpu", f"{self._service.base_url}/metrics"):
                     self.call(http, "GET", path, None, 403)
@@ -147,6 +165,13 @@ class Owner:
                 self._take_a_ticket(http, task_id)
             case 14 | 15:
                 self._chat(http)
+            case 16 | 17:
+                self._respond(http, rng)
+            case _:
+                rng.choice((self._submit_batch, self._read_batch))(http, rng)
+
+    def _own(self, beginning: str) -> list[str]:
+        return [each for each in sorted(self.made) if each.startswith(beginning)]
 
     def _take_a_ticket(self, http: httpx.Client, task_id: str) -> None:
         """A ticket opens a stream once."""
@@ -160,11 +185,58 @@ class Owner:
         """The answer of an echo is what its own owner has said."""
         message = {"role": "user", "content": f"{self.marker} asks"}
         chat = {"model": "echo", "messages": [message], "priority": self.min_priority}
-        url = f"{self._service.base_url}/v1/chat/completions"
-        answer = self.call(http, "POST", url, chat)
+        answer = self.call(http, "POST", f"{self.v1}/chat/completions", chat)
         self.made.add(answer["id"].replace("chatcmpl-", "task_"))
         if self.marker not in answer["choices"][0]["message"]["content"]:
             self.wrong.append(f"chat: {answer}")
+
+    def _respond(self, http: httpx.Client, rng: random.Random) -> None:
+        """A response, or one after another, that may have been deleted with its task."""
+        earlier = self._own("resp_")
+        body = {"model": "echo", "input": self.marker, "priority": self.min_priority}
+        if earlier:
+            body["previous_response_id"] = rng.choice(earlier)
+            path = f"{self.v1}/responses/{rng.choice(earlier)}"
+            self.call(http, "GET", f"{path}/input_items", None, 200, 404)
+            if rng.random() < 0.3:
+                self.call(http, "DELETE", path, None, 200, 404)
+        answer = self.call(http, "POST", f"{self.v1}/responses", body, 200, 404)
+        if "id" in answer:
+            self.made |= {answer["id"], answer["id"].replace("resp_", "task_")}
+
+    def _submit_batch(self, http: httpx.Client, _: random.Random) -> None:
+        message = {"role": "user", "content": f"{self.marker} asks"}
+        chat = {"model": "echo", "messages": [message], "priority": self.min_priority}
+        line = {"method": "POST", "url": "/v1/chat/completions", "body": chat}
+        lines = [json.dumps({"custom_id": f"{self.marker}-{i}"} | line) for i in range(_NUM_LINES)]
+        files = {"file": (f"{self.marker}.jsonl", "\n".join(lines).encode())}
+        upload = http.post(f"{self.v1}/files", files=files, data={"purpose": "batch"})
+        self.check("upload", upload.text)
+        self._check_status("upload", upload, (200, 429))
+        if upload.is_success:
+            self.made.add(upload.json()["id"])
+            self.num_lines += _NUM_LINES
+            body = {"input_file_id": upload.json()["id"], "completion_window": "24h"}
+            body |= {"endpoint": "/v1/chat/completions", "metadata": {"of": self.marker}}
+            batch = self.call(http, "POST", f"{self.v1}/batches", body, 200, 429)
+            if "id" in batch:
+                self.made.add(batch["id"])
+
+    def _read_batch(self, http: httpx.Client, rng: random.Random) -> None:
+        """All lines of an ended batch have answers, and are the owner's."""
+        batches = self._own("batch_")
+        if not batches:
+            return
+        path = f"{self.v1}/batches/{rng.choice(batches)}"
+        batch = self.call(http, "GET", path)
+        if rng.random() < 0.1:
+            self.call(http, "POST", f"{path}/cancel", None, 200, 409)
+        if batch["status"] == "completed":
+            self.made.add(batch["output_file_id"])
+            content = http.get(f"{self.v1}/files/{batch['output_file_id']}/content")
+            self.check("output of a batch", content.text)
+            if content.text.count(f"{self.marker} asks") != _NUM_LINES:
+                self.wrong.append(f"output of a batch: {content.status_code} {content.text[:500]}")
 
     def _stream(self, http: httpx.Client, path: str) -> None:
         """A stream is all of a task's own text, with its end, or of a task that is deleted."""
@@ -192,15 +264,12 @@ class Owner:
         if not ids:
             return
         number = rng.choice(ids)
-        folder = "tasks" if number.startswith("task_") else "conversations"
-        method, end = rng.choice((("GET", ""), ("DELETE", "")))
-        if folder == "tasks":
-            more = (("GET", "/report"), ("GET", "/stream"), ("POST", "/cancel"))
-            method, end = rng.choice(((method, end), *more))
-        body = None
-        if folder == "conversations" and rng.random() < 0.5:
-            method, body = "PATCH", {"metadata": {"of": self.marker}}
-        response = http.request(method, f"/{folder}/{number}{end}", json=body)
+        folder, asked = _ROUTES[number[:4]]
+        method, end = rng.choice(asked)
+        body = {"metadata": {"of": self.marker}} if method == "PATCH" else None
+        response = http.request(
+            method, f"{self._service.base_url}{folder}/{number}{end}", json=body
+        )
         if response.status_code != 404:
             self.wrong.append(f"{method} {folder}{end} of the other: {response.status_code}")
 
@@ -210,7 +279,8 @@ class Owner:
             for priority in state["by_priority"]:
                 if not self.min_priority <= float(priority) < self.min_priority + 10:
                     self.wrong.append(f"queue tells of priority {priority}")
-        if sum(stats["totals"].values()) > len(self.made) + 100:  # some answers are on their way
+        # Some answers are on their way.
+        if sum(stats["totals"].values()) > len(self.made) + self.num_lines + 100:
             self.wrong.append(f"queue counts {stats['totals']} of {len(self.made)}")
 
     def _listen(self, rng: random.Random) -> None:
@@ -277,12 +347,13 @@ def main() -> int:
             with owner.client() as http:
                 total = owner.call(http, "GET", "/monitor/stats")["tasks"]["total"]
             num_made = sum(each.startswith("task_") for each in owner.made)
-            if not 0 < total <= num_made:
-                owner.wrong.append(f"statistics count {total} tasks of {num_made}")
+            if not 0 < total <= num_made + owner.num_lines:
+                owner.wrong.append(f"statistics count {total} tasks of {num_made} and lines")
             if shared := owner.seen & owner.other.made:
                 owner.wrong.append(f"{len(shared)} ids of the other: {sorted(shared)[:3]}")
             print(owner.name, dict(sorted(owner.statuses.items())), end=" ")
-            print(f"{num_made} tasks, {total} ended, {len(owner.seen)} ids seen,", end=" ")
+            print(f"{num_made} tasks, {owner.num_lines} lines, {total} ended,", end=" ")
+            print(f"{len(owner.seen)} ids seen,", end=" ")
             print(f"{owner.num_socket_messages} socket messages, {len(owner.wrong)} wrong")
             for text in owner.wrong[:10]:
                 print("  ", text)
