@@ -56,7 +56,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"fallback_models": ["third"], "max_tokens": 101}, "third gives at most 100 tokens"),
     ({"fallback_models": [f"m{i}" for i in range(9)]}, "no more than 8"),
     ({"fallback_models": "second"}, "Expected a list"),
-    ({"fallback_models": [1.5, None]}, "may not be null"),
+    ({"fallback_models": [None]}, "may not be null"),
+    ({"fallback_models": [1.5]}, "Not a valid string"),
     (
         {"model": "local", "fallback_models": ["echo"], "grammar": 'root ::= "a"'},
         "echo cannot run this task: grammar: Only local models take a grammar",
