@@ -18,14 +18,12 @@ test: ## Run all tests, in two processes
 
 # Those of rows, and of what whole processes do with them.
 POSTGRES_TESTS := tests/conversations tests/inference/api tests/inference/lifecycle tests/inference/openai \
-	tests/inference/webhooks tests/presets tests/sopllm/access tests/system/test_faults.py
+	tests/inference/webhooks tests/presets tests/sopllm/access tests/sopllm/test_routes.py tests/system/test_faults.py
 # Nothing is kept: the server may lose it, and shall not print what tests provoke.
-POSTGRES := pg_virtualenv -o fsync=off -o max_connections=300 -o log_min_messages=panic -o log_min_error_statement=panic
+POSTGRES := LC_ALL=C.UTF-8 pg_virtualenv -t -o fsync=off -o max_connections=300 -o log_min_messages=panic -o log_min_error_statement=panic
 test-postgres: ## Run the tests of rows on a PostgreSQL that is made for them (Debian: apt install postgresql)
 	@command -v pg_virtualenv >/dev/null || { echo "Needs pg_virtualenv: apt install postgresql"; exit 1; }
 	@scripts/setup.sh
-	@# What a run that was killed has left.
-	@pg_lsclusters --no-header | awk '$$2 == "regress" { print $$1 }' | xargs --no-run-if-empty -I VERSION pg_dropcluster --stop VERSION regress
 	@$(POSTGRES) env TEST_DATABASE_URL=postgres:///sopllm $(PYTHON_BIN) -m pytest --numprocesses=2 --no-loadscope-reorder --reuse-db $(POSTGRES_TESTS)
 
 lint: setup ## Check style, types and import arrows

@@ -33,10 +33,12 @@ OFFSET = number_parameter("offset", 0, MAX_OFFSET, "How many to skip.", 0)
 
 
 def refuse_unknown(request: Request, known: Collection[str]) -> None:
-    """Raise ValidationError for a parameter that the route does not have."""
-    for name in request.query_params:
+    """Raise ValidationError for a parameter that the route does not have, or no database takes."""
+    for name, values in request.query_params.lists():
         if name not in known:
             raise ValidationError({name: ["Unknown parameter: check its spelling."]})
+        if any("\0" in value for value in values):
+            raise ValidationError({name: ["It must not contain NUL characters."]})
 
 
 class StrictViewSet(viewsets.ViewSet):
