@@ -60,7 +60,7 @@ def prompt(tag: str, number: int, *, is_long: bool = False) -> str:
     """No two alike, from their first words on."""
     subject = SUBJECTS[number % len(SUBJECTS)]
     words = [SUBJECTS[(number + i * i) % len(SUBJECTS)] for i in range(is_long * NUM_LONG_WORDS)]
-    return " ".join([f"{tag} {number}. Write a long story about {subject}.", *words])
+    return " ".join([f"{tag} {number}.", *words, f"Write a long story about {subject}."])
 
 
 async def ask(
