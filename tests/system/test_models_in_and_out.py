@@ -45,9 +45,10 @@ def test_model_whose_loading_crashed_twice_is_refused_until_it_is_registered_ane
     service: RunningService, slow_weights: Path
 ) -> None:
     register(service, model_path=slow_weights.name)
-    with faults.held_back(slow_weights):
-        running = service.submit(**COUNTING, model=TROUBLED, max_tokens=1500)
-        for number, crash in ((1, signal.SIGSEGV), (2, signal.SIGABRT)):
+    running = ""
+    for number, crash in ((1, signal.SIGSEGV), (2, signal.SIGABRT)):
+        with faults.held_back(slow_weights):  # for each anew: nothing is held back for ever
+            running = running or service.submit(**COUNTING, model=TROUBLED, max_tokens=1500)
             child = faults.worker_of_attempt(service, running, number)
             wait_for(partial(faults.waits_for_file, child))
             faults.kill(child, crash)

@@ -41,9 +41,8 @@ def is_wanted(request: Request) -> bool:
 def model_page(request: Request) -> AnthropicModelPage:
     """Up to `limit` models by name, after or before another. Raises ValidationError."""
     limit = whole_number(request, "limit", _DEFAULT_LIMIT, 1, MAX_LIMIT)
-    # PostgreSQL refuses to look for a null character, which no name has.
-    after = request.query_params.get("after_id", "").replace("\0", "")
-    before = request.query_params.get("before_id", "").replace("\0", "")
+    after = request.query_params.get("after_id", "")
+    before = request.query_params.get("before_id", "")
     models = RegisteredModel.objects.order_by("name")
     if after:
         models = models.filter(name__gt=after)
