@@ -53,8 +53,8 @@ def first_or_new(
     naming the field, LimitReached, IdempotencyConflictError.
     """
     key = key or fields.get("idempotency_key")
-    if key and len(key) > MAX_KEY_LENGTH:
-        message = f"Use at most {MAX_KEY_LENGTH} characters."
+    if key and (len(key) > MAX_KEY_LENGTH or "\0" in key):
+        message = f"Use at most {MAX_KEY_LENGTH} characters, without NUL."
         raise ValidationError({"idempotency_key": [message]})
     owner = principal.owner
     if key and (first := submit.first_with_key(owner, key, submission.fingerprint(fields))):
