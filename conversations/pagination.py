@@ -29,9 +29,7 @@ def last_messages(request: Request, messages: QuerySet[Message]) -> Response:
     limit = query_parameters.limit(request)
     older = messages.order_by("-id")
     if message_id := request.query_params.get("before"):
-        found = None
-        if "\0" not in message_id:  # PostgreSQL refuses to look for one
-            found = messages.filter(message_id=message_id).values_list("id", flat=True).first()
+        found = messages.filter(message_id=message_id).values_list("id", flat=True).first()
         if found is None:
             raise ValidationError({"before": ["There is no such message in this conversation."]})
         older = older.filter(id__lt=found)
