@@ -67,7 +67,7 @@ class WebhookDeliveryInline(ReadOnlyAdmin, admin.TabularInline[WebhookDelivery, 
 class GenerationTaskAdmin(ReadOnlyAdmin, admin.ModelAdmin[GenerationTask]):
     list_display = (
         *("id", "coloured_status", "model_name", "priority", "attempt", "created_at"),
-        *("finished_at", "error_code", "owner"),
+        *("finished_at", "gpu_seconds", "cost_usd", "error_code", "owner"),
     )
     list_filter = ("status", "queue", "model_name", "error_code")
     search_fields = ("id", "owner", "idempotency_key", "conversation__id")

@@ -12,6 +12,7 @@ MAX_PARTIAL_TEXT = 2000
 END_FIELDS = {
     *("status", "result", "error", "error_code"),
     *("model_load_ms", "ttft_ms", "inference_ms"),
+    *("gpu_seconds", "energy_joules", "cost_nano_usd"),
 }
 
 _ENDS = {

@@ -64,6 +64,7 @@ class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
     queue_position = serializers.SerializerMethodField()
     conversation_id = serializers.CharField(allow_null=True)
     webhook_url = serializers.CharField(source="request.webhook_url", allow_null=True)
+    cost_usd = serializers.FloatField(allow_null=True)
 
     class Meta:
         model = GenerationTask
@@ -87,6 +88,9 @@ class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
             "idempotency_key",
             "metadata",
             "trace_id",
+            "gpu_seconds",
+            "energy_joules",
+            "cost_usd",
         )
         read_only_fields = fields
 
@@ -116,6 +120,9 @@ class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
             "idempotency_key": task.idempotency_key,
             "metadata": task.metadata,
             "trace_id": task.trace_id,
+            "gpu_seconds": task.gpu_seconds,
+            "energy_joules": task.energy_joules,
+            "cost_usd": task.cost_usd,
         }
 
     def get_queue_position(self, task: GenerationTask) -> int | None:

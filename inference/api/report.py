@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from django.db.models import Sum
-
 from inference.api.task_serializers import AttemptSerializer, WebhookDeliverySerializer
 from inference.models import GenerationTask, WebhookDelivery, milliseconds_between
 from inference.task_body import task_body
@@ -15,7 +13,9 @@ def report(task: GenerationTask) -> dict[str, Any]:
     return {
         "task": task_body(task),
         "metrics": metrics(task),
-        "cost_usd": cost_usd(task),
+        "gpu_seconds": task.gpu_seconds,
+        "energy_joules": task.energy_joules,
+        "cost_usd": task.cost_usd,
         "tokens": task.result["usage"] if task.result else None,
         "prompt": task.request["prompt"],
         "messages": task.request["messages"],
@@ -32,15 +32,10 @@ def attempts(task: GenerationTask) -> list[dict[str, Any]]:
     if task.status == GenerationTask.Status.PROCESSING:
         running = {"number": task.attempt, "worker": task.worker, "model": task.model_name}
         times = {"started_at": task.started_at, "ended_at": None}
-        no_end = {"error_code": None, "error": None, "cost_usd": None}
-        tries.append({**running, **times, "outcome": "running", **no_end})
+        no_end = {"error_code": None, "error": None}
+        no_cost = {"gpu_seconds": None, "energy_joules": None, "cost_usd": None}
+        tries.append({**running, **times, "outcome": "running", **no_end, **no_cost})
     return tries
-
-
-def cost_usd(task: GenerationTask) -> float | None:
-    """Of all attempts at cloud models whose price is known; None where there is none."""
-    nano_usd: int | None = task.attempts.aggregate(cost=Sum("cost_nano_usd"))["cost"]
-    return None if nano_usd is None else nano_usd / 1e9
 
 
 def webhook_deliveries(task: GenerationTask) -> list[dict[str, Any]]:

@@ -124,7 +124,7 @@ class AttemptSerializer(serializers.ModelSerializer[TaskAttempt]):
         model = TaskAttempt
         fields = (
             *("number", "worker", "model", "started_at", "ended_at", "outcome"),
-            *("error_code", "error", "cost_usd"),
+            *("error_code", "error", "gpu_seconds", "energy_joules", "cost_usd"),
         )
         read_only_fields = fields
 
@@ -176,6 +176,8 @@ class ReportSerializer(serializers.Serializer[Any]):
 
     task = TaskSerializer()
     metrics = MetricsSerializer()
+    gpu_seconds = serializers.FloatField(allow_null=True)
+    energy_joules = serializers.FloatField(allow_null=True)
     cost_usd = serializers.FloatField(allow_null=True, help_text="The sum of the attempts.")
     tokens = UsageSerializer(allow_null=True)
     prompt = serializers.CharField(allow_null=True)

@@ -80,6 +80,8 @@ class Engine:
         )
         self._drafter = Drafter(runner, clock, draft_runner)
         self._sequences: dict[str, Sequence] = {}
+        # By request id, what the last step has computed, drafts included.
+        self.num_step_tokens: dict[str, int] = {}
 
     @property
     def num_unfinished(self) -> int:
@@ -149,6 +151,9 @@ class Engine:
     def step(self) -> list[StepOutput]:
         """Compute one batch; one output for each choice of a sequence, and for each that ended."""
         batch = self._drafter.extend(self._scheduler.schedule())
+        self.num_step_tokens = {
+            sequence.request_id: len(chunk.tokens) + len(chunk.drafts) for sequence, chunk in batch
+        }
         if not batch:
             return []
         started = self._clock()

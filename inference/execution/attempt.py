@@ -18,7 +18,7 @@ from inference.lifecycle import claim, finish, lease_renewer
 from inference.lifecycle.claim import Lease
 from inference.lifecycle.finish import Timings
 from inference.lifecycle.traces import AttemptTrace
-from inference.models import GenerationTask, RegisteredModel, TaskAttempt, TaskResult
+from inference.models import NO_COST, GenerationTask, RegisteredModel, TaskAttempt, TaskResult
 from inference.providers.base import GenerationRequest, Progress
 from inference.providers.registry import provider_class
 from monitoring.metrics import counters
@@ -169,8 +169,7 @@ class Attempt:
     def start_over(self, failure: InferenceError) -> None:
         """Go on as the next attempt: the text that readers have is void then."""
         lease_renewer.release(self.lease)
-        self.lease.cost_nano_usd = self.progress.cost_nano_usd
-        self.progress.cost_nano_usd = None
+        self.lease.cost, self.progress.cost = self.progress.cost, NO_COST
         lease = claim.begin_again(self.lease, failure)
         if lease is None:
             self.lease.lost = True
@@ -275,7 +274,7 @@ class Attempt:
         Milliseconds: the first token since the claim; inference without the model's loading.
         """
         self.abandon()
-        self.lease.cost_nano_usd = self.progress.cost_nano_usd
+        self.lease.cost = self.progress.cost
         elapsed_ms = (time.monotonic() - self._started) * 1000
         load_ms, first = self.progress.model_load_ms, self._first_token
         timings = Timings(

@@ -26,6 +26,7 @@ from inference.engine.engine import Engine, StepOutput
 from inference.engine.sequence import FinishReason, Sequence
 from inference.execution import gpu_lock
 from inference.execution.attempt import Attempt
+from inference.execution.cost_meter import CostMeter
 from inference.lifecycle import claim, lease_renewer
 from inference.lifecycle.claim import Lease
 from inference.loading import requests
@@ -89,6 +90,7 @@ class Session:
         self._start = timezone.now()
         self._is_for_one = False
         self._loaded: LoadedEngine | None = None
+        self._meter: CostMeter
         # By request id, the one that has run longest first.
         self._attempts: dict[str, Attempt] = {}
         # A step waits for the GIL after each of its calls into llama.cpp, two a sequence, while a
@@ -109,6 +111,7 @@ class Session:
         try:
             self._begin(first)
             if self._loaded is not None and self._attempts:
+                self._meter = CostMeter(self._loaded.read_joules)
                 with loaded_engines.in_use(self._loaded):
                     self._run_on(self._loaded.engine)
         finally:
@@ -183,8 +186,8 @@ class Session:
                     del self._attempts[attempt.request_id]
                     attempt.stop()
             self._add_prepared(0 if engine.num_unfinished else _LOOK_AGAIN_SECONDS)
-            for output in engine.step() if self._attempts else ():
-                self._hand_out(output)
+            if self._attempts:
+                self._step(engine)
             self._show_task()
             try:
                 self._exchange()
@@ -193,6 +196,14 @@ class Session:
                 logger.warning("No task can join, the database does not answer: %s", exc)
                 connection.close_if_unusable_or_obsolete()
                 self._go_on_until = 0.0
+
+    def _step(self, engine: Engine) -> None:
+        """Compute one batch, and say whose time it was before any of them ends."""
+        started = time.monotonic()
+        outputs = engine.step()
+        self._meter.add_step(time.monotonic() - started, engine.num_step_tokens)
+        for output in outputs:
+            self._hand_out(output)
 
     def _hand_out(self, output: StepOutput) -> None:
         """Hand an output of the engine to its attempt; one that ends makes room for another."""
@@ -207,6 +218,7 @@ class Session:
         if output.finish_reason is None:
             return
         del self._attempts[output.request_id]
+        attempt.progress.cost += self._meter.take(output.request_id)
         self._look_again_at = 0.0
         self._go_on_until = 0.0 if self._is_for_one else time.monotonic() + _LINGER_SECONDS
         if output.error is not None:

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
 from django.conf import settings
 from django.db import connection, transaction
@@ -15,7 +16,7 @@ from inference import events
 from inference.errors import InferenceError
 from inference.lifecycle import sql
 from inference.lifecycle.lease_renewer import HeldRow
-from inference.models import GenerationTask, TaskAttempt
+from inference.models import NO_COST, Cost, GenerationTask, TaskAttempt
 from inference.task_log import log
 from monitoring.hardware import worker_identity
 
@@ -26,15 +27,19 @@ Status = GenerationTask.Status
 class Lease(HeldRow):
     """A claimed task. The lease renewer sets the flags, which are read between deltas.
 
-    `cost_nano_usd`: what the attempt has cost when it ends; None: nobody knows, or nothing.
+    `cost`: of the attempt, known when it ends.
     """
 
     row: GenerationTask
-    cost_nano_usd: int | None = None
+    cost: Cost = NO_COST
 
     @property
     def task(self) -> GenerationTask:
         return self.row
+
+    def task_costs(self) -> dict[str, Any]:
+        """The fields of the task that say what it has cost, once the attempt has ended."""
+        return asdict(self.task.cost + self.cost)
 
 
 def claim(task_id: str) -> Lease | None:
@@ -99,10 +104,10 @@ def begin_again(lease: Lease, failure: InferenceError) -> Lease | None:
     with transaction.atomic():
         won = GenerationTask.objects.filter(
             pk=task.pk, attempt=lease.attempt, status=Status.PROCESSING
-        ).update(attempt=F("attempt") + 1, started_at=Now(), updated_at=Now())
+        ).update(attempt=F("attempt") + 1, started_at=Now(), updated_at=Now(), **lease.task_costs())
         if not won:
             return None
-        add_attempt(task, TaskAttempt.Outcome.FAILED, failure, lease.cost_nano_usd)
+        add_attempt(task, TaskAttempt.Outcome.FAILED, failure, lease.cost)
     log(task, logging.WARNING, "Attempt %d starts over: %s", lease.attempt, failure.message)
     following = GenerationTask.objects.read(task.pk)
     if following is None or following.attempt != lease.attempt + 1:
@@ -115,7 +120,7 @@ def add_attempt(
     task: GenerationTask,
     outcome: TaskAttempt.Outcome,
     failure: InferenceError | None = None,
-    cost_nano_usd: int | None = None,
+    cost: Cost = NO_COST,
 ) -> None:
     """Record the attempt that ends now; call it in the transaction that ends it."""
     sql.execute(
@@ -128,7 +133,7 @@ def add_attempt(
         outcome=outcome.value,
         error=failure.message if failure else None,
         error_code=failure.code.value if failure else None,
-        cost_nano_usd=cost_nano_usd,
+        **asdict(cost),
     )
-    if cost_nano_usd:
-        sql.add_use(task.owner, cost_nano_usd=cost_nano_usd)
+    if cost.cost_nano_usd:
+        sql.add_use(task.owner, cost_nano_usd=cost.cost_nano_usd)

@@ -50,9 +50,9 @@ def end_attempt(lease: Lease, failure: InferenceError, change: dict[str, Any]) -
         pk=lease.task.pk, attempt=lease.attempt, status=Status.PROCESSING, cancel_requested=False
     )
     with transaction.atomic():
-        won = row.update(**change)
+        won = row.update(**change, **lease.task_costs())
         if won:
-            add_attempt(lease.task, TaskAttempt.Outcome.FAILED, failure, lease.cost_nano_usd)
+            add_attempt(lease.task, TaskAttempt.Outcome.FAILED, failure, lease.cost)
     if won:
         enqueue_next_of_owner(lease.task)
     return bool(won)

@@ -110,12 +110,13 @@ def _finish(
         "error": failure.message if failure else None,
         "error_code": failure.code.value if failure else None,
         **asdict(timings),
+        **lease.task_costs(),
     }
     with transaction.atomic():
         stored = None if result is None else storable_json.encode(result).decode()
         values = {"task_id": task.pk, "attempt": lease.attempt, **end, "result": stored}
         if won := sql.execute(sql.FINISH, **values):
-            add_attempt(task, TaskAttempt.Outcome(status), failure, lease.cost_nano_usd)
+            add_attempt(task, TaskAttempt.Outcome(status), failure, lease.cost)
             store_end(task, {"result": result, **end})
             is_turn = status == Status.COMPLETED and task.request.get("save_to_conversation")
             if is_turn and task.conversation and result:

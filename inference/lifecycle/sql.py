@@ -88,6 +88,8 @@ FINISH = """
 UPDATE inference_generationtask
 SET status = %(status)s, result = %(result)s, error = %(error)s, error_code = %(error_code)s,
     model_load_ms = %(model_load_ms)s, ttft_ms = %(ttft_ms)s, inference_ms = %(inference_ms)s,
+    gpu_seconds = %(gpu_seconds)s, energy_joules = %(energy_joules)s,
+    cost_nano_usd = %(cost_nano_usd)s,
     finished_at = {now}, updated_at = {now}, expires_at = {expiry}, lease_until = NULL
 WHERE id = %(task_id)s AND attempt = %(attempt)s AND status = 'processing'
     AND (%(status)s = 'cancelled' OR NOT cancel_requested)
@@ -96,9 +98,9 @@ WHERE id = %(task_id)s AND attempt = %(attempt)s AND status = 'processing'
 ADD_ATTEMPT = """
 INSERT INTO inference_taskattempt
     (task_id, number, worker, model_name, started_at, ended_at, outcome, error, error_code,
-    cost_nano_usd)
+    gpu_seconds, energy_joules, cost_nano_usd)
 VALUES (%(task_id)s, %(number)s, %(worker)s, %(model_name)s, %(started_at)s, {now}, %(outcome)s,
-    %(error)s, %(error_code)s, %(cost_nano_usd)s)
+    %(error)s, %(error_code)s, %(gpu_seconds)s, %(energy_joules)s, %(cost_nano_usd)s)
 """
 
 ADD_ENDED_TASK = """

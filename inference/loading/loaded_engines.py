@@ -1,7 +1,7 @@
 """The engines that a GPU worker holds in memory: as many as fit."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from inference.loading.loaded_models import LoadedModel, LoadedModels
 from inference.loading.sizes import ModelSizes, model_sizes
 from inference.loading.weights import resolve_draft, resolve_file
 from inference.models import RegisteredModel
-from monitoring.hardware import worker_identity
+from monitoring.hardware import energy, worker_identity
 
 if TYPE_CHECKING:
     from inference.engine.llama_runner import LlamaRunner
@@ -34,6 +34,8 @@ class LoadedEngine(LoadedModel):
     runner: "LlamaRunner"
     engine: Engine
     estimate: MemoryEstimate
+    # Of the device that computes it, so far; None where nobody can tell.
+    read_joules: Callable[[], float | None]
     draft_runner: "LlamaRunner | None" = None
 
     def close(self) -> None:
@@ -129,7 +131,10 @@ class LoadedEngines(LoadedModels[LoadedEngine]):
             raise
         runner, draft_runner = runners[0], runners[1] if len(runners) > 1 else None
         engine = Engine(runner, draft_runner=draft_runner)
-        return LoadedEngine(model, runner, engine, needed, draft_runner)
+        joules = energy.joules_of_cpu()
+        if needed.device_bytes:
+            joules = energy.joules_of_gpu(settings.GPU_INDEX)
+        return LoadedEngine(model, runner, engine, needed, joules, draft_runner)
 
     def _checked_estimate(
         self,

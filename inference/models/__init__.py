@@ -1,6 +1,7 @@
 """The rows: tasks with their attempts, batches and files, models and downloads, webhooks."""
 
 from inference.models.batches import Batch, BatchError, BatchTask
+from inference.models.costs import NO_COST, Cost
 from inference.models.downloads import ModelDownload
 from inference.models.files import StoredFile
 from inference.models.registered_models import RegisteredModel, loaded_models
@@ -23,10 +24,12 @@ from inference.models.webhook_secrets import WebhookSecret
 
 __all__ = [
     "MAX_PRIORITY",
+    "NO_COST",
     "NO_USAGE",
     "Batch",
     "BatchError",
     "BatchTask",
+    "Cost",
     "GenerationTask",
     "GenerationTaskQuerySet",
     "ModelChoice",

@@ -11,6 +11,7 @@ from django.db.models.functions import Now
 
 from conversations.models import ChatMessage, Conversation, ToolCall
 from inference.models.claimable import Claimable, ClaimableQuerySet
+from inference.models.costs import Costly
 from inference.models.plain_sql import first_row
 
 MAX_PRIORITY = 100
@@ -145,7 +146,7 @@ class GenerationTaskQuerySet(ClaimableQuerySet["GenerationTask"]):
         return self.order_by("-priority", "created_at", "id")
 
 
-class GenerationTask(Claimable):
+class GenerationTask(Claimable, Costly):
     """A unit of work: a prompt for a model, and what became of it.
 
     pending ──claim──▶ processing ──▶ completed | failed
@@ -356,7 +357,7 @@ class TaskAttemptQuerySet(models.QuerySet["TaskAttempt"]):
         return of_worker.filter(ended_at__gte=Now() - _RECENT)
 
 
-class TaskAttempt(models.Model):
+class TaskAttempt(Costly):
     """One try at a task by one worker, that has ended; a running one is in the task's own row."""
 
     class Outcome(models.TextChoices):
@@ -374,8 +375,6 @@ class TaskAttempt(models.Model):
     outcome = models.CharField(max_length=9, choices=Outcome.choices)
     error = models.TextField(null=True, blank=True)
     error_code = models.CharField(max_length=64, null=True, blank=True)
-    # Of its calls of a cloud model, in billionths of a dollar; null: nobody knows, or nothing.
-    cost_nano_usd = models.BigIntegerField(null=True, blank=True)
 
     objects = TaskAttemptQuerySet.as_manager()
 
@@ -386,7 +385,3 @@ class TaskAttempt(models.Model):
 
     def __str__(self) -> str:
         return f"{self.task_id} #{self.number}: {self.outcome}"
-
-    @property
-    def cost_usd(self) -> float | None:
-        return None if self.cost_nano_usd is None else self.cost_nano_usd / 1e9

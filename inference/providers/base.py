@@ -10,7 +10,7 @@ from conversations.models import ChatMessage
 from inference.engine.deltas import AnswerDelta
 from inference.engine.sequence import FinishReason
 from inference.errors import InferenceError
-from inference.models import Queue, RegisteredModel, Usage
+from inference.models import NO_COST, Cost, Queue, RegisteredModel, Usage
 from inference.structured_output import ResponseFormat
 from inference.tools import ToolRequest
 
@@ -68,8 +68,8 @@ class Progress:
     rejected_prediction_tokens: int = 0
     finish_reason: FinishReason | None = None
     model_load_ms: float | None = None
-    # Of the calls of this attempt, in billionths of a dollar; None: nobody knows, or nothing.
-    cost_nano_usd: int | None = None
+    # Of this attempt.
+    cost: Cost = NO_COST
     extra: dict[str, Any] = field(default_factory=dict)
     # Of each token so far, where they were asked for; in OpenAI's shape.
     logprobs: list[dict[str, Any]] = field(default_factory=list)

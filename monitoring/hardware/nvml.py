@@ -69,6 +69,17 @@ def memory(index: int) -> GPUMemory | None:
     return GPUMemory(told.total, told.used, told.free)
 
 
+def total_joules(index: int) -> float | None:
+    """What one GPU has used since its driver was loaded; None where it does not tell."""
+    try:
+        _initialise()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+    except pynvml.NVMLError as exc:
+        logger.debug("GPU %d: no energy reading: %s", index, exc)
+        return None
+
+
 @PerProcess
 def _initialise() -> None:
     """Once a process, and again after a failure; a forked child cannot use what its parent has."""

@@ -10,7 +10,7 @@ from inference.engine.answer_parser import AnswerParser
 from inference.engine.deltas import AnswerDelta, Reasoning, ToolCallDelta
 from inference.engine.sequence import FinishReason
 from inference.engine.tool_forms import THINK
-from inference.models import Usage
+from inference.models import Cost, Usage
 from inference.providers.base import Progress
 from inference.providers.cloud import tokens, wire
 from inference.providers.cloud.wire import TooLargeError, ToolCallPart, WholeText
@@ -276,8 +276,7 @@ class CloudAnswer:
 
     def add_cost(self, nano_usd: int | None) -> None:
         """Add what the call has cost to what those before it have; None where nobody knows."""
-        if nano_usd is not None:
-            self._progress.cost_nano_usd = (self._progress.cost_nano_usd or 0) + nano_usd
+        self._progress.cost += Cost(cost_nano_usd=nano_usd)
 
     @property
     def usage(self) -> Usage:

@@ -1,9 +1,11 @@
 """GPU sessions: who runs with whom, who waits, and what is left when something breaks."""
 
 import faulthandler
+import math
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,7 +40,8 @@ class TemplatedRunner(FakeRunner):
     chat_template = ChatTemplate(None)
 
     def __init__(self, **sizes: Any) -> None:
-        super().__init__(**sizes)
+        super().__init__(fails=lambda num_decodes: num_decodes > self.num_good_decodes, **sizes)
+        self.num_good_decodes = math.inf
         self.has_begun, self.may_finish = threading.Event(), threading.Event()
 
     def tokenize(self, text: str) -> list[int]:
@@ -58,6 +61,8 @@ class FakeEngines:
         self.engines = {name: self._engine(name, max_num_seqs) for name in ("a", "b")}
         self.num_steps = 0
         self.at_step: dict[int, Callable[[], object]] = {}
+        self.step_seconds: list[float] = []
+        self.joules: float | None = None
 
     def _engine(self, name: str, max_num_seqs: int) -> Engine:
         runner = self.runners[name] = TemplatedRunner(
@@ -72,10 +77,17 @@ class FakeEngines:
         def counted_step() -> Any:
             self.num_steps += 1
             self.at_step.pop(self.num_steps, lambda: None)()
-            return step()
+            started = time.monotonic()
+            outputs = step()
+            self.step_seconds.append(time.monotonic() - started)
+            return outputs
 
         engine.step = counted_step  # type: ignore[method-assign]
         return engine
+
+    def read_joules(self) -> float | None:
+        """Ten more for each step."""
+        return None if self.joules is None else self.joules + 10 * self.num_steps
 
     def load(self, model: RegisteredModel) -> Any:
         engine = self.engines[model.name]
@@ -83,6 +95,7 @@ class FakeEngines:
         class Loaded:
             runner = engine.runner
             loaded_at = 0.0
+            read_joules = staticmethod(self.read_joules)
 
         Loaded.engine, Loaded.model = engine, model  # type: ignore[attr-defined]
         return Loaded
@@ -134,6 +147,35 @@ def test_tasks_of_one_model_run_together(loaded: FakeEngines, submit: NewTask) -
     assert [text(task) for task in tasks] == ["x" * 8] * 4
     assert [outcomes(task) for task in tasks] == [["completed"]] * 4
     assert loaded.num_steps < 2 * 8
+
+
+def test_tasks_share_the_time_and_energy_of_all_steps(loaded: FakeEngines, submit: NewTask) -> None:
+    loaded.joules = 7.0
+    tasks = [submit(max_tokens=4 * n) for n in range(1, 5)]
+    tasks.append(submit(max_tokens=100))
+    loaded.at_step[30] = lambda: finish.cancel(tasks[-1])
+    started = time.monotonic()
+    gpu_session.run(tasks[0].pk)
+    costs = [fresh(task).cost for task in tasks]
+    seconds = sum(cost.gpu_seconds or 0 for cost in costs)
+    assert sum(loaded.step_seconds) - 1e-4 < seconds < time.monotonic() - started
+    joules = sum(cost.energy_joules or 0 for cost in costs)
+    assert joules == pytest.approx(10 * loaded.num_steps, abs=0.01)
+    [attempt] = tasks[0].attempts.all()
+    assert attempt.cost == costs[0]
+    assert fresh(tasks[-1]).status == "cancelled"
+
+
+def test_each_attempt_of_a_task_costs(loaded: FakeEngines, submit: NewTask) -> None:
+    loaded.runners["a"].num_good_decodes = 5
+    task = submit(fallback_models=["b"])
+    gpu_session.run(task.pk)
+    gpu_session.run(task.pk)
+    costs = [attempt.gpu_seconds or 0 for attempt in task.attempts.order_by("number")]
+    assert outcomes(task) == ["failed", "completed"]
+    assert all(costs)
+    assert fresh(task).gpu_seconds == pytest.approx(sum(costs))
+    assert fresh(task).energy_joules is None
 
 
 def test_task_submitted_meanwhile_joins(loaded: FakeEngines, submit: NewTask) -> None:

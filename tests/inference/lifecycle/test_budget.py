@@ -12,7 +12,7 @@ from inference.api.report import report
 from inference.errors import ErrorCode, InferenceError, RetryLater
 from inference.lifecycle import budget, claim, finish
 from inference.lifecycle.claim import Lease
-from inference.models import GenerationTask, RegisteredModel
+from inference.models import Cost, GenerationTask, RegisteredModel
 from monitoring.models import OwnerUse
 from tests.inference.lifecycle.test_lifecycle import TIMINGS, answer, claimed, fresh, lose
 
@@ -44,7 +44,7 @@ def fits(lease: Lease, nano_usd: int) -> bool:
 
 
 def end(lease: Lease, cost: int | None) -> None:
-    lease.cost_nano_usd = cost
+    lease.cost = Cost(cost_nano_usd=cost)
     assert finish.complete(lease, answer(), TIMINGS)
 
 
@@ -87,10 +87,10 @@ def test_lost_worker_gives_back_what_it_had_reserved(running: Callable[..., Leas
 def test_each_attempt_is_counted_once(running: Callable[..., Lease]) -> None:
     RegisteredModel.objects.create(name="other", provider="echo")
     lease = running(fallback_models=["other"])
-    lease.cost_nano_usd = DOLLAR
+    lease.cost = Cost(cost_nano_usd=DOLLAR)
     following = claim.begin_again(lease, FAILURE)
     assert following is not None
-    following.cost_nano_usd = 2 * DOLLAR
+    following.cost = Cost(cost_nano_usd=2 * DOLLAR)
     assert finish.put_back(following, RetryLater(FAILURE, -1, 1), answer(), TIMINGS)
     third = claimed(fresh(lease.task))
     assert finish.fail(third, FAILURE, None, TIMINGS)  # which costs nothing, and falls back
@@ -103,7 +103,7 @@ def test_each_attempt_is_counted_once(running: Callable[..., Lease]) -> None:
 
 def test_failed_and_cancelled_tasks_are_counted(running: Callable[..., Lease]) -> None:
     failed, cancelled = running(), running()
-    failed.cost_nano_usd = cancelled.cost_nano_usd = DOLLAR
+    failed.cost = cancelled.cost = Cost(cost_nano_usd=DOLLAR)
     assert finish.fail(failed, FAILURE, None, TIMINGS)
     finish.cancel(cancelled.task)
     assert finish.complete(cancelled, answer(), TIMINGS)
@@ -114,7 +114,7 @@ def test_failed_and_cancelled_tasks_are_counted(running: Callable[..., Lease]) -
 def test_lost_lease_counts_nothing(running: Callable[..., Lease]) -> None:
     lease = running()
     lose(lease.task)
-    lease.cost_nano_usd = DOLLAR
+    lease.cost = Cost(cost_nano_usd=DOLLAR)
     assert not finish.complete(lease, answer(), TIMINGS)
     assert spent() == 0
 

@@ -39,6 +39,16 @@ export function bytes(value) {
   return value === null || value === undefined ? NONE : megabytes(value / 1024 / 1024);
 }
 
+/** @param {number} value */
+export function joules(value) {
+  return value < 1000 ? `${short.format(value)} J` : `${short.format(value / 1000)} kJ`;
+}
+
+/** @param {number} value small sums as well */
+export function dollars(value) {
+  return `$${value.toFixed(value < 0.01 ? 6 : 2)}`;
+}
+
 /** @param {string | null | undefined} iso a time of day, as the clock here shows it */
 export function clock(iso) {
   const moment = new Date(iso ?? "");

@@ -3,7 +3,7 @@
 import { onRemembered, remember, remembered } from "./address.js";
 import { BASE, get } from "./api.js";
 import { byId, element, setState, setText } from "./element.js";
-import { clock, count, duration, moment, rate, shortId } from "./format.js";
+import { clock, count, dollars, duration, joules, moment, rate, shortId } from "./format.js";
 import { TASK_STATES } from "./task-state.js";
 
 const dialog = byId("report");
@@ -76,6 +76,7 @@ function fill(report) {
       "of them cached": count(tokens?.cached_tokens),
       "Answer tokens": count(tokens?.completion_tokens),
       "of them drafted": count(tokens?.accepted_prediction_tokens),
+      ...costFigures(report),
       "Finish reason": task.result?.finish_reason ?? "–",
     }),
     task.error &&
@@ -93,6 +94,15 @@ function fill(report) {
     section("Log", logLines(report.logs)),
   ];
   byId("report-body").replaceChildren(...parts.filter(Boolean));
+}
+
+/** Those that are known: local models take time and energy, cloud models money. */
+function costFigures({ gpu_seconds, energy_joules, cost_usd }) {
+  const known = {};
+  if (gpu_seconds !== null) known["GPU time"] = duration(gpu_seconds * 1000);
+  if (energy_joules !== null) known.Energy = joules(energy_joules);
+  if (cost_usd !== null) known.Cost = dollars(cost_usd);
+  return known;
 }
 
 function section(title, content) {
