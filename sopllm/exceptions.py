@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, TypedDict
 
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, JsonResponse
 from rest_framework import exceptions
 from rest_framework.response import Response
@@ -18,7 +19,7 @@ from rest_framework.views import set_rollback
 
 from inference.openai import errors as openai_errors
 from inference.openai.messages import errors as anthropic_errors
-from monitoring.api.errors import sentences
+from monitoring.api.errors import DatabaseUnavailable, sentences
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,9 @@ def error_response(exc: Exception, path: str) -> JsonResponse:
 
 
 def _unexpected(exc: Exception, path: str) -> Response:
+    if isinstance(exc, OperationalError | InterfaceError):
+        logger.error("The database cannot be used at %s: %s", path, exc)
+        return _known(DatabaseUnavailable(), path)
     logger.error("Unexpected error at %s", path, exc_info=exc)
     body = error_body(path, 500, "internal_error", _FAILED)
     return Response(body, status=500, headers=_id_header(body))

@@ -17,6 +17,17 @@ class RedisUnavailable(APIException):
     wait = 2
 
 
+class DatabaseUnavailable(APIException):
+    """It is being started again, or is too busy: nothing of the request is stored, or all of it."""
+
+    status_code = 503
+    default_code = "unavailable"
+    default_detail = (
+        "The database cannot be used: try again in a moment; /api/v1/monitor/health tells more."
+    )
+    wait = 2
+
+
 class Conflict(APIException):
     status_code = 409
     default_code = "conflict"

@@ -13,7 +13,8 @@ import httpx
 import pytest
 from django.conf import settings
 from django.contrib.staticfiles import finders
-from django.db import connections
+from django.db import OperationalError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from inference.lifecycle import finish
 from inference.loading import requests
@@ -288,6 +289,23 @@ def test_errors_of_the_handler_say_so_in_json() -> None:
         return await client.post("/api/v1/tasks", content=json.dumps([1]).encode())
 
     assert_error(talk(conversation), 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_database_that_is_away_is_no_fault_of_ours(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise OperationalError("the database system is starting up")
+
+    async def conversation(client: httpx.AsyncClient) -> httpx.Response:
+        body = {"model": "echo", "prompt": "words"}
+        return await client.request(method, "/api/v1/tasks", json=body)
+
+    monkeypatch.setattr(BaseDatabaseWrapper, "connect", fail)
+    response = talk(conversation)
+    assert_error(response, 503, "unavailable")
+    assert response.headers["retry-after"] == "2"
 
 
 def test_web_process_imports_nothing_heavy() -> None:
