@@ -19,51 +19,61 @@ from monitoring.models import EndedTask, OwnerUse
 
 Status = GenerationTask.Status
 _Row = tuple[str, str, int]  # kind, id, attempt
+_CLAIMED: dict[str, Any] = {"webhooks": WebhookDelivery.objects, "batches": Batch.objects}
 
 
 class Watch:
-    """How long rows stand still: due, or held by a process that is gone, without a living owner.
+    """How long rows wait, and how long they stand still: by kind, the tasks by their queue.
 
-    `longest_seconds` and `which`: by kind, the tasks by their queue.
+    A row stands still that a process holds which is gone, or that is due while no living process
+    holds any row of its kind. `which` names the row that stood still for longest.
     """
 
     def __init__(self) -> None:
-        self.longest_seconds: defaultdict[str, float] = defaultdict(float)
+        self.waited_seconds: defaultdict[str, float] = defaultdict(float)
+        self.still_seconds: defaultdict[str, float] = defaultdict(float)
         self.which: dict[str, str] = {}
-        self._since: dict[_Row, float] = {}
+        self._waiting_since: dict[_Row, float] = {}
+        self._still_since: dict[_Row, float] = {}
 
-    def look(self) -> bool:
-        """Look at all rows that are to do something; False when the database is away."""
+    def look(self) -> None:
+        """Look at all rows that are to do something; time goes on while the database is away."""
         now = time.monotonic()
         try:
-            idle = set(_without_owner())
+            due, held = set(_due()), dict(_held())
         except DatabaseError:
             connection.close()
-            return False
-        self._since = {row: self._since.get(row, now) for row in idle}
-        for row, since in self._since.items():
-            kind, pk, attempt = row
-            if now - since > self.longest_seconds[kind]:
-                self.longest_seconds[kind] = now - since
+            return
+        lost = {row for row, worker in held.items() if worker_identity.is_gone(worker)}
+        moving = {row[0] for row in held.keys() - lost}
+        still = lost | {row for row in due if row[0] not in moving}
+        self._waiting_since = {row: self._waiting_since.get(row, now) for row in due | lost}
+        self._still_since = {row: self._still_since.get(row, now) for row in still}
+        for (kind, _, _), since in self._waiting_since.items():
+            self.waited_seconds[kind] = max(self.waited_seconds[kind], now - since)
+        for (kind, pk, attempt), since in self._still_since.items():
+            if now - since > self.still_seconds[kind]:
+                self.still_seconds[kind] = now - since
                 self.which[kind] = f"{pk}, after attempt {attempt}"
-        return True
 
 
-def _without_owner() -> Iterator[_Row]:
-    tasks = GenerationTask.objects
-    for queue, pk, attempt in tasks.due().values_list("queue", "pk", "attempt"):
+def _due() -> Iterator[_Row]:
+    for queue, pk, attempt in GenerationTask.objects.due().values_list("queue", "pk", "attempt"):
         yield f"{queue} tasks", pk, attempt
-    running = tasks.filter(status=Status.PROCESSING)
-    for queue, pk, attempt, worker in running.values_list("queue", "pk", "attempt", "worker"):
-        if worker_identity.is_gone(worker):
-            yield f"{queue} tasks", pk, attempt
-    for kind, rows in (("webhooks", WebhookDelivery.objects), ("batches", Batch.objects)):
+    for kind, rows in _CLAIMED.items():
         for pk, attempt in rows.due().values_list("pk", "attempt"):
             yield kind, pk, attempt
+
+
+def _held() -> Iterator[tuple[_Row, str]]:
+    """With the worker."""
+    running = GenerationTask.objects.filter(status=Status.PROCESSING)
+    for queue, pk, attempt, worker in running.values_list("queue", "pk", "attempt", "worker"):
+        yield (f"{queue} tasks", pk, attempt), worker
+    for kind, rows in _CLAIMED.items():
         held = rows.filter(lease_until__isnull=False)
         for pk, attempt, worker in held.values_list("pk", "attempt", "worker"):
-            if worker_identity.is_gone(worker):
-                yield kind, pk, attempt
+            yield (kind, pk, attempt), worker
 
 
 def num_left() -> int:
@@ -82,6 +92,14 @@ def counts() -> dict[str, int]:
     tasks = Counter(f"tasks {status} {code or ''}".strip() for status, code in ends)
     attempts = Counter(f"attempts {each}" for each in _attempts().values_list("outcome", flat=True))
     return {**tasks, **attempts, "batches": Batch.objects.count()}
+
+
+def completed_attempts() -> Iterator[tuple[str, float, float]]:
+    """Queue, start and end of each, by the clock."""
+    completed = TaskAttempt.objects.filter(outcome=TaskAttempt.Outcome.COMPLETED)
+    for queue, *times in completed.values_list("task__queue", "started_at", "ended_at"):
+        begun_at, ended_at = (moment.timestamp() for moment in times)
+        yield queue, begun_at, ended_at
 
 
 def problems(

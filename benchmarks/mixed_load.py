@@ -44,7 +44,7 @@ _SCHEMA = {
 class Load:
     """Clients in threads, until `stop`; what they were promised, and what they found wrong.
 
-    `successes`: by kind, when each was begun and when it had ended.
+    `successes`: by kind, when each was begun and when it had ended, by the clock.
     """
 
     def __init__(self, service: RunningService, receiver: Receiver, seed: int) -> None:
@@ -58,30 +58,39 @@ class Load:
         self.successes: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         self.feeds: list[Feed] = []
         self._seed = seed
-        self._stopping = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._stopping, self._closing = threading.Event(), threading.Event()
+        self._clients: list[threading.Thread] = []
+        self._readers: list[threading.Thread] = []
 
     def start(self, **num_clients: int) -> None:
         """So many clients of each kind."""
         for kind, num in num_clients.items():
             for _ in range(num):
-                rng = random.Random(f"{self._seed} {len(self._threads)}")  # noqa: S311 (no secret)
+                rng = random.Random(f"{self._seed} {len(self._clients)}")  # noqa: S311 (no secret)
                 client = Client(self, kind, rng)
-                self._threads.append(threading.Thread(target=client.run, args=(self._stopping,)))
+                self._clients.append(threading.Thread(target=client.run, args=(self._stopping,)))
         self.feeds = [Feed(self) for _ in range(2)]
-        for feed in self.feeds:
-            self._threads.append(threading.Thread(target=feed.run, args=(self._stopping,)))
-        for thread in self._threads:
+        self._readers = [
+            threading.Thread(target=feed.run, args=(self._closing,)) for feed in self.feeds
+        ]
+        for thread in (*self._readers, *self._clients):
             thread.start()
 
     def stop(self) -> None:
         """Have each client end what it has begun."""
         self._stopping.set()
-        for thread in self._threads:
+        for thread in self._clients:
+            thread.join()
+
+    def close(self) -> None:
+        """Have the readers of events go as well."""
+        self.stop()
+        self._closing.set()
+        for thread in self._readers:
             thread.join()
 
     def succeeded(self, kind: str, begun_at: float) -> None:
-        self.successes[kind].append((begun_at, time.monotonic()))
+        self.successes[kind].append((begun_at, time.time()))
 
 
 class Client:
@@ -97,7 +106,7 @@ class Client:
     def run(self, stopping: threading.Event) -> None:
         work: Callable[[], None] = getattr(self, self.kind)
         while not stopping.wait(self.rng.uniform(0, 1)):
-            begun_at = time.monotonic()
+            begun_at = time.time()
             try:
                 work()
             except Exception as exc:  # noqa: BLE001 - whatever it is, it is a finding
@@ -182,7 +191,7 @@ class Client:
 
     def cancel(self) -> None:
         """A long task, cancelled in its midst."""
-        task_id = self.submit(SMOLLM2, f"Count to 1000: {self.number()}", max_tokens=400)
+        task_id = self.submit(SMOLLM2, f"Count to 1000: {self.number()}", max_tokens=100)
         time.sleep(self.rng.uniform(0, 3))
         self.call("POST", f"/api/v1/tasks/{task_id}/cancel", None, also=(409,))
         status = self.ended(task_id)["status"]
@@ -256,7 +265,7 @@ class Client:
         given |= {"data": {"purpose": "batch"}} if files else {}
         given |= {"headers": {"Idempotency-Key": key}} if key else {}
         while time.monotonic() < give_up_at:
-            begun_at = time.monotonic()
+            begun_at = time.time()
             try:
                 response = self.http.request(method, path, **given)
             except httpx.TransportError:

@@ -15,7 +15,6 @@ from benchmarks import faults
 from benchmarks.running_service import descendants, wait_for
 from sopllm.supervisor import child_set_up
 
-_DATABASE = "sopllm"
 _RESTART_SECONDS = 0.2
 _START_SECONDS = 60.0
 
@@ -45,8 +44,15 @@ class PostgresServer:
         self._thread = threading.Thread(target=self._keep_running)
         self._thread.start()
         wait_for(self.is_ready, _START_SECONDS, every_seconds=0.1)
-        self._run("createdb", "-h", str(self.folder), "-U", "postgres", _DATABASE)
-        self.url = f"postgres://postgres@{quote(str(self.folder), safe='')}/{_DATABASE}"
+
+    def create(self, database: str) -> str:
+        """Make a database; its URL."""
+        self._run("createdb", "-h", str(self.folder), "-U", "postgres", database)
+        return self.url_of(database)
+
+    def url_of(self, database: str) -> str:
+        """As DATABASE_URL takes it."""
+        return f"postgres://postgres@{quote(str(self.folder), safe='')}/{database}"
 
     @property
     def pid(self) -> int:
