@@ -5,16 +5,17 @@ Read through Django's models: import it once Django knows the database of the se
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+import redis
 from django.db import Error as DatabaseError
 from django.db import connection
 from django.db.models import Sum
 
 from conversations.models import Message
 from inference.models import Batch, GenerationTask, TaskAttempt, WebhookDelivery
-from monitoring.hardware import worker_identity
+from monitoring.hardware import worker_identity, workers
 from monitoring.models import EndedTask, OwnerUse
 
 Status = GenerationTask.Status
@@ -23,38 +24,57 @@ _CLAIMED: dict[str, Any] = {"webhooks": WebhookDelivery.objects, "batches": Batc
 
 
 class Watch:
-    """How long rows wait, and how long they stand still: by kind, the tasks by their queue.
+    """How long rows wait without a living owner, in seconds by kind, the tasks by their queue.
 
-    A row stands still that a process holds which is gone, or that is due while no living process
-    holds any row of its kind. `which` names the row that stood still for longest.
+    `waited`: all that are due, or held by a process that is gone. `stood_still`: those of them
+    that are held so, or due while no living process holds any row of their kind. `ignored`: those
+    that stood still while a living worker of their queue was there, which needs only to look.
     """
 
     def __init__(self) -> None:
-        self.waited_seconds: defaultdict[str, float] = defaultdict(float)
-        self.still_seconds: defaultdict[str, float] = defaultdict(float)
-        self.which: dict[str, str] = {}
-        self._waiting_since: dict[_Row, float] = {}
-        self._still_since: dict[_Row, float] = {}
+        self.waited, self.stood_still, self.ignored = Longest(), Longest(), Longest()
 
     def look(self) -> None:
         """Look at all rows that are to do something; time goes on while the database is away."""
-        now = time.monotonic()
         try:
             due, held = set(_due()), dict(_held())
         except DatabaseError:
             connection.close()
             return
+        try:
+            served = set(workers.alive())
+        except redis.RedisError:
+            served = set()
         lost = {row for row, worker in held.items() if worker_identity.is_gone(worker)}
-        moving = {row[0] for row in held.keys() - lost}
+        moving = {kind for kind, _, _ in held.keys() - lost}
         still = lost | {row for row in due if row[0] not in moving}
-        self._waiting_since = {row: self._waiting_since.get(row, now) for row in due | lost}
-        self._still_since = {row: self._still_since.get(row, now) for row in still}
-        for (kind, _, _), since in self._waiting_since.items():
-            self.waited_seconds[kind] = max(self.waited_seconds[kind], now - since)
-        for (kind, pk, attempt), since in self._still_since.items():
-            if now - since > self.still_seconds[kind]:
-                self.still_seconds[kind] = now - since
+        self.waited.see(due | lost)
+        self.stood_still.see(still)
+        self.ignored.see({row for row in still if _queue_of(row) in served})
+
+
+class Longest:
+    """Of rows in some state: the longest time that one was in it, by kind, and which one."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.which: dict[str, str] = {}
+        self._since: dict[_Row, float] = {}
+
+    def see(self, rows: Iterable[_Row]) -> None:
+        """Those that are in it now."""
+        now = time.monotonic()
+        self._since = {row: self._since.get(row, now) for row in rows}
+        for (kind, pk, attempt), since in self._since.items():
+            if now - since > self.seconds[kind]:
+                self.seconds[kind] = now - since
                 self.which[kind] = f"{pk}, after attempt {attempt}"
+
+
+def _queue_of(row: _Row) -> str:
+    """Whose workers serve it."""
+    kind = row[0]
+    return "default" if kind in _CLAIMED else kind.removesuffix(" tasks")
 
 
 def _due() -> Iterator[_Row]:

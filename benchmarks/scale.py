@@ -1,12 +1,12 @@
-"""A database with a million tasks beside an empty one, in turns; a purge; 100 workers.
+"""A database with a million tasks beside one with few, in turns; a purge; 100 workers.
 
     python -m benchmarks.scale [--ended 1000000] [--pending 100000] [--rounds 9] [--workers 100]
         [--seconds 20] [--json FILE] [--log FILE]
 
 On a PostgreSQL of its own. What each request takes with many rows in relation to what it takes with
-none (min, median, max of the rounds); how long a purge holds locks, and what it does to submissions
-meanwhile; what a task costs of queries and Redis operations, and how long its claim waits for other
-claims. --log keeps the plans of slow queries.
+2,500, which fill a page (min, median, max of the rounds); how long a purge holds locks, and what it
+does to submissions meanwhile; what a task costs of queries and Redis operations, and how long its
+claim waits for other claims. --log keeps the plans of slow queries.
 """
 
 import argparse
@@ -33,6 +33,7 @@ _NUM_PROCESSES = 4
 _DELAY_SECONDS = 0.1  # what a simulated answer takes
 _SAMPLE_SECONDS = 0.05
 _PURGED = 20_000
+_NUM_ENDED, _NUM_PENDING = 2000, 500  # of the small database
 
 
 class Database:
@@ -73,22 +74,22 @@ class Database:
         self._service.close()
 
 
-def compare(empty: Database, full: Database, num_rounds: int) -> dict[str, Any]:
-    """By request: milliseconds with no rows and with all, and the ratios of the rounds."""
+def compare(small: Database, full: Database, num_rounds: int) -> dict[str, Any]:
+    """By request: milliseconds with few rows and with all, and the ratios of the rounds."""
     times: dict[str, dict[str, list[float]]] = {}
     for number in range(num_rounds):
-        for name in empty.do("names"):
-            turns = (("empty", empty), ("full", full))
+        for name in small.do("names"):
+            turns = (("small", small), ("full", full))
             for key, database in turns if number % 2 else turns[::-1]:
-                of_name = times.setdefault(name, {"empty": [], "full": []})
+                of_name = times.setdefault(name, {"small": [], "full": []})
                 of_name[key].append(median(database.do("measure", what=name)))
     return {
         name: {
             **{f"{key}, ms": round(median(each), 2) for key, each in of_name.items()},
             "ratio": spread(
                 [
-                    full / empty
-                    for full, empty in zip(of_name["full"], of_name["empty"], strict=True)
+                    full / small
+                    for full, small in zip(of_name["full"], of_name["small"], strict=True)
                 ]
             ),
         }
@@ -223,22 +224,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             stack.callback(opened.close)
             return opened
 
-        postgres.create("empty")
+        postgres.create("small")
         postgres.create("full")
-        empty, full = database("empty"), database("full")
-        for each in (empty, full):
+        small, full = database("small"), database("full")
+        for each in (small, full):
             each.do("set_up")
         started = time.monotonic()
+        small.do("fill", num_ended=_NUM_ENDED, num_pending=_NUM_PENDING)
         full.do("fill", num_ended=options.ended, num_pending=options.pending)
         figures: dict[str, Any] = {"machine": machine(), "rows": vars(options) | {"json": None}}
         figures["rows"] = {"ended": options.ended, "pending": options.pending}
         figures["filled after s"] = round(time.monotonic() - started)
         print(figures, flush=True)
-        figures["requests"] = compare(empty, full, options.rounds)
+        figures["requests"] = compare(small, full, options.rounds)
         show_requests(figures["requests"])
-        figures["purge"] = purge(postgres, full, empty_on_full := database("full"))
+        figures["purge"] = purge(postgres, full, small_on_full := database("full"))
         print(json.dumps(figures["purge"], indent=2), flush=True)
-        empty_on_full.close()
+        small_on_full.close()
         workers = [database("full") for _ in range(_NUM_PROCESSES)]
         figures["work"] = work(postgres, full, workers, options.workers, options.seconds)
         print(json.dumps(figures["work"], indent=2), flush=True)
@@ -246,11 +248,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def show_requests(requests: dict[str, Any]) -> None:
-    print(f"{'request':<46}{'empty, ms':>10}{'full, ms':>10}{'ratio (min, median, max)':>26}")
-    for name, (empty, full, ratio) in ((name, row.values()) for name, row in requests.items()):
+    print(f"{'request':<46}{'small, ms':>10}{'full, ms':>10}{'ratio (min, median, max)':>26}")
+    for name, (small, full, ratio) in ((name, row.values()) for name, row in requests.items()):
         ratios = " / ".join(f"{value:.2f}" for value in ratio.values())
         mark = " *" if ratio["median"] > WANTED else ""
-        print(f"{name:<46}{empty:>10.2f}{full:>10.2f}{ratios:>26}{mark}", flush=True)
+        print(f"{name:<46}{small:>10.2f}{full:>10.2f}{ratios:>26}{mark}", flush=True)
 
 
 class Answering:

@@ -46,6 +46,8 @@ OPERATOR = Principal(name="operator", owner="operator", scopes=ANY_SCOPE)
 STAFF = Principal(name="staff", owner="staff", scopes=ANY_SCOPE, is_staff=True)
 _BODY = {"model": "echo", "prompt": "Some words.", "max_tokens": 8}
 _NUM_REPEATS = 3
+_PAGE = 5  # there are as many in the small database too
+_OFFSET = 4000
 _ANSWER_SECONDS = 0.1
 _MIDDLE = timedelta(hours=12)
 
@@ -72,6 +74,8 @@ def _answers() -> bool:
 def set_up() -> None:
     call_command("migrate", verbosity=0, interactive=False)
     RegisteredModel.objects.create(name="echo", provider="echo")
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE EXTENSION pg_stat_statements")
 
 
 def fill(num_ended: int, num_pending: int) -> None:
@@ -222,8 +226,8 @@ def _requests() -> dict[str, Callable[[], Callable[[], Any]]]:
         """The same list, from a page in its midst on."""
         page = _client(principal).get(f"/api/v1{path}created_before={middle}&limit=1").json()
         if not page["next"]:
-            return f"{path}limit=100"
-        return f"{path}limit=100&cursor={parse_qs(urlsplit(page['next']).query)['cursor'][0]}"
+            return f"{path}limit={_PAGE}"
+        return f"{path}limit={_PAGE}&cursor={parse_qs(urlsplit(page['next']).query)['cursor'][0]}"
 
     def claiming(call: Callable[[], Lease | None]) -> Callable[[], Callable[[], None]]:
         """Of a queue that has a task; what was claimed before is completed."""
@@ -266,16 +270,18 @@ def _requests() -> dict[str, Callable[[], Callable[[], Any]]]:
         "GET /metrics": lambda: lambda: _checked(_client(OPERATOR).get("/metrics")),
         "GET /keys/me": get("/keys/me"),
         "GET /models": get("/models"),
-        "GET /conversations, own": get("/conversations"),
-        "GET /conversations, all": get("/conversations", STAFF),
-        "GET /conversations?offset=4000, all": get("/conversations?offset=4000", STAFF),
+        "GET /conversations, own": get(f"/conversations?limit={_PAGE}"),
+        "GET /conversations, all": get(f"/conversations?limit={_PAGE}", STAFF),
+        f"GET /conversations?offset={_OFFSET}, all": get(
+            f"/conversations?limit={_PAGE}&offset={_OFFSET}", STAFF
+        ),
     }
     filters = {"": "", "model": "model=model-1&", "created_after": f"created_after={middle}&"}
     filters |= {"created_before": f"created_before={middle}&"}
     filters |= {f"status={status}": f"status={status}&" for status in GenerationTask.Status}
     for name, text in filters.items():
         for who, principal in (("own", OWNER), ("all", STAFF)):
-            found[f"GET /tasks?{name}, {who}"] = get(f"/tasks?{text}limit=100", principal)
+            found[f"GET /tasks?{name}, {who}"] = get(f"/tasks?{text}limit={_PAGE}", principal)
     for name in ("", "model", *(f"status={status}" for status in GenerationTask.Status)):
         for who, principal in (("own", OWNER), ("all", STAFF)):
             path = deep(f"/tasks?{filters[name]}", principal)

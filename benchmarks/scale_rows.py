@@ -30,8 +30,8 @@ def fill(template: GenerationTask, num_ended: int, num_pending: int) -> None:
     """Copies of an ended task; `num_pending` of them as they were before their first claim."""
     made = _MADE.format(num_rows=num_ended)
     outcome = (
-        f"CASE WHEN n % {_CANCELLED} = 1 THEN 'cancelled' "
-        f"WHEN n % {_FAILED} = 1 THEN 'failed' ELSE 'completed' END"
+        f"CASE WHEN n / {NUM_OWNERS} % {_CANCELLED} = 1 THEN 'cancelled' "
+        f"WHEN n / {NUM_OWNERS} % {_FAILED} = 2 THEN 'failed' ELSE 'completed' END"
     )
     conversations = Conversation(owner=template.owner)
     conversations.save()
