@@ -15,6 +15,7 @@ import kombu.exceptions
 import redis
 from celery import current_app
 from django.conf import settings
+from django.db import Error as DatabaseError
 from django.db import connection
 from kombu import Connection
 from kombu.pools import producers
@@ -73,8 +74,9 @@ def enqueue(messages: Sequence[QueueMessage], *, is_heard: bool = True) -> bool:
     """Publish messages; False when the broker could not be reached. Never raises.
 
     Takes at most about REDIS_TIMEOUT_SECONDS. Tasks whose message was not sent are marked, so that
-    the next sweep enqueues them. `is_heard`: those of tasks for a cloud session are not sent while
-    one runs that hears of them.
+    the next sweep enqueues them; without the database it does once no messages of their queue are
+    left. `is_heard`: those of tasks for a cloud session are not sent while one runs that hears of
+    them.
     """
     if is_heard and _is_heard(messages):
         messages = [message for message in messages if not _is_of_cloud(message)]
@@ -85,7 +87,11 @@ def enqueue(messages: Sequence[QueueMessage], *, is_heard: bool = True) -> bool:
         return True
     ids = [message.task_id for message in messages[num_sent:] if message.task_id]
     if ids:
-        GenerationTask.objects.pending().filter(pk__in=ids).update(enqueued_at=None)
+        try:
+            GenerationTask.objects.pending().filter(pk__in=ids).update(enqueued_at=None)
+        except DatabaseError as exc:
+            logger.warning("%d tasks, of %s first, were not marked: %s", len(ids), ids[0], exc)
+            connection.close()  # threads that serve no requests keep a broken one
     return False
 
 
@@ -216,11 +222,7 @@ def enqueue_soon(messages: Iterable[QueueMessage]) -> None:
 
 
 def _send(batch: Batch[QueueMessage]) -> None:
-    try:
-        enqueue(batch.items)
-    except Exception:
-        connection.close()  # it may be the cause; the next batch gets a new one
-        raise
+    enqueue(batch.items)
 
 
 # Small batches, so that events of the same tasks go out in between.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.db import OperationalError, connection
 
 from inference import dispatch
 from inference.lifecycle import sweep
@@ -101,6 +102,21 @@ def test_enqueueing_without_a_broker_takes_no_longer_than_its_time_limit(
     assert not dispatch.enqueue(dispatch.generate(tasks))
     assert time.monotonic() - started < settings.REDIS_TIMEOUT_SECONDS + 1
     assert all(is_marked(task) for task in tasks)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_enqueueing_without_broker_and_database_does_not_raise(
+    new_task: NewTask, valkey: Valkey
+) -> None:
+    def fail(*_: object) -> None:
+        raise OperationalError("the database system is starting up")
+
+    tasks = [new_task()]
+    wait_until_enqueued()
+    valkey.stop()
+    with connection.execute_wrapper(fail):
+        assert not dispatch.enqueue(dispatch.generate(tasks))
+    assert not is_marked(tasks[0])
 
 
 @pytest.mark.django_db(transaction=True)
