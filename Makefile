@@ -1,6 +1,6 @@
 # `make run` and `make test` do all the set-up themselves; scripts/setup.sh takes no time when nothing has changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-postgres lint audit fuzz fix bench lock clean
+.PHONY: help setup run test test-postgres lint audit fuzz fix bench lock bundle try-compose clean
 PYTHON_BIN := .venv/bin/python
 
 help: ## List the targets
@@ -63,6 +63,12 @@ lock: setup ## Pin anew what pyproject.toml names, with hashes
 	rm requirements.new
 	$(LOCK) --no-deps --group models --output-file requirements-models.txt
 	$(LOCK) --group clients --upgrade > tests/clients/requirements.txt
+
+bundle: setup ## Write into dist/ what a machine without a network needs, in parts of PART_MB (BUNDLE=cpu or cuda)
+	@BUNDLE="$(BUNDLE)" PART_MB="$(PART_MB)" scripts/bundle.sh
+
+try-compose: ## Build the images, run the service in containers, kill some, take all down
+	@scripts/try_compose.sh
 
 clean: ## Remove .venv and caches; data and models in var/ stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
