@@ -34,6 +34,7 @@ class ConstraintTokenizer:
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
         self.end_tokens = vocabulary.end_tokens
         self.spellings = vocabulary.tokens
         self.is_text = np.ones(len(vocabulary.tokens), dtype=bool)

@@ -185,9 +185,9 @@ class Drafter:
         self._num_declined = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Follow a sequence that may begin; another thread may run a step meanwhile."""
+        """Follow a sequence that begins or goes on; another thread may run a step meanwhile."""
         if self._max_draft_tokens and not sequence.params.deterministic:
-            lookup = PromptLookup(sequence.prompt_tokens, self._rates)
+            lookup = PromptLookup(sequence.tokens_from(0), self._rates)
             self._sequences[sequence.request_id] = _Draftable(lookup)
 
     def remove(self, sequence: Sequence) -> None:

@@ -9,7 +9,7 @@ from inference.engine.deltas import TokenLogprob
 from inference.engine.drafts import Drafter
 from inference.engine.errors import EngineError, InvalidRequestError, PromptTooLongError
 from inference.engine.kv_cache import CHUNK_TOKENS, KVCache, common_prefix_length
-from inference.engine.runner import Chunk, Runner, Sampled
+from inference.engine.runner import Chunk, DetachedSampler, Runner, Sampled
 from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
 
@@ -35,6 +35,24 @@ class StepOutput:
     stop_sequence: str | None = None
     num_accepted_drafts: int = 0
     num_rejected_drafts: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PausedSequence:
+    """A sequence that has left its engine between two tokens, with all that it goes on by.
+
+    It outlives the engine, and goes on in any other of the same model.
+    """
+
+    sequence: Sequence
+    sampler: DetachedSampler
+
+    def abort(self, reason: FinishReason) -> StepOutput:
+        """End it; return its last output, with the text held back."""
+        self.sampler.free()
+        text = self.sequence.assembler.finish()
+        self.sequence.finish_reason = reason
+        return _output(self.sequence, text, 0)
 
 
 class Engine:
@@ -186,6 +204,41 @@ class Engine:
         """
         sequence = self._sequences.get(request_id)
         return None if sequence is None else self._finish(sequence, reason)
+
+    @property
+    def is_short_of_room(self) -> bool:
+        """Whether urgent sequences wait that do not fit in beside those that run."""
+        return self._scheduler.is_short_of_room
+
+    def has_room_for(self, paused: PausedSequence) -> bool:
+        """Whether it could go on at once, beside those that run and wait."""
+        return self._scheduler.has_room([*self._scheduler.waiting, paused.sequence])
+
+    def state_bytes(self, request_id: str) -> int:
+        """How much memory the sequence would take while it is paused."""
+        slot = self._sequences[request_id].slot
+        return 0 if slot is None else self._kv_cache.state_bytes(slot)
+
+    def pause(self, request_id: str) -> PausedSequence:
+        """Take a sequence out between two steps, with a copy of what it has computed.
+
+        Where that cannot be copied, it is computed again.
+        """
+        sequence = self._sequences.pop(request_id)
+        if sequence.slot is not None and sequence.num_computed_tokens:
+            sequence.saved = self._kv_cache.save(sequence.slot)
+            if sequence.saved is None:
+                logger.warning("Request %s: what it has computed could not be saved", request_id)
+                sequence.num_computed_tokens = 0
+        self._scheduler.remove(sequence)
+        self._drafter.remove(sequence)
+        return PausedSequence(sequence, self.runner.detach_sampler(sequence.sampler))
+
+    def resume(self, paused: PausedSequence) -> None:
+        """Let a sequence go on where it was: none of its tokens is lost or computed twice."""
+        paused.sequence.sampler = self.runner.attach_sampler(paused.sampler)
+        self._drafter.add(paused.sequence)
+        self.add(paused.sequence)
 
     def _sample(self, sequence: Sequence, chunk: Chunk, row: int) -> list[StepOutput]:
         """Choose what the sequence goes on with, as far as drafts are right; see if it ends."""

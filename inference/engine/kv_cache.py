@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from inference.engine.runner import SequenceMemory
+from inference.engine.saved_state import SavedState
 
 # A copy moves the whole buffer of a sequence: as much work as computing one to five tokens.
 MIN_COPY_TOKENS = 8
@@ -93,25 +94,44 @@ class KVCache:
         *,
         owner: str = "",
         is_deterministic: bool = False,
+        saved: SavedState | None = None,
     ) -> Allocation | None:
         """Reserve a slot and `max_cells` cells; None while there is no room.
 
-        The slot then holds the longest part of the prompt that memory had, but never all of it:
-        the last token is to be computed, because its logits are needed. Of a deterministic
-        sequence, whole chunks that another one has computed.
+        The slot then holds the longest part of the prompt that memory had, or that was `saved`, but
+        never all of it: the last token is to be computed, because its logits are needed. Of a
+        deterministic sequence, whole chunks that another one has computed.
         """
-        if self.num_free_slots == 0 or max_cells > self.num_free_cells:
+        if not self._has_room(max_cells):
             return None
+        num_saved = self._num_saved(saved, prompt_tokens, is_deterministic)
+        if saved is not None and num_saved >= MIN_COPY_TOKENS + max(
+            self._num_reusable(slot, prompt_tokens, owner, is_deterministic) for slot in self._slots
+        ):
+            return self._restore(saved, num_saved, max_cells, owner)
         slot = self._place(prompt_tokens, owner, is_deterministic)
-        slot.owner = owner
-        slot.max_cells = max_cells
-        self._touch(slot)
-        # Where sequences share one buffer, idle slots give way until all cells fit into it; buffers
-        # of their own are as large as a sequence.
-        while sum(each.num_cells for each in self._slots) > self.num_cells:
-            kept = [each for each in self._slots if each.is_idle and each.tokens]
-            self.forget(min(kept, key=lambda each: each.used_at).number)
+        self._reserve(slot, max_cells, owner)
         return Allocation(slot.number, len(slot.tokens))
+
+    def resume(self, saved: SavedState, max_cells: int, *, owner: str = "") -> Allocation | None:
+        """Reserve a slot that holds what was saved of the sequence; None while there is no room.
+
+        It holds nothing where that could not be put back.
+        """
+        if not self._has_room(max_cells):
+            return None
+        return self._restore(saved, len(saved.tokens), max_cells, owner)
+
+    def save(self, slot: int) -> SavedState | None:
+        """A copy of what the slot holds; None when that failed."""
+        held = self._slots[slot]
+        if (data := self._memory.save(slot)) is None:
+            return None
+        return SavedState(list(held.tokens), held.num_deterministic_tokens, data)
+
+    def state_bytes(self, slot: int) -> int:
+        """How many bytes `save` would take."""
+        return self._memory.state_bytes(slot)
 
     def append(self, slot: int, tokens: list[int], *, is_deterministic: bool = False) -> None:
         """Note that these tokens have been computed and follow those the slot held."""
@@ -177,7 +197,7 @@ class KVCache:
         }
         idle = [slot for slot in self._slots if slot.is_idle]
         source = max(self._slots, key=reusable.__getitem__)
-        expendable = min(idle, key=self._value)
+        expendable = self._expendable()
         home = max(
             (s for s in idle if s is expendable or 0 < len(s.tokens) <= 2 * reusable[s]),
             key=lambda slot: (reusable[slot], -len(slot.tokens)),
@@ -195,6 +215,52 @@ class KVCache:
             done = self._memory.keep_prefix(home.number, num_tokens)
             home.hold(home.tokens[:num_tokens] if done else [], home.num_deterministic_tokens)
         return home
+
+    def _restore(
+        self, saved: SavedState, num_tokens: int, max_cells: int, owner: str
+    ) -> Allocation:
+        """Reserve a slot and put back the first tokens of what was saved, or none if that fails."""
+        slot, memory = self._expendable(), self._memory
+        self.forget(slot.number)
+        self._reserve(slot, max_cells, owner)
+        is_done = memory.restore(slot.number, saved.data)
+        if is_done and num_tokens < len(saved.tokens):
+            is_done = memory.can_keep_prefix(slot.number, num_tokens)
+            is_done = is_done and memory.keep_prefix(slot.number, num_tokens)
+        if is_done:
+            slot.hold(saved.tokens[:num_tokens], saved.num_deterministic_tokens)
+        else:
+            self.forget(slot.number)
+        return Allocation(slot.number, len(slot.tokens))
+
+    def _has_room(self, max_cells: int) -> bool:
+        return self.num_free_slots > 0 and max_cells <= self.num_free_cells
+
+    def _reserve(self, slot: _Slot, max_cells: int, owner: str) -> None:
+        slot.owner = owner
+        slot.max_cells = max_cells
+        self._touch(slot)
+        # Where sequences share one buffer, idle slots give way until all cells fit into it; buffers
+        # of their own are as large as a sequence.
+        while sum(each.num_cells for each in self._slots) > self.num_cells:
+            kept = [each for each in self._slots if each.is_idle and each.tokens]
+            self.forget(min(kept, key=lambda each: each.used_at).number)
+
+    def _expendable(self) -> _Slot:
+        """The idle slot whose loss costs least."""
+        return min((slot for slot in self._slots if slot.is_idle), key=self._value)
+
+    def _num_saved(
+        self, saved: SavedState | None, prompt_tokens: list[int], is_deterministic: bool
+    ) -> int:
+        """How many tokens of the prompt a sequence could take over from what was saved."""
+        if saved is None:
+            return 0
+        length = min(common_prefix_length(saved.tokens, prompt_tokens), len(prompt_tokens) - 1)
+        if is_deterministic:
+            length = min(length, saved.num_deterministic_tokens)
+            length -= length % self.chunk_tokens
+        return length if self._memory.can_cut or length == len(saved.tokens) else 0
 
     def _num_reusable(
         self, slot: _Slot, prompt_tokens: list[int], owner: str, is_deterministic: bool

@@ -1,6 +1,9 @@
 """What llama.cpp remembers of the sequences of one context."""
 
+import ctypes
 from typing import Any
+
+import numpy as np
 
 from inference.engine.errors import EngineError
 
@@ -15,6 +18,7 @@ class LlamaMemory:
     def __init__(self, llama: Any) -> None:
         self._llama = llama
         self._memory: Any = None
+        self._context: Any = None
         self.can_copy = False
         self.can_cut = False
 
@@ -24,7 +28,7 @@ class LlamaMemory:
         Raises EngineError for a model that has none.
         """
         llama = self._llama
-        self._memory = llama.llama_get_memory(context)
+        self._memory, self._context = llama.llama_get_memory(context), context
         if not self._memory:
             raise EngineError("it has no KV cache and cannot generate text")
         self._window = int(llama.llama_model_n_swa(model))
@@ -39,7 +43,7 @@ class LlamaMemory:
 
     def close(self) -> None:
         """The context is about to be freed."""
-        self._memory = None
+        self._memory = self._context = None
 
     def can_keep_prefix(self, slot: int, num_tokens: int) -> bool:
         """Whether a sequence could go on after the first `num_tokens` of those the slot holds.
@@ -77,7 +81,36 @@ class LlamaMemory:
         """Forget all tokens of the slot."""
         self._llama.llama_memory_seq_rm(self._opened(), slot, -1, -1)
 
+    def state_bytes(self, slot: int) -> int:
+        """How many bytes `save` would take."""
+        self._opened()
+        return int(self._llama.llama_state_seq_get_size(self._context, slot))
+
+    def save(self, slot: int) -> memoryview | None:
+        """A copy of what the slot holds, without the cells that its window has passed."""
+        data = np.empty(self.state_bytes(slot), np.uint8)
+        get_data = self._llama.llama_state_seq_get_data
+        num_written = get_data(self._context, _pointer(data), len(data), slot)
+        return data.data if num_written == len(data) else None
+
+    def restore(self, slot: int, data: memoryview) -> bool:
+        """Replace what the slot holds by what was saved.
+
+        llama.cpp takes it only for as many buffers, and from cells of the same types.
+        """
+        self.remove_sequence(slot)
+        state = np.frombuffer(data, np.uint8)
+        set_data = self._llama.llama_state_seq_set_data
+        if set_data(self._context, _pointer(state), len(state), slot):
+            return True
+        self.remove_sequence(slot)
+        return False
+
     def _opened(self) -> Any:
         if not self._memory:
             raise EngineError("The model has been closed.")
         return self._memory
+
+
+def _pointer(data: "np.ndarray[Any, np.dtype[np.uint8]]") -> Any:
+    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

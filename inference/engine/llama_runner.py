@@ -20,7 +20,7 @@ from inference.engine.llama_memory import LlamaMemory
 from inference.engine.llama_sampler import Candidates, SamplerChain
 from inference.engine.matcher import Vocabulary
 from inference.engine.native_log import NativeLog
-from inference.engine.runner import Chunk, LoadParams, Sampled
+from inference.engine.runner import Chunk, DetachedSampler, LoadParams, Sampled
 from inference.engine.sequence import SamplingParams
 
 # The bindings' annotations describe pointers in a way that ctypes' own types do not match.
@@ -140,21 +140,34 @@ class LlamaRunner:
     def new_sampler(self, params: SamplingParams, prompt_tokens: list[int]) -> int:
         """A handle to the sampling state of one sequence. Raises ConstraintError."""
         self._check_open()
-        chain = SamplerChain(
-            llama,
-            params,
-            prompt_tokens,
-            self._tokenizer,
-            self._candidates,
-            context_window=self.n_ctx_per_seq,
+        return self.attach_sampler(
+            SamplerChain(
+                llama,
+                params,
+                prompt_tokens,
+                self._tokenizer,
+                self._candidates,
+                context_window=self.n_ctx_per_seq,
+            )
         )
-        self._num_samplers += 1
-        self._samplers[self._num_samplers] = chain
-        return self._num_samplers
 
     def free_sampler(self, sampler: int) -> None:
         if (chain := self._samplers.pop(sampler, None)) is not None:
             chain.free()
+
+    def detach_sampler(self, sampler: int) -> SamplerChain:
+        """Hand over the sampling state of a sequence, to `attach_sampler` of any such runner."""
+        return self._samplers.pop(sampler)
+
+    def attach_sampler(self, detached: DetachedSampler) -> int:
+        """A handle to a sampling state that goes on where it was."""
+        self._check_open()
+        assert isinstance(detached, SamplerChain)
+        # The runner that it was made by may have been closed.
+        detached.tokenizer.vocabulary.tokenize = self._tokenizer.vocabulary.tokenize
+        self._num_samplers += 1
+        self._samplers[self._num_samplers] = detached
+        return self._num_samplers
 
     def decode(self, chunks: list[Chunk]) -> list[int]:
         """Compute one batch; return the row of each chunk's last token. Raises DecodeError."""

@@ -38,6 +38,7 @@ class SamplerChain:
         context_window: int,
     ) -> None:
         """Raises ConstraintError."""
+        self.tokenizer = tokenizer
         self._llama = llama
         self._vocab_size = len(tokenizer.is_text)
         self._num_top_logprobs = params.logprobs

@@ -33,13 +33,13 @@ MAX_REASON = 300
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Vocabulary:
     """The tokens of a model, with the names that llguidance's TokenizerWrapper reads.
 
     `tokens`: the bytes of each. `special_token_ids`: those that write no text, and whose bytes are
     a name. `end_tokens`: those of them that end the generation, possibly none. `tokenize` gives the
-    tokens of UTF-8 text, of which none is special.
+    tokens of UTF-8 text, of which none is special; it may be replaced by another one that does.
     """
 
     tokens: list[bytes]

@@ -113,6 +113,27 @@ class SequenceMemory(Protocol):
         """Forget all tokens of the slot."""
         ...
 
+    def state_bytes(self, slot: int) -> int:
+        """How many bytes `save` would take."""
+        ...
+
+    def save(self, slot: int) -> memoryview | None:
+        """A copy of what the slot holds; None when that failed."""
+        ...
+
+    def restore(self, slot: int, data: memoryview) -> bool:
+        """Replace what the slot holds by what was saved, in a memory of the same shape.
+
+        False when that failed: the slot is empty then.
+        """
+        ...
+
+
+class DetachedSampler(Protocol):
+    """The sampling state of a sequence that has left its runner; it outlives that one."""
+
+    def free(self) -> None: ...
+
 
 class Runner(Protocol):
     """A loaded model with memory for several sequences."""
@@ -160,6 +181,14 @@ class Runner(Protocol):
         ...
 
     def free_sampler(self, sampler: int) -> None: ...
+
+    def detach_sampler(self, sampler: int) -> DetachedSampler:
+        """Hand over the sampling state of a sequence, to `attach_sampler` of any such runner."""
+        ...
+
+    def attach_sampler(self, detached: DetachedSampler) -> int:
+        """A handle to a sampling state that goes on where it was."""
+        ...
 
     def decode(self, chunks: list[Chunk]) -> list[int]:
         """Compute one batch; return for each chunk the row of its last token in the batch.

@@ -55,7 +55,20 @@ class Scheduler:
         self._is_deterministic_next = False
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        """Queue it behind all that wait; one that goes first, behind those of its kind."""
+        num_first = sum(each.goes_first for each in self.waiting)
+        self.waiting.insert(num_first if sequence.goes_first else len(self.waiting), sequence)
+
+    @property
+    def is_short_of_room(self) -> bool:
+        """Whether urgent sequences wait that do not fit in beside those that run."""
+        return not self.has_room([each for each in self.waiting if each.is_urgent])
+
+    def has_room(self, sequences: list[Sequence]) -> bool:
+        """Whether they could be admitted together."""
+        num_free = min(self.max_num_seqs - len(self.running), self.kv_cache.num_free_slots)
+        num_cells = sum(sequence.max_cells for sequence in sequences)
+        return len(sequences) <= num_free and num_cells <= self.kv_cache.num_free_cells
 
     def remove(self, sequence: Sequence) -> None:
         """Take an ended sequence out, whichever queue it is in, and free its slot."""
@@ -90,6 +103,11 @@ class Scheduler:
         prefilling = [sequence for sequence in running if sequence.is_prefilling]
         batch: list[tuple[Sequence, Chunk]] = []
         budget = min(self.prefill_budget.num_tokens, self.max_batch_tokens - len(decoding))
+        while self.waiting and self.waiting[0].is_urgent:
+            if (urgent := self._admit(is_deterministic=False)) is None:
+                break
+            prefilling.append(urgent)
+        prefilling.sort(key=lambda sequence: not sequence.is_urgent)
         for sequence in decoding:
             batch.append((sequence, chunk := _next_chunk(sequence, 1 + budget)))
             budget -= len(chunk.tokens) - 1
@@ -109,16 +127,24 @@ class Scheduler:
         sequence = self.waiting[0]
         if sequence.params.deterministic != is_deterministic or self._can_soon_share(sequence):
             return None
-        allocation = self.kv_cache.allocate(
-            sequence.prompt_tokens,
-            sequence.max_cells,
-            owner=sequence.owner,
-            is_deterministic=is_deterministic,
-        )
+        max_cells, owner, saved = sequence.max_cells, sequence.owner, sequence.saved
+        is_new = sequence.num_computed_tokens == 0
+        if saved is None or is_new:
+            allocation = self.kv_cache.allocate(
+                sequence.prompt_tokens,
+                max_cells,
+                owner=owner,
+                is_deterministic=is_deterministic,
+                saved=saved,
+            )
+        else:
+            allocation = self.kv_cache.resume(saved, max_cells, owner=owner)
         if allocation is None:
             return None
-        sequence.slot = allocation.slot
-        sequence.num_cached_tokens = sequence.num_computed_tokens = allocation.num_cached_tokens
+        sequence.slot, sequence.saved = allocation.slot, None
+        sequence.num_computed_tokens = allocation.num_cached_tokens
+        if is_new:
+            sequence.num_cached_tokens = allocation.num_cached_tokens
         self.running.append(self.waiting.popleft())
         return sequence
 
@@ -128,6 +154,8 @@ class Scheduler:
         It ends with the part they share, which never takes longer than computing it twice.
         """
         prompt, is_deterministic = sequence.prompt_tokens, sequence.params.deterministic
+        if sequence.num_computed_tokens > 0:
+            return False
         for other in self.running:
             is_own = other.owner == sequence.owner
             if is_own and other.is_prefilling and other.slot is not None:

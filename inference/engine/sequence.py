@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from inference.engine.deltas import TokenLogprob
 from inference.engine.errors import EngineError, InvalidRequestError
+from inference.engine.saved_state import SavedState
 from inference.engine.text import TextAssembler
 
 
@@ -81,9 +82,11 @@ class Sequence:
     """State of one request.
 
     waiting (no slot) -> prefill -> decode -> finished (`finish_reason` set)
+       ^-------- paused ----------------'
 
-    The first `num_computed_tokens` of prompt + output are in the model's memory, at `slot`;
-    `num_cached_tokens` of them were there before, of a sequence of the same `owner`.
+    The first `num_computed_tokens` of prompt + output are in the model's memory, at `slot`, or in
+    `saved` while it has none; `num_cached_tokens` of them were there before, of a sequence of the
+    same `owner`. Of one that has not begun, `saved` is what another one has left, if anything.
     """
 
     request_id: str
@@ -92,6 +95,7 @@ class Sequence:
     max_output_tokens: int
     sampler: int
     owner: str = ""
+    is_urgent: bool = False
     stop_tokens: set[int | None] = field(default_factory=set)
     # Control tokens whose names are given out as text.
     marks: dict[int, bytes] = field(default_factory=dict)
@@ -102,6 +106,7 @@ class Sequence:
     num_accepted_drafts: int = 0
     num_rejected_drafts: int = 0
     slot: int | None = None
+    saved: SavedState | None = None
     finish_reason: FinishReason | None = None
     error: EngineError | None = None
     # Of the tokens of the last step, where they were asked for.
@@ -124,6 +129,11 @@ class Sequence:
     def max_cells(self) -> int:
         """Cells of the KV cache it needs at most."""
         return len(self.prompt_tokens) + self.max_output_tokens
+
+    @property
+    def goes_first(self) -> bool:
+        """Whether it is admitted before others that wait: it is urgent, or was paused."""
+        return self.is_urgent or self.num_computed_tokens > 0
 
     @property
     def is_prefilling(self) -> bool:

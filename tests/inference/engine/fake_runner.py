@@ -1,10 +1,11 @@
 """A model without weights, for tests of all that is not llama.cpp."""
 
+import json
 import zlib
 from collections.abc import Callable
 
 from inference.engine.errors import ConstraintError, DecodeError
-from inference.engine.runner import Chunk, Sampled
+from inference.engine.runner import Chunk, DetachedSampler, Sampled
 from inference.engine.sequence import SamplingParams
 
 
@@ -61,6 +62,24 @@ class FakeMemory:
         self.tokens.pop(slot, None)
         self._oldest.pop(slot, None)
 
+    def state_bytes(self, slot: int) -> int:
+        return len(self._state(slot))
+
+    def save(self, slot: int) -> memoryview | None:
+        self.num_changes += 1
+        return None if self._loses(self.num_changes) else memoryview(self._state(slot))
+
+    def restore(self, slot: int, data: memoryview) -> bool:
+        self.num_changes += 1
+        self.remove_sequence(slot)
+        if self._loses(self.num_changes):
+            return False
+        self.tokens[slot], self._oldest[slot] = json.loads(bytes(data))
+        return True
+
+    def _state(self, slot: int) -> bytes:
+        return json.dumps([self.tokens[slot], self._oldest.get(slot, 0)]).encode()
+
     def extend(self, slot: int, start_position: int, tokens: list[int]) -> list[int]:
         """Add computed tokens; all that the slot holds then."""
         held = self.tokens.setdefault(slot, [])
@@ -76,6 +95,14 @@ class FakeMemory:
         if self._window is None:
             return True
         return self._oldest.get(slot, 0) <= max(0, num_tokens - self._window)
+
+
+class FakeSampler:
+    def __init__(self, detached: "set[FakeSampler]") -> None:
+        self._detached = detached
+
+    def free(self) -> None:
+        self._detached.remove(self)
 
 
 class FakeRunner:
@@ -110,6 +137,7 @@ class FakeRunner:
         self.vocab_size = 257
         self.memory = memory or FakeMemory()
         self.samplers: set[int] = set()
+        self.detached: set[FakeSampler] = set()
         self.num_decodes = 0
         self.num_computed_tokens = 0
         self.is_closed = False
@@ -141,6 +169,15 @@ class FakeRunner:
 
     def free_sampler(self, sampler: int) -> None:
         self.samplers.remove(sampler)
+
+    def detach_sampler(self, sampler: int) -> "FakeSampler":
+        self.samplers.remove(sampler)
+        self.detached.add(detached := FakeSampler(self.detached))
+        return detached
+
+    def attach_sampler(self, detached: DetachedSampler) -> int:
+        detached.free()
+        return self.new_sampler(SamplingParams(), [])
 
     def decode(self, chunks: list[Chunk]) -> list[int]:
         self.num_decodes += 1
