@@ -194,6 +194,7 @@ N_THREADS = env_int("N_THREADS", 0, 0, 1024)  # 0: as many as the machine has co
 
 KEEP_ALIVE_SECONDS = env_float("KEEP_ALIVE_SECONDS", 600, -1, 31_536_000)
 SWAP_WINDOW_SECONDS = env_float("SWAP_WINDOW_SECONDS", 5.0, 0, 3600)
+PREEMPT_PRIORITY = env_limit("PREEMPT_PRIORITY", float, 0, 100)  # unset: nothing is paused
 STEP_TIMEOUT_SECONDS = env_float("STEP_TIMEOUT_SECONDS", 120.0, 1, 86_400)
 
 # Traces.

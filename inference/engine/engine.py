@@ -214,6 +214,10 @@ class Engine:
         """Whether it could go on at once, beside those that run and wait."""
         return self._scheduler.has_room([*self._scheduler.waiting, paused.sequence])
 
+    def __contains__(self, request_id: str) -> bool:
+        """Whether the request waits or runs here."""
+        return request_id in self._sequences
+
     def state_bytes(self, request_id: str) -> int:
         """How much memory the sequence would take while it is paused."""
         slot = self._sequences[request_id].slot

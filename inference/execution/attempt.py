@@ -21,6 +21,7 @@ from inference.lifecycle.traces import AttemptTrace
 from inference.models import NO_COST, GenerationTask, RegisteredModel, TaskAttempt, TaskResult
 from inference.providers.base import GenerationRequest, Progress
 from inference.providers.registry import provider_class
+from inference.task_log import log
 from monitoring.metrics import counters
 from monitoring.metrics.counters import ITL, Increments, observe
 from monitoring.streams.delta_stream import DeltaWriter
@@ -53,6 +54,7 @@ class Attempt:
         self.parser: AnswerParser | None = None
         self._started = time.monotonic()
         self._give_up_at = self._started + lease.task.request["timeout_seconds"]
+        self._paused_at: float | None = None
         self._first_token: float | None = None
         self._latest_text = 0.0
         self._itl: Increments = {}
@@ -118,8 +120,25 @@ class Attempt:
     @property
     def must_stop(self) -> bool:
         """Whether to call `stop`: the lease is lost, a cancel was asked for, or time is over."""
-        lease = self.lease
-        return lease.lost or lease.cancel_requested or time.monotonic() > self._give_up_at
+        lease, now = self.lease, self._paused_at or time.monotonic()
+        return lease.lost or lease.cancel_requested or now > self._give_up_at
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether others are paused for it."""
+        return claim.is_urgent(self.lease.task)
+
+    def pause(self) -> None:
+        """Stop the clock of its time limit: paused is not running."""
+        self._paused_at = time.monotonic()
+        log(self.lease.task, logging.INFO, "Paused for a more urgent task")
+
+    def resume(self) -> None:
+        if self._paused_at is not None:
+            seconds = time.monotonic() - self._paused_at
+            self._give_up_at += seconds
+            self._paused_at = None
+            log(self.lease.task, logging.INFO, "Goes on after a pause of %.2f s", seconds)
 
     def read(self, text: str, num_tokens: int = 0) -> None:
         """Add what a local model has generated, of so many tokens, possibly nothing."""

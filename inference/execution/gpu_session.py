@@ -27,6 +27,7 @@ from inference.engine.sequence import FinishReason, Sequence
 from inference.execution import gpu_lock
 from inference.execution.attempt import Attempt
 from inference.execution.cost_meter import CostMeter
+from inference.execution.pausing import PausedAttempts
 from inference.lifecycle import claim, lease_renewer
 from inference.lifecycle.claim import Lease
 from inference.loading import requests
@@ -93,6 +94,9 @@ class Session:
         self._meter: CostMeter
         # By request id, the one that has run longest first.
         self._attempts: dict[str, Attempt] = {}
+        self._paused = PausedAttempts(self._attempts)
+        # A claimed task of another model, for which all are paused.
+        self._urgent: Lease | None = None
         # A step waits for the GIL after each of its calls into llama.cpp, two a sequence, while a
         # template is rendered: 64 sequences would wait for half a second in all by the usual 5 ms.
         sys.setswitchinterval(_SWITCH_SECONDS)
@@ -110,19 +114,18 @@ class Session:
         self._is_for_one = first.task.was_lost
         try:
             self._begin(first)
-            if self._loaded is not None and self._attempts:
+            while self._loaded is not None and self._attempts:
                 self._meter = CostMeter(self._loaded.read_joules)
                 with loaded_engines.in_use(self._loaded):
-                    self._run_on(self._loaded.engine)
+                    self._run_on(self._loaded)
+                self._change_model()
         finally:
             self._add_prepared(None)
             self._preparer.submit(connections.close_all)
             self._preparer.shutdown()
             self._watchdog.stop()
             for request_id, attempt in self._attempts.items():
-                if self._loaded is not None and (
-                    last := self._loaded.engine.abort(request_id, FinishReason.CANCELLED)
-                ):
+                if last := self._abort(request_id):
                     attempt.read(last.text)
                 attempt.abandon()
 
@@ -135,12 +138,8 @@ class Session:
         self._attempts[attempt.request_id] = attempt
         self._show_task()
         try:
-            self._watchdog.feed()
-            model = attempt.read_model()
             started = time.monotonic()
-            self._watchdog.feed(_LOAD_STEPS)
-            self._loaded = loaded_engines.load(model)
-            self._watchdog.feed()
+            self._loaded = self._load(attempt)
             if self._loaded.loaded_at >= started:
                 attempt.progress.model_load_ms = (time.monotonic() - started) * 1000
         except Exception as error:  # noqa: BLE001 (stored as the task's failure)
@@ -148,6 +147,38 @@ class Session:
             attempt.fail(error)
             return
         self._preparing = attempt, self._preparer.submit(_prepare, attempt, self._loaded)
+
+    def _load(self, attempt: Attempt) -> LoadedEngine:
+        """The engine that the attempt runs in. Raises InferenceError."""
+        self._watchdog.feed()
+        model = attempt.read_model()
+        self._watchdog.feed(_LOAD_STEPS)
+        loaded = loaded_engines.load(model)
+        self._watchdog.feed()
+        return loaded
+
+    def _change_model(self) -> None:
+        """Go on with the model of an urgent task, or of what was paused for the longest."""
+        self._loaded = None
+        if self._urgent is not None:
+            lease, self._urgent = self._urgent, None
+            self._model_name = lease.task.model_name
+            self._begin(lease)
+        while self._loaded is None and self._attempts:
+            attempt = next(iter(self._attempts.values()))
+            self._model_name = attempt.lease.task.model_name
+            try:
+                self._loaded = self._load(attempt)
+            except Exception as error:  # noqa: BLE001 (stored as the failure of its tasks)
+                for each in self._paused.of_model(self._model_name):
+                    self._paused.fail(each, error)
+
+    def _abort(self, request_id: str) -> StepOutput | None:
+        """End a sequence, whether it runs or is paused; None while its prompt is being made."""
+        last = self._paused.abort(request_id)
+        if last is not None or self._loaded is None:
+            return last
+        return self._loaded.engine.abort(request_id, FinishReason.CANCELLED)
 
     def _add_prepared(self, seconds: float | None) -> None:
         """Queue the prompt that is being made, once it is ready, in the engine.
@@ -163,6 +194,7 @@ class Session:
         is_wanted = attempt.request_id in self._attempts
         try:
             sequence, attempt.parser = prepared.result()
+            sequence.is_urgent = attempt.is_urgent
             self._loaded.engine.add(sequence)
         except Exception as error:  # noqa: BLE001 (stored as the task's failure)
             if is_wanted:
@@ -172,30 +204,40 @@ class Session:
             if not is_wanted:
                 self._loaded.engine.abort(attempt.request_id, FinishReason.CANCELLED)
 
-    def _run_on(self, engine: Engine) -> None:
-        """Abort what must stop, step, hand out, let others join, until all have ended."""
+    def _run_on(self, loaded: LoadedEngine) -> None:
+        """Abort what must stop, step, hand out, let others join, until all have ended.
+
+        Or until all that are left are paused, and it is another model's turn.
+        """
+        engine = loaded.engine
         while self._attempts or time.monotonic() < self._go_on_until:
             if not self._attempts:
                 time.sleep(_LINGER_POLL_SECONDS)
             if self._preparing is None:  # what has begun to be prepared was given its time then
                 self._watchdog.feed()
             for attempt in [each for each in self._attempts.values() if each.must_stop]:
-                if last := engine.abort(attempt.request_id, FinishReason.CANCELLED):
+                if last := self._abort(attempt.request_id):
                     self._hand_out(last)
                 else:  # its prompt is being made
                     del self._attempts[attempt.request_id]
                     attempt.stop()
             self._add_prepared(0 if engine.num_unfinished else _LOOK_AGAIN_SECONDS)
+            self._paused.make_room(loaded, self._meter)
             if self._attempts:
                 self._step(engine)
             self._show_task()
             try:
                 self._exchange()
-                self._admit(engine.max_num_seqs)
+                self._admit(loaded)
             except DatabaseError as exc:
                 logger.warning("No task can join, the database does not answer: %s", exc)
                 connection.close_if_unusable_or_obsolete()
                 self._go_on_until = 0.0
+            if self._paused:
+                if self._urgent is None and self._preparing is None:
+                    self._paused.resume(loaded)
+                if len(self._paused) == len(self._attempts):
+                    return
 
     def _step(self, engine: Engine) -> None:
         """Compute one batch, and say whose time it was before any of them ends."""
@@ -233,7 +275,8 @@ class Session:
 
     def _show_task(self) -> None:
         """Say which task the GPU works on: the one that has run longest."""
-        oldest = next(iter(self._attempts.values()), None)
+        running = (each for each in self._attempts.values() if each.request_id not in self._paused)
+        oldest = next(running, None)
         if oldest is not None and oldest is not self._shown:
             self._shown = oldest
             gpu_lock.show_task(settings.GPU_INDEX, oldest.task_id)
@@ -258,25 +301,48 @@ class Session:
             lease_renewer.refresh([attempt.lease for attempt in attempts])
         self._news_seen = [submitted, cancelled]
 
-    def _admit(self, max_num_seqs: int) -> None:
-        """Claim tasks that join while there are free sequences, and it is the model's turn."""
+    def _admit(self, loaded: LoadedEngine) -> None:
+        """Claim tasks that join while there are free sequences, and it is the model's turn.
+
+        And urgent ones, if others can be paused for them.
+        """
         now = time.monotonic()
         if self._is_for_one or self._preparing is not None or now < self._look_again_at:
             return
         self._look_again_at = now + _LOOK_AGAIN_SECONDS
-        while len(self._attempts) < max_num_seqs and not _draining.is_set():
+        while not _draining.is_set():
+            has_free_sequence = len(self._attempts) < loaded.engine.max_num_seqs
+            urgent = claim.first_urgent(Queue.GPU)
+            if urgent is None and (self._paused or not has_free_sequence):
+                return
             if requests.are_pending():  # models to load or unload come first
                 return
-            lease = claim.claim_joining(Queue.GPU, self._model_name, self._start)
+            if urgent is None:
+                lease = claim.claim_joining(Queue.GPU, self._model_name, self._start)
+            else:
+                lease = self._claim_urgent(urgent, loaded.engine)
             if lease is None:
                 if GenerationTask.objects.pending().filter(queue=Queue.GPU).exists():
                     self._go_on_until = 0.0
+                return
+            if lease.task.model_name != self._model_name:
+                self._paused.pause_all(loaded, self._meter)
+                self._urgent = lease
                 return
             self._begin(lease)
             self._add_prepared(_PREPARE_SECONDS)
             if self._preparing is not None:  # the next one is whichever is most urgent then
                 self._look_again_at = 0.0
                 return
+
+    def _claim_urgent(self, task: GenerationTask, engine: Engine) -> Lease | None:
+        """Take an urgent task if it can run now; None when it has to wait."""
+        if task.model_name == self._model_name:
+            num_urgent = sum(attempt.is_urgent for attempt in self._attempts.values())
+            can_run = num_urgent < engine.max_num_seqs
+        else:
+            can_run = self._paused.can_pause_all(engine)
+        return claim.claim(task.pk) if can_run else None
 
 
 def _prepare(attempt: Attempt, loaded: LoadedEngine) -> _Prepared:

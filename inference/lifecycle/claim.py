@@ -82,6 +82,22 @@ def claim_joining(queue: str, model_name: str, session_start: datetime) -> Lease
     return None
 
 
+def is_urgent(task: GenerationTask) -> bool:
+    """Whether running tasks are paused for it."""
+    return settings.PREEMPT_PRIORITY is not None and task.priority >= settings.PREEMPT_PRIORITY
+
+
+def first_urgent(queue: str) -> GenerationTask | None:
+    """The pending task that goes first, if running ones are to be paused for it.
+
+    Not for one that was lost, which has to run alone.
+    """
+    if settings.PREEMPT_PRIORITY is None:
+        return None
+    first = sql.first_task(sql.FIRST_OF_QUEUE, queue=queue)
+    return first if first is not None and is_urgent(first) and not first.was_lost else None
+
+
 def _claim(statement: str, **condition: str) -> Lease | None:
     with transaction.atomic():
         task = sql.first_task(statement, worker=worker_identity.current(), **condition)

@@ -74,7 +74,7 @@ class LoadedModels(ABC, Generic[T]):
         """The model, loaded now unless it is already. Raises InferenceError MODEL_LOAD_FAILED."""
         name = model.name
         found = self._loaded.get(name)
-        if found is not None and _is_same(found.model, model):
+        if found is not None and is_same(found.model, model):
             if model.status != Status.LOADED:  # the worker was taken for lost, or the write failed
                 self._set_status(model, Status.LOADED)
             self._loaded[name] = self._loaded.pop(name)
@@ -84,8 +84,7 @@ class LoadedModels(ABC, Generic[T]):
         if model.crashed_too_often:
             raise InferenceError(model.crash_message, ErrorCode.MODEL_LOAD_FAILED)
         if name in self._names_in_use:
-            message = f"The model {name} was registered anew while it ran: submit again."
-            raise InferenceError(message, ErrorCode.MODEL_LOAD_FAILED)
+            raise registered_anew(name)
         self.unload(name)
         model.set_status(Status.LOADING, worker_identity.current())
         started = time.monotonic()
@@ -141,7 +140,7 @@ class LoadedModels(ABC, Generic[T]):
         rows = RegisteredModel.objects.in_bulk([each.model.pk for each in self._loaded.values()])
         for loaded in list(self._loaded.values()):
             model = rows.get(loaded.model.pk)
-            if model is None or not _is_same(loaded.model, model) or _is_idle(loaded, model):
+            if model is None or not is_same(loaded.model, model) or _is_idle(loaded, model):
                 self.unload(loaded.model.name)
                 self.is_spent = not self._loaded
 
@@ -182,9 +181,14 @@ class LoadedModels(ABC, Generic[T]):
         )
 
 
-def _is_same(loaded: RegisteredModel, wanted: RegisteredModel) -> bool:
+def is_same(loaded: RegisteredModel, wanted: RegisteredModel) -> bool:
     """A model that was deleted and registered anew is another one."""
     return loaded.pk == wanted.pk and loaded.config == wanted.config
+
+
+def registered_anew(name: str) -> InferenceError:
+    message = f"The model {name} was registered anew while it ran: submit again."
+    return InferenceError(message, ErrorCode.MODEL_LOAD_FAILED)
 
 
 def _is_idle(loaded: LoadedModel, model: RegisteredModel) -> bool:

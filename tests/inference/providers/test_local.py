@@ -30,7 +30,7 @@ def smol(db: None, smollm2_file: Path, monkeypatch: pytest.MonkeyPatch) -> Regis
     config = {"model_path": smollm2_file.name, "context_window": 256, "num_threads": 1}
     config |= {"gpu_layers": 0, "num_batch_tokens": 128}
     monkeypatch.setattr(
-        loaded_models, "_is_same", lambda loaded, wanted: loaded.config == wanted.config
+        loaded_models, "is_same", lambda loaded, wanted: loaded.config == wanted.config
     )
     return registration.register("smol", "local", config)
 
