@@ -109,8 +109,8 @@ class GenerationTaskAdmin(ReadOnlyAdmin, admin.ModelAdmin[GenerationTask]):
 @admin.register(TaskAttempt)
 class TaskAttemptAdmin(ReadOnlyAdmin, admin.ModelAdmin[TaskAttempt]):
     list_display = (
-        *("task_id", "number", "coloured_outcome", "model_name", "worker", "error_code"),
-        *("started_at", "ended_at"),
+        *("task_id", "number", "coloured_outcome", "model_name", "endpoint", "worker"),
+        *("error_code", "started_at", "ended_at"),
     )
     list_filter = ("outcome", "model_name", "error_code")
     search_fields = ("task__id", "worker")

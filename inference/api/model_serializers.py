@@ -9,6 +9,8 @@ from inference.models import RegisteredModel
 from inference.providers import circuit_breaker
 from inference.providers.api_keys import KeySource, key_source
 from inference.providers.circuit_breaker import CircuitState
+from inference.providers.cloud.endpoints.config import models_by_endpoint
+from inference.providers.cloud.endpoints.endpoint import EndpointState, Health
 from inference.providers.registry import provider_class
 from inference.registry.configs import (
     CloudConfigSerializer,
@@ -29,6 +31,31 @@ class CircuitSerializer(serializers.Serializer[Any]):
     retry_at = serializers.DateTimeField(allow_null=True, help_text="While it is open.")
 
 
+class EndpointSerializer(serializers.Serializer[Any]):
+    """A server that answers for a cloud model, and how it is, as the api workers see it.
+
+    All but its name and the source of its key are null while nobody has asked it of late, and for
+    keys without the scope `monitor`.
+    """
+
+    name = serializers.CharField()
+    api_key_source = serializers.ChoiceField(
+        choices=[source.value for source in KeySource], allow_null=True
+    )
+    health = serializers.ChoiceField(choices=[each.value for each in Health], allow_null=True)
+    in_flight = serializers.IntegerField(allow_null=True, help_text="Calls.")
+    limit = serializers.IntegerField(
+        allow_null=True, help_text="Calls at a time, at present; null: none."
+    )
+    latency_ms = serializers.FloatField(allow_null=True, help_text="Of a usual answer.")
+    waiting = serializers.IntegerField(
+        allow_null=True, help_text="Requests, as the engine says; with a `batch_gate`."
+    )
+    usage = serializers.FloatField(
+        allow_null=True, help_text="Part of its KV cache, as the engine says; with a `batch_gate`."
+    )
+
+
 class DownloadSerializer(serializers.Serializer[Any]):
     """How much of a model's file has arrived."""
 
@@ -46,6 +73,7 @@ class RegisteredModelSerializer(serializers.ModelSerializer[RegisteredModel]):
     download = serializers.SerializerMethodField()
     api_key_source = serializers.SerializerMethodField()
     circuit = serializers.SerializerMethodField()
+    endpoints = serializers.SerializerMethodField()
 
     class Meta:
         model = RegisteredModel
@@ -66,6 +94,7 @@ class RegisteredModelSerializer(serializers.ModelSerializer[RegisteredModel]):
             "download",
             "api_key_source",
             "circuit",
+            "endpoints",
             "config",
             "extra",
         )
@@ -102,6 +131,27 @@ class RegisteredModelSerializer(serializers.ModelSerializer[RegisteredModel]):
         circuits: dict[str, CircuitState] | None = self.context.get("circuits")
         found = (circuit_breaker.states([model]) if circuits is None else circuits).get(model.name)
         return None if found is None else dict(CircuitSerializer(found).data)
+
+    @extend_schema_field(EndpointSerializer(many=True, allow_null=True))
+    def get_endpoints(self, model: RegisteredModel) -> list[dict[str, Any]] | None:
+        """Of cloud models. Whoever may know how they are hands the states over."""
+        if model.provider not in RegisteredModel.CLOUD_PROVIDERS:
+            return None
+        states: dict[str, EndpointState] = self.context.get("endpoints", {}).get(model.pk, {})
+        return [
+            {
+                "name": name,
+                "api_key_source": key_source(there),
+                "health": state.health if state else None,
+                "in_flight": state.in_flight if state else None,
+                "limit": state.limit if state else None,
+                "latency_ms": round(state.latency * 1000, 1) if state and state.latency else None,
+                "waiting": state.waiting if state else None,
+                "usage": state.usage if state else None,
+            }
+            for name, there in models_by_endpoint(model).items()
+            for state in [states.get(name)]
+        ]
 
 
 class ModelNameSerializer(StrictSerializer):

@@ -30,10 +30,11 @@ from inference.api.preset_serializers import (
 from inference.loading import requests
 from inference.models import GenerationTask, RegisteredModel
 from inference.providers import circuit_breaker
+from inference.providers.cloud.endpoints import reports
 from inference.registry import compatibility, downloads, preset_registration, registration
 from monitoring.api import query_parameters
 from monitoring.api.errors import Conflict
-from monitoring.api.principal import ANY_SCOPE, Scope
+from monitoring.api.principal import ANY_SCOPE, Scope, principal_of
 from monitoring.api.query_parameters import StrictViewSet
 from presets.models import Preset
 
@@ -68,9 +69,14 @@ class RegisteredModelViewSet(
     def list(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """All registered models."""
         page = self.paginate_queryset(self.filter_queryset(self.get_queryset())) or []
-        context = {"circuits": circuit_breaker.states(page)}
+        context = {"circuits": circuit_breaker.states(page), **_known_states(request)}
         models = RegisteredModelSerializer(page, many=True, context=context)
         return self.get_paginated_response(models.data)
+
+    def retrieve(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """One model, with what its file says of it."""
+        model = RegisteredModelSerializer(self.get_object(), context=_known_states(request))
+        return Response(model.data)
 
     @extend_schema(request=ModelRegistrationSerializer, responses={201: RegisteredModelSerializer})
     @action(detail=False, methods=["post"])
@@ -79,6 +85,7 @@ class RegisteredModelViewSet(
 
         `local`: a GGUF file in MODELS_DIR. `openai`, `anthropic`: their APIs, with `base_url` a
         proxy of them. `openai_compatible`: a server that speaks OpenAI's format, at `base_url`.
+        `openai_compatible` with `endpoints`: several of them.
         `litellm`: any `provider/model` of LiteLLM. `embedding`: makes vectors, by a folder of
         sentence-transformers or a GGUF file in MODELS_DIR, a Python package, or a `provider/model`.
         `echo`: says the prompt back. An `api_key` is kept encrypted and never shown; or name the
@@ -198,6 +205,12 @@ class RegisteredModelViewSet(
         if model is None:
             raise NotFound(f"There is no model {name}: GET /api/v1/models lists them.")
         return model
+
+
+def _known_states(request: Request) -> dict[str, Any]:
+    """How endpoints are, for whoever may know what all owners ask of them."""
+    may_know = Scope.MONITOR in principal_of(request).scopes
+    return {"endpoints": reports.read()} if may_know else {}
 
 
 def _read_preset(name: str) -> Preset:

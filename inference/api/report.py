@@ -32,7 +32,7 @@ def attempts(task: GenerationTask) -> list[dict[str, Any]]:
     if task.status == GenerationTask.Status.PROCESSING:
         running = {"number": task.attempt, "worker": task.worker, "model": task.model_name}
         times = {"started_at": task.started_at, "ended_at": None}
-        no_end = {"error_code": None, "error": None}
+        no_end = {"error_code": None, "error": None, "endpoint": None}
         no_cost = {"gpu_seconds": None, "energy_joules": None, "cost_usd": None}
         tries.append({**running, **times, "outcome": "running", **no_end, **no_cost})
     return tries

@@ -119,12 +119,15 @@ class AttemptSerializer(serializers.ModelSerializer[TaskAttempt]):
     cost_usd = serializers.FloatField(
         allow_null=True, help_text="Null for local models, and where nobody knows the price."
     )
+    endpoint = serializers.CharField(
+        allow_null=True, help_text="Of a cloud model: which one was asked last."
+    )
 
     class Meta:
         model = TaskAttempt
         fields = (
             *("number", "worker", "model", "started_at", "ended_at", "outcome"),
-            *("error_code", "error", "gpu_seconds", "energy_joules", "cost_usd"),
+            *("error_code", "error", "gpu_seconds", "energy_joules", "cost_usd", "endpoint"),
         )
         read_only_fields = fields
 

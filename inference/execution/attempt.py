@@ -106,6 +106,8 @@ class Attempt:
             messages=task.messages(),
             params=task.request["params"],
             owner=task.owner,
+            conversation_id=task.conversation_id,
+            priority=task.priority,
             is_raw=task.request.get("is_raw", False),
             response_format=task.request.get("response_format"),
             tools=task.request.get("tools"),
@@ -189,6 +191,7 @@ class Attempt:
         """Go on as the next attempt: the text that readers have is void then."""
         lease_renewer.release(self.lease)
         self.lease.cost, self.progress.cost = self.progress.cost, NO_COST
+        self.lease.endpoint = self.progress.endpoint
         lease = claim.begin_again(self.lease, failure)
         if lease is None:
             self.lease.lost = True
@@ -294,6 +297,7 @@ class Attempt:
         """
         self.abandon()
         self.lease.cost = self.progress.cost
+        self.lease.endpoint = self.progress.endpoint
         elapsed_ms = (time.monotonic() - self._started) * 1000
         load_ms, first = self.progress.model_load_ms, self._first_token
         timings = Timings(

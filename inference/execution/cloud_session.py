@@ -26,6 +26,9 @@ from inference.lifecycle import budget, claim, lease_renewer
 from inference.lifecycle.claim import Lease
 from inference.models import GenerationTask, Queue, RegisteredModel
 from inference.providers.base import GenerationRequest, StartOver
+from inference.providers.cloud.endpoints import reports
+from inference.providers.cloud.endpoints.pool import EndpointPool, is_batch
+from inference.providers.cloud.endpoints.pools import on_room, pool_of
 from inference.providers.registry import provider_for
 from monitoring.database_threads import DatabaseThreads
 from monitoring.redis.client import async_client, cancel
@@ -73,6 +76,7 @@ def run() -> None:
 def running_session() -> "CloudSession":
     """The session of this process; its loop runs in a thread of its own."""
     session = CloudSession()
+    on_room(session.look_again)
     threading.Thread(target=session.loop.run_forever, name="cloud-session", daemon=True).start()
     return session
 
@@ -87,6 +91,10 @@ class _Begun:
     @property
     def model_name(self) -> str:
         return self.attempt.lease.task.model_name
+
+    @property
+    def is_batch(self) -> bool:
+        return is_batch(self.attempt.lease.task.priority)
 
 
 class CloudSession:
@@ -105,9 +113,10 @@ class CloudSession:
         self._answers: set[asyncio.Task[None]] = set()
         # Whether due tasks may wait for the end of others.
         self._holds_up = False
-        # By model name: attempts in flight, and how many there may be, where that is limited.
+        # By model name: its endpoints, and the attempts in flight, all and those of batch work.
+        self._pools: dict[str, EndpointPool] = {}
         self._num_running: Counter[str] = Counter()
-        self._limits: dict[str, int] = {}
+        self._num_batch_running: Counter[str] = Counter()
         self._generations: dict[Attempt, asyncio.Task[None]] = {}
         self._ticker: asyncio.Task[None] | None = None
         self._first_delta = asyncio.Event()
@@ -124,26 +133,27 @@ class CloudSession:
 
         Of several calls the first one does; the others return when there is room for a task.
         """
-        if self._is_running:
-            self.look_again()
-            if not self._has_room.is_set():
-                # Until then this worker takes no further message, so another one gets this.
-                await self._hand_on()
-                await self._has_room.wait()
-            return
-        self._is_running = True
-        self._has_room.set()
-        listening = asyncio.create_task(self._listen())
-        try:
-            await self._serve(listening)
-        finally:
-            self._is_running = False
-            self._has_room.set()
-            await cancel(listening)
-        await asyncio.sleep(_LEAVE_SECONDS)
         due = GenerationTask.objects.due().filter(queue=Queue.API)
-        if not _draining.is_set() and await self._threads.run(due.exists):
-            await self.run()
+        while not self._is_running:
+            self._is_running = True
+            self._has_room.set()
+            listening = asyncio.create_task(self._listen())
+            publishing = asyncio.create_task(self._publish_endpoints())
+            try:
+                await self._serve(listening)
+            finally:
+                self._is_running = False
+                self._has_room.set()
+                await cancel(listening)
+                await cancel(publishing)
+            await asyncio.sleep(_LEAVE_SECONDS)
+            if _draining.is_set() or not await self._threads.run(due.exists):
+                return
+        self.look_again()
+        if not self._has_room.is_set():
+            # Until then this worker takes no further message, so another one gets this.
+            await self._hand_on()
+            await self._has_room.wait()
 
     async def _serve(self, listening: asyncio.Task[None]) -> None:
         self._is_look_due = True
@@ -170,6 +180,8 @@ class CloudSession:
         """Claim what is due, most urgent first, while there is room."""
         begun: list[_Begun] = []
         most = 0
+        for pool in self._pools.values():
+            pool.keep_watch()
         while len(begun) == most:
             room = settings.MAX_CLOUD_CONCURRENCY - len(self._answers)
             # The first one does not wait for a look whether there are more.
@@ -184,14 +196,16 @@ class CloudSession:
             begun = await self._threads.run(self._begin_next, most)
             for each in begun:
                 self._num_running[each.model_name] += 1
+                self._num_batch_running[each.model_name] += each.is_batch
                 answer = asyncio.create_task(self._answer(each))
                 self._answers.add(answer)
                 answer.add_done_callback(partial(self._has_answered, each))
-        self._holds_up = bool(self._full_models(self._num_running))
+        self._holds_up = bool(self._lowest_priorities(self._num_running, self._num_batch_running))
 
     def _has_answered(self, begun: _Begun, answer: asyncio.Task[None]) -> None:
         self._answers.discard(answer)
         self._num_running[begun.model_name] -= 1
+        self._num_batch_running[begun.model_name] -= begun.is_batch
         if error := answer.exception():
             logger.error("Task %s: its end was not stored", begun.attempt.task_id, exc_info=error)
         if self._holds_up:
@@ -226,21 +240,35 @@ class CloudSession:
         """Answer a claimed task."""
         await self._answer(await self._threads.run(self._begin, lease))
 
-    def _full_models(self, num_running: Counter[str]) -> list[str]:
-        return [name for name, most in self._limits.items() if num_running[name] >= most]
+    async def _publish_endpoints(self) -> None:
+        """Tell other processes how the endpoints are, while the session runs."""
+        while True:
+            await self._threads.run(reports.publish)
+            await asyncio.sleep(reports.INTERVAL_SECONDS)
+
+    def _lowest_priorities(
+        self, num_running: Counter[str], num_batch_running: Counter[str]
+    ) -> dict[str, float]:
+        """By the models whose endpoints do not take any task: the priority that one must have."""
+        lowest = {
+            name: pool.lowest_priority(num_running[name], num_batch_running[name])
+            for name, pool in self._pools.items()
+        }
+        return {name: priority for name, priority in lowest.items() if priority > 0}
 
     def _begin_next(self, most: int) -> list[_Begun]:
         """Claim up to so many tasks; what fails after the first one is for the next call."""
         begun: list[_Begun] = []
-        num_running = self._num_running.copy()
+        num_running, num_batch = self._num_running.copy(), self._num_batch_running.copy()
         try:
             while len(begun) < most:
-                full = self._full_models(num_running)
-                lease = claim.claim_most_urgent(Queue.API, except_models=full)
+                lowest = self._lowest_priorities(num_running, num_batch)
+                lease = claim.claim_most_urgent(Queue.API, lowest)
                 if lease is None:
                     break
                 begun.append(self._begin(lease))
                 num_running[begun[-1].model_name] += 1
+                num_batch[begun[-1].model_name] += begun[-1].is_batch
         except DatabaseError:
             if not begun:
                 raise
@@ -253,10 +281,7 @@ class CloudSession:
         except Exception as error:  # noqa: BLE001 (stored as the task's failure)
             attempt.fail(error)
             return _Begun(attempt, None)
-        if (limit := model.config.get("max_concurrency")) is not None:
-            self._limits[model.name] = limit
-        else:
-            self._limits.pop(model.name, None)
+        self._pools[model.name] = pool_of(model)
         return _Begun(attempt, (model, request))
 
     async def _answer(self, begun: _Begun) -> None:

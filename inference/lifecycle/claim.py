@@ -1,7 +1,7 @@
 """Claims of tasks, and the leases that they give."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -27,11 +27,13 @@ Status = GenerationTask.Status
 class Lease(HeldRow):
     """A claimed task. The lease renewer sets the flags, which are read between deltas.
 
-    `cost`: of the attempt, known when it ends.
+    `cost`: of the attempt, known when it ends. `endpoint`: which one of a cloud model was asked
+    last.
     """
 
     row: GenerationTask
     cost: Cost = NO_COST
+    endpoint: str | None = None
 
     @property
     def task(self) -> GenerationTask:
@@ -47,14 +49,18 @@ def claim(task_id: str) -> Lease | None:
     return _claim(sql.CLAIM, task_id=task_id)
 
 
-def claim_most_urgent(queue: str, except_models: Sequence[str] = ()) -> Lease | None:
+def claim_most_urgent(
+    queue: str, lowest_priorities: Mapping[str, float] | None = None
+) -> Lease | None:
     """Take the pending task of a queue that goes first; None when there is none.
 
     At equal priority the owners take turns, each with its own first task. Tasks of the models that
-    are excepted wait on.
+    are named wait on unless they have the priority that is named for it.
     """
-    statement, names = sql.claim_first(tuple(except_models))
-    return _claim(statement, queue=queue, **names)
+    lowest = lowest_priorities or {}
+    names = {f"model_{number}": name for number, name in enumerate(lowest)}
+    priorities = {f"lowest_{number}": each for number, each in enumerate(lowest.values())}
+    return _claim(sql.claim_first(len(lowest)), queue=queue, **names, **priorities)
 
 
 def claim_joining(queue: str, model_name: str, session_start: datetime) -> Lease | None:
@@ -98,7 +104,7 @@ def first_urgent(queue: str) -> GenerationTask | None:
     return first if first is not None and is_urgent(first) and not first.was_lost else None
 
 
-def _claim(statement: str, **condition: str) -> Lease | None:
+def _claim(statement: str, **condition: str | float) -> Lease | None:
     with transaction.atomic():
         task = sql.first_task(statement, worker=worker_identity.current(), **condition)
         if task and task.last_owner != task.owner:
@@ -123,7 +129,7 @@ def begin_again(lease: Lease, failure: InferenceError) -> Lease | None:
         ).update(attempt=F("attempt") + 1, started_at=Now(), updated_at=Now(), **lease.task_costs())
         if not won:
             return None
-        add_attempt(task, TaskAttempt.Outcome.FAILED, failure, lease.cost)
+        add_attempt(task, TaskAttempt.Outcome.FAILED, failure, lease)
     log(task, logging.WARNING, "Attempt %d starts over: %s", lease.attempt, failure.message)
     following = GenerationTask.objects.read(task.pk)
     if following is None or following.attempt != lease.attempt + 1:
@@ -136,9 +142,13 @@ def add_attempt(
     task: GenerationTask,
     outcome: TaskAttempt.Outcome,
     failure: InferenceError | None = None,
-    cost: Cost = NO_COST,
+    lease: Lease | None = None,
 ) -> None:
-    """Record the attempt that ends now; call it in the transaction that ends it."""
+    """Record the attempt that ends now; call it in the transaction that ends it.
+
+    `lease`: None where its worker was lost.
+    """
+    cost = lease.cost if lease else NO_COST
     sql.execute(
         sql.ADD_ATTEMPT,
         task_id=task.pk,
@@ -150,6 +160,7 @@ def add_attempt(
         error=failure.message if failure else None,
         error_code=failure.code.value if failure else None,
         **asdict(cost),
+        endpoint=lease.endpoint if lease else None,
     )
     if cost.cost_nano_usd:
         sql.add_use(task.owner, cost_nano_usd=cost.cost_nano_usd)

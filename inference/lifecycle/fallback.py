@@ -52,7 +52,7 @@ def end_attempt(lease: Lease, failure: InferenceError, change: dict[str, Any]) -
     with transaction.atomic():
         won = row.update(**change, **lease.task_costs())
         if won:
-            add_attempt(lease.task, TaskAttempt.Outcome.FAILED, failure, lease.cost)
+            add_attempt(lease.task, TaskAttempt.Outcome.FAILED, failure, lease)
     if won:
         enqueue_next_of_owner(lease.task)
     return bool(won)

@@ -116,7 +116,7 @@ def _finish(
         stored = None if result is None else storable_json.encode(result).decode()
         values = {"task_id": task.pk, "attempt": lease.attempt, **end, "result": stored}
         if won := sql.execute(sql.FINISH, **values):
-            add_attempt(task, TaskAttempt.Outcome(status), failure, lease.cost)
+            add_attempt(task, TaskAttempt.Outcome(status), failure, lease)
             store_end(task, {"result": result, **end})
             is_turn = status == Status.COMPLETED and task.request.get("save_to_conversation")
             if is_turn and task.conversation and result:

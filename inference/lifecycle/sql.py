@@ -98,9 +98,9 @@ WHERE id = %(task_id)s AND attempt = %(attempt)s AND status = 'processing'
 ADD_ATTEMPT = """
 INSERT INTO inference_taskattempt
     (task_id, number, worker, model_name, started_at, ended_at, outcome, error, error_code,
-    gpu_seconds, energy_joules, cost_nano_usd)
+    gpu_seconds, energy_joules, cost_nano_usd, endpoint)
 VALUES (%(task_id)s, %(number)s, %(worker)s, %(model_name)s, %(started_at)s, {now}, %(outcome)s,
-    %(error)s, %(error_code)s, %(gpu_seconds)s, %(energy_joules)s, %(cost_nano_usd)s)
+    %(error)s, %(error_code)s, %(gpu_seconds)s, %(energy_joules)s, %(cost_nano_usd)s, %(endpoint)s)
 """
 
 ADD_ENDED_TASK = """
@@ -168,12 +168,16 @@ def clock() -> float:
 
 
 @lru_cache(maxsize=128)
-def claim_first(except_models: tuple[str, ...] = ()) -> tuple[str, dict[str, str]]:
-    """The statement that claims the first task of a queue, and the values of its exceptions."""
-    names = {f"model_{number}": name for number, name in enumerate(except_models)}
-    condition = f" AND model_name NOT IN ({', '.join(f'%({key})s' for key in names)})"
-    of_tasks = f"{_OF_QUEUE}{condition}" if names else _OF_QUEUE
-    return _CLAIM_FIRST.replace("{of_tasks}", of_tasks), names
+def claim_first(num_models: int = 0) -> str:
+    """The statement that claims the first task of a queue.
+
+    Not of the models `model_0` and so on, unless it has the priority `lowest_0` and so on.
+    """
+    conditions = [
+        f" AND (model_name <> %(model_{number})s OR priority >= %(lowest_{number})s)"
+        for number in range(num_models)
+    ]
+    return _CLAIM_FIRST.replace("{of_tasks}", "".join([_OF_QUEUE, *conditions]))
 
 
 def add_use(

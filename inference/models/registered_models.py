@@ -90,6 +90,8 @@ class RegisteredModel(models.Model):
     config = models.JSONField(default=dict, blank=True)
     # Never shown by the API.
     encrypted_api_key = models.TextField(blank=True, editable=False)
+    # Of those that have keys of their own, by the name of the endpoint.
+    encrypted_endpoint_keys = models.JSONField(default=dict, blank=True, editable=False)
     extra = models.JSONField(default=dict, blank=True)
     context_window = models.PositiveIntegerField(null=True, blank=True)
     max_output_tokens = models.PositiveIntegerField(null=True, blank=True)

@@ -375,6 +375,8 @@ class TaskAttempt(Costly):
     outcome = models.CharField(max_length=9, choices=Outcome.choices)
     error = models.TextField(null=True, blank=True)
     error_code = models.CharField(max_length=64, null=True, blank=True)
+    # Which one of a cloud model was asked last.
+    endpoint = models.CharField(max_length=255, null=True, blank=True)
 
     objects = TaskAttemptQuerySet.as_manager()
 

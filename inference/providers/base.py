@@ -41,6 +41,9 @@ class GenerationRequest:
     messages: list[ChatMessage]
     params: dict[str, Any]
     owner: str = ""
+    # What the same endpoint may have read before; None: the prompt stands for itself.
+    conversation_id: str | None = None
+    priority: float = 1.0
     is_raw: bool = False
     response_format: ResponseFormat | None = None
     tools: ToolRequest | None = None
@@ -68,6 +71,8 @@ class Progress:
     rejected_prediction_tokens: int = 0
     finish_reason: FinishReason | None = None
     model_load_ms: float | None = None
+    # Who is asked, of the endpoints of a cloud model.
+    endpoint: str | None = None
     # Of this attempt.
     cost: Cost = NO_COST
     extra: dict[str, Any] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from rest_framework import serializers
 from inference.loading import weights
 from inference.models import RegisteredModel
 from inference.providers.api_keys import is_usable
+from inference.providers.cloud.endpoints.config import host_of
 from monitoring.api.strict_serializer import StrictSerializer
 from presets.entries import API_KEY_ENV_VAR, NAME
 
@@ -25,6 +26,8 @@ _URL = re.compile(r"https?://[!-~]+")
 _CONNECTION_FIELDS = {
     *("api_key", "api_key_env_var", "base_url", "timeout", "max_retries", "input_cost_per_token"),
 }
+_MAX_ENDPOINTS = 64
+_ENDPOINT_NAME = re.compile(r"[!-~]+")
 NOT_DETERMINISTIC = (
     "With num_cache_cells sequences share one buffer, where each changes how the others are "
     "computed: leave out num_cache_cells, or deterministic."
@@ -159,8 +162,8 @@ class LocalConfigSerializer(StrictSerializer):
         return attrs
 
 
-class ConnectionConfigSerializer(StrictSerializer):
-    """How to reach a provider: the fields that all remote models share."""
+class AddressSerializer(StrictSerializer):
+    """Where a provider is, and the key that it is asked with."""
 
     api_key = serializers.CharField(
         required=False,
@@ -185,6 +188,57 @@ class ConnectionConfigSerializer(StrictSerializer):
         validators=[check_base_url],
         help_text="Of the API, such as http://127.0.0.1:8080/v1; openai_compatible needs one.",
     )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if "api_key" in attrs and "api_key_env_var" in attrs:
+            message = "Give api_key or api_key_env_var, not both."
+            raise serializers.ValidationError({"api_key": [message]})
+        return attrs
+
+
+class EndpointSerializer(AddressSerializer):
+    """One of several servers of an `openai_compatible` model."""
+
+    name = serializers.RegexField(
+        _ENDPOINT_NAME,
+        required=False,
+        max_length=255,
+        help_text="What reports and figures call it; by default its host and port.",
+        error_messages={"invalid": "Use visible ASCII characters."},
+    )
+    base_url = serializers.CharField(max_length=2048, validators=[check_base_url])
+    weight = serializers.FloatField(
+        required=False, min_value=0.01, max_value=100, help_text="By default 1."
+    )
+    max_concurrency = serializers.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=4096,
+        help_text="Calls of an api worker at a time; how many there are follows from the answers.",
+    )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        attrs = super().validate(attrs)
+        return attrs | {"name": attrs.get("name") or host_of(attrs["base_url"])}
+
+
+class BatchGateSerializer(StrictSerializer):
+    """Until when the engines of a model get tasks of a priority below 1, by their own /metrics."""
+
+    max_waiting = serializers.IntegerField(
+        required=False, min_value=0, max_value=10_000, help_text="Requests; by default 0."
+    )
+    max_usage = serializers.FloatField(
+        required=False,
+        min_value=0,
+        max_value=1,
+        help_text="Part of the KV cache, or of what the engine works on; by default 0.8.",
+    )
+
+
+class ConnectionConfigSerializer(AddressSerializer):
+    """How to reach a provider: the fields that all remote models share."""
+
     timeout = serializers.FloatField(
         required=False, min_value=1, max_value=3600, help_text="Seconds of silence."
     )
@@ -192,12 +246,6 @@ class ConnectionConfigSerializer(StrictSerializer):
     input_cost_per_token = serializers.FloatField(
         required=False, min_value=0, max_value=1, help_text="Dollars; by default LiteLLM's price."
     )
-
-    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        if "api_key" in attrs and "api_key_env_var" in attrs:
-            message = "Give api_key or api_key_env_var, not both."
-            raise serializers.ValidationError({"api_key": [message]})
-        return attrs
 
 
 class CloudConfigSerializer(ConnectionConfigSerializer):
@@ -214,6 +262,16 @@ class CloudConfigSerializer(ConnectionConfigSerializer):
     max_concurrency = serializers.IntegerField(
         required=False, min_value=1, max_value=4096, help_text="Calls of an api worker at a time."
     )
+    endpoints = serializers.ListField(
+        child=EndpointSerializer(),
+        required=False,
+        min_length=1,
+        max_length=_MAX_ENDPOINTS,
+        help_text="Of openai_compatible, instead of base_url: several servers that have the model.",
+    )
+    batch_gate = BatchGateSerializer(
+        required=False, help_text="Of openai_compatible; by default there is none."
+    )
     drop_params = serializers.BooleanField(
         required=False, help_text="Leave out what the provider does not take, without a word."
     )
@@ -227,6 +285,10 @@ class CloudConfigSerializer(ConnectionConfigSerializer):
         missing = {"input_cost_per_token", "output_cost_per_token"} - attrs.keys()
         if len(missing) == 1:
             raise serializers.ValidationError({missing.pop(): ["Give both prices, or none."]})
+        names = [endpoint["name"] for endpoint in attrs.get("endpoints", ())]
+        if len(set(names)) < len(names):
+            message = "Two of them are at the same host: give each a name of its own."
+            raise serializers.ValidationError({"endpoints": [message]})
         return attrs
 
 

@@ -16,6 +16,7 @@ from inference.loading.sizes import default_context_window
 from inference.models import RegisteredModel
 from inference.providers import hosts
 from inference.providers.api_keys import DEFAULT_ENV_VARS
+from inference.providers.cloud.endpoints.config import models_by_endpoint
 from inference.providers.registry import provider_class
 from inference.registry.configs import SERIALIZERS
 from monitoring.api.errors import Conflict
@@ -41,15 +42,20 @@ def register(name: str, provider: str, config: dict[str, Any]) -> RegisteredMode
         config = check_config(provider, config)
         fields: dict[str, Any] = {}
         if provider in RegisteredModel.CLOUD_PROVIDERS or "model_name" in config:
-            # The API shows the config, so the key has a column of its own.
+            # The API shows the config, so the keys have columns of their own.
             if api_key := config.pop("api_key", ""):
                 fields["encrypted_api_key"] = encryption.encrypt(api_key)
+            endpoints = config.get("endpoints", [])
+            if keys := {each["name"]: each.pop("api_key", "") for each in endpoints}:
+                fields["encrypted_endpoint_keys"] = {
+                    name: encryption.encrypt(key) for name, key in keys.items() if key
+                }
             key_of = provider
             if provider == Provider.EMBEDDING:
                 key_of = config["model_name"].partition("/")[0]
             if not api_key and key_of in DEFAULT_ENV_VARS:
                 config.setdefault("api_key_env_var", DEFAULT_ENV_VARS[Provider(key_of)])
-            _check_host(provider, config)
+            _check_hosts(RegisteredModel(name=name, provider=provider, config=config, **fields))
             if config.get("is_reranker"):
                 fields["extra"] = {"format": weights.CROSS_ENCODER}
         elif provider != Provider.ECHO:
@@ -83,8 +89,12 @@ def check_config(provider: str, config: dict[str, Any]) -> dict[str, Any]:
     if kind not in RegisteredModel.CLOUD_PROVIDERS:
         return config
     _check_model_name(kind, config["model_name"])
-    if kind == Provider.OPENAI_COMPATIBLE and "base_url" not in config:
-        message = "Say where the server is, such as http://127.0.0.1:8080/v1."
+    if kind != Provider.OPENAI_COMPATIBLE:
+        for name in {"endpoints", "batch_gate"} & config.keys():
+            message = "Only openai_compatible models have it: leave it out."
+            raise ValidationError({name: [message]})
+    elif ("base_url" in config) == ("endpoints" in config):
+        message = "Say where the server is, such as http://127.0.0.1:8080/v1, or name endpoints."
         raise ValidationError({"base_url": [message]})
     # Defaults are checked as a task's own fields are, unless they are to be dropped.
     params = config.get("generation_params", {})
@@ -96,11 +106,14 @@ def check_config(provider: str, config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _check_host(provider: str, config: dict[str, Any]) -> None:
-    """Whether the model may be asked where it is, with the key that it would be asked with."""
-    if why := hosts.refusal(provider, config) or hosts.refusal_by_name(config, _LOOK_UP_SECONDS):
-        field = "base_url" if "base_url" in config else "api_key_env_var"
-        raise ValidationError({field: [why]})
+def _check_hosts(model: RegisteredModel) -> None:
+    """Whether the model may be asked where it is, with the keys that it would be asked with."""
+    for there in models_by_endpoint(model).values():
+        config = there.config
+        why = hosts.refusal(there.provider, config)
+        if why := why or hosts.refusal_by_name(config, _LOOK_UP_SECONDS):
+            field = "base_url" if "base_url" in config else "api_key_env_var"
+            raise ValidationError({"endpoints" if "endpoints" in model.config else field: [why]})
 
 
 def _check_model_name(provider: Provider, model_name: str) -> None:

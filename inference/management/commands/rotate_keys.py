@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.db.models import Q
 
 from inference import encryption
 from inference.encryption import DecryptionError
@@ -16,22 +17,30 @@ class Command(BaseCommand):
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        models = RegisteredModel.objects.exclude(encrypted_api_key="").order_by("name")
-        lost = [model.name for model in models if not self.rotate(model)]
-        self.stdout.write(f"{len(models) - len(lost)} keys of models are encrypted anew.")
+        with_keys = ~Q(encrypted_api_key="") | ~Q(encrypted_endpoint_keys={})
+        models = RegisteredModel.objects.filter(with_keys).order_by("name")
+        nums = {model.name: self.rotate(model) for model in models}
+        lost = [name for name, num in nums.items() if not num]
+        self.stdout.write(f"{sum(nums.values())} keys of models are encrypted anew.")
         if lost:
             names = ", ".join(lost)
             raise CommandError(f"These models keep keys that cannot be decrypted: {names}.")
 
-    def rotate(self, model: RegisteredModel) -> bool:
-        """False when its key is lost. A model that was registered anew meanwhile is left alone."""
-        encrypted = model.encrypted_api_key
+    def rotate(self, model: RegisteredModel) -> int:
+        """How many keys it has; 0 when one is lost.
+
+        A model that was registered anew meanwhile is left alone.
+        """
+        key, of_endpoints = model.encrypted_api_key, model.encrypted_endpoint_keys
         try:
-            anew = encryption.rotate(encrypted)
+            anew = encryption.rotate(key) if key else ""
+            of_endpoints_anew = {
+                name: encryption.rotate(each) for name, each in of_endpoints.items()
+            }
         except DecryptionError as error:
             self.stderr.write(f"{model.name}: {error}")
-            return False
-        RegisteredModel.objects.filter(pk=model.pk, encrypted_api_key=encrypted).update(
-            encrypted_api_key=anew
-        )
-        return True
+            return 0
+        RegisteredModel.objects.filter(
+            pk=model.pk, encrypted_api_key=key, encrypted_endpoint_keys=of_endpoints
+        ).update(encrypted_api_key=anew, encrypted_endpoint_keys=of_endpoints_anew)
+        return bool(key) + len(of_endpoints)

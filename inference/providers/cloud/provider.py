@@ -28,6 +28,8 @@ from inference.providers.base import (
 from inference.providers.circuit_breaker import CircuitBreaker
 from inference.providers.cloud import call, direct, errors, prices, retries, stream, tokens
 from inference.providers.cloud.answer import CloudAnswer
+from inference.providers.cloud.endpoints.endpoint import Endpoint
+from inference.providers.cloud.endpoints.pools import pool_of
 from inference.providers.cloud.library import library
 
 logger = logging.getLogger(__name__)
@@ -65,20 +67,15 @@ class CloudProvider(Provider):
 
         Where they pause for longer than a second, by RetryLater.
         """
-        key = api_key_of(self.model)
-        arguments = await asyncio.to_thread(self._arguments, request, progress, key)
+        arguments = await asyncio.to_thread(self._arguments, request, progress)
         breaker = CircuitBreaker(self.model)
         for num_retries in count(request.num_retries):
-            answer = CloudAnswer(
-                progress,
-                is_in_tool=self._answers_in_tool(request),
-                may_think_in_text=self.may_think_in_text,
-            )
+            has_begun = False
             try:
-                await hosts.check(self.model)
                 await asyncio.to_thread(breaker.before_call)
-                async with aclosing(self._ask(arguments, answer, key)) as deltas:
+                async with aclosing(self._answer(request, progress, arguments)) as deltas:
                     async for delta in deltas:
+                        has_begun = True
                         yield delta
                 await asyncio.to_thread(breaker.on_success)
             except InferenceError as error:
@@ -98,9 +95,45 @@ class CloudProvider(Provider):
                 raise failure
             if pause > _MAX_WAIT_SECONDS:
                 raise RetryLater(failure, pause, num_retries + 1)
-            if answer.has_begun:
+            if has_begun:
                 yield StartOver(failure)
             await asyncio.sleep(pause)
+
+    async def _answer(
+        self, request: GenerationRequest, progress: Progress, arguments: dict[str, Any]
+    ) -> AnswerDeltas:
+        """Ask one endpoint after the other, until one has begun to answer.
+
+        Raises InferenceError: what the last one has failed with, or a fault of the request itself.
+        """
+        pool = pool_of(self.model)
+        failed: set[Endpoint] = set()
+        while True:
+            async with pool.call(request, failed) as place:
+                model, progress.endpoint = place.endpoint.model, place.endpoint.name
+                answer = CloudAnswer(
+                    progress,
+                    is_in_tool=self._answers_in_tool(request),
+                    may_think_in_text=self.may_think_in_text,
+                )
+                try:
+                    key = api_key_of(model)
+                    await hosts.check(model)
+                    async with aclosing(self._ask(model, arguments, answer, key)) as deltas:
+                        async for delta in deltas:
+                            place.heard()
+                            yield delta
+                except InferenceError as failure:
+                    pool.on_failure(place, failure)
+                    failed.add(place.endpoint)
+                    is_last = len(failed) == len(pool.endpoints)
+                    if place.num_deltas or is_last or failure.is_requests_own_fault:
+                        raise
+                    message = "Request %s goes to another endpoint than %s: %s"
+                    logger.info(message, request.request_id, place.endpoint.name, failure.code)
+                else:
+                    pool.on_success(place)
+                    return
 
     def cost_at_most(self, request: GenerationRequest) -> int | None:
         beside = json.dumps([request.extra_params, request.response_format, request.tools])
@@ -114,17 +147,21 @@ class CloudProvider(Provider):
         return prices.cost(self.model, name, usage, details, tier)
 
     async def _ask(
-        self, arguments: dict[str, Any], answer: CloudAnswer, key: str | None
+        self,
+        model: RegisteredModel,
+        arguments: dict[str, Any],
+        answer: CloudAnswer,
+        key: str | None,
     ) -> AnswerDeltas:
-        """One call: the answer as it comes.
+        """One call of the model, as it is asked at an endpoint: the answer as it comes.
 
         Once the provider has said why the answer ends, nothing can go wrong with it any more.
         """
-        timeout = call.timeout_of(self.model)
+        timeout = call.timeout_of(model)
         failure: InferenceError | None = None
         answer.heard_at = time.monotonic()
         try:
-            async with aclosing(self._events(arguments, key)) as events:
+            async with aclosing(self._events(model, arguments, key)) as events:
                 while failure is None:
                     patience = min(_LAST_WORDS_SECONDS, timeout) if answer.reason else timeout
                     silent_for = time.monotonic() - answer.heard_at
@@ -135,12 +172,12 @@ class CloudProvider(Provider):
                         break
                     except Exception as error:  # noqa: BLE001 (of which library's, nobody knows)
                         if not limit.expired():
-                            failure = errors.failure_of(error, self.model, key)
+                            failure = errors.failure_of(error, model, key)
                         elif not answer.reason:
-                            failure = errors.silence(self.model, timeout)
+                            failure = errors.silence(model, timeout)
                         break
                     if answer.fault is not None:
-                        failure = errors.failure_of(answer.fault, self.model, key)
+                        failure = errors.failure_of(answer.fault, model, key)
                     for delta in deltas:
                         yield delta
                         # What the caller does meanwhile is no silence of the provider.
@@ -151,12 +188,14 @@ class CloudProvider(Provider):
             answer.note()
             await asyncio.to_thread(self._bill, arguments, answer)
         if answer.is_filtered:
-            raise errors.filtered(self.model)
+            raise errors.filtered(model)
         if answer.is_failed or not answer.reason:
             # Not chained: what LiteLLM says may quote the key.
-            raise failure or errors.incomplete(self.model, answer.reason)
+            raise failure or errors.incomplete(model, answer.reason)
 
-    def _events(self, arguments: dict[str, Any], key: str | None) -> AsyncGenerator[Any, None]:
+    def _events(
+        self, model: RegisteredModel, arguments: dict[str, Any], key: str | None
+    ) -> AsyncGenerator[Any, None]:
         """One call, to its last event in OpenAI's shape."""
         return stream.events(arguments)
 
@@ -168,17 +207,16 @@ class CloudProvider(Provider):
             answer.estimate_usage(tokens.count_messages(arguments["messages"]))
         answer.add_cost(self._cost(answer.usage, answer.usage_details, arguments))
 
-    def _arguments(
-        self, request: GenerationRequest, progress: Progress, key: str | None
-    ) -> dict[str, Any]:
+    def _arguments(self, request: GenerationRequest, progress: Progress) -> dict[str, Any]:
         messages, num_dropped = tokens.fit(self.model, request)
         if num_dropped:
             progress.extra["truncated_messages"] = num_dropped
         sent = {"messages": call.messages_of(messages)}
-        return self._call(request, key) | sent | self._special_arguments(request)
+        return self._call(request) | sent | self._special_arguments(request)
 
-    def _call(self, request: GenerationRequest, key: str | None) -> dict[str, Any]:
+    def _call(self, request: GenerationRequest) -> dict[str, Any]:
         """What LiteLLM is called with; the first call of a process loads it, for seconds."""
+        key = api_key_of(self.model)
         library()
         return call.arguments(self.model, request, prefix=self.prefix, key=key)
 
@@ -242,10 +280,12 @@ class OpenAICompatibleProvider(CloudProvider):
     may_think_in_text = True
     known_extra_params = None
 
-    def _events(self, arguments: dict[str, Any], key: str | None) -> AsyncGenerator[Any, None]:
-        return direct.events(self.model, arguments, key)
+    def _events(
+        self, model: RegisteredModel, arguments: dict[str, Any], key: str | None
+    ) -> AsyncGenerator[Any, None]:
+        return direct.events(model, arguments, key)
 
-    def _call(self, request: GenerationRequest, key: str | None) -> dict[str, Any]:
+    def _call(self, request: GenerationRequest) -> dict[str, Any]:
         return call.body_of(self.model, request)
 
     def _special_arguments(self, request: GenerationRequest) -> dict[str, Any]:

@@ -37,14 +37,16 @@ def test_claims_follow_the_order_of_the_queryset(new_task: NewTask) -> None:
     assert GenerationTask.objects.pending().count() == 2  # one too late, one that waits
 
 
-def test_tasks_of_excepted_models_wait_on(new_task: NewTask) -> None:
+def test_tasks_wait_on_unless_they_have_the_priority_that_their_model_asks_for(
+    new_task: NewTask,
+) -> None:
     RegisteredModel.objects.create(name="100% other", provider="echo")
     first, other = new_task(priority=5), new_task(model="100% other")
-    lease = claim.claim_most_urgent("api", except_models=["echo", "gone"])
+    lease = claim.claim_most_urgent("api", {"echo": 5.5, "gone": 101})
     assert lease is not None
     assert lease.task.pk == other.pk
-    assert claim.claim_most_urgent("api", except_models=["echo"]) is None
-    lease = claim.claim_most_urgent("api", except_models=["100% other"])
+    assert claim.claim_most_urgent("api", {"echo": 101}) is None
+    lease = claim.claim_most_urgent("api", {"100% other": 101, "echo": 5})
     assert lease is not None
     assert lease.task.pk == first.pk
 
@@ -85,7 +87,7 @@ def test_value_is_data_and_never_sql(new_task: NewTask) -> None:
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL plans by its statistics")
 @pytest.mark.parametrize(
     ("statement", "index"),
-    [(sql.FIRST_OF_QUEUE, "task_claim"), (sql.claim_first()[0], "task_claim")],
+    [(sql.FIRST_OF_QUEUE, "task_claim"), (sql.claim_first(), "task_claim")],
 )
 def test_first_in_line_is_read_from_an_index(statement: str, index: str, db: None) -> None:
     values = {"queue": "api", "worker": "w"}
