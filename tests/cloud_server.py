@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -266,14 +266,23 @@ class CloudServer:
         fault_rate: float = 0,
         seed: int = 0,
         is_strict: bool = True,
+        num_slots: int = 1_000_000,
     ) -> None:
-        """`is_strict`: fields that OpenAI does not know are refused, as it does."""
+        """`is_strict`: fields that OpenAI does not know are refused, as it does.
+
+        `num_slots`: so many are answered at a time, the others wait, as with an engine.
+        """
         self.port = port
         self.key = key
         self.delay_ms = delay_ms
         self.token_delay_ms = token_delay_ms
         self.fault_rate = fault_rate
         self.is_strict = is_strict
+        # All calls are hung up, also those that are being answered.
+        self.is_down = False
+        self.num_waiting = self.num_running = 0
+        self._slots = asyncio.Semaphore(num_slots)
+        self.num_slots = num_slots
         self.retry_after: str | None = None
         self.faults: deque[Fault | Reply | None] = deque()
         self.calls: list[Call] = []
@@ -315,6 +324,8 @@ class CloudServer:
         app.router.add_post("/v1/chat/completions", self._openai)
         app.router.add_post("/v1/embeddings", self._openai_embeddings)
         app.router.add_post("/v1/messages", self._anthropic)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/metrics", self._metrics)
         for path in ("/v1/rerank", "/v2/rerank"):  # Jina, Together and vLLM; Cohere
             app.router.add_post(path, self._rerank)
         # A handler is cancelled when its client goes away: that is how its end is noticed.
@@ -324,6 +335,20 @@ class CloudServer:
         site = web.TCPSite(self._runner, "127.0.0.1", self.port)
         await site.start()
         self.port = self._runner.addresses[0][1]
+
+    async def _models(self, request: web.Request) -> web.StreamResponse:
+        return _hang_up(request) if self.is_down else web.json_response({"data": []})
+
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        """As vLLM has them, the slots as its KV cache."""
+        labels = '{engine="0",model_name="stand-in"}'
+        figures = {
+            "num_requests_running": self.num_running,
+            "num_requests_waiting": self.num_waiting,
+            "kv_cache_usage_perc": self.num_running / self.num_slots,
+        }
+        lines = [f"vllm:{name}{labels} {float(value)}\n" for name, value in figures.items()]
+        return web.Response(text="".join(lines))
 
     async def _openai(self, request: web.Request) -> web.StreamResponse:
         return await self._serve(request, _OpenAI(self))
@@ -342,17 +367,34 @@ class CloudServer:
         self.calls.append(call)
         fault = self._next_fault()
         try:
-            if self.delay_ms:
-                await asyncio.sleep(self.delay_ms / 1000)
-            if isinstance(fault, Reply):
-                response = await _send(request, fault)
-            else:
-                response = await self._answer(request, call, api, fault)
+            async with self._slot():
+                if self.delay_ms and not self.is_down:
+                    await asyncio.sleep(self.delay_ms / 1000)
+                if self.is_down:
+                    return _hang_up(request)
+                if isinstance(fault, Reply):
+                    response = await _send(request, fault)
+                else:
+                    response = await self._answer(request, call, api, fault)
         except (asyncio.CancelledError, ConnectionError):
             call.closed_at = time.monotonic()
             raise
         call.is_answered = True
         return response
+
+    @contextlib.asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        self.num_waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self.num_waiting -= 1
+        self.num_running += 1
+        try:
+            yield
+        finally:
+            self.num_running -= 1
+            self._slots.release()
 
     def _next_fault(self) -> Fault | Reply | None:
         if self.faults:
@@ -401,6 +443,8 @@ class CloudServer:
                 if fault == Fault.CUT:
                     return _hang_up(request, response)
                 await asyncio.sleep(3600)
+            if self.is_down:
+                return _hang_up(request, response)
             await response.write(event)
             if fault == Fault.DRIP:
                 await asyncio.sleep(_DRIP_SECONDS)

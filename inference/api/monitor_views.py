@@ -13,8 +13,10 @@ from rest_framework.views import APIView
 
 from inference.api import queue_stats
 from inference.api.queue_stats import QueueStats
-from inference.models import loaded_models
+from inference.models import RegisteredModel, loaded_models
 from inference.providers import circuit_breaker
+from inference.providers.cloud.endpoints import reports
+from inference.providers.cloud.endpoints.endpoint import Health
 from monitoring.api import query_parameters
 from monitoring.api.permissions import needs
 from monitoring.api.principal import Scope, principal_of
@@ -67,7 +69,31 @@ def _collect() -> Iterator[Metric]:
     yield _of_models("model_loaded", "1 while in memory.", is_loaded)
     is_open = circuit_breaker.are_open()
     yield _of_models("circuit_open", "1 while a cloud model is left alone.", is_open)
+    yield from _of_endpoints()
     yield from prometheus.gpus()
+
+
+def _of_endpoints() -> Iterator[Metric]:
+    names = dict(RegisteredModel.objects.values_list("pk", "name"))
+    healthy, running, limit, latency = (
+        GaugeMetricFamily(prometheus.PREFIX + name, meaning, labels=["model", "endpoint"])
+        for name, meaning in (
+            ("endpoint_healthy", "1 while it is asked."),
+            ("endpoint_requests_running", "Calls under way."),
+            ("endpoint_concurrency_limit", "Calls at a time, at present."),
+            ("endpoint_latency_seconds", "Of a usual answer."),
+        )
+    )
+    for pk, states in reports.read().items():
+        for endpoint, state in states.items():
+            labels = [names.get(pk, ""), endpoint]
+            healthy.add_metric(labels, state.health == Health.HEALTHY)
+            running.add_metric(labels, state.in_flight)
+            if state.limit is not None:
+                limit.add_metric(labels, state.limit)
+            if state.latency is not None:
+                latency.add_metric(labels, state.latency)
+    yield from (healthy, running, limit, latency)
 
 
 def _of_models(name: str, meaning: str, states: dict[str, bool]) -> Metric:

@@ -52,7 +52,8 @@ class Latency:
         if self._first is None:
             return waited or None
         others = num_deltas * (self._each or 0.0)
-        return max((self._first + others) * math.exp(-idle / _FORGET_SECONDS), waited + others)
+        usual = (self._first + others) * math.exp(-idle / _FORGET_SECONDS)
+        return max(usual, waited + others) if waited else usual
 
 
 def _mixed(old: float | None, new: float) -> float:

@@ -112,7 +112,7 @@ class EndpointPool:
     ) -> AsyncIterator[Call]:
         """The place of a call at an endpoint that has not failed it yet, once there is room."""
         self._wanted_at = time.monotonic()
-        key, low = _affinity_key(request), is_batch(request.priority)
+        key, low = affinity_key(request), is_batch(request.priority)
         self.keep_watch()
         endpoint = None if self._waiting else self._choose(key, failed, is_batch=low)
         if endpoint is not None:
@@ -255,7 +255,7 @@ class EndpointPool:
             await asyncio.sleep(_READ_LOAD_SECONDS)
 
 
-def _affinity_key(request: GenerationRequest) -> str:
+def affinity_key(request: GenerationRequest) -> str:
     """What has been read before if this has: the conversation, or a prompt that begins like this.
 
     Of one owner, as prefixes are shared within one owner.
