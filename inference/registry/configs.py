@@ -196,7 +196,7 @@ class AddressSerializer(StrictSerializer):
         return attrs
 
 
-class EndpointSerializer(AddressSerializer):
+class EndpointConfigSerializer(AddressSerializer):
     """One of several servers of an `openai_compatible` model."""
 
     name = serializers.RegexField(
@@ -263,7 +263,7 @@ class CloudConfigSerializer(ConnectionConfigSerializer):
         required=False, min_value=1, max_value=4096, help_text="Calls of an api worker at a time."
     )
     endpoints = serializers.ListField(
-        child=EndpointSerializer(),
+        child=EndpointConfigSerializer(),
         required=False,
         min_length=1,
         max_length=_MAX_ENDPOINTS,

@@ -91,11 +91,14 @@ class Endpoint:
 
     def seconds(self, num_deltas: float) -> float | None:
         """What an answer of so many deltas takes here; None before anything is known."""
-        now = time.monotonic()
         oldest = next(iter(self._unheard), None)
-        waited = 0.0 if oldest is None else now - oldest.began_at
-        idle = 0.0 if self.calls else now - self._idle_since
-        return self.latency.seconds(num_deltas, waited, idle)
+        waited = 0.0 if oldest is None else time.monotonic() - oldest.began_at
+        return self.latency.seconds(num_deltas, waited)
+
+    @property
+    def idle_seconds(self) -> float:
+        """For how long there was no call."""
+        return 0.0 if self.calls else time.monotonic() - self._idle_since
 
     def affinity(self, key: str) -> float:
         """How much it is this one's turn to get what has the key: rendezvous hashing, weighted."""

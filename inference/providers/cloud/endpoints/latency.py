@@ -9,8 +9,6 @@ _WEIGHT = 0.3
 # How long the least of the times to the first delta counts.
 _LEAST_SECONDS = 300.0
 _MANY_TIMES = 2.0
-# A server that is not asked may have recovered: after so long it counts as three times as fast.
-_FORGET_SECONDS = 10.0
 
 
 class Latency:
@@ -44,16 +42,14 @@ class Latency:
         is_long = self._first is not None and self._first > _MANY_TIMES * min(self._least)
         return is_long and first > others
 
-    def seconds(self, num_deltas: float, waited: float, idle: float) -> float | None:
+    def seconds(self, num_deltas: float, waited: float) -> float | None:
         """What an answer of so many deltas takes; None before the first.
 
-        `waited`: for how long a call has had no delta yet; `idle`: for how long there was no call.
+        `waited`: for how long a call has had no delta yet.
         """
         if self._first is None:
             return waited or None
-        others = num_deltas * (self._each or 0.0)
-        usual = (self._first + others) * math.exp(-idle / _FORGET_SECONDS)
-        return max(usual, waited + others) if waited else usual
+        return max(self._first, waited) + num_deltas * (self._each or 0.0)
 
 
 def _mixed(old: float | None, new: float) -> float:

@@ -44,6 +44,9 @@ NONE_MAY = MAX_PRIORITY + 1.0
 # and while an answer takes up to so much longer there than elsewhere.
 _MAX_SHARE = 1.25
 _MAX_TIMES_SLOWER = 2.0
+_MAX_SECONDS_SLOWER = 0.25
+# A slow endpoint that is not asked may have recovered: after so long it counts as a third as slow.
+_FORGET_SECONDS = 10.0
 # The beginning of a prompt, in characters, that says where it goes.
 _BEGINNING_CHARS = 1024
 
@@ -172,25 +175,23 @@ class EndpointPool:
         having_room = [each for each in healthy if each.has_room(is_batch=is_batch)]
         if len(having_room) <= 1:
             return having_room[0] if having_room else None
-        seconds = {each: each.seconds(self._num_deltas) for each in having_room}
-        known = [each for each in seconds.values() if each is not None]
-        fastest = min(known, default=1.0)
-
-        def seconds_at(endpoint: Endpoint) -> float:
-            found = seconds[endpoint]
-            return fastest if found is None else found
-
+        known = {each: each.seconds(self._num_deltas) for each in having_room}
+        fastest = min((each for each in known.values() if each is not None), default=1.0)
+        seconds: dict[Endpoint, float] = {}
+        for each, took in known.items():
+            remembered = math.exp(-each.idle_seconds / _FORGET_SECONDS)
+            seconds[each] = fastest + ((took or fastest) - fastest) * remembered
         preferred = max(healthy, key=lambda each: each.affinity(key))
         num_calls = sum(len(each.calls) for each in healthy) + 1
         share = num_calls * preferred.weight / sum(each.weight for each in healthy)
         if (
             preferred in seconds
             and len(preferred.calls) < math.ceil(share * _MAX_SHARE)
-            and seconds_at(preferred) <= fastest * _MAX_TIMES_SLOWER
+            and seconds[preferred] <= fastest * _MAX_TIMES_SLOWER + _MAX_SECONDS_SLOWER
         ):
             return preferred
         return min(
-            having_room, key=lambda each: (len(each.calls) + 1) * seconds_at(each) / each.weight
+            having_room, key=lambda each: (len(each.calls) + 1) * seconds[each] / each.weight
         )
 
     def _leave(self, call: Call) -> None:
