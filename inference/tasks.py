@@ -14,7 +14,7 @@ from inference.lifecycle import sweep as lifecycle_sweep
 from inference.loading import requests
 from inference.loading.loaded_engines import loaded_engines
 from inference.loading.loaded_models import LoadedModels
-from inference.models import Batch, Queue, RoundRobin, StoredFile, WebhookDelivery
+from inference.models import Batch, OwnerShare, Queue, StoredFile, WebhookDelivery
 from inference.webhooks import sending
 from monitoring.models import EndedTask, OwnerUse
 
@@ -48,7 +48,7 @@ def purge() -> None:
         pass
     while StoredFile.objects.purge():
         pass
-    RoundRobin.objects.purge()
+    OwnerShare.objects.purge()
     OwnerUse.objects.purge()
 
 

@@ -149,6 +149,7 @@ DEFAULT_LIMITS: dict[str, Any] = {
     "max_tokens_per_day": env_limit("DEFAULT_MAX_TOKENS_PER_DAY", int, 0, 2**53),
     "max_usd_per_month": env_limit("DEFAULT_MAX_USD_PER_MONTH", float, 0, 1e9),
     "max_open_streams": env_limit("DEFAULT_MAX_OPEN_STREAMS", int, 0, 2**31 - 1),
+    "weight": env_limit("DEFAULT_WEIGHT", float, 0.01, 1000),
 }
 # Each of these queues must have a live worker, or the service is degraded.
 WORKER_QUEUES = ["gpu", "api", "embeddings", "default"]
@@ -193,6 +194,7 @@ MAX_NUM_SEQS = env_int("MAX_NUM_SEQS", 8, 1, 256)
 N_THREADS = env_int("N_THREADS", 0, 0, 1024)  # 0: as many as the machine has cores
 
 KEEP_ALIVE_SECONDS = env_float("KEEP_ALIVE_SECONDS", 600, -1, 31_536_000)
+AGING_PRIORITY_PER_MINUTE = env_float("AGING_PRIORITY_PER_MINUTE", 0, 0, 100)
 SWAP_WINDOW_SECONDS = env_float("SWAP_WINDOW_SECONDS", 5.0, 0, 3600)
 PREEMPT_PRIORITY = env_limit("PREEMPT_PRIORITY", float, 0, 100)  # unset: nothing is paused
 STEP_TIMEOUT_SECONDS = env_float("STEP_TIMEOUT_SECONDS", 120.0, 1, 86_400)

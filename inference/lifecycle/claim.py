@@ -54,8 +54,8 @@ def claim_most_urgent(
 ) -> Lease | None:
     """Take the pending task of a queue that goes first; None when there is none.
 
-    At equal priority the owners take turns, each with its own first task. Tasks of the models that
-    are named wait on unless they have the priority that is named for it.
+    At equal priority the owners share by weight, each with its own first task. Tasks of the models
+    that are named wait on unless they have the priority that is named for it.
     """
     lowest = lowest_priorities or {}
     names = {f"model_{number}": name for number, name in enumerate(lowest)}
@@ -107,14 +107,17 @@ def first_urgent(queue: str) -> GenerationTask | None:
 def _claim(statement: str, **condition: str | float) -> Lease | None:
     with transaction.atomic():
         task = sql.first_task(statement, worker=worker_identity.current(), **condition)
-        if task and task.last_owner != task.owner:
-            turn = {"queue": task.queue, "priority": task.priority, "owner": task.owner}
-            sql.execute(sql.SET_LAST_OWNER, **turn)
+        if task and not task.has_share:
+            sql.execute(sql.BEGIN_SHARE, **_share_of(task))
     if task is None:
         return None
     log(task, logging.DEBUG, "Attempt %d started on %s", task.attempt, task.worker)
     events.started(task)
     return Lease(task)
+
+
+def _share_of(task: GenerationTask) -> dict[str, Any]:
+    return {"queue": task.queue, "priority": task.priority, "owner": task.owner}
 
 
 def begin_again(lease: Lease, failure: InferenceError) -> Lease | None:
@@ -162,5 +165,9 @@ def add_attempt(
         **asdict(cost),
         endpoint=lease.endpoint if lease else None,
     )
+    if outcome != TaskAttempt.Outcome.LOST:
+        started_at = connection.ops.adapt_datetimefield_value(task.started_at)
+        share = {"weight": task.weight, "started_at": started_at, "gpu_seconds": cost.gpu_seconds}
+        sql.execute(sql.ADD_TO_SHARE, **_share_of(task), **share)
     if cost.cost_nano_usd:
         sql.add_use(task.owner, cost_nano_usd=cost.cost_nano_usd)

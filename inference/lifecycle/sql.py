@@ -10,8 +10,10 @@ from typing import Any
 from django.conf import settings
 from django.db import connection
 
-from inference.models import GenerationTask
+from inference.models import MAX_PRIORITY, GenerationTask
+from inference.models.owner_shares import OWNERS
 from inference.models.plain_sql import first_row
+from inference.scheduling.shares import STEP_SHARE
 
 _COLUMNS = [str(field.column) for field in GenerationTask._meta.concrete_fields]
 
@@ -39,18 +41,21 @@ WHERE status = 'pending'
     )
 """
 
-# Of the highest priority, the first task of the owner whose name follows that of the last one; or
-# else of the first owner. PostgreSQL would have claims of the same task wait for one another;
-# SQLite has one writer anyway.
+# Of the highest priority, the first task of the owner whose turn it is; where others have just
+# claimed all of that, whichever is left. PostgreSQL would have claims of the same task wait for one
+# another, and looks for tasks of one owner after the other; SQLite has one writer anyway.
+_TOP = "(SELECT priority FROM top)"
 _FIRST_ID = f"""
-WITH top AS MATERIALIZED (SELECT priority {_CLAIMABLE} {{of_tasks}} ORDER BY priority DESC LIMIT 1)
-SELECT COALESCE((
-    SELECT id {_CLAIMABLE} {{of_tasks}} AND priority = (SELECT priority FROM top) AND owner > (
-        SELECT owner FROM inference_roundrobin AS last
-        WHERE last.queue = %(queue)s AND last.priority = (SELECT priority FROM top)
+WITH RECURSIVE top AS MATERIALIZED (
+    SELECT priority {_CLAIMABLE} {{of_tasks}} ORDER BY priority DESC LIMIT 1
+), {OWNERS.format(priority=_TOP, except_owner="")}, firsts (id) AS {{lazily}} (
+    SELECT (
+        SELECT id {_CLAIMABLE} {{of_tasks}} AND priority = {_TOP} AND owner = in_turn.owner
+        ORDER BY created_at, id LIMIT 1 {{skip_locked}}
     )
-    ORDER BY owner, created_at, id LIMIT 1 {{skip_locked}}
-), (
+    FROM (SELECT owner FROM keys ORDER BY key, owner) AS in_turn
+)
+SELECT COALESCE((SELECT id FROM firsts WHERE id IS NOT NULL LIMIT 1), (
     SELECT id {_CLAIMABLE} {{of_tasks}}
     ORDER BY priority DESC, owner, created_at, id LIMIT 1 {{skip_locked}}
 ))
@@ -63,26 +68,65 @@ _OF_QUEUE = "AND queue = %(queue)s"
 FIRST_OF_QUEUE = _SELECT_FIRST.replace("{of_tasks}", _OF_QUEUE)
 FIRST_OF_MODEL = _SELECT_FIRST.replace("{of_tasks}", f"{_OF_QUEUE} AND model_name = %(model_name)s")
 
-# `last_owner`: whose task of its queue and priority was claimed before.
+# `has_share`: whether its owner's virtual time stays as it is, which it does while the owner is
+# busy, and while nobody's is higher.
 _CLAIM = """
 UPDATE inference_generationtask
 SET status = 'processing', attempt = attempt + 1, worker = %(worker)s, lease_until = {lease_end},
     due_at = NULL, started_at = {now}, updated_at = {now}
 WHERE id = (__FIRST__)
-RETURNING *, (
-    SELECT owner FROM inference_roundrobin AS last
-    WHERE last.queue = inference_generationtask.queue
-        AND last.priority = inference_generationtask.priority
-) AS last_owner
+RETURNING *, EXISTS (
+    SELECT 1 FROM inference_ownershare AS share
+    WHERE share.queue = inference_generationtask.queue
+        AND share.priority = inference_generationtask.priority
+        AND share.owner = inference_generationtask.owner
+        AND (share.active_at >= inference_generationtask.created_at OR share.virtual_time >= (
+            SELECT MAX(virtual_time) FROM inference_ownershare AS other
+            WHERE other.queue = share.queue AND other.priority = share.priority
+        ))
+) AS has_share
 """
 CLAIM = _CLAIM.replace("__FIRST__", f"SELECT id {_CLAIMABLE} AND id = %(task_id)s {{skip_locked}}")
 _CLAIM_FIRST = _CLAIM.replace("__FIRST__", _FIRST_ID)
 
-SET_LAST_OWNER = """
-INSERT INTO inference_roundrobin (queue, priority, owner)
-VALUES (%(queue)s, %(priority)s, %(owner)s)
-ON CONFLICT (queue, priority) DO UPDATE SET owner = excluded.owner
-"""
+# Of an owner whose only task was just claimed, after a pause: it starts at the present.
+BEGIN_SHARE = f"""
+WITH RECURSIVE {OWNERS.format(priority="%(priority)s", except_owner="AND owner <> %(owner)s")}
+INSERT INTO inference_ownershare (queue, priority, owner, virtual_time, step, active_at)
+SELECT %(queue)s, %(priority)s, %(owner)s, present.virtual_time, COALESCE((
+    SELECT AVG(step) FROM inference_ownershare WHERE queue = %(queue)s AND priority = %(priority)s
+), 1), {{now}} FROM present
+WHERE (
+    SELECT COUNT(*) FROM inference_generationtask
+    WHERE status = 'processing' AND queue = %(queue)s AND priority = %(priority)s
+        AND owner = %(owner)s
+) <= 1
+ON CONFLICT (queue, priority, owner) DO UPDATE SET
+    virtual_time = CASE WHEN inference_ownershare.virtual_time > excluded.virtual_time
+        THEN inference_ownershare.virtual_time ELSE excluded.virtual_time END,
+    active_at = excluded.active_at
+"""  # noqa: S608
+
+# What an attempt has cost: its share of the time on the GPU where that is known, or one call.
+_COST = """CASE WHEN %(queue)s = 'gpu' THEN COALESCE(%(gpu_seconds)s, {seconds_since_start})
+    ELSE 1.0 END / %(weight)s"""
+ADD_TO_SHARE = f"""
+INSERT INTO inference_ownershare (queue, priority, owner, virtual_time, step, active_at)
+VALUES (%(queue)s, %(priority)s, %(owner)s, {_COST}, {_COST}, {{now}})
+ON CONFLICT (queue, priority, owner) DO UPDATE SET
+    virtual_time = inference_ownershare.virtual_time + excluded.virtual_time,
+    step = inference_ownershare.step + {STEP_SHARE} * (excluded.step - inference_ownershare.step),
+    active_at = excluded.active_at
+"""  # noqa: S608
+
+# The waiting of each task raises its priority in whole steps, so that owners share within one.
+AGE = f"""
+UPDATE inference_generationtask
+SET priority = CASE WHEN priority + {{num_aged}} - aged > {MAX_PRIORITY} THEN {MAX_PRIORITY}
+        ELSE priority + {{num_aged}} - aged END,
+    aged = {{num_aged}}
+WHERE status = 'pending' AND {{num_aged}} > aged
+"""  # noqa: S608
 
 FINISH = """
 UPDATE inference_generationtask
@@ -147,6 +191,9 @@ _DIALECTS = {
         "lease_end": f"{_SQLITE_NOW}, %(lease_seconds)s || ' seconds')",
         "expiry": f"{_SQLITE_NOW}, %(ttl_seconds)s || ' seconds')",
         "skip_locked": "",
+        "lazily": "",
+        "seconds_since_start": "MAX(0.001, (JULIANDAY('NOW') - JULIANDAY(%(started_at)s)) * 86400)",
+        "num_aged": "CAST((JULIANDAY('NOW') - JULIANDAY(created_at)) * 1440 * %(rate)s AS INTEGER)",
     },
     "postgresql": {
         "now": "STATEMENT_TIMESTAMP()",
@@ -156,6 +203,10 @@ _DIALECTS = {
         "lease_end": "STATEMENT_TIMESTAMP() + %(lease_seconds)s * INTERVAL '1 second'",
         "expiry": "STATEMENT_TIMESTAMP() + %(ttl_seconds)s * INTERVAL '1 second'",
         "skip_locked": "FOR UPDATE SKIP LOCKED",
+        "lazily": "MATERIALIZED",
+        "seconds_since_start": "GREATEST(0.001, EXTRACT(EPOCH FROM "
+        "STATEMENT_TIMESTAMP() - %(started_at)s::timestamptz))",
+        "num_aged": "FLOOR(EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP() - created_at) / 60 * %(rate)s)",
     },
 }
 

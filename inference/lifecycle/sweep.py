@@ -53,6 +53,8 @@ def sweep() -> None:
     WebhookDelivery.objects.take_back(is_clock_steady=is_clock_steady)
     Batch.objects.take_back(is_clock_steady=is_clock_steady)
     _fail_past_deadline()
+    if settings.AGING_PRIORITY_PER_MINUTE:
+        sql.execute(sql.AGE, rate=settings.AGING_PRIORITY_PER_MINUTE)
     _enqueue_tasks()
     for rows, message, max_at_once in (
         (ModelDownload.objects.due(), dispatch.DOWNLOAD, ModelDownload.MAX_AT_ONCE),

@@ -4,8 +4,8 @@ from inference.models.batches import Batch, BatchError, BatchTask
 from inference.models.costs import NO_COST, Cost
 from inference.models.downloads import ModelDownload
 from inference.models.files import StoredFile
+from inference.models.owner_shares import OwnerShare, queue_positions
 from inference.models.registered_models import RegisteredModel, loaded_models
-from inference.models.round_robin import RoundRobin, queue_positions
 from inference.models.tasks import (
     MAX_PRIORITY,
     NO_USAGE,
@@ -34,9 +34,9 @@ __all__ = [
     "GenerationTaskQuerySet",
     "ModelChoice",
     "ModelDownload",
+    "OwnerShare",
     "Queue",
     "RegisteredModel",
-    "RoundRobin",
     "StoredFile",
     "TaskAttempt",
     "TaskResult",

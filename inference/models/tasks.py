@@ -176,6 +176,10 @@ class GenerationTask(Claimable, Costly):
     model_name = models.CharField(max_length=100)
     queue = models.CharField(max_length=10, choices=Queue.choices)
     priority = models.FloatField(default=1.0)
+    # How much its priority has grown while it waited.
+    aged = models.PositiveIntegerField(default=0)
+    # How large its owner's share of the queue is, beside those of others at the same priority.
+    weight = models.FloatField(default=1.0)
     # How many tasks of its owner may run at a time; null: any number.
     max_running = models.PositiveIntegerField(null=True, blank=True)
     # What all tasks of its owner may cost in a month; null: any sum.
@@ -212,7 +216,7 @@ class GenerationTask(Claimable, Costly):
 
     if TYPE_CHECKING:
         conversation_id: str | None
-        last_owner: str | None  # of a row as its claim gives it
+        has_share: bool  # of a row as its claim gives it
 
     class Meta:
         constraints = [
@@ -251,6 +255,12 @@ class GenerationTask(Claimable, Costly):
                 condition=Q(status="pending"),
             ),
             models.Index(fields=["owner"], name="task_pending_of", condition=Q(status="pending")),
+            # For what runs of each owner.
+            models.Index(
+                fields=["queue", "priority", "owner", "status"],
+                name="task_share",
+                condition=Q(status="processing"),
+            ),
             # For owners who may have so many tasks running.
             models.Index(
                 fields=["owner", "max_running"],

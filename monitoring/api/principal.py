@@ -24,7 +24,10 @@ ANY_SCOPE = frozenset(Scope)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a principal may use at most; None: no limit."""
+    """What a principal may use at most; None: no limit.
+
+    `weight`: how large its share is beside those of others; None: 1.
+    """
 
     requests_per_second: float | None = None
     max_pending_tasks: int | None = None
@@ -33,6 +36,7 @@ class Limits:
     max_tokens_per_day: int | None = None
     max_usd_per_month: float | None = None
     max_open_streams: int | None = None
+    weight: float | None = None
 
 
 NO_LIMITS = Limits()

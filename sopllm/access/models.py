@@ -120,6 +120,7 @@ class ApiKey(models.Model):
     max_open_streams = models.PositiveIntegerField(
         null=True, blank=True, validators=within(0, 2**31 - 1)
     )
+    weight = models.FloatField(null=True, blank=True, validators=within(0.01, 1000))
 
     objects = ApiKeyQuerySet.as_manager()
 

@@ -1,4 +1,4 @@
-"""Which task goes first: exact priorities, owners in turn, no more of one at a time than may be."""
+"""Which task goes first: exact priorities, fair shares, no more of one at a time than may be."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -21,7 +21,8 @@ from inference.api.task_serializers import submission_validator
 from inference.errors import ErrorCode, InferenceError, RetryLater
 from inference.lifecycle import claim, finish, submit, sweep
 from inference.lifecycle.claim import Lease
-from inference.models import GenerationTask, Queue, RegisteredModel, RoundRobin, queue_positions
+from inference.models import GenerationTask, OwnerShare, Queue, RegisteredModel, queue_positions
+from inference.scheduling.shares import Shares
 from monitoring.api.principal import Limits
 from monitoring.redis.client import client
 from tests.conftest import wait_until_enqueued
@@ -85,15 +86,15 @@ def undone() -> Iterator[None]:
         transaction.set_rollback(True)
 
 
-# Owners in turn
+# Owners share
 
 
 def test_first_task_of_another_owner_is_next(new_task: NewTask) -> None:
     rows("many", 10_000)
     assert owners(2) == ["many", "many"]
     one, other = (new_task(owner=owner) for owner in ("aaron", "zoe"))
-    assert queue_positions([one, other]) == {one.pk: 1, other.pk: 0}
-    assert owners(4) == ["zoe", "aaron", "many", "many"]
+    assert queue_positions([one, other]) == {one.pk: 0, other.pk: 1}
+    assert owners(4) == ["aaron", "zoe", "many", "many"]
 
 
 def test_owners_alternate_by_priority(new_task: NewTask) -> None:
@@ -171,18 +172,78 @@ def test_conversations_stay_in_order(new_task: NewTask) -> None:
     assert first() == turns[1]
 
 
-def test_purge_forgets_turns_of_which_nothing_is_pending(new_task: NewTask) -> None:
-    for priority in (1, 1, 2):
-        new_task(priority=priority)
-    assert len(owners(2)) == 2
-    RoundRobin.objects.purge()
-    assert [(turn.priority, turn.owner) for turn in RoundRobin.objects.all()] == [(1.0, "local")]
+def test_owners_share_by_weight(new_task: NewTask) -> None:
+    for owner, weight in (("heavy", 3.0), ("light", 1.0)):
+        for _ in range(12):
+            new_task(owner=owner)
+        GenerationTask.objects.filter(owner=owner).update(weight=weight)
+    order = []
+    for _ in range(12):
+        lease = claim.claim_most_urgent(Queue.API)
+        assert lease is not None
+        order.append(lease.task.owner)
+        assert finish.complete(lease, answer(), TIMINGS)
+    assert order.count("heavy") == 9
+
+
+def test_owner_who_comes_back_has_no_credit(new_task: NewTask) -> None:
+    for _ in range(20):
+        new_task(owner="a")
+    for _ in range(10):
+        lease = claim.claim_most_urgent(Queue.API)
+        assert lease is not None
+        assert finish.complete(lease, answer(), TIMINGS)
+    for _ in range(10):
+        new_task(owner="b")
+    assert sorted(owners(8)) == ["a"] * 4 + ["b"] * 4
+
+
+def test_time_on_the_gpu_is_what_owners_share(new_task: NewTask) -> None:
+    RegisteredModel.objects.create(name="local", provider="local")
+    for owner in ("a", "b"):
+        for _ in range(8):
+            new_task(owner=owner, model="local")
+    order = []
+    for _ in range(8):
+        lease = claim.claim_most_urgent(Queue.GPU)
+        assert lease is not None
+        order.append(lease.task.owner)
+        if lease.task.owner == "a":  # each takes three seconds, those of b none
+            lease.task.started_at -= timedelta(seconds=3)
+        assert finish.complete(lease, answer(), TIMINGS)
+    assert order.count("a") == 1
+
+
+def test_purge_forgets_owners_who_have_long_had_nothing(new_task: NewTask) -> None:
+    for owner in ("idle", "busy", "busy", "recent"):
+        new_task(owner=owner)
+    for _ in range(4):
+        lease = claim.claim_most_urgent(Queue.API)
+        assert lease is not None
+        if lease.task.owner != "busy":
+            assert finish.complete(lease, answer(), TIMINGS)
+    long_ago = timezone.now() - timedelta(hours=2)
+    OwnerShare.objects.exclude(owner="recent").update(active_at=long_ago)
+    OwnerShare.objects.purge()
+    assert {share.owner for share in OwnerShare.objects.all()} == {"busy", "recent"}
+
+
+def test_waiting_raises_the_priority_in_whole_steps(new_task: NewTask, settings: Settings) -> None:
+    settings.AGING_PRIORITY_PER_MINUTE = 2.0
+    old, new, oldest = (new_task(priority=priority) for priority in (1.0, 2.5, 99.5))
+    for task, minutes in ((old, 1.3), (new, 0.2), (oldest, 60)):
+        moment = timezone.now() - timedelta(minutes=minutes)
+        GenerationTask.objects.filter(pk=task.pk).update(created_at=moment)
+    for _ in range(2):
+        sweep.sweep()
+        assert [fresh(task).priority for task in (old, new, oldest)] == [3.0, 2.5, 100.0]
+    assert [first(), first(), first()] == [oldest, old, new]
 
 
 _STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("submit"), st.sampled_from("abcd"), st.sampled_from([0, 1, 1, 100])),
-        st.just(("claim", "", 0)),
+        st.tuples(st.sampled_from(["claim", "end"]), st.just(""), st.just(0)),
     ),
     max_size=40,
 )
@@ -190,37 +251,45 @@ _STEPS = st.lists(
 
 @given(steps=_STEPS)
 @hypothesis_settings(max_examples=60, suppress_health_check=list(HealthCheck))
-def test_no_owner_waits_for_more_than_one_task_of_each_other(
+def test_claims_follow_the_rule_of_shares(
     new_task: NewTask, steps: list[tuple[str, str, int]]
 ) -> None:
-    """Priorities are exact, an owner's tasks are in order, and positions are what comes true."""
+    """Priorities are exact, an owner's tasks are in order, and owners go as `Shares` has it."""
     with undone():
         pending: list[GenerationTask] = []
-        waits: defaultdict[str, list[str]] = defaultdict(list)  # by task: owners who went first
+        running: list[Lease] = []
+        rule: defaultdict[float, Shares] = defaultdict(Shares)
         num_submitted = sum(step[0] == "submit" for step in steps)
         for kind, owner, priority in steps + num_submitted * [("claim", "", 0)]:
             if kind == "submit":
                 pending.append(new_task(owner=owner, priority=priority))
-                continue
-            positions = queue_positions(pending)
-            assert sorted(positions.values()) == list(range(len(pending)))
-            task = first()
-            assert (task is None) == (not pending)
-            if task is None:
-                continue
-            assert positions[task.pk] == 0
-            pending.remove(task)
-            assert not [each for each in pending if each.priority > task.priority]
-            equal = [each for each in pending if each.priority == task.priority]
-            own = [each for each in equal if each.owner == task.owner]
-            assert not [each for each in own if each.created_at < task.created_at]
-            assert len(waits[task.pk]) == len(set(waits[task.pk]))
-            heads: dict[str, GenerationTask] = {}
-            for each in equal:
-                heads.setdefault(each.owner, each)
-            for each in heads.values():
-                if each.owner != task.owner:
-                    waits[each.pk].append(task.owner)
+            elif kind == "end" and running:
+                lease = running.pop(0)
+                assert finish.complete(lease, answer(), TIMINGS)
+                task = lease.task
+                waits = any(
+                    (each.owner, each.priority) == (task.owner, task.priority) for each in pending
+                )
+                rule[task.priority].end(task.owner, 1.0, 1.0, waits)
+            elif kind == "claim" and pending:
+                positions = queue_positions(pending)
+                claimed_lease = claim.claim_most_urgent(Queue.API)
+                assert claimed_lease
+                task = claimed_lease.task
+                running.append(claimed_lease)
+                assert positions[task.pk] == 0
+                pending = [each for each in pending if each.pk != task.pk]
+                assert not [each for each in pending if each.priority > task.priority]
+                own = [each for each in pending if each.owner == task.owner]
+                assert not [
+                    each
+                    for each in own
+                    if each.priority == task.priority and each.created_at < task.created_at
+                ]
+                equal = {each.owner for each in pending if each.priority == task.priority}
+                expected = rule[task.priority].next_owner([*equal, task.owner])
+                assert task.owner == expected
+                rule[task.priority].claim(task.owner)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([1, 1, 5])), max_size=25))
@@ -248,7 +317,7 @@ def test_position_is_counted_in_the_index(new_task: NewTask) -> None:
         plan = [row[3] for row in cursor.fetchall()]
     of_tasks = [step for step in plan if "inference_generationtask" in step]
     assert of_tasks
-    assert all("COVERING INDEX task_claim" in step for step in of_tasks), plan
+    assert all("COVERING INDEX task_" in step for step in of_tasks), plan
 
 
 # So many at a time
