@@ -18,12 +18,30 @@ from kombu.transport import redis as redis_transport
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "sopllm.settings")
 
-_KombuChannel: Any = redis_transport.Channel  # its private parts are not in the stubs
+# Their private parts are not in the stubs.
+_KombuChannel: Any = redis_transport.Channel
+_KombuQoS: Any = redis_transport.QoS
+
+
+class QoS(_KombuQoS):  # type: ignore[misc]
+    """Forgets a message that is done, also where Redis could not be told.
+
+    Else a worker that may have one message at a time never takes another, when the connection of
+    its acknowledgements was lost and that on which it waits was not. What is left in Redis comes
+    back after the visibility timeout, as a message that finds nothing to claim.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        try:
+            super().ack(delivery_tag)
+        finally:
+            self._quick_ack(delivery_tag)
 
 
 class Channel(_KombuChannel):  # type: ignore[misc]
     """Keeps its Redis client: kombu makes one for each command, which takes longer than most."""
 
+    QoS = QoS
     _kept_client: Any = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:
@@ -43,6 +61,10 @@ app = Celery("sopllm")
 without_tasks = Celery("sopllm", fixups=[], set_as_current=False)
 # By name: only the worker imports it.
 app.Task.Request = "inference.execution.worker_request:WorkerRequest"
+
+# Beat sets the time at which its messages expire by its own clock, and the worker reads it by its
+# own, which may be wrong by as much. What piles up in that time is worked off in seconds.
+_EXPIRES = 3600.0
 
 QUEUES = ("gpu", "api", "embeddings", "default")
 
@@ -67,7 +89,7 @@ for each, signals in ((app, "sopllm.worker_signals"), (without_tasks, "sopllm.be
             # A message whose worker vanished comes back after this; the sweep enqueues long before.
             "visibility_timeout": 3600,
             "health_check_interval": 10,
-            "socket_keepalive": True,
+            **settings.REDIS_KEEPALIVE,
             "socket_connect_timeout": 5,
         },
         task_queues=[Queue(name) for name in QUEUES],
@@ -97,14 +119,18 @@ for each, signals in ((app, "sopllm.worker_signals"), (without_tasks, "sopllm.be
             "sweep": {
                 "task": "inference.sweep",
                 "schedule": settings.SWEEP_INTERVAL_SECONDS,
-                "options": {"expires": settings.SWEEP_INTERVAL_SECONDS, "priority": 0},
+                "options": {"expires": _EXPIRES, "priority": 0},
             },
             "cancel_batches": {
                 "task": "access.cancel_batches",
                 "schedule": settings.SWEEP_INTERVAL_SECONDS,
-                "options": {"expires": settings.SWEEP_INTERVAL_SECONDS},
+                "options": {"expires": _EXPIRES},
             },
-            "purge": {"task": "inference.purge", "schedule": 60.0, "options": {"expires": 60.0}},
+            "purge": {
+                "task": "inference.purge",
+                "schedule": 60.0,
+                "options": {"expires": _EXPIRES},
+            },
         },
         beat_schedule_filename=str(settings.VAR_DIR / "beat-schedule"),
     )

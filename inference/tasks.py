@@ -1,5 +1,6 @@
 """Celery tasks: glue between a message and one domain function. Each may run twice, harmlessly."""
 
+import threading
 from typing import Any
 
 import jsonschema  # noqa: F401 (before the pool child is made: 0.1 to 0.4 s, in a session later)
@@ -18,6 +19,8 @@ from inference.models import Batch, OwnerShare, Queue, StoredFile, WebhookDelive
 from inference.webhooks import sending
 from monitoring.models import EndedTask, OwnerUse
 
+_sweeping = threading.Lock()
+
 
 @shared_task(name=dispatch.GENERATE, bind=True)
 def generate(self: "Task[[str], None]", task_id: str = "") -> None:
@@ -30,9 +33,18 @@ def generate(self: "Task[[str], None]", task_id: str = "") -> None:
 
 @shared_task(name="inference.sweep")
 def sweep() -> None:
-    """Make good what crashes left behind, and enqueue what is due."""
-    lifecycle_sweep.sweep()
-    requests.sweep()
+    """Make good what crashes left behind, and enqueue what is due.
+
+    One at a time in a process: the messages that have piled up while there was no worker take no
+    longer than one sweep.
+    """
+    if not _sweeping.acquire(blocking=False):
+        return
+    try:
+        lifecycle_sweep.sweep()
+        requests.sweep()
+    finally:
+        _sweeping.release()
 
 
 @shared_task(name="inference.purge")

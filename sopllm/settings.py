@@ -73,11 +73,28 @@ def _stored_secret(name: str, new: str) -> str:
 
 # Redis and the database.
 
+# A host that vanishes closes no connection. The kernel counts one as lost after so long without a
+# sign of the other side, whether it waits for an answer or for an acknowledgement of what it sent.
+SILENCE_SECONDS = 10
+_KEEPALIVE = {"idle": 4, "interval": 2, "count": (SILENCE_SECONDS - 4) // 2}
+
 # Without REDIS_URL, `make run` starts the embedded Valkey on a Unix socket: it needs no free port,
 # and no other user can connect.
 VALKEY_SOCKET = VAR_DIR / "valkey.sock"
 EMBEDDED_VALKEY = not env_str("REDIS_URL")
 REDIS_URL = env_str("REDIS_URL", f"unix://{VALKEY_SOCKET}")
+# For connections that wait without a time limit of their own.
+REDIS_KEEPALIVE: dict[str, Any] = {}
+if not REDIS_URL.startswith("unix:"):
+    REDIS_KEEPALIVE = {
+        "socket_keepalive": True,
+        "socket_keepalive_options": {
+            socket.TCP_KEEPIDLE: _KEEPALIVE["idle"],
+            socket.TCP_KEEPINTVL: _KEEPALIVE["interval"],
+            socket.TCP_KEEPCNT: _KEEPALIVE["count"],
+            socket.TCP_USER_TIMEOUT: SILENCE_SECONDS * 1000,
+        },
+    }
 REDIS_TIMEOUT_SECONDS = env_float("REDIS_TIMEOUT_SECONDS", 1.0, 0.05, 60)
 
 DATABASES: dict[str, Any] = {
@@ -99,6 +116,17 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     DATABASES["default"]["TEST"] = {"NAME": str(VAR_DIR / "test.sqlite3")}
 else:
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+    _of_client = {f"keepalives_{name}": value for name, value in _KEEPALIVE.items()}
+    # The server, too, is not to hold locks for a client that is gone.
+    _of_server = {f"tcp_keepalives_{name}": value for name, value in _KEEPALIVE.items()}
+    _of_server["tcp_user_timeout"] = SILENCE_SECONDS * 1000
+    DATABASES["default"]["OPTIONS"] = {
+        "connect_timeout": SILENCE_SECONDS // 2,
+        **_of_client,
+        "tcp_user_timeout": SILENCE_SECONDS * 1000,
+        "options": " ".join(f"-c {name}={value}" for name, value in _of_server.items()),
+        **DATABASES["default"].get("OPTIONS", {}),
+    }
 
 # Events reach the web processes by publish and subscribe: as fast as the layer that stores messages
 # in lists, but without a capacity at which it drops them. Lost events are read from the event log.
@@ -111,6 +139,7 @@ CHANNEL_LAYERS = {
                     "address": REDIS_URL,
                     "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
                     "health_check_interval": 30,
+                    **REDIS_KEEPALIVE,
                 }
             ]
         },

@@ -5,10 +5,10 @@ from typing import TypedDict
 
 import redis
 from django.db.models import Count, Min, Q
-from django.utils import timezone
 
 from inference import dispatch
 from inference.models import GenerationTask, Queue
+from monitoring import database_clock
 from monitoring.events import events
 from monitoring.hardware import workers
 from monitoring.redis.cache import cached
@@ -134,7 +134,7 @@ def _pending_by_queue(owner: str | None) -> dict[str, QueueState]:
     for queue, priority, num_tasks, oldest in counted.order_by("queue", "-priority"):
         state = queues[queue]
         state["pending"] += num_tasks
-        wait = max(0.0, round((timezone.now() - oldest).total_seconds(), 1))
+        wait = max(0.0, round((database_clock.now() - oldest).total_seconds(), 1))
         state["oldest_wait_seconds"] = max(wait, state["oldest_wait_seconds"] or 0.0)
         if len(state["by_priority"]) < _MAX_PRIORITIES:
             # As JavaScript writes the numbers in JSON: 1 and 9.5.

@@ -6,7 +6,6 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.utils import timezone
 from rest_framework.exceptions import ValidationError
 
 from conversations.models import Conversation
@@ -22,7 +21,7 @@ from inference.providers.registry import provider_class
 from inference.registry import downloads
 from inference.registry.configs import NOT_DETERMINISTIC, SAMPLING_FIELDS
 from inference.webhooks import urls as webhook_urls
-from monitoring import tracing
+from monitoring import database_clock, tracing
 from monitoring.api.errors import sentences
 from monitoring.api.principal import NO_LIMITS, Limits
 
@@ -102,7 +101,7 @@ def again(task: GenerationTask) -> GenerationTask:
 
 
 def _new_task(request: dict[str, Any], *, requested_model: str, **fields: Any) -> GenerationTask:
-    now = timezone.now()
+    now = database_clock.now()
     deadline = request["deadline_seconds"]
     task_id = new_task_id()
     return GenerationTask(

@@ -18,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from django.conf import settings
 from django.db import Error as DatabaseError
 from django.db import close_old_connections, connection, connections
-from django.utils import timezone
 
 from inference import dispatch
 from inference.engine.answer_parser import AnswerParser
@@ -34,6 +33,7 @@ from inference.loading import requests
 from inference.loading.loaded_engines import LoadedEngine, loaded_engines
 from inference.models import GenerationTask, Queue
 from inference.providers import local
+from monitoring import database_clock
 from monitoring.streams import delta_stream
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Session:
 
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
-        self._start = timezone.now()
+        self._start = database_clock.now()
         self._is_for_one = False
         self._loaded: LoadedEngine | None = None
         self._meter: CostMeter

@@ -10,7 +10,6 @@ from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from inference import events
 from inference.errors import InferenceError
@@ -18,6 +17,7 @@ from inference.lifecycle import sql
 from inference.lifecycle.lease_renewer import HeldRow
 from inference.models import NO_COST, Cost, GenerationTask, TaskAttempt
 from inference.task_log import log
+from monitoring import database_clock
 from monitoring.hardware import worker_identity
 
 Status = GenerationTask.Status
@@ -78,7 +78,8 @@ def claim_joining(queue: str, model_name: str, session_start: datetime) -> Lease
             if of_model is None or first.priority > of_model.priority:
                 return None
             waiting_since = max(first.created_at, session_start)
-            if (timezone.now() - waiting_since).total_seconds() > settings.SWAP_WINDOW_SECONDS:
+            waited = database_clock.now() - waiting_since
+            if waited.total_seconds() > settings.SWAP_WINDOW_SECONDS:
                 return None
             joining = of_model
         if joining.was_lost:

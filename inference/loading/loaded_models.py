@@ -15,13 +15,13 @@ from typing import Any, Generic, TypeVar
 
 from django.db import Error as DatabaseError
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from inference import events
 from inference.engine.errors import EngineError
 from inference.errors import ErrorCode, InferenceError
 from inference.loading import requests
 from inference.models import GenerationTask, RegisteredModel
+from monitoring import database_clock
 from monitoring.hardware import worker_identity
 
 logger = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ def _is_idle(loaded: LoadedModel, model: RegisteredModel) -> bool:
     The row tells when one worker has used it last; another that holds it too goes by its own clock.
     """
     if model.loaded_by in ("", worker_identity.current()):
-        is_past = model.unload_at is not None and model.unload_at <= timezone.now()
+        is_past = model.unload_at is not None and model.unload_at <= database_clock.now()
     else:
         unused = timedelta(seconds=time.monotonic() - loaded.recorded_at)
         is_past = model.keep_alive is not None and unused >= model.keep_alive

@@ -6,7 +6,8 @@ from typing import Any
 from django.db import models, transaction
 from django.db.models import F
 from django.db.models.functions import Now
-from django.utils import timezone
+
+from monitoring import database_clock
 
 # For so long the secret before the current one signs too.
 OVERLAP = timedelta(hours=24)
@@ -45,5 +46,5 @@ class WebhookSecret(models.Model):
     def versions(self) -> list[int]:
         """Those that sign now, the current one first."""
         until: Any = self.previous_signs_until
-        has_previous = until is not None and timezone.now() < until
+        has_previous = until is not None and database_clock.now() < until
         return [self.version, self.version - 1] if has_previous else [self.version]

@@ -9,7 +9,6 @@ from django.core.files.uploadedfile import TemporaryUploadedFile
 from django.db import transaction
 from django.db.models import ProtectedError, QuerySet
 from django.http import FileResponse
-from django.utils import timezone
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_serializer
 from rest_framework import serializers
@@ -23,6 +22,7 @@ from inference.lifecycle import sql
 from inference.models import StoredFile
 from inference.openai.pages import ORDER, PARAMETERS, page, wants_ascending
 from inference.openai.viewset import OpenAIViewSet
+from monitoring import database_clock
 from monitoring.api.errors import Conflict
 from monitoring.api.principal import owner_of, principal_of
 from monitoring.api.strict_serializer import StrictSerializer
@@ -91,7 +91,7 @@ class FileViewSet(OpenAIViewSet):
         if size > settings.MAX_FILE_BYTES:
             message = f"The file is larger than {settings.MAX_FILE_BYTES} bytes: split it."
             raise FileTooLarge(message)
-        now = timezone.now()
+        now = database_clock.now()
         file = StoredFile(
             owner=owner_of(request),
             purpose=fields["purpose"],

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from django.conf import settings
-from django.utils import timezone
 
 from inference import dispatch
 from inference.models import WebhookDelivery
@@ -19,6 +18,7 @@ from inference.webhooks.addresses import RefusedAddressError
 from inference.webhooks.http_client import UnansweredError
 from inference.webhooks.signing import secrets_of, signed_headers
 from inference.webhooks.urls import RefusedUrlError
+from monitoring import database_clock
 from monitoring.events import events
 from monitoring.logs.redaction import redact
 
@@ -53,7 +53,7 @@ def deliver_due() -> None:
 
 
 def _attempt(delivery: WebhookDelivery) -> None:
-    at, started = timezone.now(), time.monotonic()
+    at, started = database_clock.now(), time.monotonic()
     outcome = _send(delivery)
     entry = DeliveryLogEntry(
         attempt=delivery.attempt,
@@ -74,7 +74,7 @@ def _attempt(delivery: WebhookDelivery) -> None:
     wait = min(max(backoff, outcome.retry_after or 0), _MAX_WAIT_SECONDS)
     if outcome.is_success:
         is_stored = delivery.succeed(entry)
-    elif outcome.is_final or timezone.now() + timedelta(seconds=wait) > delivery.give_up_at:
+    elif outcome.is_final or database_clock.now() + timedelta(seconds=wait) > delivery.give_up_at:
         is_stored = delivery.give_up(entry)
     else:
         is_stored = delivery.retry(entry, wait)
@@ -98,7 +98,7 @@ def _send(delivery: WebhookDelivery) -> _Outcome:
         headers = {
             "content-type": "application/json",
             "user-agent": f"sop-llm-executor/{settings.VERSION}",
-            **signed_headers(delivery.pk, delivery.payload, secrets, timezone.now()),
+            **signed_headers(delivery.pk, delivery.payload, secrets, database_clock.now()),
         }
         url = urls.parse(delivery.url)
         body = delivery.payload.encode()

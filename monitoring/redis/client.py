@@ -45,6 +45,7 @@ def async_client() -> RedisClient:
         socket_timeout=None,
         socket_connect_timeout=settings.REDIS_TIMEOUT_SECONDS,
         health_check_interval=30,
+        **settings.REDIS_KEEPALIVE,
         # Once, for a connection that Redis has closed meanwhile; the default goes on for minutes.
         retry=AsyncRetry(NoBackoff(), 1),
     )

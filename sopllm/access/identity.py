@@ -18,6 +18,7 @@ from django.http import HttpRequest
 from rest_framework.exceptions import APIException, NotAuthenticated
 
 from inference.api.deferred_response import InThread
+from monitoring.api.errors import DatabaseUnavailable, RedisUnavailable
 from monitoring.api.principal import (
     LOCAL,
     OWNER_PATTERN,
@@ -52,13 +53,6 @@ class UnknownCaller(NotAuthenticated):
     """Nobody is let in; `detail` says what to do."""
 
     auth_header = "Bearer"
-
-
-class IdentityUnavailable(APIException):
-    status_code = 503
-    default_code = "unavailable"
-    default_detail = "Who asks cannot be looked up now: try again soon."
-    wait = 2
 
 
 class Identity:
@@ -132,14 +126,14 @@ class Identity:
         try:
             holder = await self._in_thread(tickets.take, ticket)
         except redis.RedisError as exc:
-            raise IdentityUnavailable from exc
+            raise RedisUnavailable from exc
         return await self._find_again(holder) if holder else None
 
     async def _ask(self, look_up: Callable[..., Principal | None], key: str) -> Principal | None:
         try:
             found: Principal | None = await self._in_thread(look_up, key)
         except DatabaseError as exc:
-            raise IdentityUnavailable from exc
+            raise DatabaseUnavailable from exc
         return found
 
 

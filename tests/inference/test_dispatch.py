@@ -5,7 +5,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import kombu
 import pytest
+import redis
+from celery import current_app
 from django.conf import settings
 from django.db import OperationalError, connection
 
@@ -150,3 +153,21 @@ def test_request_for_a_model_goes_before_all_tasks_and_reaches_running_sessions(
 def test_request_for_a_model_does_without_the_broker(valkey: Valkey) -> None:
     valkey.stop()
     dispatch.enqueue([dispatch.SERVE_MODEL_REQUESTS])
+
+
+def test_worker_takes_the_next_message_though_redis_was_not_told_of_the_last(
+    valkey: Valkey,
+) -> None:
+    with current_app.connection_for_read() as connection:
+        channel: Any = connection.default_channel
+        channel.basic_qos(0, 1, False)
+        queue = kombu.Queue("api", channel=channel)
+        queue.declare()
+        kombu.Producer(channel).publish("x", routing_key="api")
+        message = queue.get()
+        assert not channel.qos.can_consume()
+        valkey.stop()
+        with pytest.raises(redis.ConnectionError):
+            message.ack()
+        assert channel.qos.can_consume()
+        valkey.start()

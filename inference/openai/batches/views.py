@@ -7,7 +7,6 @@ from typing import Any, TypedDict
 
 from django.db import transaction
 from django.db.models.functions import Now
-from django.utils import timezone
 from drf_spectacular.utils import extend_schema, extend_schema_serializer
 from rest_framework import serializers
 from rest_framework.decorators import action
@@ -23,6 +22,7 @@ from inference.openai.pages import PARAMETERS, page
 from inference.openai.tasks import PRIORITY, requested_priority
 from inference.openai.viewset import OpenAIViewSet
 from inference.webhooks import urls as webhook_urls
+from monitoring import database_clock
 from monitoring.api.errors import Conflict, LimitReached
 from monitoring.api.metadata import MetadataField
 from monitoring.api.principal import principal_of
@@ -129,7 +129,7 @@ class BatchViewSet(OpenAIViewSet):
         if Batch.objects.owned_by(principal.owner).unfinished().count() >= _MAX_UNFINISHED:
             message = f"{_MAX_UNFINISHED} of your batches have not ended: wait, or cancel some."
             raise LimitReached(message, _RETRY_AFTER_SECONDS, "unfinished_batches")
-        now = timezone.now()
+        now = database_clock.now()
         with transaction.atomic():
             files = StoredFile.objects.owned_by(principal.owner).select_for_update()
             file = files.filter(pk=fields["input_file_id"]).first()

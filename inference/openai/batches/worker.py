@@ -13,7 +13,6 @@ from typing import Any
 from django.conf import settings
 from django.db import DatabaseError, transaction
 from django.db.models.functions import Now
-from django.utils import timezone
 from rest_framework.exceptions import ValidationError
 
 from inference.api import submission
@@ -34,6 +33,7 @@ from inference.openai.batches.lines import (
 )
 from inference.openai.embedding_views import embedding_request
 from inference.webhooks import deliveries
+from monitoring import database_clock
 from monitoring.api.errors import LimitReached
 from monitoring.api.principal import Limits, Principal, Scope
 from monitoring.hardware import worker_identity
@@ -99,7 +99,7 @@ def advance(batch: Batch) -> None:
     except Exception as error:
         logger.exception("Batch %s: unexpected error", batch.pk)
         pause = _BLOCKED_SECONDS
-        is_late = batch.deadline_at <= timezone.now()
+        is_late = batch.deadline_at <= database_clock.now()
         if is_late or isinstance(error, FileNotFoundError):
             message = f"The batch cannot go on ({type(error).__name__}): create it again."
             with suppress(NotMineError):
@@ -111,7 +111,7 @@ def advance(batch: Batch) -> None:
 
 def _turn(batch: Batch, held: HeldRow) -> float:
     """Seconds until the next turn, if the batch has not ended. Raises NotMineError, OSError."""
-    is_late = batch.deadline_at <= timezone.now()
+    is_late = batch.deadline_at <= database_clock.now()
     if batch.output_file_id is None and batch.status == Status.CANCELLING:
         return _end(batch, Status.CANCELLED)
     if batch.status == Status.VALIDATING:

@@ -89,6 +89,22 @@ def test_dead_worker_of_this_host_is_swept_whatever_the_clock_shows(
     assert lease.lost
 
 
+@pytest.mark.skipif(connection.vendor == "sqlite", reason="SQLite has its host's clock")
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_task_of_a_host_whose_clock_is_wrong_has_the_time_of_the_database(
+    new_task: NewTask, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    right = timezone.now()
+    monkeypatch.setattr(timezone, "now", lambda: right + timedelta(seconds=seconds))
+    task = new_task(deadline_seconds=60)
+    assert task.deadline_at is not None
+    assert abs(task.created_at - right) < timedelta(seconds=30)
+    assert abs(task.deadline_at - right) < timedelta(seconds=90)
+    lease = claim.claim_most_urgent(Queue.API)
+    assert lease is not None
+    assert lease.task == task
+
+
 @pytest.mark.parametrize("seconds", [-3600, 3600])
 def test_turns_run_in_the_order_of_submission_whatever_clocks_show(
     new_task: NewTask, monkeypatch: pytest.MonkeyPatch, seconds: int
