@@ -131,6 +131,11 @@ for each, signals in ((app, "sopllm.worker_signals"), (without_tasks, "sopllm.be
                 "schedule": 60.0,
                 "options": {"expires": _EXPIRES},
             },
+            "hash_model_files": {
+                "task": "inference.hash_model_files",
+                "schedule": 60.0,
+                "options": {"expires": _EXPIRES},
+            },
         },
         beat_schedule_filename=str(settings.VAR_DIR / "beat-schedule"),
     )

@@ -75,6 +75,8 @@ class Conversation(models.Model):
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
 
+    history_end: int
+
     objects = ConversationQuerySet.as_manager()
 
     class Meta:
@@ -86,15 +88,22 @@ class Conversation(models.Model):
     def __str__(self) -> str:
         return self.id
 
-    def context(self, prompt: str | None) -> list[ChatMessage]:
+    def context(self, prompt: str | None, history_end: int | None = None) -> list[ChatMessage]:
         """What a model reads to answer `prompt`: system prompt, history, prompt.
 
-        None: the history asks by itself, with the results of tools for instance.
+        None: the history asks by itself, with the results of tools for instance. `history_end`: up
+        to the message of that `id`, as far as it is there; else `history_end` of this object says
+        where the history ends that was read, 0 for an empty one.
         """
         messages: list[ChatMessage] = []
         if self.system_prompt:
             messages.append({"role": Message.Role.SYSTEM, "content": self.system_prompt})
-        messages += answered([message.as_read() for message in self.messages.order_by("id")])
+        history = self.messages.order_by("id")
+        if history_end is not None:
+            history = history.filter(id__lte=history_end)
+        read = list(history)
+        self.history_end = read[-1].id if read else 0
+        messages += answered([message.as_read() for message in read])
         if prompt is not None:
             messages.append({"role": Message.Role.USER, "content": prompt})
         return messages

@@ -5,6 +5,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html
+from rest_framework.exceptions import ValidationError
 
 from inference.api import submission
 from inference.lifecycle import finish, submit
@@ -19,6 +20,7 @@ from inference.models import (
 )
 from inference.registry import downloads
 from inference.webhooks.deliveries import deliver_soon
+from monitoring.api.errors import in_words
 
 
 def coloured(status: str) -> str:
@@ -99,7 +101,13 @@ class GenerationTaskAdmin(ReadOnlyAdmin, admin.ModelAdmin[GenerationTask]):
     def run_again(self, request: HttpRequest, tasks: QuerySet[GenerationTask]) -> None:
         ended = [task for task in tasks if task.has_ended]
         try:
-            submit.submit([submission.again(task) for task in ended])
+            submit.resubmit([submission.again(task) for task in ended])
+        except ValidationError as error:
+            messages.error(request, in_words(error))
+            return
+        except submit.AlreadyRequeuedError as error:
+            messages.error(request, f"{error} was requeued already.")
+            return
         except submit.QueueFullError:
             messages.error(request, "Too many tasks are pending: try again in a few seconds.")
             return

@@ -31,6 +31,18 @@ _REQUESTS_OWN_FAULTS = {
     ErrorCode.INVALID_REQUEST,
     ErrorCode.TIMEOUT,
 }
+# The same request may succeed once the provider or the service is well again.
+FAULTS_OF_THE_SERVICE = {
+    ErrorCode.AUTHENTICATION_FAILED,
+    ErrorCode.INTERNAL_ERROR,
+    ErrorCode.MODEL_LOAD_FAILED,
+    ErrorCode.MODEL_NOT_FOUND,
+    ErrorCode.PROVIDER_ERROR,
+    ErrorCode.PROVIDER_TIMEOUT,
+    ErrorCode.PROVIDER_UNAVAILABLE,
+    ErrorCode.RATE_LIMITED,
+    ErrorCode.WORKER_LOST,
+}
 
 
 class InferenceError(Exception):

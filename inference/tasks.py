@@ -12,7 +12,7 @@ from inference.embeddings import request_queue  # noqa: F401 (before the pool ch
 from inference.execution import cloud_session, gpu_lock, gpu_session
 from inference.lifecycle import finish
 from inference.lifecycle import sweep as lifecycle_sweep
-from inference.loading import requests
+from inference.loading import file_hashes, requests
 from inference.loading.loaded_engines import loaded_engines
 from inference.loading.loaded_models import LoadedModels
 from inference.models import Batch, OwnerShare, Queue, StoredFile, WebhookDelivery
@@ -62,6 +62,12 @@ def purge() -> None:
         pass
     OwnerShare.objects.purge()
     OwnerUse.objects.purge()
+
+
+@shared_task(name="inference.hash_model_files")
+def hash_model_files() -> None:
+    """Compute the hashes of files of models that are new."""
+    file_hashes.hash_new_files()
 
 
 @shared_task(name=dispatch.DELIVER_WEBHOOK.name)

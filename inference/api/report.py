@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from inference.api.provenance import provenance
 from inference.api.task_serializers import AttemptSerializer, WebhookDeliverySerializer
 from inference.models import GenerationTask, WebhookDelivery, milliseconds_between
 from inference.task_body import task_body
@@ -20,6 +21,7 @@ def report(task: GenerationTask) -> dict[str, Any]:
         "prompt": task.request["prompt"],
         "messages": task.request["messages"],
         "params": task.request["params"],
+        "provenance": provenance(task),
         "attempts": attempts(task),
         "webhook_deliveries": webhook_deliveries(task),
         "logs": task_log(task.pk),

@@ -10,7 +10,7 @@ from rest_framework.exceptions import ValidationError
 
 from conversations.models import Conversation
 from inference import structured_output, tools
-from inference.api import extra_params, messages
+from inference.api import extra_params, messages, provenance
 from inference.engine.errors import GrammarError
 from inference.engine.gbnf import compile_grammar
 from inference.engine.matcher import check_grammar
@@ -66,6 +66,8 @@ def build_task(
     if not name:
         raise ValidationError({"model": [f"Name a registered model: {_MODEL_LIST}"]})
     model = _usable_model(name)
+    if data.get("check_provenance"):
+        provenance.check(data.get("provenance") or {}, model)
     return _new_task(
         _request(data, model),
         owner=owner,
@@ -83,7 +85,13 @@ def build_task(
 
 
 def again(task: GenerationTask) -> GenerationTask:
-    """A new task, unsaved, that asks for the same as an ended one: from its first model on."""
+    """A new task, unsaved, that asks for the same as an ended one: from its first model on.
+
+    Raises ValidationError where that is gone, or has nothing to read any more.
+    """
+    _usable_model(task.requested_model)
+    if task.request["prompt"] is None and not task.request["messages"] and not task.conversation:
+        raise ValidationError({"conversation_id": ["It has been deleted: submit a new task."]})
     first = next(iter(task.request.get("models", [])), None)
     return _new_task(
         task.request | {"num_retries": 0} | ({"params": first["params"]} if first else {}),
@@ -97,6 +105,7 @@ def again(task: GenerationTask) -> GenerationTask:
         conversation=task.conversation,
         metadata=task.metadata,
         request_hash=task.request_hash,
+        requeued_from=task.pk,
     )
 
 

@@ -40,6 +40,8 @@ def refusals() -> Iterator[None]:
     except submit.PendingLimitError as error:
         message = "You have as many pending tasks as your key allows: wait for some of them."
         raise LimitReached(message, _PENDING_WAIT_SECONDS, "max_pending_tasks") from error
+    except submit.AlreadyRequeuedError as error:
+        raise Conflict(f"{error} was requeued already: requeue the task that it names.") from error
     except submit.ConversationGoneError as error:
         raise Conflict("The conversation has been deleted: begin another one.") from error
 
@@ -61,11 +63,20 @@ def first_or_new(
         return first
     _check_limits(principal, fields)
     task = submission.build_task(owner, fields, key, principal.limits)
-    if principal.limits.max_usd_per_month is not None:
-        model = RegisteredModel.objects.read(task.model_name)
-        if model is not None and model.is_remote:
-            check_budget(principal)
+    _check_budget_of(principal, task)
     return task
+
+
+def requeue(principal: Principal, task: GenerationTask) -> GenerationTask:
+    """Submit an ended task anew, for its owner. Raises as `first_or_new` does, and Conflict."""
+    if not task.has_ended:
+        raise Conflict(f"The task is {task.status}: only one that has ended can be requeued.")
+    _check_limits(principal, {"priority": task.priority})
+    new = submission.again(task)
+    _check_budget_of(principal, new)
+    with refusals():
+        [accepted] = submit.resubmit([new], principal.limits.max_pending_tasks)
+    return accepted
 
 
 def check_budget(principal: Principal) -> None:
@@ -78,6 +89,13 @@ def check_budget(principal: Principal) -> None:
     next_month = (_midnight(now).replace(day=1) + timedelta(days=32)).replace(day=1)
     seconds = (next_month - now).total_seconds()
     raise LimitReached(message, seconds, "max_usd_per_month")
+
+
+def _check_budget_of(principal: Principal, task: GenerationTask) -> None:
+    if principal.limits.max_usd_per_month is not None:
+        model = RegisteredModel.objects.read(task.model_name)
+        if model is not None and model.is_remote:
+            check_budget(principal)
 
 
 def check_priority(principal: Principal, priority: float) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from rest_framework import serializers
 
 from conversations.serializers import MAX_CONTENT_CHARS, NewMessageSerializer
+from inference.api.provenance import ProvenanceSerializer
 from inference.models import MAX_PRIORITY, TaskAttempt, WebhookDelivery
 from inference.registry.configs import SamplingSerializer
 from inference.task_body import TaskSerializer, UsageSerializer
@@ -104,6 +105,12 @@ class TaskSubmissionSerializer(SamplingSerializer):
     )
     provider_config = ProviderConfigSerializer(required=False)
     generation_params = SamplingSerializer(required=False)
+    provenance = serializers.DictField(
+        required=False, allow_null=True, help_text="Of an exported task; without effect by itself."
+    )
+    check_provenance = serializers.BooleanField(
+        required=False, help_text="Refuse the task unless the model's file is the same."
+    )
 
 
 @cache
@@ -186,6 +193,7 @@ class ReportSerializer(serializers.Serializer[Any]):
     prompt = serializers.CharField(allow_null=True)
     messages = NewMessageSerializer(many=True, allow_null=True)
     params = serializers.DictField()
+    provenance = ProvenanceSerializer(allow_null=True)
     attempts = AttemptSerializer(many=True)
     webhook_deliveries = WebhookDeliverySerializer(many=True)
     logs = LogLineSerializer(many=True)

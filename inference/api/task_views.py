@@ -14,11 +14,13 @@ from rest_framework.response import Response
 from rest_framework.serializers import BaseSerializer
 
 from inference.api import task_stream
+from inference.api.comparison import ComparisonSerializer, compare
 from inference.api.deferred_response import WAIT_PARAMETER, long_poll, requested_seconds
+from inference.api.export import export
 from inference.api.filters import TaskFilters
 from inference.api.report import report
 from inference.api.sse_cursor import FINAL_ID, SSEWriter
-from inference.api.submitting import IDEMPOTENCY_KEY, first_or_new, refusals
+from inference.api.submitting import IDEMPOTENCY_KEY, first_or_new, refusals, requeue
 from inference.api.task_serializers import (
     MAX_BATCH,
     ReportSerializer,
@@ -47,12 +49,15 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
     lookup_value_regex = "task_[0-9a-f]{32}"
     known_parameters = {
         "list": (*TaskFilters.base_filters, "owner", "limit", "cursor"),
+        "dead": (*TaskFilters.base_filters, "owner", "limit", "cursor"),
         "retrieve": ("wait",),
         "stream": ("last_event_id",),
     }
 
     def get_queryset(self) -> QuerySet[GenerationTask]:
         principal, tasks = principal_of(self.request), GenerationTask.objects.all()
+        if self.action == "dead":
+            tasks = tasks.dead()
         return tasks if principal.is_staff else tasks.owned_by(principal.owner)
 
     def get_serializer_class(self) -> type[BaseSerializer[Any]]:
@@ -60,9 +65,12 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
         return TaskSubmissionSerializer if self.action in ("create", "batch") else TaskSerializer
 
     def get_object(self) -> GenerationTask:
-        task = GenerationTask.objects.read(self.kwargs["pk"])
+        return self._read(self.kwargs["pk"])
+
+    def _read(self, task_id: str) -> GenerationTask:
+        task = GenerationTask.objects.read(task_id)
         if task is None or not principal_of(self.request).may_act_for(task.owner):
-            raise NotFound(f"There is no task {self.kwargs['pk']}; ended ones are kept for a time.")
+            raise NotFound(f"There is no task {task_id}; ended ones are kept for a time.")
         return task
 
     @extend_schema(
@@ -148,6 +156,30 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
             raise Conflict(f"The task has ended ({task.status}): there is nothing to cancel.")
         task.refresh_from_db()
         return Response(task_body(task))
+
+    @extend_schema(request=None, responses={201: TaskSerializer})
+    @action(detail=True, methods=["post"])
+    def requeue(self, request: Request, pk: str) -> Response:
+        """Submit an ended task anew; each of the two names the other one."""
+        return Response(task_body(requeue(principal_of(request), self.get_object())), status=201)
+
+    @extend_schema(responses=TaskSerializer(many=True))
+    @action(detail=False, methods=["get"])
+    def dead(self, request: Request) -> Response:
+        """Tasks that failed for no fault of the request and were not requeued, newest first."""
+        return self.list(request)
+
+    @extend_schema(responses=ComparisonSerializer)
+    @action(detail=True, methods=["get"], url_path=r"diff/(?P<other>task_[0-9a-f]{32})")
+    def diff(self, request: Request, pk: str, other: str) -> Response:
+        """Two tasks side by side: parameters as used, answers, times and costs."""
+        return Response(compare(self.get_object(), self._read(other)))
+
+    @extend_schema(responses=TaskSubmissionSerializer)
+    @action(detail=True, methods=["get"])
+    def export(self, request: Request, pk: str) -> Response:
+        """What asks for the same answer again, for `POST /tasks`, with where that came from."""
+        return Response(export(self.get_object()))
 
     def destroy(self, request: Request, pk: str) -> Response:
         """Delete an ended task with its stream, logs and attempts."""

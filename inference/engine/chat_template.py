@@ -50,6 +50,7 @@ class ChatTemplate:
 
     def __init__(self, source: str | None, *, bos_token: str = "", eos_token: str = "") -> None:
         """Raises ChatTemplateError when the template does not compile."""
+        self.sha256 = source and sha256(source.encode()).hexdigest()
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._template: jinja2.Template | None = None
         own_form = tool_forms.form_of(source or "")

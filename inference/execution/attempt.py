@@ -116,6 +116,8 @@ class Attempt:
             has_fallback=task.next_model() is not None,
             num_retries=task.request.get("num_retries", 0),
         )
+        if task.conversation is not None and not task.request.get("messages"):
+            self.lease.history_end = task.conversation.history_end
         self._trace.messages = request.messages
         return request
 
@@ -298,6 +300,7 @@ class Attempt:
         self.abandon()
         self.lease.cost = self.progress.cost
         self.lease.endpoint = self.progress.endpoint
+        self.lease.provenance = self.progress.provenance
         elapsed_ms = (time.monotonic() - self._started) * 1000
         load_ms, first = self.progress.model_load_ms, self._first_token
         timings = Timings(

@@ -15,9 +15,10 @@ from inference import events
 from inference.errors import InferenceError
 from inference.lifecycle import sql
 from inference.lifecycle.lease_renewer import HeldRow
-from inference.models import NO_COST, Cost, GenerationTask, TaskAttempt
+from inference.models import NO_COST, Cost, GenerationTask, Provenance, TaskAttempt
 from inference.task_log import log
 from monitoring import database_clock
+from monitoring.api import storable_json
 from monitoring.hardware import worker_identity
 
 Status = GenerationTask.Status
@@ -27,13 +28,16 @@ Status = GenerationTask.Status
 class Lease(HeldRow):
     """A claimed task. The lease renewer sets the flags, which are read between deltas.
 
-    `cost`: of the attempt, known when it ends. `endpoint`: which one of a cloud model was asked
-    last.
+    What the attempt has cost, and how its answer came about, are known when it ends. `history_end`:
+    the `id` of the last message that it has read of its conversation.
+    `endpoint`: which one of a cloud model was asked last.
     """
 
     row: GenerationTask
     cost: Cost = NO_COST
     endpoint: str | None = None
+    provenance: Provenance | None = None
+    history_end: int | None = None
 
     @property
     def task(self) -> GenerationTask:
@@ -153,6 +157,7 @@ def add_attempt(
     `lease`: None where its worker was lost.
     """
     cost = lease.cost if lease else NO_COST
+    provenance = lease and lease.provenance
     sql.execute(
         sql.ADD_ATTEMPT,
         task_id=task.pk,
@@ -163,6 +168,8 @@ def add_attempt(
         outcome=outcome.value,
         error=failure.message if failure else None,
         error_code=failure.code.value if failure else None,
+        history_end=lease and lease.history_end,
+        provenance=provenance and storable_json.encode(provenance).decode(),
         **asdict(cost),
         endpoint=lease.endpoint if lease else None,
     )

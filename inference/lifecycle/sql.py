@@ -142,9 +142,10 @@ WHERE id = %(task_id)s AND attempt = %(attempt)s AND status = 'processing'
 ADD_ATTEMPT = """
 INSERT INTO inference_taskattempt
     (task_id, number, worker, model_name, started_at, ended_at, outcome, error, error_code,
-    gpu_seconds, energy_joules, cost_nano_usd, endpoint)
+    gpu_seconds, energy_joules, cost_nano_usd, provenance, history_end, endpoint)
 VALUES (%(task_id)s, %(number)s, %(worker)s, %(model_name)s, %(started_at)s, {now}, %(outcome)s,
-    %(error)s, %(error_code)s, %(gpu_seconds)s, %(energy_joules)s, %(cost_nano_usd)s, %(endpoint)s)
+    %(error)s, %(error_code)s, %(gpu_seconds)s, %(energy_joules)s, %(cost_nano_usd)s,
+    %(provenance)s, %(history_end)s, %(endpoint)s)
 """
 
 ADD_ENDED_TASK = """

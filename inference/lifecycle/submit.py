@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import Max
+from django.db.models import Exists, Max, OuterRef
 
 from conversations.models import Conversation
 from inference import dispatch, events
@@ -26,6 +26,10 @@ class QueueFullError(Exception):
 
 class PendingLimitError(Exception):
     """The owner has as many pending tasks as it may have."""
+
+
+class AlreadyRequeuedError(Exception):
+    """The task was requeued before, and the other one is still there."""
 
 
 class ConversationGoneError(Exception):
@@ -90,6 +94,24 @@ def submit(
     events.queued(fresh)
     dispatch.enqueue_soon(dispatch.generate(fresh))
     return accepted
+
+
+def resubmit(
+    tasks: Sequence[GenerationTask], max_pending: int | None = None
+) -> list[GenerationTask]:
+    """As `submit` does, tasks that were made of ended ones, which name them from then on.
+
+    Raises AlreadyRequeuedError where an ended one names another, which is still there.
+    """
+
+    def name_them() -> None:
+        for task in tasks:
+            there = GenerationTask.objects.filter(pk=OuterRef("requeued_as"))
+            ended = GenerationTask.objects.filter(~Exists(there), pk=task.requeued_from)
+            if not ended.update(requeued_as=task.pk):
+                raise AlreadyRequeuedError(task.requeued_from)
+
+    return submit(tasks, max_pending, name_them)
 
 
 def _check_pending(fresh: Sequence[GenerationTask], max_pending: int | None) -> None:

@@ -14,11 +14,11 @@ from inference.engine.gguf_header import GGUFHeader, read_header
 from inference.engine.memory_estimate import MemoryEstimate
 from inference.engine.runner import LoadParams
 from inference.errors import InferenceError
-from inference.loading import device_memory, requests
+from inference.loading import device_memory, file_hashes, requests
 from inference.loading.loaded_models import LoadedModel, LoadedModels
 from inference.loading.sizes import ModelSizes, model_sizes
 from inference.loading.weights import resolve_draft, resolve_file
-from inference.models import RegisteredModel
+from inference.models import ModelProvenance, RegisteredModel
 from monitoring.hardware import energy, worker_identity
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class LoadedEngine(LoadedModel):
     runner: "LlamaRunner"
     engine: Engine
     estimate: MemoryEstimate
+    provenance: ModelProvenance
     # Of the device that computes it, so far; None where nobody can tell.
     read_joules: Callable[[], float | None]
     draft_runner: "LlamaRunner | None" = None
@@ -106,6 +107,7 @@ class LoadedEngines(LoadedModels[LoadedEngine]):
 
     def _load_sized(self, model: RegisteredModel, files: _Files, sizes: ModelSizes) -> LoadedEngine:
         # llama.cpp takes a second to import: only the process that runs models pays for it.
+        from inference.engine import llama_build
         from inference.engine.llama_runner import LlamaRunner
 
         needed = self._checked_estimate(model, files, sizes)
@@ -134,7 +136,15 @@ class LoadedEngines(LoadedModels[LoadedEngine]):
         joules = energy.joules_of_cpu()
         if needed.device_bytes:
             joules = energy.joules_of_gpu(settings.GPU_INDEX)
-        return LoadedEngine(model, runner, engine, needed, joules, draft_runner)
+        values = {"gpu_layers": params.gpu_layers, "num_threads": params.num_threads}
+        provenance = ModelProvenance(
+            file=file_hashes.identity(files.path),
+            llama_cpp=llama_build.BUILD,
+            llama_cpp_system=llama_build.SYSTEM,
+            chat_template_sha256=runner.chat_template.sha256,
+            loaded=asdict(sizes) | values,
+        )
+        return LoadedEngine(model, runner, engine, needed, provenance, joules, draft_runner)
 
     def _checked_estimate(
         self,

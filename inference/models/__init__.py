@@ -1,9 +1,11 @@
 """The rows: tasks with their attempts, batches and files, models and downloads, webhooks."""
 
+from inference.models.attempts import TaskAttempt
 from inference.models.batches import Batch, BatchError, BatchTask
 from inference.models.costs import NO_COST, Cost
 from inference.models.downloads import ModelDownload
 from inference.models.files import StoredFile
+from inference.models.model_files import FileIdentity, ModelFile, ModelProvenance, Provenance
 from inference.models.owner_shares import OwnerShare, queue_positions
 from inference.models.registered_models import RegisteredModel, loaded_models
 from inference.models.tasks import (
@@ -13,7 +15,6 @@ from inference.models.tasks import (
     GenerationTaskQuerySet,
     ModelChoice,
     Queue,
-    TaskAttempt,
     TaskResult,
     Usage,
     milliseconds_between,
@@ -30,11 +31,15 @@ __all__ = [
     "BatchError",
     "BatchTask",
     "Cost",
+    "FileIdentity",
     "GenerationTask",
     "GenerationTaskQuerySet",
     "ModelChoice",
     "ModelDownload",
+    "ModelFile",
+    "ModelProvenance",
     "OwnerShare",
+    "Provenance",
     "Queue",
     "RegisteredModel",
     "StoredFile",

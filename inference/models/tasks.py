@@ -2,7 +2,7 @@
 
 import math
 import uuid
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NotRequired, Self, TypedDict
 
 from django.db import connection, models
@@ -10,6 +10,8 @@ from django.db.models import Count, F, Min, Q
 from django.db.models.functions import Now
 
 from conversations.models import ChatMessage, Conversation, ToolCall
+from inference.errors import FAULTS_OF_THE_SERVICE
+from inference.models.attempts import TaskAttempt
 from inference.models.claimable import Claimable, ClaimableQuerySet
 from inference.models.costs import Costly
 from inference.models.plain_sql import first_row
@@ -142,6 +144,11 @@ class GenerationTaskQuerySet(ClaimableQuerySet["GenerationTask"]):
             cursor.execute(_HELD_BY, [worker])
             return {pk: (attempt, bool(cancel)) for pk, attempt, cancel in cursor.fetchall()}
 
+    def dead(self) -> Self:
+        """Failed for no fault of the request, and not requeued."""
+        failed = self.filter(status=GenerationTask.Status.FAILED, requeued_as=None)
+        return failed.filter(error_code__in=FAULTS_OF_THE_SERVICE)
+
     def most_urgent_first(self) -> Self:
         return self.order_by("-priority", "created_at", "id")
 
@@ -194,6 +201,9 @@ class GenerationTask(Claimable, Costly):
     idempotency_key = models.CharField(max_length=255, null=True, blank=True)
     request_hash = models.CharField(max_length=64, blank=True)
     trace_id = models.CharField(max_length=64, null=True, blank=True)
+    # The ended task that this one was made of, and the one that was made of this; they may be gone.
+    requeued_from = models.CharField(max_length=37, null=True, blank=True)
+    requeued_as = models.CharField(max_length=37, null=True, blank=True)
 
     created_at = models.DateTimeField()
     updated_at = models.DateTimeField()
@@ -286,6 +296,11 @@ class GenerationTask(Claimable, Costly):
             models.Index(
                 fields=["expires_at"], name="task_purge", condition=Q(expires_at__isnull=False)
             ),
+            models.Index(
+                fields=["owner", "-created_at", "-id"],
+                name="task_dead",
+                condition=Q(status="failed", requeued_as__isnull=True),
+            ),
         ]
 
     def __str__(self) -> str:
@@ -354,46 +369,3 @@ _HELD_BY = """
     WHERE lease_until IS NOT NULL AND worker = %s
 """
 _READ = f"SELECT * FROM {GenerationTask._meta.db_table} WHERE id = %s"  # noqa: S608 (our own name)
-
-
-# Longer than a death can go unnoticed; the number of a process may come again.
-_RECENT = timedelta(minutes=1)
-
-
-class TaskAttemptQuerySet(models.QuerySet["TaskAttempt"]):
-    def lost_with(self, worker: str) -> Self:
-        """Those lost of late with a process, by what its identity starts with."""
-        of_worker = self.filter(worker__startswith=worker, outcome=TaskAttempt.Outcome.LOST)
-        return of_worker.filter(ended_at__gte=Now() - _RECENT)
-
-
-class TaskAttempt(Costly):
-    """One try at a task by one worker, that has ended; a running one is in the task's own row."""
-
-    class Outcome(models.TextChoices):
-        COMPLETED = "completed"
-        FAILED = "failed"
-        CANCELLED = "cancelled"
-        LOST = "lost"
-
-    task = models.ForeignKey(GenerationTask, on_delete=models.CASCADE, related_name="attempts")
-    number = models.PositiveIntegerField()
-    worker = models.CharField(max_length=255)
-    model_name = models.CharField(max_length=100)
-    started_at = models.DateTimeField()
-    ended_at = models.DateTimeField()
-    outcome = models.CharField(max_length=9, choices=Outcome.choices)
-    error = models.TextField(null=True, blank=True)
-    error_code = models.CharField(max_length=64, null=True, blank=True)
-    # Which one of a cloud model was asked last.
-    endpoint = models.CharField(max_length=255, null=True, blank=True)
-
-    objects = TaskAttemptQuerySet.as_manager()
-
-    class Meta:
-        constraints = [
-            models.UniqueConstraint(fields=["task", "number"], name="one_row_per_attempt")
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.task_id} #{self.number}: {self.outcome}"

@@ -10,7 +10,7 @@ from conversations.models import ChatMessage
 from inference.engine.deltas import AnswerDelta
 from inference.engine.sequence import FinishReason
 from inference.errors import InferenceError
-from inference.models import NO_COST, Cost, Queue, RegisteredModel, Usage
+from inference.models import NO_COST, Cost, Provenance, Queue, RegisteredModel, Usage
 from inference.structured_output import ResponseFormat
 from inference.tools import ToolRequest
 
@@ -75,6 +75,7 @@ class Progress:
     endpoint: str | None = None
     # Of this attempt.
     cost: Cost = NO_COST
+    provenance: Provenance | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     # Of each token so far, where they were asked for; in OpenAI's shape.
     logprobs: list[dict[str, Any]] = field(default_factory=list)

@@ -1,6 +1,7 @@
 """GGUF models on this machine: what a task asks for becomes a request of the engine."""
 
 import json
+import secrets
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from inference.engine.sequence import SamplingParams, Sequence
 from inference.engine.tool_forms import Tool, ToolChoice, ToolForm, ToolsOffered
 from inference.errors import ErrorCode, InferenceError
 from inference.loading.loaded_engines import LoadedEngine
-from inference.models import Queue
+from inference.models import Provenance, Queue
 from inference.providers.base import GenerationRequest, Progress, Provider
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 _SAMPLING = SamplingParams.__dataclass_fields__.keys() - {
     *("stop", "constraint", "constraint_may_explode", "logit_bias")
 }
+
+# llama.cpp takes the last number of 32 bits for none.
+_NUM_SEEDS = 2**32 - 1
 
 _NO_TOOLS = ToolsOffered(())
 _RAW = ChatTemplate(None)
@@ -71,6 +75,9 @@ def new_sequence(
         if num_dropped:
             progress.extra["truncated_messages"] = num_dropped
         progress.prompt_tokens = len(tokens)
+        names = (*_SAMPLING, "stop", "logit_bias")
+        used = {name: getattr(plan.params, name) for name in names}
+        progress.provenance = Provenance(**loaded.provenance, params=used)
         owner = "" if loaded.model.shares_prefixes else request.owner
         form, thinking = plan.form, plan.thinking
         marks = form.marks if form else ()
@@ -233,7 +240,9 @@ def _sampling_params(
     request: GenerationRequest, offered: ToolsOffered, form: ToolForm
 ) -> SamplingParams:
     params = request.params
-    known: dict[str, Any] = {name: params[name] for name in _SAMPLING & params.keys()}
+    # Chosen here, so that the answer can be asked for again.
+    known: dict[str, Any] = {"seed": secrets.randbelow(_NUM_SEEDS)}
+    known |= {name: params[name] for name in _SAMPLING & params.keys()}
     if biases := params.get("logit_bias"):
         known["logit_bias"] = {int(token): bias for token, bias in biases.items()}
     constraint, may_explode = tool_forms.grammar_of(offered, form), False

@@ -13,7 +13,8 @@ import httpx
 from rest_framework.exceptions import ValidationError
 
 from inference import dispatch
-from inference.models import ModelDownload, RegisteredModel
+from inference.loading import file_hashes
+from inference.models import ModelDownload, ModelFile, RegisteredModel
 from inference.registry import registration
 from inference.registry.downloads import hub, partial_path, stopping, target_path
 from inference.registry.downloads.hub import DownloadError, RemoteFile
@@ -109,6 +110,7 @@ def _download(model: RegisteredModel, progress: DownloadProgress) -> dict[str, A
         with PartialFile(partial_path(model)) as partial:
             _complete(model, remote, partial, progress)
             partial.move_to(target)
+            ModelFile.store(file_hashes.identity(target), partial.sha256)
     elif not _is_same(target, remote, progress):
         message = f"MODELS_DIR has another file {model.config['model_path']}: move it away first."
         raise DownloadError(message)

@@ -27,7 +27,7 @@ BODY_FIELDS = {
     *("task_id", "status", "model", "priority", "created_at", "updated_at", "started_at"),
     *("finished_at", "result", "error", "error_code", "attempt", "queue_position"),
     *("conversation_id", "webhook_url", "idempotency_key", "metadata", "trace_id"),
-    *("gpu_seconds", "energy_joules", "cost_usd"),
+    *("requeued_from", "requeued_as", "gpu_seconds", "energy_joules", "cost_usd"),
 }
 NO_TASK = f"{TASKS}/task_{32 * '0'}"
 MANY_DIGITS = int("1" + 400 * "0")
@@ -808,7 +808,7 @@ def test_report_tells_all_about_an_answered_task(api: APIClient, new_task: NewTa
     client().xadd(f"task:{task.pk}:log", record)
     body = api.get(f"{TASKS}/{task.pk}/report").json()
     assert set(body) == {
-        *("task", "metrics", "tokens", "prompt", "messages", "params", "attempts"),
+        *("task", "metrics", "tokens", "prompt", "messages", "params", "provenance", "attempts"),
         *("gpu_seconds", "energy_joules", "cost_usd", "webhook_deliveries", "logs"),
     }
     assert body["task"] == api.get(f"{TASKS}/{task.pk}").json()

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from django.conf import LazySettings, settings
@@ -31,6 +31,13 @@ NewTask = Callable[..., GenerationTask]
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+PROVENANCE: dict[str, Any] = {
+    "file": {"path": "a.gguf", "size_bytes": 1, "modified_ns": 1},
+    "llama_cpp": "fake",
+    "llama_cpp_system": "",
+    "chat_template_sha256": None,
+    "loaded": {},
+}
 HUGE, BROKEN = "huge", "broken"
 
 
@@ -95,6 +102,7 @@ class FakeEngines:
         class Loaded:
             runner = engine.runner
             loaded_at = 0.0
+            provenance: ClassVar[dict[str, Any]] = PROVENANCE
             read_joules = staticmethod(self.read_joules)
 
         Loaded.engine, Loaded.model = engine, model  # type: ignore[attr-defined]
