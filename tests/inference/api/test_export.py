@@ -143,7 +143,8 @@ def test_submission_may_insist_on_the_file(
     def refusal(sha256: str | None, **fields: Any) -> str | None:
         body = {"model": "a", "prompt": "x", "provenance": {"model_sha256": sha256}, **fields}
         response = api.post(TASKS, body, format="json").json()
-        return response.get("message")
+        message: str | None = response.get("message")
+        return message
 
     assert refusal("no such file") is None  # it is only looked at where that is asked for
     assert "not known yet" in str(refusal("00", check_provenance=True))

@@ -66,6 +66,7 @@ function fill(report) {
       Model: task.model,
       Priority: task.priority,
       Submitted: moment(task.created_at),
+      ...links(task),
       "Queue wait": duration(metrics.queue_wait_ms),
       "Model load": duration(metrics.model_load_ms),
       "First token": duration(metrics.ttft_ms),
@@ -90,10 +91,23 @@ function fill(report) {
       "Parameters as used",
       element("pre", { tabindex: "0" }, JSON.stringify(report.params, null, 2)),
     ),
+    report.provenance &&
+      section(
+        "Provenance",
+        element("pre", { tabindex: "0" }, JSON.stringify(report.provenance, null, 2)),
+      ),
     section("Attempts", attemptTable(report.attempts)),
     section("Log", logLines(report.logs)),
   ];
   byId("report-body").replaceChildren(...parts.filter(Boolean));
+}
+
+/** The tasks that it was made of, and that was made of it. */
+function links({ requeued_from, requeued_as }) {
+  const known = {};
+  if (requeued_from) known["Requeued from"] = reportLink(requeued_from);
+  if (requeued_as) known["Requeued as"] = reportLink(requeued_as);
+  return known;
 }
 
 /** Those that are known: local models take time and energy, cloud models money. */
