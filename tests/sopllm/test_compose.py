@@ -49,3 +49,9 @@ def test_redis_and_the_database_are_reached_by_the_service_alone() -> None:
         assert service["networks"] == ["data"]
         assert "ports" not in service
         assert service["user"] == name
+
+
+def test_web_has_time_to_end_its_requests() -> None:
+    dockerfile = (settings.BASE_DIR / "Dockerfile").read_text()
+    (drain,) = re.findall(r'"--timeout-graceful-shutdown", "(\d+)"', dockerfile)
+    assert int(COMPOSE["services"]["web"]["stop_grace_period"].removesuffix("s")) > int(drain)
