@@ -45,7 +45,7 @@ OWNER = Principal(name="owner-1", owner="owner-1", scopes=frozenset({Scope.TASKS
 OPERATOR = Principal(name="operator", owner="operator", scopes=ANY_SCOPE)
 STAFF = Principal(name="staff", owner="staff", scopes=ANY_SCOPE, is_staff=True)
 _BODY = {"model": "echo", "prompt": "Some words.", "max_tokens": 8}
-_NUM_REPEATS = 3
+_NUM_REPEATS, _ENOUGH_MS = 3, 1000
 _PAGE = 5  # there are as many in the small database too
 _OFFSET = 4000
 _ANSWER_SECONDS = 0.1
@@ -92,8 +92,8 @@ def names() -> list[str]:
 def measure(what: str) -> list[float]:
     """Milliseconds of some calls."""
     call = _requests()[what]
-    times = []
-    for _ in range(_NUM_REPEATS):
+    times: list[float] = []
+    while len(times) < _NUM_REPEATS and sum(times) < _ENOUGH_MS:
         for key in redis_client().scan_iter("cache:*"):
             redis_client().delete(key)
         prepared = call()
@@ -276,7 +276,8 @@ def _requests() -> dict[str, Callable[[], Callable[[], Any]]]:
             f"/conversations?limit={_PAGE}&offset={_OFFSET}", STAFF
         ),
     }
-    filters = {"": "", "model": "model=model-1&", "created_after": f"created_after={middle}&"}
+    filters = {"": "", "model": "model=model-1&", "model=unused": "model=unused&"}
+    filters |= {"created_after": f"created_after={middle}&"}
     filters |= {"created_before": f"created_before={middle}&"}
     filters |= {f"status={status}": f"status={status}&" for status in GenerationTask.Status}
     for name, text in filters.items():
@@ -289,8 +290,10 @@ def _requests() -> dict[str, Callable[[], Callable[[], Any]]]:
     turns = f"/tasks?conversation_id={conversation_id}"
     found["GET /tasks?conversation_id, own"] = get(turns, of_owner)
     messages = f"/conversations/{conversation_id}/messages"
-    if conversation:
-        found["GET /conversations/{id}/messages"] = get(messages, of_owner)
+    if conversation and conversation.conversation:
+        owner = conversation.conversation.owner
+        its_owner = Principal(name=owner, owner=owner, scopes=frozenset({Scope.TASKS}))
+        found["GET /conversations/{id}/messages"] = get(messages, its_owner)
     return found
 
 

@@ -28,6 +28,9 @@ _CONVERSATION = f"'conv_' || MD5('conv' || n / {_TURNS} % {_NUM_CONVERSATIONS})"
 
 def fill(template: GenerationTask, num_ended: int, num_pending: int) -> None:
     """Copies of an ended task; `num_pending` of them as they were before their first claim."""
+    with connection.cursor() as cursor:
+        # Each row would be looked up in the table that it refers to.
+        cursor.execute("SET session_replication_role = replica")
     made = _MADE.format(num_rows=num_ended)
     outcome = (
         f"CASE WHEN n / {NUM_OWNERS} % {_CANCELLED} = 1 THEN 'cancelled' "
@@ -119,6 +122,7 @@ def fill(template: GenerationTask, num_ended: int, num_pending: int) -> None:
         day=f"(NOW() AT TIME ZONE 'UTC')::date - 1 - (n - 1) / {NUM_OWNERS}",
     )
     with connection.cursor() as cursor:
+        cursor.execute("SET session_replication_role = DEFAULT")
         cursor.execute("VACUUM ANALYZE")
 
 

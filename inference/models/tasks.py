@@ -240,6 +240,19 @@ class GenerationTask(Claimable, Costly):
             *Claimable.Meta.indexes,
             models.Index(fields=["owner", "-created_at", "-id"], name="task_list"),
             models.Index(fields=["-created_at", "-id"], name="task_list_of_all"),
+            # For the filters of these lists; the owner is there to be compared without the row. Not
+            # one for all statuses: SQLite would claim by it.
+            *(
+                models.Index(
+                    fields=["-created_at", "-id", "owner"],
+                    name=f"task_{status}",
+                    condition=Q(status=status),
+                )
+                for status in ("processing", "failed", "cancelled")
+            ),
+            models.Index(
+                fields=["requested_model", "-created_at", "-id", "owner"], name="task_requested"
+            ),
             # The last columns are there so that SQLite skips and counts rows without the table.
             models.Index(
                 F("queue"),
