@@ -22,6 +22,7 @@ from inference.models import (
     GenerationTask,
     GenerationTaskQuerySet,
     ModelDownload,
+    Queue,
     RegisteredModel,
     TaskAttempt,
     WebhookDelivery,
@@ -183,17 +184,18 @@ def _fail_past_deadline() -> None:
 def _enqueue_tasks() -> None:
     """Tasks that have no message, and those whose message is gone: sent, but no queue is left."""
     long_ago = Now() - timedelta(seconds=settings.RING_AGAIN_SECONDS)
-    waiting = GenerationTask.objects.due().filter(
-        Q(enqueued_at=None) | Q(enqueued_at__lte=long_ago)
-    )
-    for queue in set(waiting.values_list("queue", flat=True)):
-        of_queue = waiting.filter(queue=queue)
+    for queue in (Queue.GPU, Queue.API):
+        due = GenerationTask.objects.due().filter(queue=queue)
+        if not due.exists():
+            continue
         num_messages = dispatch.waiting_messages(queue)
         if num_messages is None:
             return  # no messages without a broker
-        if num_messages:
-            of_queue = of_queue.filter(enqueued_at=None)
-        tasks = list(of_queue.most_urgent_first()[:_SWEEP_LIMIT])
+        without_message = Q(enqueued_at=None)
+        if not num_messages:
+            without_message |= Q(enqueued_at__lte=long_ago)
+        # Which of equal priority goes first is for the claims to say: the index has this order.
+        tasks = list(due.filter(without_message).order_by("-priority")[:_SWEEP_LIMIT])
         if not tasks:
             continue
         ids = [task.pk for task in tasks]

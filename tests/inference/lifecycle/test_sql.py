@@ -101,3 +101,19 @@ def test_first_in_line_is_read_from_an_index(statement: str, index: str, db: Non
     # The tasks of owners who may have so many running are counted once, in an index of their own.
     assert of_rows == ["SCAN inference_generationtask USING INDEX task_running"] * len(of_rows)
     assert plan.count("USE TEMP B-TREE FOR ORDER BY") == 1, "the owners are sorted, and no tasks"
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL plans by its statistics")
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        ({"owner": "local", "status": "processing"}, "task_processing"),
+        ({"owner": "local", "status": "failed"}, "task_failed"),
+        ({"status": "failed"}, "task_failed_of_all"),
+        ({"owner": "local", "requested_model": "echo"}, "task_requested"),
+    ],
+)
+def test_filtered_list_is_read_from_an_index(filters: dict[str, str], index: str) -> None:
+    plan = GenerationTask.objects.filter(**filters).order_by("-created_at", "-id").explain()
+    assert index in plan
+    assert "TEMP B-TREE" not in plan
