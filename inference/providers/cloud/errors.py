@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +12,7 @@ import httpx
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from inference.providers.api_keys import KeySource, key_source
-from inference.providers.cloud.library import RedirectError, library
+from inference.providers.cloud.library import RedirectError, is_loaded
 from inference.providers.cloud.wire import TooLargeError, whole
 from inference.retries import retry_after_seconds
 from monitoring.logs.redaction import redact
@@ -248,13 +247,13 @@ def _by_class() -> list[tuple[type[Exception], _Verdict]]:
         (httpx.TimeoutException, _TIMED_OUT),
         (TimeoutError, _TIMED_OUT),
         (TooLargeError, _TOO_LARGE),
-        *(_by_class_of_litellm() if "litellm" in sys.modules else ()),
+        # Not while it is being loaded, for which the event loop would wait.
+        *(_by_class_of_litellm() if is_loaded() else ()),
     ]
 
 
 @cache
 def _by_class_of_litellm() -> list[tuple[type[Exception], _Verdict]]:
-    library()  # sets it up, where it is being loaded
     from litellm import exceptions
     from openai import APITimeoutError
 

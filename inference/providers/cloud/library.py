@@ -119,3 +119,8 @@ def library() -> Any:
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return litellm
+
+
+def is_loaded() -> bool:
+    """Whether this process has it ready."""
+    return library.cache_info().currsize > 0

@@ -1,16 +1,22 @@
 """How many tokens messages are, about, where only the provider knows exactly."""
 
+import os
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conversations import context
 from conversations.models import ChatMessage, text_of
 from inference.errors import ErrorCode, InferenceError
 from inference.models import RegisteredModel
 from inference.providers.base import GenerationRequest
-from inference.providers.cloud.library import library
 
-# Its tokenizer comes with LiteLLM, is fast, and is near enough for other models.
-_COUNTED_AS = "gpt-4o"
+if TYPE_CHECKING:
+    from tiktoken import Encoding
+
+# Of GPT-4o: it is fast, and near enough for other models.
+_ENCODING = "o200k_base"
 # What a chat format adds to each message; about what an image takes.
 _TOKENS_PER_MESSAGE = 4
 _TOKENS_PER_IMAGE = 1000
@@ -18,7 +24,20 @@ _TOKENS_PER_IMAGE = 1000
 
 def count(text: str) -> int:
     """Tokens of a text."""
-    return int(library().token_counter(model=_COUNTED_AS, text=text))
+    return len(_encoding().encode(text, disallowed_special=()))
+
+
+@cache
+def _encoding() -> "Encoding":
+    """Its file comes with LiteLLM, which takes seconds to import, and need not be."""
+    import tiktoken
+
+    litellm = find_spec("litellm")
+    assert litellm is not None
+    assert litellm.origin is not None
+    folder = Path(litellm.origin).parent / "litellm_core_utils" / "tokenizers"
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
+    return tiktoken.get_encoding(_ENCODING)
 
 
 def count_messages(messages: list[ChatMessage]) -> int:

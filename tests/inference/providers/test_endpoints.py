@@ -360,20 +360,24 @@ def test_limit_grows_while_it_is_used_and_halves_once_a_round_trip() -> None:
     now = 0.0
     limit = AdaptiveLimit(64, first=8, clock=lambda: now)
     for _ in range(8):
-        limit.on_success(in_flight=8)
+        limit.on_success(now, in_flight=8)
     assert int(limit) == 16
-    limit.on_success(in_flight=1)
+    limit.on_success(now, in_flight=1)
     assert int(limit) == 16
     now = 1.0
     for _ in range(16):  # all of one round trip
         limit.on_failure(began_at=0.5)
     assert int(limit) == 8
     for _ in range(9):
-        limit.on_success(in_flight=8)
+        limit.on_success(now, in_flight=8)
     assert int(limit) == 9
     for _ in range(10_000):
-        limit.on_success(in_flight=64)
+        limit.on_success(now, in_flight=64)
     assert int(limit) == 64
+    now = 2.0
+    limit.on_success(1.5, in_flight=64, worked_part=0.5)
+    limit.on_success(1.5, in_flight=64, worked_part=0.5)
+    assert int(limit) == 40  # what is worked on, and a quarter more
     for _ in range(20):
         now += 1
         limit.on_failure(began_at=now)
@@ -384,11 +388,10 @@ def test_calls_that_wait_in_the_server_are_told_from_long_answers() -> None:
     latency = Latency()
     for _ in range(20):
         latency.heard_first(0.1)
-        assert not latency.heard_all(0.1, 1.0, 50)
+        assert latency.heard_all(0.1, 1.0, 50) == 1
     for _ in range(20):
-        latency.heard_first(0.9)
-    assert not latency.heard_all(0.9, 1.0, 50)
-    assert latency.heard_all(1.1, 1.0, 50)
+        latency.heard_first(1.9)
+    assert latency.heard_all(1.9, 1.0, 50) == pytest.approx(1.1 / 2.9)
 
 
 def test_call_that_still_waits_tells_that_a_server_is_slow() -> None:

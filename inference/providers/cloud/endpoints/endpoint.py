@@ -127,12 +127,9 @@ class Endpoint:
         self._num_failures = self.num_deaths = 0
         now = time.monotonic()
         first, others = call.first_at - call.began_at, now - call.first_at
-        is_waiting = self.latency.heard_all(first, others, call.num_deltas - 1)
+        worked_part = self.latency.heard_all(first, others, call.num_deltas - 1)
         if self.limit is not None:
-            if is_waiting:
-                self.limit.on_waiting(call.began_at, len(self.calls))
-            else:
-                self.limit.on_success(len(self.calls))
+            self.limit.on_success(call.began_at, len(self.calls), worked_part)
 
     def on_failure(self, call: "Call", failure: InferenceError) -> None:
         """What a call failed with; it dies of faults that follow one another."""
@@ -151,6 +148,8 @@ class Endpoint:
     def revive(self) -> None:
         """Ask it again: the next failure in a row is its death."""
         self.is_dead = False
+        if self.limit is not None:
+            self.limit.start_again()
 
     def state(self, num_deltas: float) -> EndpointState:
         """How it is, for a usual answer of so many deltas."""

@@ -30,17 +30,18 @@ class Latency:
             self._span_began = self._clock()
         self._least[0] = min(self._least[0], self._first)
 
-    def heard_all(self, first: float, others: float, num_others: int) -> bool:
+    def heard_all(self, first: float, others: float, num_others: int) -> float:
         """How long a call took to its first delta, and how long for the others.
 
-        Returns whether calls wait in the server: the wait was longer than the answer, and waits are
-        more than twice as long as the shortest of late. Then there are twice as many calls as
-        the server works on, by Little's law, and fewer lose nothing.
+        Returns the part of that time in which the server worked on it: less than 1 where waits are
+        more than twice as long as the shortest of late.
         """
         if num_others:
             self._each = _mixed(self._each, others / num_others)
-        is_long = self._first is not None and self._first > _MANY_TIMES * min(self._least)
-        return is_long and first > others
+        least = min(self._least)
+        if self._first is None or self._first < _MANY_TIMES * least:
+            return 1.0
+        return min(1.0, (least + others) / (first + others))
 
     def seconds(self, num_deltas: float, waited: float) -> float | None:
         """What an answer of so many deltas takes; None before the first.
