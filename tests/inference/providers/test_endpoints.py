@@ -1,5 +1,6 @@
 """Models with several endpoints: stand-ins that slow down, fail and come back."""
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from tests.conftest import wait_until
 from tests.inference.api.test_models import MODELS
 from tests.inference.api.test_models import register as register_by_api
 from tests.inference.api.test_tasks import assert_error
-from tests.inference.execution.cloud_sessions import execute
+from tests.inference.execution.cloud_sessions import execute, wait
 from tests.inference.lifecycle.test_lifecycle import claimed, fresh
 from tests.inference.providers.test_cloud_provider import answer, failure, request
 
@@ -224,25 +225,36 @@ def test_weights_share_the_calls(model: NewModel, servers: list[CloudServer]) ->
     assert 0.7 < chosen["a"] / len(keys) < 0.8
 
 
-def test_calls_wait_for_room_and_the_most_urgent_goes_first(
-    model: NewModel, servers: list[CloudServer]
-) -> None:
-    both = model({"max_concurrency": 1}, {"max_concurrency": 1})
-    for server in servers:
-        server.delay_ms = 200
-    pool = pool_of(both)
-    with ThreadPoolExecutor(5) as threads:
-        first = [threads.submit(answer, both, prompt=f"early {n}") for n in range(2)]
-        wait_until(lambda: sum(asked(servers)) == 2)
-        late = threads.submit(answer, both, prompt="late", priority=1.0)
-        wait_until(lambda: len(pool._waiting) == 1)
-        urgent = threads.submit(answer, both, prompt="urgent", priority=9.0)
-        wait_until(lambda: len(pool._waiting) == 2)
-        for each in (*first, late, urgent):
-            each.result(20)
-    calls = sorted((call for server in servers for call in server.calls), key=lambda each: each.at)
-    prompts = [call.body["messages"][0]["content"] for call in calls]
-    assert prompts[2:] == ["urgent", "late"]
+def test_calls_wait_for_room_and_the_most_urgent_goes_first(model: NewModel) -> None:
+    pool = pool_of(model({"max_concurrency": 1}, {"max_concurrency": 1}))
+    begun: list[str] = []
+
+    async def begin_all() -> None:
+        is_over = asyncio.Event()
+
+        async def call(name: str, priority: float, end: asyncio.Event) -> None:
+            async with pool.call(request(priority=priority)):
+                begun.append(name)
+                await end.wait()
+
+        first_is_over = asyncio.Event()
+        ends = {"first": first_is_over, "second": is_over, "late": is_over, "urgent": is_over}
+        calls = [
+            asyncio.create_task(call(name, 9.0 if name == "urgent" else 1.0, end))
+            for name, end in ends.items()
+        ]
+        await asyncio.sleep(0)
+        calls[2].cancel()
+        calls.append(asyncio.create_task(call("later", 1.0, is_over)))
+        await asyncio.sleep(0)
+        assert begun == ["first", "second"]
+        first_is_over.set()
+        await calls[0]
+        is_over.set()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    wait(begin_all())
+    assert begun == ["first", "second", "urgent", "later"]
 
 
 def test_keys_of_endpoints_go_there_alone_and_are_never_shown(
@@ -342,7 +354,6 @@ def test_batch_work_waits_while_the_engine_is_busy(
     servers[1].delay_ms = 300
     with ThreadPoolExecutor(8) as threads:
         busy = [threads.submit(answer, both, priority=5.0) for _ in range(6)]
-        wait_until(lambda: servers[1].num_waiting > 0)
         wait_until(lambda: pool.lowest_priority(0, 0) > 0)
         batch = threads.submit(answer, both, prompt="batch", priority=0.0)
         for each in busy:
