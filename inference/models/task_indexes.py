@@ -62,9 +62,9 @@ INDEXES = [
         name="task_share",
         condition=Q(status="processing"),
     ),
-    # For owners who may have so many tasks running.
+    # For owners who may have so many tasks running; with the status, it is all that a claim reads.
     models.Index(
-        fields=["owner", "max_running"],
+        fields=["owner", "max_running", "status"],
         name="task_running",
         condition=Q(status="processing", max_running__isnull=False),
     ),
