@@ -55,7 +55,7 @@ COPY inference inference
 COPY monitoring monitoring
 COPY presets presets
 COPY sopllm sopllm
-RUN mkdir -p var /models /files && chown sopllm: var /models /files
+RUN mkdir -p var /models /files /kv && chown sopllm: var /models /files /kv
 USER sopllm
 ENV PATH=/app/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -54,6 +54,8 @@ MODELS_DIR.mkdir(parents=True, exist_ok=True)
 # Uploaded files, and what batches write: shared by web processes and default workers.
 FILES_DIR = env_path("FILES_DIR", VAR_DIR / "files")
 FILES_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+# KV caches of conversations, which a GPU worker keeps over restarts.
+KV_DIR = env_path("KV_DIR", VAR_DIR / "kv")
 # Folders of presets beside the catalogue's own.
 PRESETS_DIRS = env_list("PRESETS_DIRS", [])
 # The layer above the presets knows what a registration accepts: its check, by its dotted path.
@@ -221,6 +223,7 @@ N_CTX = env_int("N_CTX", 4096, 64, 10_000_000)
 N_BATCH = env_int("N_BATCH", 0, 0, 65_536)  # 0: 512
 MAX_NUM_SEQS = env_int("MAX_NUM_SEQS", 8, 1, 256)
 N_THREADS = env_int("N_THREADS", 0, 0, 1024)  # 0: as many as the machine has cores
+KV_MAX_BYTES = env_int("KV_MAX_BYTES", 4 * 1024**3, 0, 2**50)  # 0: none are kept
 
 KEEP_ALIVE_SECONDS = env_float("KEEP_ALIVE_SECONDS", 600, -1, 31_536_000)
 AGING_PRIORITY_PER_MINUTE = env_float("AGING_PRIORITY_PER_MINUTE", 0, 0, 100)

@@ -10,6 +10,7 @@ from inference.engine.drafts import Drafter
 from inference.engine.errors import EngineError, InvalidRequestError, PromptTooLongError
 from inference.engine.kv_cache import CHUNK_TOKENS, KVCache, common_prefix_length
 from inference.engine.runner import Chunk, DetachedSampler, Runner, Sampled
+from inference.engine.saved_state import SavedState
 from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
 
@@ -100,6 +101,8 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         # By request id, what the last step has computed, drafts included.
         self.num_step_tokens: dict[str, int] = {}
+        # Where those were that have ended in the last step.
+        self._ended_slots: dict[str, int] = {}
 
     @property
     def num_unfinished(self) -> int:
@@ -168,6 +171,7 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """Compute one batch; one output for each choice of a sequence, and for each that ended."""
+        self._ended_slots = {}
         batch = self._drafter.extend(self._scheduler.schedule())
         self.num_step_tokens = {
             sequence.request_id: len(chunk.tokens) + len(chunk.drafts) for sequence, chunk in batch
@@ -209,6 +213,22 @@ class Engine:
     def is_short_of_room(self) -> bool:
         """Whether urgent sequences wait that do not fit in beside those that run."""
         return self._scheduler.is_short_of_room
+
+    def num_held(self, prompt_tokens: list[int], owner: str) -> int:
+        """How much of a prompt memory has of the owner, about; another thread may run a step."""
+        return self._kv_cache.num_held(prompt_tokens, owner)
+
+    def size_of_ended(self, request_id: str) -> tuple[int, int]:
+        """Tokens and bytes of what a request has left that ended in the last step."""
+        slot = self._ended_slots.get(request_id)
+        if slot is None:
+            return 0, 0
+        return len(self._kv_cache.tokens(slot)), self._kv_cache.state_bytes(slot)
+
+    def save_ended(self, request_id: str) -> SavedState | None:
+        """A copy of that; None when it failed."""
+        slot = self._ended_slots.get(request_id)
+        return None if slot is None else self._kv_cache.save(slot)
 
     def has_room_for(self, paused: PausedSequence) -> bool:
         """Whether it could go on at once, beside those that run and wait."""
@@ -312,6 +332,8 @@ class Engine:
         """End the sequence; what it has computed stays in the cache."""
         text += sequence.assembler.finish()
         sequence.finish_reason, sequence.error = reason, error
+        if sequence.slot is not None:
+            self._ended_slots[sequence.request_id] = sequence.slot
         self._scheduler.remove(sequence)
         self._drafter.remove(sequence)
         self.runner.free_sampler(sequence.sampler)

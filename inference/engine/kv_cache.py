@@ -162,6 +162,11 @@ class KVCache:
         self._memory.remove_sequence(slot)
         self._slots[slot].hold([])
 
+    def num_held(self, prompt_tokens: list[int], owner: str) -> int:
+        """How many tokens of a prompt a slot of the owner has at most, though it may not be cut."""
+        held = (slot.tokens for slot in self._slots if slot.owner == owner)
+        return max((common_prefix_length(tokens, prompt_tokens) for tokens in held), default=0)
+
     def tokens(self, slot: int) -> list[int]:
         """The tokens whose keys and values the slot holds, from position 0."""
         return self._slots[slot].tokens

@@ -29,7 +29,7 @@ from inference.execution.cost_meter import CostMeter
 from inference.execution.pausing import PausedAttempts
 from inference.lifecycle import claim, lease_renewer
 from inference.lifecycle.claim import Lease
-from inference.loading import requests
+from inference.loading import kept_caches, requests
 from inference.loading.loaded_engines import LoadedEngine, loaded_engines
 from inference.models import GenerationTask, Queue
 from inference.providers import local
@@ -272,6 +272,8 @@ class Session:
             if output.stop_sequence is not None:
                 attempt.progress.extra["stop_sequence"] = output.stop_sequence
             attempt.complete()
+            if self._loaded is not None:
+                kept_caches.keep(self._loaded, attempt.lease.task, attempt.request_id)
 
     def _show_task(self) -> None:
         """Say which task the GPU works on: the one that has run longest."""

@@ -1,4 +1,4 @@
-"""GPU readings, published by the main process of a GPU worker while its child computes."""
+"""What the main process of a GPU worker does while its child computes: GPU readings, old caches."""
 
 import logging
 import threading
@@ -9,13 +9,14 @@ import redis
 from django.db import Error as DatabaseError
 from django.db import connection
 
-from inference.loading import device_memory
+from inference.loading import device_memory, kept_caches
 from inference.models import RegisteredModel
 from monitoring.hardware import worker_identity
 
 logger = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 2.0
+_FORGET_SECONDS = 10.0
 
 
 def start() -> None:
@@ -49,7 +50,21 @@ def loaded_models() -> list[str]:
         connection.close()  # no open connection is inherited by the next pool child
 
 
+def forget_deleted() -> None:
+    """Remove the kept caches of conversations that are gone; a failure is logged."""
+    try:
+        kept_caches.forget_deleted()
+    except (DatabaseError, OSError) as exc:
+        logger.warning("KV caches of deleted conversations are still there: %s", exc)
+    finally:
+        connection.close()
+
+
 def _run() -> None:
+    forgotten_at = float("-inf")
     while True:
         report()
+        if time.monotonic() - forgotten_at > _FORGET_SECONDS:
+            forgotten_at = time.monotonic()
+            forget_deleted()
         time.sleep(_INTERVAL_SECONDS)

@@ -41,7 +41,8 @@ class GenerationRequest:
     messages: list[ChatMessage]
     params: dict[str, Any]
     owner: str = ""
-    # What the same endpoint may have read before; None: the prompt stands for itself.
+    # What the same endpoint, or the memory of a local model, may have read before; None: the prompt
+    # stands for itself.
     conversation_id: str | None = None
     priority: float = 1.0
     is_raw: bool = False

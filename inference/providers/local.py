@@ -24,6 +24,7 @@ from inference.engine.gbnf import compile_grammar
 from inference.engine.sequence import SamplingParams, Sequence
 from inference.engine.tool_forms import Tool, ToolChoice, ToolForm, ToolsOffered
 from inference.errors import ErrorCode, InferenceError
+from inference.loading import kept_caches
 from inference.loading.loaded_engines import LoadedEngine
 from inference.models import Provenance, Queue
 from inference.providers.base import GenerationRequest, Progress, Provider
@@ -84,6 +85,10 @@ def new_sequence(
         if thinking is not None:
             marks += (thinking.open, thinking.close)
         sequence = loaded.engine.new_sequence(request.request_id, tokens, plan.params, owner, marks)
+        if request.conversation_id is not None:
+            sequence.saved = kept_caches.find(
+                loaded, request.owner, request.conversation_id, tokens
+            )
     except EngineError as error:
         raise inference_error(error) from error
     if form is None and thinking is None:

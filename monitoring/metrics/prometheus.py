@@ -41,6 +41,9 @@ _COUNTERS = (
         task_counts.ACCEPTED_TOKENS,
         "Drafted tokens that became a part of an answer.",
     ),
+    ("kept_cache_hits", task_counts.KEPT_CACHE_HITS, "KV caches of conversations read from disk."),
+    ("kept_cache_hit_tokens", task_counts.KEPT_CACHE_TOKENS, "Tokens that were in them."),
+    ("kept_cache_written_bytes", task_counts.KEPT_CACHE_BYTES, "KV caches written to disk."),
     ("request_cancelled", task_counts.CANCELLED, "Cancelled tasks."),
 )
 # The same, of fields that are followed by the value of a label.

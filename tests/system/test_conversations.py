@@ -1,5 +1,7 @@
 """Dialogues with a real model: they remember, and keep their order whatever dies meanwhile."""
 
+import os
+import signal
 from typing import Any
 
 from benchmarks import faults
@@ -82,3 +84,17 @@ def wait_until_answered(service: RunningService, num_turns: int) -> None:
         return bool(num_messages > 2 * num_turns)
 
     wait_for(are_answered, 120)
+
+
+def test_next_turn_after_a_restart_computes_only_what_is_new(service: RunningService) -> None:
+    prompt = " ".join(f"Fact {number} is as true as any other." for number in range(40))
+    conversation_id = begin(service, system_prompt=prompt)
+    first = service.ended(ask(service, conversation_id, "Say: strawberry", max_tokens=8))
+    kept = service.var_dir / "kv"
+    wait_for(lambda: bool(list(kept.glob("*.kv"))))
+    os.kill(service.gpu_child, signal.SIGKILL)
+    second = service.ended(ask(service, conversation_id, "Say it.", max_tokens=8), 60)
+    usage = second["result"]["usage"]
+    assert usage["cached_tokens"] >= first["result"]["usage"]["total_tokens"] - 2
+    service.http.delete(f"/conversations/{conversation_id}").raise_for_status()
+    wait_for(lambda: not list(kept.glob("*.kv")))
