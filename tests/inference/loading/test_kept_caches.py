@@ -47,7 +47,8 @@ def ask(new_task: NewTask) -> Callable[..., dict[str, Any]]:
     """The usage of one turn."""
 
     def turn(conversation: Conversation, **fields: Any) -> dict[str, Any]:
-        body = {"model": "smol", "prompt": "Go on.", "conversation_id": conversation.pk}
+        body: dict[str, Any] = {"model": "smol", "prompt": "Go on."}
+        body |= {"conversation_id": conversation.pk}
         body |= {"temperature": 0, "max_tokens": 8, "owner": conversation.owner}
         task = new_task(**body | fields)
         gpu_session.run(task.pk)

@@ -67,6 +67,9 @@ def test_text_is_of_the_format_that_prometheus_reads(
     types = {name.removeprefix("sopllm_"): family.type for name, family in families.items()}
     assert types == {
         "request_queue_time_seconds": "histogram",
+        "kept_cache_hits": "counter",
+        "kept_cache_hit_tokens": "counter",
+        "kept_cache_written_bytes": "counter",
         "time_to_first_token_seconds": "histogram",
         "inter_token_latency_seconds": "histogram",
         "time_per_output_token_seconds": "histogram",
