@@ -92,7 +92,7 @@ def test_next_turn_after_a_restart_computes_only_what_is_new(service: RunningSer
     first = service.ended(ask(service, conversation_id, "Say: strawberry", max_tokens=8))
     kept = service.var_dir / "kv"
     wait_for(lambda: bool(list(kept.glob("*.kv"))))
-    os.kill(service.gpu_child, signal.SIGKILL)
+    os.kill(service.gpu_child(), signal.SIGKILL)
     second = service.ended(ask(service, conversation_id, "Say it.", max_tokens=8), 60)
     usage = second["result"]["usage"]
     assert usage["cached_tokens"] >= first["result"]["usage"]["total_tokens"] - 2
