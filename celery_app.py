@@ -136,6 +136,11 @@ for each, signals in ((app, "sopllm.worker_signals"), (without_tasks, "sopllm.be
                 "schedule": 60.0,
                 "options": {"expires": _EXPIRES},
             },
+            "estimate": {
+                "task": "inference.estimate",
+                "schedule": 2.0,
+                "options": {"expires": _EXPIRES},
+            },
         },
         beat_schedule_filename=str(settings.VAR_DIR / "beat-schedule"),
     )

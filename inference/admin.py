@@ -7,6 +7,7 @@ from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html
 from rest_framework.exceptions import ValidationError
 
+from inference import estimates
 from inference.api import submission
 from inference.lifecycle import finish, submit
 from inference.loading import requests
@@ -17,6 +18,7 @@ from inference.models import (
     StoredFile,
     TaskAttempt,
     WebhookDelivery,
+    queue_positions,
 )
 from inference.registry import downloads
 from inference.webhooks.deliveries import deliver_soon
@@ -79,6 +81,17 @@ class GenerationTaskAdmin(ReadOnlyAdmin, admin.ModelAdmin[GenerationTask]):
     show_full_result_count = False
     inlines = (TaskAttemptInline, WebhookDeliveryInline)
     actions = ("cancel_tasks", "run_again")
+    readonly_fields = ("expected_end",)
+
+    @admin.display(description="Expected to end")
+    def expected_end(self, task: GenerationTask) -> str:
+        estimate = estimates.of(task, queue_positions([task]).get(task.pk))
+        if estimate is None:
+            return "-"
+        eta = estimate.eta_seconds
+        return (
+            f"{estimate.finish_at:%Y-%m-%d %H:%M:%S} UTC, in {eta['p10']:.0f} to {eta['p90']:.0f} s"
+        )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[GenerationTask]:
         """The list does without what may be long."""

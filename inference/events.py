@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from inference import estimates
 from inference.models import GenerationTask, RegisteredModel
 from monitoring.events import events
 from monitoring.events.events import EventType
@@ -31,8 +32,20 @@ def queued(tasks: Iterable[GenerationTask]) -> None:
             queue=task.queue,
             priority=task.priority,
             attempt=task.attempt,
+            **_estimate(task),
         )
         events.publish(EventType.TASK_QUEUED, data, task.owner)
+
+
+def _estimate(task: GenerationTask) -> events.Estimated:
+    estimate = estimates.of(task)
+    if estimate is None:
+        return events.Estimated(estimated_start_at=None, estimated_finish_at=None, eta_seconds=None)
+    return events.Estimated(
+        estimated_start_at=events.iso(estimate.start_at),
+        estimated_finish_at=events.iso(estimate.finish_at),
+        eta_seconds=estimate.eta_seconds,
+    )
 
 
 def started(task: GenerationTask) -> None:
@@ -42,6 +55,7 @@ def started(task: GenerationTask) -> None:
         attempt=task.attempt,
         worker=task.worker,
         queue_wait_ms=task.queue_wait_ms,
+        **_estimate(task),
     )
     events.publish(EventType.TASK_STARTED, data, task.owner)
 

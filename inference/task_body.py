@@ -7,6 +7,7 @@ from typing import Any
 from rest_framework import serializers
 
 from conversations.serializers import ToolCallSerializer
+from inference import estimates
 from inference.engine.sequence import FinishReason
 from inference.errors import ErrorCode
 from inference.models import GenerationTask, queue_positions
@@ -54,6 +55,12 @@ class ResultSerializer(serializers.Serializer[Any]):
     extra = serializers.DictField()
 
 
+class EtaSerializer(serializers.Serializer[Any]):
+    p10 = serializers.FloatField()
+    p50 = serializers.FloatField()
+    p90 = serializers.FloatField()
+
+
 class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
     """The task body."""
 
@@ -62,6 +69,15 @@ class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
     model = serializers.CharField(source="requested_model")
     result = ResultSerializer(allow_null=True)
     queue_position = serializers.SerializerMethodField()
+    estimated_start_at = serializers.DateTimeField(
+        allow_null=True, default=None, help_text="Null once it has ended, and until it is known."
+    )
+    estimated_finish_at = serializers.DateTimeField(
+        allow_null=True, default=None, help_text="The median."
+    )
+    eta_seconds = EtaSerializer(
+        allow_null=True, default=None, help_text="Until it ends: with these probabilities."
+    )
     conversation_id = serializers.CharField(allow_null=True)
     webhook_url = serializers.CharField(source="request.webhook_url", allow_null=True)
     cost_usd = serializers.FloatField(allow_null=True)
@@ -83,6 +99,9 @@ class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
             "error_code",
             "attempt",
             "queue_position",
+            "estimated_start_at",
+            "estimated_finish_at",
+            "eta_seconds",
             "conversation_id",
             "webhook_url",
             "idempotency_key",
@@ -104,6 +123,7 @@ class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
             body["owner"] = task.owner
         if (result := task.result) is not None:
             result = {name: result.get(name) for name in _RESULT_FIELDS}
+        position = self.get_queue_position(task)
         return body | {
             "status": str(task.status),
             "model": task.requested_model,
@@ -116,7 +136,8 @@ class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
             "error": task.error,
             "error_code": task.error_code,
             "attempt": task.attempt,
-            "queue_position": self.get_queue_position(task),
+            "queue_position": position,
+            **self._estimate(task, position),
             "conversation_id": task.conversation_id,
             "webhook_url": task.request.get("webhook_url"),
             "idempotency_key": task.idempotency_key,
@@ -127,6 +148,14 @@ class TaskSerializer(serializers.ModelSerializer[GenerationTask]):
             "gpu_seconds": task.gpu_seconds,
             "energy_joules": task.energy_joules,
             "cost_usd": task.cost_usd,
+        }
+
+    def _estimate(self, task: GenerationTask, position: int | None) -> dict[str, Any]:
+        estimate = estimates.of(task, position)
+        return {
+            "estimated_start_at": _iso(estimate.start_at) if estimate else None,
+            "estimated_finish_at": _iso(estimate.finish_at) if estimate else None,
+            "eta_seconds": estimate.eta_seconds if estimate else None,
         }
 
     def get_queue_position(self, task: GenerationTask) -> int | None:

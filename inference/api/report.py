@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from django.conf import settings
+
 from inference.api.provenance import provenance
 from inference.api.task_serializers import AttemptSerializer, WebhookDeliverySerializer
-from inference.models import GenerationTask, WebhookDelivery, milliseconds_between
+from inference.models import GenerationTask, Queue, WebhookDelivery, milliseconds_between
 from inference.task_body import task_body
 from monitoring.logs.service_log import task_log
 
@@ -17,6 +19,7 @@ def report(task: GenerationTask) -> dict[str, Any]:
         "gpu_seconds": task.gpu_seconds,
         "energy_joules": task.energy_joules,
         "cost_usd": task.cost_usd,
+        "swap_bounds": swap_bounds(task),
         "tokens": task.result["usage"] if task.result else None,
         "prompt": task.request["prompt"],
         "messages": task.request["messages"],
@@ -26,6 +29,20 @@ def report(task: GenerationTask) -> dict[str, Any]:
         "webhook_deliveries": webhook_deliveries(task),
         "logs": task_log(task.pk),
     }
+
+
+def swap_bounds(task: GenerationTask) -> dict[str, float | None] | None:
+    """How long its turn may be put off by models that run, and how much of the time loads may take.
+
+    None for what runs on no GPU. A model that has tasks waiting stays for the window at least, so
+    that loading takes no more than its part of both.
+    """
+    if task.queue != Queue.GPU:
+        return None
+    window = settings.SWAP_WINDOW_SECONDS
+    load = None if task.model_load_ms is None else task.model_load_ms / 1000
+    share = None if not load else round(load / (load + window), 3)
+    return {"wait_past_turn_seconds": window, "load_share": share}
 
 
 def attempts(task: GenerationTask) -> list[dict[str, Any]]:

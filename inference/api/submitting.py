@@ -9,6 +9,7 @@ from django.utils import timezone
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import ValidationError
 
+from inference import estimates
 from inference.api import submission
 from inference.api.task_serializers import MAX_KEY_LENGTH
 from inference.lifecycle import submit
@@ -36,7 +37,9 @@ def refusals() -> Iterator[None]:
         message = f"The idempotency key {error} was used for another request: take a new one."
         raise Conflict(message) from error
     except submit.QueueFullError as error:
-        raise QueueFull from error
+        full = QueueFull()
+        full.wait = estimates.wait_seconds() or full.wait
+        raise full from error
     except submit.PendingLimitError as error:
         message = "You have as many pending tasks as your key allows: wait for some of them."
         raise LimitReached(message, _PENDING_WAIT_SECONDS, "max_pending_tasks") from error

@@ -181,6 +181,16 @@ class LogLineSerializer(serializers.Serializer[Any]):
     message = serializers.CharField()
 
 
+class SwapBoundsSerializer(serializers.Serializer[Any]):
+    wait_past_turn_seconds = serializers.FloatField(
+        help_text="So long at most, tasks of the model that runs are taken before it."
+    )
+    load_share = serializers.FloatField(
+        allow_null=True,
+        help_text="So much of the time at most goes into loading; null unless its model was loaded.",
+    )
+
+
 class ReportSerializer(serializers.Serializer[Any]):
     """A task with everything that is known about it."""
 
@@ -189,6 +199,7 @@ class ReportSerializer(serializers.Serializer[Any]):
     gpu_seconds = serializers.FloatField(allow_null=True)
     energy_joules = serializers.FloatField(allow_null=True)
     cost_usd = serializers.FloatField(allow_null=True, help_text="The sum of the attempts.")
+    swap_bounds = SwapBoundsSerializer(allow_null=True)
     tokens = UsageSerializer(allow_null=True)
     prompt = serializers.CharField(allow_null=True)
     messages = NewMessageSerializer(many=True, allow_null=True)

@@ -88,7 +88,8 @@ class Session:
 
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
-        self._start = database_clock.now()
+        # When the session last took the task whose turn it was.
+        self._in_turn_at = database_clock.now()
         self._is_for_one = False
         self._loaded: LoadedEngine | None = None
         self._meter: CostMeter
@@ -320,7 +321,7 @@ class Session:
             if requests.are_pending():  # models to load or unload come first
                 return
             if urgent is None:
-                lease = claim.claim_joining(Queue.GPU, self._model_name, self._start)
+                lease = claim.claim_joining(Queue.GPU, self._model_name, self._in_turn_at)
             else:
                 lease = self._claim_urgent(urgent, loaded.engine)
             if lease is None:
@@ -331,6 +332,8 @@ class Session:
                 self._paused.pause_all(loaded, self._meter)
                 self._urgent = lease
                 return
+            if lease.was_in_turn:
+                self._in_turn_at = database_clock.now()
             self._begin(lease)
             self._add_prepared(_PREPARE_SECONDS)
             if self._preparing is not None:  # the next one is whichever is most urgent then

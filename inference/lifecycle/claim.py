@@ -31,6 +31,7 @@ class Lease(HeldRow):
     What the attempt has cost, and how its answer came about, are known when it ends. `history_end`:
     the `id` of the last message that it has read of its conversation.
     `endpoint`: which one of a cloud model was asked last.
+    `was_in_turn`: whether no task of another model should have gone first.
     """
 
     row: GenerationTask
@@ -38,6 +39,7 @@ class Lease(HeldRow):
     endpoint: str | None = None
     provenance: Provenance | None = None
     history_end: int | None = None
+    was_in_turn: bool = True
 
     @property
     def task(self) -> GenerationTask:
@@ -67,13 +69,14 @@ def claim_most_urgent(
     return _claim(sql.claim_first(len(lowest)), queue=queue, **names, **priorities)
 
 
-def claim_joining(queue: str, model_name: str, session_start: datetime) -> Lease | None:
+def claim_joining(queue: str, model_name: str, in_turn_at: datetime) -> Lease | None:
     """Take the pending task of a model that runs already; None when it is another model's turn.
 
     That is when a task of another model has a higher priority; or the same and its owner's turn is
-    first, and the session has let it wait for longer than SWAP_WINDOW_SECONDS: two model changes
-    are saved for each time that the session goes on. A task that was lost joins nobody, and nobody
-    goes before it: the session ends, and the task has one of its own.
+    first, and the session has let it wait past its turn for longer than SWAP_WINDOW_SECONDS: two
+    model changes are saved for each time that the session goes on. Its turn came when the session
+    last took the task whose turn it was (`in_turn_at`), or when it was submitted. A task that was
+    lost joins nobody, and nobody goes before it: the session ends, and the task has one of its own.
     """
     while first := sql.first_task(sql.FIRST_OF_QUEUE, queue=queue):
         joining = first
@@ -81,7 +84,7 @@ def claim_joining(queue: str, model_name: str, session_start: datetime) -> Lease
             of_model = sql.first_task(sql.FIRST_OF_MODEL, queue=queue, model_name=model_name)
             if of_model is None or first.priority > of_model.priority:
                 return None
-            waiting_since = max(first.created_at, session_start)
+            waiting_since = max(first.created_at, in_turn_at)
             waited = database_clock.now() - waiting_since
             if waited.total_seconds() > settings.SWAP_WINDOW_SECONDS:
                 return None
@@ -89,6 +92,7 @@ def claim_joining(queue: str, model_name: str, session_start: datetime) -> Lease
         if joining.was_lost:
             return None
         if lease := claim(joining.pk):
+            lease.was_in_turn = joining is first
             return lease
     return None
 

@@ -6,7 +6,7 @@ from inference.models.costs import NO_COST, Cost
 from inference.models.downloads import ModelDownload
 from inference.models.files import StoredFile
 from inference.models.model_files import FileIdentity, ModelFile, ModelProvenance, Provenance
-from inference.models.owner_shares import OwnerShare, queue_positions
+from inference.models.owner_shares import OwnerShare, owner_turns, queue_positions
 from inference.models.registered_models import RegisteredModel, loaded_models
 from inference.models.tasks import (
     MAX_PRIORITY,
@@ -51,5 +51,6 @@ __all__ = [
     "loaded_models",
     "milliseconds_between",
     "new_task_id",
+    "owner_turns",
     "queue_positions",
 ]

@@ -18,7 +18,7 @@ from django.db import connection, models
 from django.db.models.functions import Now
 
 from inference.models.tasks import GenerationTask, Queue
-from inference.scheduling import shares
+from inference.scheduling.shares import Turns
 
 # An owner who has had no task for so long is forgotten.
 _FORGOTTEN_AFTER = timedelta(hours=1)
@@ -109,6 +109,19 @@ waiting (owner) AS ({_WAITING}), running (owner, num) AS MATERIALIZED (
 )"""  # noqa: S608 (our own names)
 
 
+def owner_turns(queue: str, priority: float) -> dict[str, Turns]:
+    """By owner with pending tasks of that queue and priority, when these come."""
+    return _order(queue, priority)[1]
+
+
+def _order(queue: str, priority: float) -> tuple[int, dict[str, Turns]]:
+    """How many pending tasks are more urgent; by owner with tasks of that priority its turns."""
+    with connection.cursor() as cursor:
+        cursor.execute(_ORDER, {"queue": queue, "priority": priority})
+        rows = cursor.fetchall()
+    return rows[0][0] if rows else 0, {owner: Turns(*row) for _, owner, *row in rows}
+
+
 def queue_positions(tasks: Iterable[GenerationTask]) -> dict[str, int]:
     """By id, how many pending tasks of the same queue go before each of those that are pending.
 
@@ -122,11 +135,7 @@ def queue_positions(tasks: Iterable[GenerationTask]) -> dict[str, int]:
     positions: dict[str, int] = {}
     for (queue, priority), group in groups.items():
         values: dict[str, Any] = {"queue": queue, "priority": priority}
-        with connection.cursor() as cursor:
-            cursor.execute(_ORDER, values)
-            rows = cursor.fetchall()
-        num_more_urgent = rows[0][0] if rows else 0
-        order = {owner: shares.Turns(*row) for _, owner, *row in rows}
+        num_more_urgent, order = _order(queue, priority)
         by_owner: defaultdict[str, list[GenerationTask]] = defaultdict(list)
         for task in group:
             by_owner[task.owner].append(task)

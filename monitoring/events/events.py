@@ -64,7 +64,23 @@ OF_OWNERS = frozenset(
 )
 
 
-class TaskQueued(TypedDict):
+class EtaSeconds(TypedDict):
+    """In how many seconds a task ends: with these probabilities not later."""
+
+    p10: float
+    p50: float
+    p90: float
+
+
+class Estimated(TypedDict):
+    """When a task starts and ends (medians), and in how many seconds; null while nobody knows."""
+
+    estimated_start_at: Timestamp | None
+    estimated_finish_at: Timestamp | None
+    eta_seconds: EtaSeconds | None
+
+
+class TaskQueued(Estimated):
     """A task was accepted, or given back by a lost worker; `attempt` counts those before."""
 
     task_id: str
@@ -74,7 +90,7 @@ class TaskQueued(TypedDict):
     attempt: int
 
 
-class TaskStarted(TypedDict):
+class TaskStarted(Estimated):
     task_id: str
     model: str
     attempt: int

@@ -92,7 +92,7 @@ async function showPosition() {
   if (id !== taskId || !isWaiting || !stream || !task) return;
   if (task.status === "processing") showStart();
   else if (task.status === "pending") {
-    box.dataset.hint = place(task.queue_position);
+    box.dataset.hint = [place(task.queue_position), untilEnd(task.eta_seconds)].join(" ").trim();
     showStatus("pending", "Waiting in the queue.");
   }
 }
@@ -103,6 +103,11 @@ function place(position) {
   return position === 0
     ? "Next in the queue."
     : `Waiting in the queue, ${count(position)} before it.`;
+}
+
+/** @param {{p10: number, p50: number, p90: number} | null} eta null while nobody knows */
+function untilEnd(eta) {
+  return eta ? `Its answer is expected to end in ${duration(eta.p10 * 1000)} to ${duration(eta.p90 * 1000)}.` : "";
 }
 
 function onRestart() {

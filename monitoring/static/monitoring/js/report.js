@@ -67,6 +67,7 @@ function fill(report) {
       Priority: task.priority,
       Submitted: moment(task.created_at),
       ...links(task),
+      ...expected(task),
       "Queue wait": duration(metrics.queue_wait_ms),
       "Model load": duration(metrics.model_load_ms),
       "First token": duration(metrics.ttft_ms),
@@ -108,6 +109,16 @@ function links({ requeued_from, requeued_as }) {
   if (requeued_from) known["Requeued from"] = reportLink(requeued_from);
   if (requeued_as) known["Requeued as"] = reportLink(requeued_as);
   return known;
+}
+
+/** When it starts and ends, while that lies ahead and is known. */
+function expected({ status, estimated_start_at, estimated_finish_at, eta_seconds }) {
+  if (!eta_seconds) return {};
+  const end = `${moment(estimated_finish_at)}, in ${duration(eta_seconds.p10 * 1000)} to ${duration(eta_seconds.p90 * 1000)}`;
+  return {
+    ...(status === "pending" && { "Expected start": moment(estimated_start_at) }),
+    "Expected end": end,
+  };
 }
 
 /** Those that are known: local models take time and energy, cloud models money. */

@@ -1,0 +1,54 @@
+"""How long a task will run, from those that its model has ended before."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# So many of the ended tasks that are most alike tell how long one takes.
+MAX_ALIKE = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An ended task: the characters of its request, and what it took.
+
+    `prefill_seconds` until the first of `num_tokens`, `seconds_per_token` for each other one.
+    `was_cut`: whether it reached its own max_tokens.
+    """
+
+    size: int
+    num_tokens: int
+    prefill_seconds: float
+    seconds_per_token: float
+    was_cut: bool = False
+
+    def seconds(self, size: int, max_tokens: int) -> float:
+        """How long a task of that size would take that goes as this one did."""
+        num_tokens = min(self.num_tokens, max_tokens)
+        if self.was_cut and max_tokens > self.num_tokens:
+            num_tokens = max_tokens
+        prefill = self.prefill_seconds * min(4.0, max(0.25, size / max(1, self.size)))
+        return prefill + max(0, num_tokens - 1) * self.seconds_per_token
+
+
+def durations(samples: Sequence[Sample], size: int, max_tokens: int) -> list[float]:
+    """The seconds that a task may run, sorted, each as likely; none where nothing is known.
+
+    From the ended tasks whose requests are most alike in size.
+    """
+    alike = sorted(samples, key=lambda sample: abs(sample.size - size))[:MAX_ALIKE]
+    return sorted(sample.seconds(size, max_tokens) for sample in alike)
+
+
+def remaining(seconds: Sequence[float], elapsed: float) -> list[float]:
+    """Those of sorted durations that are left to a task that has run for so long."""
+    left = [each - elapsed for each in seconds[bisect_left(seconds, elapsed) :]]
+    return left or [0.1 * elapsed]
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Of sorted values, at least one, between the two that are nearest."""
+    place = share * (len(values) - 1)
+    low = int(place)
+    high = min(low + 1, len(values) - 1)
+    return values[low] + (place - low) * (values[high] - values[low])
