@@ -111,7 +111,16 @@ def tell(
     number: int, owner: str | None = "local", task_id: str = TASK_ID, model: str = "m"
 ) -> None:
     """Publish a task.queued whose attempt is the number."""
-    data = events.TaskQueued(task_id=task_id, model=model, queue="gpu", priority=1, attempt=number)
+    data = events.TaskQueued(
+        task_id=task_id,
+        model=model,
+        queue="gpu",
+        priority=1,
+        attempt=number,
+        estimated_start_at=None,
+        estimated_finish_at=None,
+        eta_seconds=None,
+    )
     events.publish(EventType.TASK_QUEUED, data, owner)
 
 

@@ -187,7 +187,7 @@ class SwapBoundsSerializer(serializers.Serializer[Any]):
     )
     load_share = serializers.FloatField(
         allow_null=True,
-        help_text="So much of the time at most goes into loading; null unless its model was loaded.",
+        help_text="So much of the time at most goes into loading; null unless it was loaded.",
     )
 
 

@@ -30,6 +30,8 @@ RESULT = TaskResult(
     extra={},
 )
 
+NOTHING_KNOWN = {"estimated_start_at": None, "estimated_finish_at": None, "eta_seconds": None}
+
 
 def told() -> list[LoggedEvent]:
     """Everything that was logged so far."""
@@ -65,6 +67,7 @@ def test_completed_task_is_told_from_its_submission_to_its_end(new_task: NewTask
         "queue": "api",
         "priority": 7.0,
         "attempt": 0,
+        **NOTHING_KNOWN,
     }
     assert started.data["attempt"] == 1
     assert started.data["queue_wait_ms"] >= 0
