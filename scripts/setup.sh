@@ -12,8 +12,6 @@ CLIENT_PINS=(tests/clients/requirements.txt tests/clients/package.json tests/cli
 LOG=var/log/setup.log
 STAMP=.venv/setup-stamp
 BUILT_WITH=.venv/llama-cmake-args
-# The multimodal part, the tools and their library are never used: most of the build.
-OWN_CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_ALL_WARNINGS=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF '-DCMAKE_PROJECT_INCLUDE=$PWD/scripts/llama.cmake'"
 NETWORK_ADVICE="Check the network, then run 'make setup' again."
 JOB=""
 
@@ -137,7 +135,7 @@ compile_llama() {
   local cache=()
   # uv's cache does not know what a wheel was built with: a build of the user's own neither reads nor enters it.
   [ -z "${CMAKE_ARGS:-}" ] || cache=(--no-cache --reinstall-package llama-cpp-python)
-  CMAKE_ARGS="$OWN_CMAKE_ARGS ${CMAKE_ARGS:-}" uv_install --verbose "${cache[@]}" "$1" && printf '%s' "${CMAKE_ARGS:-}" >"$BUILT_WITH"
+  CMAKE_ARGS="'-DCMAKE_PROJECT_INCLUDE=$PWD/scripts/llama.cmake' ${CMAKE_ARGS:-}" uv_install --verbose "${cache[@]}" "$1" && printf '%s' "${CMAKE_ARGS:-}" >"$BUILT_WITH"
 }
 
 uv_install() {

@@ -24,27 +24,26 @@ MODELS = [
     ("smollm2-135m-instruct", "local", {"model_path": "SmolLM2-135M-Instruct.Q4_1.gguf"}),
     ("all-minilm-l6-v2", "embedding", {"model_path": "all-minilm-l6-v2"}),
 ]
-# While a web process is being started anew.
-PATIENCE = ("--retry", "90", "--retry-delay", "1", "--retry-all-errors")
+# A process that was killed is back in this time.
+PATIENCE_SECONDS = 90
 
 
-def curl(key: str, *arguments: str) -> str:
-    """What the server answers; an error status ends the trial."""
+def curl(key: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What the server answers; with a code other than 0 when that is an error, or nothing."""
     fixed = ("curl", "--silent", "--show-error", "--fail-with-body", "--max-time", "150")
-    done = subprocess.run(
-        [*fixed, "--header", f"Authorization: Bearer {key}", *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"curl {shlex.join(arguments)}\nended with {done.returncode}: {done.stdout}")
-    return done.stdout
+    command = [*fixed, "--header", f"Authorization: Bearer {key}", *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
 
 
-def call(key: str, url: str, body: Any = None, *arguments: str) -> Any:
+def call(key: str, url: str, body: Any = None) -> Any:
+    """The answer in JSON, of the first call that has one."""
     data = () if body is None else ("--json", json.dumps(body))
-    return json.loads(curl(key, *data, *arguments, url))
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while (done := curl(key, *data, url)).returncode:
+        if time.monotonic() > limit:
+            sys.exit(f"{url}: no answer for {PATIENCE_SECONDS} s. The last: {done.stdout}")
+        time.sleep(1)
+    return json.loads(done.stdout)
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -66,7 +65,7 @@ def commands(text: str) -> Iterator[list[str]]:
 def wait_for_end(url: str, key: str, task_id: str) -> Any:
     """The task, once it has ended; one that takes ten minutes as it is."""
     for _ in range(20):
-        task = call(key, f"{url}/api/v1/tasks/{task_id}?wait=30", None, *PATIENCE)
+        task = call(key, f"{url}/api/v1/tasks/{task_id}?wait=30")
         if task["status"] in {"completed", "failed", "cancelled"}:
             break
     return task
@@ -82,8 +81,11 @@ def run_examples(url: str, key: str) -> None:
             for each in arguments
         ]
         print("$ curl", shlex.join(told), flush=True)
-        text = curl(key, *told)
+        done = curl(key, *told)
+        text = done.stdout
         print(text[:300], flush=True)
+        if done.returncode:
+            sys.exit(f"curl ended with {done.returncode}.")
         answer = json.loads(text) if text.startswith("{") else {}
         if "conversation_id" in answer and "task_id" not in answer:
             made["conv"] = answer["conversation_id"]
@@ -105,14 +107,14 @@ def put_load(url: str, key: str, num_tasks: int) -> None:
             "max_tokens": 48,
             "idempotency_key": f"{run}-{number}",
         }
-        ids.append(call(key, f"{url}/api/v1/tasks", body, *PATIENCE)["task_id"])
+        ids.append(call(key, f"{url}/api/v1/tasks", body)["task_id"])
         time.sleep(0.5)
     if len(set(ids)) != num_tasks:
         sys.exit("Two submissions were given one task.")
     attempts = 0
     for task_id in ids:
         task = wait_for_end(url, key, task_id)
-        report = call(key, f"{url}/api/v1/tasks/{task_id}/report", None, *PATIENCE)
+        report = call(key, f"{url}/api/v1/tasks/{task_id}/report")
         succeeded = [each for each in report["attempts"] if each["outcome"] == "completed"]
         attempts += len(report["attempts"])
         if task["status"] != "completed" or len(succeeded) != 1:
@@ -130,7 +132,7 @@ def main() -> None:
     if arguments.what == "register":
         for name, provider, config in MODELS:
             body = {"name": name, "provider": provider, "config": config}
-            call(arguments.key, f"{arguments.url}/api/v1/models/register", body, *PATIENCE)
+            call(arguments.key, f"{arguments.url}/api/v1/models/register", body)
     elif arguments.what == "examples":
         run_examples(arguments.url, arguments.key)
     else:
