@@ -9,7 +9,7 @@ import { addEvent, startEventLog } from "./event-log.js";
 import { Feed, isLogged } from "./feed.js";
 import { onNextFrame } from "./frame.js";
 import { showGpus, showResources } from "./gpus.js";
-import { readModels, showDownload } from "./models.js";
+import { readModels, refreshModels, showDownload } from "./models.js";
 import { startPlayground } from "./playground.js";
 import { showQueues } from "./queues.js";
 import { startReports } from "./report.js";
@@ -159,6 +159,10 @@ async function start() {
   setInterval(
     whileVisible(() => read(readBatches)),
     BATCHES_EVERY_MS,
+  );
+  setInterval(
+    whileVisible(() => read(refreshModels)),
+    HEALTH_EVERY_MS,
   );
   drawSpeed();
 }

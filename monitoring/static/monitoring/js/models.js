@@ -2,7 +2,7 @@
 
 import { get, post } from "./api.js";
 import { byId, element, setState, setText } from "./element.js";
-import { bytes, clock, count } from "./format.js";
+import { bytes, clock, count, duration } from "./format.js";
 import { Rows } from "./rows.js";
 import { may } from "./who.js";
 
@@ -33,6 +33,11 @@ export async function readModels() {
   } finally {
     isReading = false;
   }
+}
+
+/** Those with several endpoints change all the time, without an event. */
+export async function refreshModels() {
+  if (known.some(severalEndpoints)) await readModels();
 }
 
 /** @param {{model: string, status: string, downloaded_bytes: number, bytes_per_second: number | null}} progress */
@@ -134,9 +139,22 @@ function inWords(model) {
     model.context_window ? `${count(model.context_window)} tokens of context` : null,
     model.loaded && model.unload_at ? `kept until ${clock(model.unload_at)}` : null,
     model.download ? downloaded(model.download) : null,
+    ...(severalEndpoints(model) ? model.endpoints.map(endpointInWords) : []),
     model.status_message || null,
   ];
   return parts.filter(Boolean).join(", ");
+}
+
+function severalEndpoints({ endpoints }) {
+  return (endpoints?.length ?? 0) > 1;
+}
+
+/** How an endpoint is, where that is known: an api worker has asked it of late. */
+function endpointInWords({ name, health, in_flight: calls, limit, latency_ms: latency }) {
+  if (health === null) return name;
+  const state = health === "healthy" ? "" : ` ${health.replace("_", " ")}`;
+  const time = latency === null ? "" : `, ${duration(latency)}`;
+  return `${name}${state} (${calls} of ${limit} calls${time})`;
 }
 
 /** How much of a file is here; how fast it comes only an event says. */

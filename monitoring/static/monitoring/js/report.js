@@ -147,16 +147,14 @@ function question({ prompt, messages }) {
 
 function attemptTable(attempts) {
   if (!attempts.length) return element("p", { class: "empty" }, "Not started yet.");
-  const titles = ["No.", "Outcome", "Model", "Started", "Ended", "Worker"];
+  const titles = ["No.", "Outcome", "Model", "Endpoint", "Started", "Ended", "Worker"];
   const head = element("tr", {}, ...titles.map((title) => element("th", { scope: "col" }, title)));
-  const rows = attempts.map(({ number, outcome, model, started_at, ended_at, worker }) =>
-    element(
-      "tr",
-      {},
-      ...[number, outcome, model, moment(started_at), ended_at ? clock(ended_at) : "–", worker].map(
-        (text) => element("td", {}, text),
-      ),
-    ),
+  const rows = attempts.map(
+    ({ number, outcome, model, endpoint, started_at, ended_at, worker }) => {
+      const end = ended_at ? clock(ended_at) : "–";
+      const cells = [number, outcome, model, endpoint ?? "–", moment(started_at), end, worker];
+      return element("tr", {}, ...cells.map((text) => element("td", {}, text)));
+    },
   );
   return element(
     "div",
