@@ -23,11 +23,13 @@ class EmbeddingsUnavailable(APIException):
 class EmbeddingResponse(LongPoll):
     """Hands a request to the workers, and answers with what one of them computes."""
 
-    def __init__(self, request: EmbeddingRequest) -> None:
+    def __init__(self, request: EmbeddingRequest, seconds: float | None = None) -> None:
+        """`seconds` to wait at most; None: EMBEDDING_TIMEOUT_SECONDS."""
         self._request = request
         self._answer_key = request_queue.new_key()
         self._entry_id: str | None = None
-        super().__init__([self._answer_key], settings.EMBEDDING_TIMEOUT_SECONDS, self._find_answer)
+        self._seconds = settings.EMBEDDING_TIMEOUT_SECONDS if seconds is None else seconds
+        super().__init__([self._answer_key], self._seconds, self._find_answer)
 
     def _find_answer(self, is_last: bool) -> HttpResponse | None:
         try:
@@ -38,7 +40,7 @@ class EmbeddingResponse(LongPoll):
                 request_queue.forget(self._answer_key, self._entry_id)
                 raise EmbeddingsUnavailable(
                     "The embeddings worker did not answer within "
-                    f"{settings.EMBEDDING_TIMEOUT_SECONDS:g} s: try again, with fewer texts at a "
+                    f"{self._seconds:g} s: try again, with fewer texts at a "
                     "time; /api/v1/monitor/health tells whether it runs."
                 )
         except redis.RedisError as error:

@@ -64,9 +64,9 @@ def first_or_new(
     owner = principal.owner
     if key and (first := submit.first_with_key(owner, key, submission.fingerprint(fields))):
         return first
-    _check_limits(principal, fields)
+    check_limits(principal, fields["priority"])
     task = submission.build_task(owner, fields, key, principal.limits)
-    _check_budget_of(principal, task)
+    check_budget_of(principal, task)
     return task
 
 
@@ -74,9 +74,9 @@ def requeue(principal: Principal, task: GenerationTask) -> GenerationTask:
     """Submit an ended task anew, for its owner. Raises as `first_or_new` does, and Conflict."""
     if not task.has_ended:
         raise Conflict(f"The task is {task.status}: only one that has ended can be requeued.")
-    _check_limits(principal, {"priority": task.priority})
+    check_limits(principal, task.priority)
     new = submission.again(task)
-    _check_budget_of(principal, new)
+    check_budget_of(principal, new)
     with refusals():
         [accepted] = submit.resubmit([new], principal.limits.max_pending_tasks)
     return accepted
@@ -94,7 +94,8 @@ def check_budget(principal: Principal) -> None:
     raise LimitReached(message, seconds, "max_usd_per_month")
 
 
-def _check_budget_of(principal: Principal, task: GenerationTask) -> None:
+def check_budget_of(principal: Principal, task: GenerationTask) -> None:
+    """As `check_budget` does, for a task that costs money."""
     if principal.limits.max_usd_per_month is not None:
         model = RegisteredModel.objects.read(task.model_name)
         if model is not None and model.is_remote:
@@ -108,10 +109,10 @@ def check_priority(principal: Principal, priority: float) -> None:
         raise ValidationError({"priority": [f"Your key allows priorities up to {most:g}."]})
 
 
-def _check_limits(principal: Principal, fields: dict[str, Any]) -> None:
+def check_limits(principal: Principal, priority: float) -> None:
     """Raise ValidationError or LimitReached for what the caller's key does not allow."""
     limits = principal.limits
-    check_priority(principal, fields["priority"])
+    check_priority(principal, priority)
     if limits.max_tokens_per_day is not None:
         use = OwnerUse.objects.today(principal.owner)
         if use["prompt_tokens"] + use["completion_tokens"] >= limits.max_tokens_per_day:

@@ -18,6 +18,7 @@ from inference.api.comparison import ComparisonSerializer, compare
 from inference.api.deferred_response import WAIT_PARAMETER, long_poll, requested_seconds
 from inference.api.export import export
 from inference.api.filters import TaskFilters
+from inference.api.preflight import DRY_RUN, TASK_OR_PREFLIGHT, preflight
 from inference.api.report import report
 from inference.api.sse_cursor import FINAL_ID, SSEWriter
 from inference.api.submitting import IDEMPOTENCY_KEY, first_or_new, refusals, requeue
@@ -34,7 +35,7 @@ from monitoring.api.errors import Conflict
 from monitoring.api.owners import OwnerFilter
 from monitoring.api.pagination import StablePagination
 from monitoring.api.principal import Scope, principal_of
-from monitoring.api.query_parameters import StrictViewSet
+from monitoring.api.query_parameters import StrictViewSet, boolean
 
 
 class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[GenerationTask]):
@@ -48,6 +49,7 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
     filterset_class = TaskFilters
     lookup_value_regex = "task_[0-9a-f]{32}"
     known_parameters = {
+        "create": ("dry_run",),
         "list": (*TaskFilters.base_filters, "owner", "limit", "cursor"),
         "dead": (*TaskFilters.base_filters, "owner", "limit", "cursor"),
         "retrieve": ("wait",),
@@ -74,13 +76,18 @@ class TaskViewSet(StrictViewSet, mixins.ListModelMixin, viewsets.GenericViewSet[
         return task
 
     @extend_schema(
-        parameters=[IDEMPOTENCY_KEY],
+        parameters=[IDEMPOTENCY_KEY, DRY_RUN],
         request=TaskSubmissionSerializer,
-        responses={200: TaskSerializer, 201: TaskSerializer},
+        responses={200: TASK_OR_PREFLIGHT, 201: TaskSerializer},
     )
-    def create(self, request: Request) -> Response:
-        """Submit a task. Repeating an idempotency key gives the first task again, with 200."""
+    def create(self, request: Request) -> HttpResponseBase:
+        """Submit a task. Repeating an idempotency key gives the first task again, with 200.
+
+        With `?dry_run=true` nothing is submitted: the answer says what would become of it.
+        """
         principal = principal_of(request)
+        if boolean(request, "dry_run"):
+            return preflight(self, request.data, request.META.get("HTTP_IDEMPOTENCY_KEY"))
         with refusals():
             fields = submission_validator().run_validation(request.data)
             task = first_or_new(principal, fields, request.META.get("HTTP_IDEMPOTENCY_KEY"))

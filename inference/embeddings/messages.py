@@ -40,7 +40,8 @@ class Shape(StrEnum):
 
     PAIR is for one other, whose similarity is no list. OPENAI and OPENAI_BASE64 are the vectors as
     OpenAI's API gives them. RANKING has the texts by how well they answer a query. COUNT has no
-    vectors: it is of the prompt of a task.
+    vectors: it is of the prompt of a task; nor has PREFLIGHT, which tells what would be dropped of
+    it, and what the answer may cost.
     """
 
     EMBEDDINGS = "embeddings"
@@ -50,6 +51,7 @@ class Shape(StrEnum):
     PAIR = "pair"
     RANKING = "ranking"
     COUNT = "count"
+    PREFLIGHT = "preflight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class EmbeddingRequest:
     """Texts and how to embed them, all of it checked but for `prompt_name`.
 
     `dimensions`: how many of each vector's are given; None for all. What it costs is counted for
-    the `owner`. `ranking`: that of Shape.RANKING; `prompt`: of Shape.COUNT, the request of a task.
+    the `owner`. `ranking`: that of Shape.RANKING; `prompt`: of Shape.COUNT and Shape.PREFLIGHT, the
+    request of a task.
     """
 
     model_name: str

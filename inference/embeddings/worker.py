@@ -110,7 +110,7 @@ class _Worker:
                 model = models[name]
                 if model is None:
                     raise _failure(f"The model {name} was deleted: take another one.")
-                if queued.request.shape == Shape.COUNT:
+                if queued.request.shape in (Shape.COUNT, Shape.PREFLIGHT):
                     self._counting.submit(self._count, queued, model)
                 elif model.is_remote:
                     self._cloud.submit(self._ask_cloud, queued, model)

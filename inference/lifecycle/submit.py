@@ -114,6 +114,13 @@ def resubmit(
     return submit(tasks, max_pending, name_them)
 
 
+def check_room(task: GenerationTask, max_pending: int | None = None) -> None:
+    """Raise what `submit` would raise for want of room."""
+    if _num_pending() + 1 > settings.MAX_PENDING_TASKS:
+        raise QueueFullError
+    _check_pending([task], max_pending)
+
+
 def _check_pending(fresh: Sequence[GenerationTask], max_pending: int | None) -> None:
     """Exact, since submissions of an owner with a limit take turns. Raises PendingLimitError."""
     if max_pending is None:

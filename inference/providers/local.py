@@ -72,7 +72,7 @@ def new_sequence(
     """
     try:
         plan = _Plan(loaded.runner, request)
-        tokens, num_dropped = plan.prompt.fit(request)
+        tokens, num_dropped = plan.prompt.fit(request, loaded.runner.n_ctx_per_seq)
         if num_dropped:
             progress.extra["truncated_messages"] = num_dropped
         progress.prompt_tokens = len(tokens)
@@ -104,10 +104,14 @@ def new_sequence(
     return sequence, parser
 
 
-def count_tokens(runner: "LlamaRunner", request: GenerationRequest) -> int:
-    """Tokens of the prompt, as `new_sequence` makes it. Raises InferenceError."""
+def count_tokens(runner: "LlamaRunner", request: GenerationRequest, window: int) -> tuple[int, int]:
+    """Tokens of the prompt, as `new_sequence` makes it, and how many messages it drops for that.
+
+    `window`: that of the loaded model. Raises InferenceError.
+    """
     try:
-        return len(_Plan(runner, request).prompt.fit(request)[0])
+        tokens, num_dropped = _Plan(runner, request).prompt.fit(request, window)
+        return len(tokens), num_dropped
     except EngineError as error:
         raise inference_error(error) from error
 
@@ -178,11 +182,10 @@ class _Prompt:
         # Whether the answer begins with reasoning.
         self.is_thinking = False
 
-    def fit(self, request: GenerationRequest) -> tuple[list[int], int]:
-        """The prompt's tokens, and how many messages were dropped to make it fit."""
+    def fit(self, request: GenerationRequest, window: int) -> tuple[list[int], int]:
+        """The prompt's tokens, and how many messages were dropped to make it fit the window."""
         messages, num_dropped = request.messages, 0
         if request.context_overflow == "truncate":
-            window = self._runner.n_ctx_per_seq
             room = request.answer_room(window)
             messages, num_dropped = fit(messages, window, room, self._num_tokens)
         return self._tokenize(messages), num_dropped

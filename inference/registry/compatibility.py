@@ -110,6 +110,44 @@ def check_preset(
     return _check(header, preset.provider_config, quantization, window, warnings, choices)
 
 
+def models_to_unload(model: RegisteredModel) -> list[str]:
+    """The idle models that a worker would unload for a local one, the first to go first.
+
+    As things are, and as far as workers tell what memory they have. Raises OSError, ValueError and
+    InvalidGGUFError where the file cannot be read.
+    """
+    memory = device_memory.published()
+    if memory is None:
+        return []
+    missing_bytes = _as_registered(model, memory.kind).required_bytes() - memory.usable_bytes
+    loaded = RegisteredModel.objects.filter(
+        status=RegisteredModel.Status.LOADED, provider=RegisteredModel.Provider.LOCAL
+    )
+    names = []
+    for other in loaded.exclude(pk=model.pk).order_by("last_used_at"):
+        if missing_bytes > 0 and not other.pinned:
+            missing_bytes -= _as_registered(other, memory.kind).required_bytes()
+            names.append(other.name)
+    return names
+
+
+def _as_registered(model: RegisteredModel, kind: MemoryKind) -> _Load:
+    header = read_header(resolve_file(model.config["model_path"]))
+    window = model.context_window or default_context_window(header)
+    gpu_layers = model.config.get("gpu_layers", settings.GPU_LAYERS)
+    return _Load(
+        header,
+        model_sizes(model.config, window),
+        gpu_layers if kind == MemoryKind.GPU else 0,
+        _draft_header(model.config),
+    )
+
+
+def _draft_header(config: dict[str, Any]) -> GGUFHeader | None:
+    path = resolve_draft(config)
+    return read_header(path) if path else None
+
+
 def usual_header(num_parameters: int, quantization: str = "Q4_K_M") -> GGUFHeader:
     """The header that a decoder of so many parameters is likely to have.
 
@@ -159,8 +197,7 @@ def _check(
     window = context_window or default_context_window(header)
     used_gpu_layers = gpu_layers if memory.kind == MemoryKind.GPU else 0
     try:
-        draft_path = resolve_draft(config)
-        draft_header = read_header(draft_path) if draft_path else None
+        draft_header = _draft_header(config)
     except (OSError, ValueError, InvalidGGUFError) as error:
         draft_header, warnings = None, [*warnings, str(error)]
     as_is = _Load(header, model_sizes(config, window), used_gpu_layers, draft_header)
