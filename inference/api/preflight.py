@@ -11,6 +11,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from conversations.models import ChatMessage, text_of
+from inference import estimates
 from inference.api.embedding_response import EmbeddingResponse
 from inference.api.submission import build_task
 from inference.api.submitting import check_budget_of, check_limits, refusals
@@ -23,6 +24,7 @@ from inference.registry import compatibility
 from inference.task_body import TaskSerializer
 from monitoring.api.errors import in_words
 from monitoring.api.principal import principal_of
+from monitoring.events.events import EtaSeconds, Timestamp, iso
 
 # Who asks beforehand wants to know soon; then tokens are estimated.
 _COUNT_SECONDS = 3.0
@@ -51,6 +53,9 @@ class Preflight(TypedDict):
     model: NotRequired[str]
     queue: NotRequired[str]
     queue_position: NotRequired[int]
+    eta_seconds: NotRequired[EtaSeconds | None]
+    estimated_start_at: NotRequired[Timestamp | None]
+    estimated_finish_at: NotRequired[Timestamp | None]
     context_window: NotRequired[int | None]
     max_tokens: NotRequired[int]
     prompt_tokens: NotRequired[int]
@@ -131,7 +136,7 @@ class PreflightResponse(EmbeddingResponse):
                 " it."
             )
         response = self._view.finalize_response(self._view.request, Response(body))
-        rendered: HttpResponse = response.render()  # type: ignore[union-attr]
+        rendered: HttpResponse = response.render()
         return rendered
 
     def _body(self, counted: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,12 +146,20 @@ class PreflightResponse(EmbeddingResponse):
             raise ValidationError({"model": [f"{task.model_name} has just been deleted."]})
         is_local = model.provider == RegisteredModel.Provider.LOCAL
         cost = counted.get("cost_nano_usd")
+        position = queue_positions([task]).get(task.pk)
+        if position is None:  # the first one of an owner who has none waiting
+            ahead = GenerationTask.objects.pending().filter(queue=task.queue)
+            position = ahead.filter(priority__gt=task.priority).count()
+        estimate = estimates.of(task, position)
         return {
             "is_accepted": self._refusal is None,
             "refusal": self._refusal,
             "model": model.name,
             "queue": task.queue,
-            "queue_position": queue_positions([task])[task.pk],
+            "queue_position": position,
+            "eta_seconds": estimate and estimate.eta_seconds,
+            "estimated_start_at": estimate and iso(estimate.start_at),
+            "estimated_finish_at": estimate and iso(estimate.finish_at),
             "context_window": model.context_window,
             "max_tokens": task.request["params"]["max_tokens"],
             "prompt_tokens": counted.get("prompt_tokens", _estimate(self._messages)),
