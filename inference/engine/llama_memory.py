@@ -88,7 +88,10 @@ class LlamaMemory:
 
     def save(self, slot: int) -> memoryview | None:
         """A copy of what the slot holds, without the cells that its window has passed."""
-        data = np.empty(self.state_bytes(slot), np.uint8)
+        try:
+            data = np.empty(self.state_bytes(slot), np.uint8)
+        except MemoryError:
+            return None
         get_data = self._llama.llama_state_seq_get_data
         num_written = get_data(self._context, _pointer(data), len(data), slot)
         return data.data if num_written == len(data) else None
