@@ -22,7 +22,7 @@ URL=http://127.0.0.1:$SERVER_PORT
 
 if docker compose version >/dev/null 2>&1; then COMPOSE=(docker compose); else COMPOSE=(docker-compose); fi
 compose() { "${COMPOSE[@]}" --project-name sopllm-trial --profile cpu "$@"; }
-of_container() { docker inspect --format "$2" "$(compose ps --quiet "$1")"; }
+of_container() { docker inspect --format "$2" "$(compose ps --all --quiet "$1")"; }
 say() { printf '\n== %s (after %d s)\n' "$*" "$SECONDS"; }
 
 end() {
@@ -47,7 +47,7 @@ make_stand_ins() {
   docker image inspect "$BUILD_IMAGE" >/dev/null 2>&1 ||
     mmdebstrap --quiet --variant=minbase --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
       --dpkgopt='path-exclude=/usr/share/locale/*' --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*' \
-      --customize-hook='sync-in /usr/local/share/ca-certificates /usr/local/share/ca-certificates' bookworm - \
+      --customize-hook='mkdir -p "$1/usr/local/share/ca-certificates"' --customize-hook='sync-in /usr/local/share/ca-certificates /usr/local/share/ca-certificates' bookworm - \
       "deb http://deb.debian.org/debian bookworm main" "deb http://deb.debian.org/debian-security bookworm-security main" |
     docker import - "$BUILD_IMAGE" >/dev/null
   docker build --quiet --network "$BUILD_NETWORK" --tag "$VALKEY_IMAGE" - <<-'DOCKERFILE'

@@ -25,7 +25,7 @@ MODELS = [
     ("all-minilm-l6-v2", "embedding", {"model_path": "all-minilm-l6-v2"}),
 ]
 # A process that was killed is back in this time.
-PATIENCE_SECONDS = 90
+PATIENCE_SECONDS = 300
 
 
 def curl(key: str, *arguments: str) -> subprocess.CompletedProcess[str]:
