@@ -10,6 +10,7 @@ turns of tasks, and by fair shares.
 """
 
 import argparse
+import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -113,7 +114,10 @@ def line_plot(
     """An SVG of lines, by name: color and points."""
     width, height, left, bottom, top = 520, 300, 58, 44, 34
     xs = [x for _, points in series.values() for x, _ in points]
-    most = 1.1 * max(y for _, points in series.values() for _, y in points)
+    # Room for the names above the lines, and round numbers.
+    step = 1.5 * max(y for _, points in series.values() for _, y in points) / 4
+    unit = 10 ** math.floor(math.log10(step))
+    most = 4 * unit * math.ceil(step / unit)
     span = max(xs) - min(xs) or 1.0
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -125,8 +129,8 @@ def line_plot(
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
         f'<text x="{left}" y="18" font-size="13" font-weight="600">{title}</text>',
     ]
-    for step in range(5):
-        value = most * step / 4
+    for number in range(5):
+        value = most * number / 4
         _, y = place(min(xs), value)
         parts.append(f'<path d="M{left} {y}H{width - 20}" stroke="#e3e5e8"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{value:.0f}</text>')

@@ -27,6 +27,7 @@ BODY_FIELDS = {
     *("task_id", "status", "model", "priority", "created_at", "updated_at", "started_at"),
     *("finished_at", "result", "error", "error_code", "attempt", "queue_position"),
     *("conversation_id", "webhook_url", "idempotency_key", "metadata", "trace_id"),
+    *("estimated_start_at", "estimated_finish_at", "eta_seconds"),
     *("requeued_from", "requeued_as", "gpu_seconds", "energy_joules", "cost_usd"),
 }
 NO_TASK = f"{TASKS}/task_{32 * '0'}"
@@ -809,7 +810,7 @@ def test_report_tells_all_about_an_answered_task(api: APIClient, new_task: NewTa
     body = api.get(f"{TASKS}/{task.pk}/report").json()
     assert set(body) == {
         *("task", "metrics", "tokens", "prompt", "messages", "params", "provenance", "attempts"),
-        *("gpu_seconds", "energy_joules", "cost_usd", "webhook_deliveries", "logs"),
+        *("gpu_seconds", "energy_joules", "cost_usd", "webhook_deliveries", "logs", "swap_bounds"),
     }
     assert body["task"] == api.get(f"{TASKS}/{task.pk}").json()
     assert body["tokens"] == body["task"]["result"]["usage"]
@@ -823,7 +824,7 @@ def test_report_tells_all_about_an_answered_task(api: APIClient, new_task: NewTa
     [attempt] = body["attempts"]
     assert set(attempt) == {
         *("number", "worker", "model", "started_at", "ended_at", "outcome"),
-        *("error_code", "error", "gpu_seconds", "energy_joules", "cost_usd"),
+        *("error_code", "error", "gpu_seconds", "energy_joules", "cost_usd", "endpoint"),
     }
     assert (attempt["number"], attempt["outcome"], attempt["model"]) == (1, "completed", "echo")
 
