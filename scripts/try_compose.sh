@@ -44,12 +44,14 @@ make_stand_ins() {
   export BUILD_IMAGE=sopllm-stand-in/debian RUN_IMAGE=sopllm-stand-in/debian BUILD_NETWORK=${BUILD_NETWORK:-host}
   export VALKEY_IMAGE=sopllm-stand-in/valkey POSTGRES_IMAGE=sopllm-stand-in/postgres
   # What stands in for debian:bookworm-slim trusts the authorities that this machine trusts.
-  docker image inspect "$BUILD_IMAGE" >/dev/null 2>&1 ||
+  if ! docker image inspect "$BUILD_IMAGE" >/dev/null 2>&1; then
     mmdebstrap --quiet --variant=minbase --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
       --dpkgopt='path-exclude=/usr/share/locale/*' --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*' \
-      --customize-hook='mkdir -p "$1/usr/local/share/ca-certificates"' --customize-hook='sync-in /usr/local/share/ca-certificates /usr/local/share/ca-certificates' bookworm - \
-      "deb http://deb.debian.org/debian bookworm main" "deb http://deb.debian.org/debian-security bookworm-security main" |
-    docker import - "$BUILD_IMAGE" >/dev/null
+      --customize-hook='mkdir -p "$1/usr/local/share/ca-certificates"' \
+      --customize-hook='sync-in /usr/local/share/ca-certificates /usr/local/share/ca-certificates' bookworm "$SCRATCH/debian.tar" \
+      "deb http://deb.debian.org/debian bookworm main" "deb http://deb.debian.org/debian-security bookworm-security main"
+    docker import "$SCRATCH/debian.tar" "$BUILD_IMAGE" >/dev/null
+  fi
   docker build --quiet --network "$BUILD_NETWORK" --tag "$VALKEY_IMAGE" - <<-'DOCKERFILE'
 	FROM sopllm-stand-in/debian
 	RUN apt-get update && apt-get install -y --no-install-recommends redis-server \
