@@ -255,7 +255,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         found = rows.problems(load.accepted, load.batches, receiver.ids)
         twice = [pk for feed in load.feeds for pk, num in feed.ended.items() if num > 1]
         untold = [pk for pk in load.accepted if not any(pk in feed.ended for feed in load.feeds)]
-        return {
+        figures = {
             "machine": machine(),
             "seed": options.seed,
             "database": "SQLite" if options.sqlite else "PostgreSQL",
@@ -287,6 +287,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "ends told twice": twice,
             "ends not told": len(untold),
         }
+        # Before the service is stopped, which may take longer than it should.
+        keep(figures, options.json)
+        show(figures)
+        return figures
 
 
 def main() -> int:
@@ -300,7 +304,11 @@ def main() -> int:
     parser.add_argument("--sqlite", action="store_true", help="instead of PostgreSQL")
     options = parser.parse_args()
     figures = measure(options)
-    keep(figures, options.json)
+    is_stuck = max(figures[STILL[-1]].values(), default=0) > MAX_STILL_SECONDS
+    return int(is_stuck or any(figures[name] for name in ("lost", "doubled", "wrong")))
+
+
+def show(figures: dict[str, Any]) -> None:
     print(f"{'killed':<20}{'times':>6}{'recovery, median s':>20}{'max s':>8}")
     for line in figures["processes"]:
         name, times, middle, most = line.values()
@@ -310,8 +318,6 @@ def main() -> int:
         print(f"{name}: {figures[name]}")
     for name in ("lost", "doubled", "wrong", "ends told twice"):
         print(f"{name}: {len(figures[name])}", *figures[name][:20], sep="\n  ")
-    is_stuck = max(figures[STILL[-1]].values(), default=0) > MAX_STILL_SECONDS
-    return int(is_stuck or any(figures[name] for name in ("lost", "doubled", "wrong")))
 
 
 if __name__ == "__main__":
