@@ -20,6 +20,7 @@ from inference.models import (
     WebhookDelivery,
     queue_positions,
 )
+from inference.providers.cloud.endpoints import reports
 from inference.registry import downloads
 from inference.webhooks.deliveries import deliver_soon
 from monitoring.api.errors import in_words
@@ -190,7 +191,14 @@ class RegisteredModelAdmin(ReadOnlyAdmin, admin.ModelAdmin[RegisteredModel]):
     )
     list_filter = ("provider", "status")
     search_fields = ("name",)
+    readonly_fields = ("endpoints",)
     actions = ("load_models", "unload_models")
+
+    @admin.display(description="Endpoints asked of late", empty_value="-")
+    def endpoints(self, model: RegisteredModel) -> str | None:
+        states = reports.read().get(model.pk, {})
+        lines = [f"{name}: {each.health}, {each.in_flight} calls" for name, each in states.items()]
+        return "; ".join(lines) or None
 
     @admin.display(description="Asked for", ordering="requested", empty_value="-")
     def asked_for(self, model: RegisteredModel) -> str | None:
