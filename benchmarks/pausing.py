@@ -41,10 +41,7 @@ def first_token_seconds(service: RunningService, model: str) -> tuple[float, flo
 
 
 def beside_long_answers(service: RunningService, model: str) -> tuple[float, float]:
-    long_ones = [
-        service.submit(f"{COUNTING['prompt']} {number}", temperature=0, max_tokens=NUM_NEW_TOKENS)
-        for number in range(NUM_RUNNING)
-    ]
+    long_ones = [service.submit(**COUNTING, max_tokens=NUM_NEW_TOKENS) for _ in range(NUM_RUNNING)]
     for task_id in long_ones:
         service.generating(task_id)
     seconds = first_token_seconds(service, model)
