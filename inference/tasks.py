@@ -120,7 +120,7 @@ def warm_up_embeddings() -> None:
 @shared_task(name=dispatch.SERVE_MODEL_REQUESTS.name)
 def serve_model_requests() -> None:
     """Load and unload what the rows of the models ask for."""
-    with gpu_lock.hold(settings.GPU_INDEX):
+    with gpu_lock.hold(settings.GPU_INDEXES):
         loaded_engines.serve_requests()
     _end_if_spent(loaded_engines)
 

@@ -77,6 +77,20 @@ def env_list(name: str, default: list[str]) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()] if text else default
 
 
+def env_ints(name: str, default: list[int], minimum: int, maximum: int) -> list[int]:
+    """A comma-separated list of different whole numbers within [minimum, maximum]."""
+    texts = env_list(name, [])
+    if not all(text.isdecimal() and minimum <= int(text) <= maximum for text in texts):
+        raise ImproperlyConfigured(
+            f"{name} must be whole numbers within {minimum}..{maximum}, with commas in between, "
+            f"not {env_str(name)}."
+        )
+    numbers = [int(text) for text in texts]
+    if len(set(numbers)) < len(numbers):
+        raise ImproperlyConfigured(f"{name} names a number twice: {env_str(name)}.")
+    return numbers or default
+
+
 def env_choice(name: str, default: str, choices: tuple[str, ...]) -> str:
     """One of `choices`."""
     value = env_str(name, default)

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from django.conf import settings
@@ -91,7 +92,8 @@ def valkey() -> ProcessSpec:
 def application(listener: socket.socket) -> list[ProcessSpec]:
     """Web, workers and beat: the processes that need Redis and a migrated database."""
     webs = [web(number, listener) for number in range(1, settings.WEB_PROCESSES + 1)]
-    return [*webs, gpu_worker(), api_worker(), default_worker(), embeddings_worker(), beat()]
+    others = [api_worker(), default_worker(), embeddings_worker(), beat()]
+    return [*webs, *gpu_workers(), *others]
 
 
 def web(number: int, listener: socket.socket) -> ProcessSpec:
@@ -113,9 +115,18 @@ def web(number: int, listener: socket.socket) -> ProcessSpec:
     )
 
 
-def gpu_worker() -> ProcessSpec:
-    """Local models, in one child process that owns the GPU."""
-    return worker("gpu", "gpu", "--pool=prefork", "--concurrency=1", nice=WORKER_NICE)
+def gpu_workers() -> list[ProcessSpec]:
+    """Local models, in one child process for each group of GPUs, which owns them."""
+    specs = []
+    for gpu_index in settings.GPU_WORKERS or [""]:
+        spec = worker("gpu", "gpu", "--pool=prefork", "--concurrency=1", nice=WORKER_NICE)
+        if gpu_index:
+            hostname = f"gpu{gpu_index.replace(',', '-')}@%h"
+            command = [hostname if part == "gpu@%h" else part for part in spec.command]
+            env = {**spec.env, "GPU_INDEX": gpu_index}
+            spec = replace(spec, name=f"gpu {gpu_index} worker", command=command, env=env)
+        specs.append(spec)
+    return specs
 
 
 def api_worker() -> ProcessSpec:

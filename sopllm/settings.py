@@ -19,6 +19,7 @@ from sopllm.env import (
     env_choice,
     env_float,
     env_int,
+    env_ints,
     env_limit,
     env_list,
     env_path,
@@ -212,7 +213,8 @@ WEBHOOK_RETRY_SECONDS = env_float("WEBHOOK_RETRY_SECONDS", 5.0, 0.1, 3600)
 
 # The workers that share a machine's GPUs must have the same node name, in containers too.
 NODE_NAME = env_str("NODE_NAME", socket.gethostname())
-GPU_INDEX = env_int("GPU_INDEX", 0, 0, 63)
+GPU_INDEXES = env_ints("GPU_INDEX", [0], 0, 63)
+GPU_WORKERS = env_str("GPU_WORKERS").split()  # each the GPU_INDEX of one worker
 GPU_LAYERS = env_int("GPU_LAYERS", -1, -1, 10_000)
 MAX_VRAM_USAGE_PERCENT = env_float("MAX_VRAM_USAGE_PERCENT", 95, 1, 100)
 VRAM_RESERVE_MB = env_int("VRAM_RESERVE_MB", 512)

@@ -1,12 +1,52 @@
 """What the engine asks of a model: the seam between scheduling and llama.cpp."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from inference.engine.deltas import TokenLogprob
 from inference.engine.errors import ModelLoadError
 from inference.engine.sequence import SamplingParams
+
+
+class SplitMode(StrEnum):
+    """What several GPUs share of a model: nothing, its layers one after another, or each layer."""
+
+    NONE = "none"
+    LAYER = "layer"
+    ROW = "row"
+
+
+@dataclass(frozen=True, slots=True)
+class GPUSplit:
+    """How a model lies on the GPUs of its process, which count from 0 here.
+
+    `tensor_split`: the proportion of it on each, None = as their free memory. `main_gpu` has all of
+    it with mode `none`, and with `row` what cannot be split.
+    """
+
+    mode: SplitMode = SplitMode.LAYER
+    main_gpu: int = 0
+    tensor_split: tuple[float, ...] | None = None
+
+    def shares(self, num_gpus: int) -> list[float] | None:
+        """The part of the model on each of so many GPUs; None: as their free memory.
+
+        Raises ModelLoadError where the split names GPUs that are not there.
+        """
+        num_named = max(self.main_gpu + 1, len(self.tensor_split or ()))
+        if num_named > num_gpus:
+            raise ModelLoadError(
+                f"its registration names {num_named} GPUs and this worker has {num_gpus}: change "
+                "main_gpu and tensor_split, or give the worker more by GPU_INDEX"
+            )
+        if self.mode == SplitMode.NONE:
+            return [float(index == self.main_gpu) for index in range(num_gpus)]
+        if self.tensor_split is None:
+            return None
+        missing = num_gpus - len(self.tensor_split)
+        return [part / sum(self.tensor_split) for part in self.tensor_split] + [0.0] * missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +59,7 @@ class LoadParams:
     `num_batch_tokens`: tokens computed in one step at most. With fewer than 64 on a CPU, greedy
     answers depend less on what else is in the batch: from 64 on, llama.cpp's attention uses
     another kernel, which is up to a third faster. `gpu_layers`: -1 = all.
-    `num_threads`: None = one for each core this process may use.
+    `num_threads`: None = one for each core this process may use. `gpu_split`: None without a GPU.
     `max_draft_tokens`: room for the logits of so many drafted tokens in a step, 0 = no drafts.
     `is_vocabulary_only`: without its weights, to count tokens.
     """
@@ -30,6 +70,7 @@ class LoadParams:
     num_batch_tokens: int = 512
     max_num_seqs: int = 8
     gpu_layers: int = -1
+    gpu_split: GPUSplit | None = None
     num_threads: int | None = None
     max_draft_tokens: int = 0
     is_vocabulary_only: bool = False

@@ -3,8 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 
 import redis
 from django.conf import settings
@@ -23,12 +23,29 @@ _TASK_SHOWN_SECONDS = 86_400
 
 
 @contextmanager
-def hold(gpu_index: int) -> Iterator[None]:
-    """Hold a GPU of this node while the block runs; waits for its holder, and says so.
+def hold(gpu_indexes: Sequence[int]) -> Iterator[None]:
+    """Hold GPUs of this node while the block runs; waits for their holders, and says so.
 
     A holder whose process is dead on this host is pushed aside; one on another host runs out
     after 15 s. When Redis goes away in the meantime the block goes on: nothing new can be enqueued.
     """
+    with ExitStack() as held:
+        for gpu_index in sorted(gpu_indexes):  # two workers must not wait for each other
+            held.enter_context(_hold_one(gpu_index))
+        yield
+
+
+def show_task(gpu_indexes: Sequence[int], task_id: str) -> None:
+    """Say which task the holder works on."""
+    try:
+        for gpu_index in gpu_indexes:
+            client().set(_task_key(gpu_index), task_id, ex=_TASK_SHOWN_SECONDS)
+    except redis.RedisError as exc:
+        logger.warning("GPU %s: holder's task not shown: %s", gpu_indexes, exc)
+
+
+@contextmanager
+def _hold_one(gpu_index: int) -> Iterator[None]:
     lock = _acquire(gpu_index)
     done = threading.Event()
     renewer = threading.Thread(target=_renew, args=(lock, done), name="gpu-lock", daemon=True)
@@ -43,14 +60,6 @@ def hold(gpu_index: int) -> Iterator[None]:
             lock.release()
         except (LockError, redis.RedisError) as exc:
             logger.warning("GPU %d: lease not given back, it runs out: %s", gpu_index, exc)
-
-
-def show_task(gpu_index: int, task_id: str) -> None:
-    """Say which task the holder works on."""
-    try:
-        client().set(_task_key(gpu_index), task_id, ex=_TASK_SHOWN_SECONDS)
-    except redis.RedisError as exc:
-        logger.warning("GPU %d: holder's task not shown: %s", gpu_index, exc)
 
 
 def _acquire(gpu_index: int) -> Lock:

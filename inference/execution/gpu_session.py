@@ -1,4 +1,4 @@
-"""A GPU session: one Celery task at a time on a GPU, and many sequences in it.
+"""A GPU session: one Celery task at a time on the GPUs of a worker, and many sequences in it.
 
 The model of the first request runs. While it does, pending tasks for the same model join straight
 from the database, most urgent first, whenever a sequence is free; their own messages find them
@@ -73,7 +73,7 @@ def run(enqueued_task_id: str) -> None:
     Redis knows ten priorities, the database knows all of them: so a message wakes the worker, and
     the database says which task is next.
     """
-    with gpu_lock.hold(settings.GPU_INDEX):
+    with gpu_lock.hold(settings.GPU_INDEXES):
         pending = GenerationTask.objects.pending().filter(pk=enqueued_task_id)
         while not _draining.is_set() and pending.exists():
             loaded_engines.serve_requests()
@@ -282,7 +282,7 @@ class Session:
         oldest = next(running, None)
         if oldest is not None and oldest is not self._shown:
             self._shown = oldest
-            gpu_lock.show_task(settings.GPU_INDEX, oldest.task_id)
+            gpu_lock.show_task(settings.GPU_INDEXES, oldest.task_id)
 
     def _exchange(self) -> None:
         """One round trip to Redis: send deltas, read whether tasks were submitted or cancelled."""

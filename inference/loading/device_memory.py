@@ -1,11 +1,12 @@
 """The memory that models may use, and whether one more model fits.
 
-A GPU's as NVML tells it; without a GPU the machine's, or of a container its share.
+That of GPUs as NVML tells it; without a GPU the machine's, or of a container its share.
 """
 
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -17,9 +18,12 @@ from django.conf import settings
 
 from inference.engine.errors import ModelLoadError
 from inference.engine.memory_estimate import MemoryEstimate
+from inference.engine.runner import GPUSplit
 from monitoring.redis import heartbeats
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_SPLIT = GPUSplit()
 
 _MB = 1024 * 1024
 _MEMBERSHIPS = Path("/proc/self/cgroup")
@@ -49,8 +53,17 @@ class DeviceMemory:
 
 
 def has_gpu() -> bool:
-    """Whether NVML sees the GPU that this worker is for."""
-    return _read_gpu() is not None
+    """Whether NVML sees the GPUs that this worker is for."""
+    return bool(_read_gpus())
+
+
+def show_own_gpus() -> None:
+    """Have CUDA see the GPUs of this worker alone, by NVML's numbers; before it is first used.
+
+    A list that the environment has already stays.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, settings.GPU_INDEXES)))
 
 
 def used_gpu_layers(gpu_layers: int) -> int:
@@ -63,7 +76,8 @@ def read(gpu_layers: int) -> DeviceMemory:
 
     What may be used is at most MODEL_MEMORY_LIMIT_MB, where that is set.
     """
-    memory = (_read_gpu() if gpu_layers else None) or _read_ram()
+    gpus = _read_gpus() if gpu_layers else []
+    memory = _sum(gpus) if gpus else _read_ram()
     limit_bytes = settings.MODEL_MEMORY_LIMIT_MB * _MB or memory.total_bytes
     return replace(memory, usable_bytes=min(memory.usable_bytes, limit_bytes))
 
@@ -73,23 +87,33 @@ def check_fits(
     needed: MemoryEstimate,
     *,
     gpu_layers: int,
+    gpu_split: GPUSplit = DEFAULT_SPLIT,
     staying: Sequence[MemoryEstimate] = (),
     leaving: Sequence[MemoryEstimate] = (),
 ) -> None:
     """Raise ModelLoadError, saying what is missing and what to change, unless the model fits.
 
     `staying`: what the models take that this worker has in memory; `leaving`: others, which it
-    has too, but would free for this one. `gpu_layers` and the estimates come from
-    `used_gpu_layers`.
+    has too, but would free for this one, spread as `gpu_split` spreads it. `gpu_layers` and the
+    estimates come from `used_gpu_layers`.
     """
     if settings.MODEL_MEMORY_LIMIT_MB:
         held = sum(each.total_bytes for each in staying)
         left = settings.MODEL_MEMORY_LIMIT_MB * _MB - held
         where = "memory under MODEL_MEMORY_LIMIT_MB"
         _check(model_name, needed, needed.total_bytes, left, where, _LIMIT_REMEDY)
-    if gpu_layers and (gpu := _read_gpu()):
-        usable = gpu.usable_bytes + sum(each.device_bytes for each in leaving)
-        _check(model_name, needed, needed.device_bytes, usable, "GPU memory", _GPU_REMEDY)
+    if gpu_layers and (gpus := _read_gpus()):
+        freed = sum(each.device_bytes for each in leaving)
+        shares = gpu_split.shares(len(gpus))
+        if shares is None:
+            usable = _sum(gpus).usable_bytes + freed
+            _check(model_name, needed, needed.device_bytes, usable, "GPU memory", _GPU_REMEDY)
+        for index, gpu, share in zip(settings.GPU_INDEXES, gpus, shares or (), strict=False):
+            device_bytes, usable = int(needed.device_bytes * share), int(freed * share)
+            where = f"the memory of GPU {index}"
+            _check(
+                *(model_name, needed, device_bytes, gpu.usable_bytes + usable, where, _GPU_REMEDY)
+            )
     ram = _read_ram()
     # Weights are mapped from their file, and look like free memory though they are in use.
     held = sum(each.host_bytes for each in staying)
@@ -101,11 +125,11 @@ def check_fits(
 def publish() -> None:
     """Publish, for 30 s, what this worker's models may use."""
     reading = json.dumps(asdict(read(settings.GPU_LAYERS)))
-    name = f"{settings.NODE_NAME}:{settings.GPU_INDEX}"
+    name = ":".join([settings.NODE_NAME, *map(str, settings.GPU_INDEXES)])
     try:
         heartbeats.beat(_GROUP, name, reading, _PUBLISHED_SECONDS)
     except redis.RedisError as exc:
-        logger.warning("GPU %d: its memory cannot be published: %s", settings.GPU_INDEX, exc)
+        logger.warning("The memory for models cannot be published: %s", exc)
 
 
 def published() -> DeviceMemory | None:
@@ -143,16 +167,29 @@ def _check(
     )
 
 
-def _read_gpu() -> DeviceMemory | None:
+def _read_gpus() -> list[DeviceMemory]:
+    """Each GPU of this worker; none where NVML does not see all of them."""
     from monitoring.hardware import nvml  # NVML is loaded by few processes
 
-    memory = nvml.memory(settings.GPU_INDEX)
-    if memory is None:
-        return None
-    total, free = memory.total_bytes, memory.free_bytes
-    may_be_used = int(total * settings.MAX_VRAM_USAGE_PERCENT / 100) - memory.used_bytes
-    usable = min(may_be_used, free - settings.VRAM_RESERVE_MB * _MB)
-    return DeviceMemory(MemoryKind.GPU, total, free, max(0, usable))
+    readings = []
+    for index in settings.GPU_INDEXES:
+        memory = nvml.memory(index)
+        if memory is None:
+            return []
+        total, free = memory.total_bytes, memory.free_bytes
+        may_be_used = int(total * settings.MAX_VRAM_USAGE_PERCENT / 100) - memory.used_bytes
+        usable = min(may_be_used, free - settings.VRAM_RESERVE_MB * _MB)
+        readings.append(DeviceMemory(MemoryKind.GPU, total, free, max(0, usable)))
+    return readings
+
+
+def _sum(gpus: Sequence[DeviceMemory]) -> DeviceMemory:
+    return DeviceMemory(
+        MemoryKind.GPU,
+        sum(gpu.total_bytes for gpu in gpus),
+        sum(gpu.free_bytes for gpu in gpus),
+        sum(gpu.usable_bytes for gpu in gpus),
+    )
 
 
 def _read_ram() -> DeviceMemory:

@@ -12,7 +12,7 @@ from inference.engine.engine import Engine
 from inference.engine.errors import EngineError, ModelLoadError
 from inference.engine.gguf_header import GGUFHeader, read_header
 from inference.engine.memory_estimate import MemoryEstimate
-from inference.engine.runner import LoadParams
+from inference.engine.runner import GPUSplit, LoadParams, SplitMode
 from inference.errors import InferenceError
 from inference.loading import device_memory, file_hashes, requests
 from inference.loading.loaded_models import LoadedModel, LoadedModels
@@ -106,6 +106,7 @@ class LoadedEngines(LoadedModels[LoadedEngine]):
             return loaded
 
     def _load_sized(self, model: RegisteredModel, files: _Files, sizes: ModelSizes) -> LoadedEngine:
+        device_memory.show_own_gpus()
         # llama.cpp takes a second to import: only the process that runs models pays for it.
         from inference.engine import llama_build
         from inference.engine.llama_runner import LlamaRunner
@@ -115,6 +116,7 @@ class LoadedEngines(LoadedModels[LoadedEngine]):
             path=files.path,
             **asdict(sizes),
             gpu_layers=_gpu_layers(model),
+            gpu_split=_gpu_split(model) if device_memory.has_gpu() else None,
             num_threads=model.config.get("num_threads", settings.N_THREADS) or None,
         )
         runners: list[LlamaRunner] = []
@@ -165,6 +167,7 @@ class LoadedEngines(LoadedModels[LoadedEngine]):
                 model.name,
                 needed,
                 gpu_layers=gpu_layers,
+                gpu_split=_gpu_split(model),
                 staying=[each.estimate for each in staying],
                 leaving=[each.estimate for each in leaving],
             )
@@ -176,6 +179,16 @@ class LoadedEngines(LoadedModels[LoadedEngine]):
 def _gpu_layers(model: RegisteredModel) -> int:
     gpu_layers: int = model.config.get("gpu_layers", settings.GPU_LAYERS)
     return gpu_layers
+
+
+def _gpu_split(model: RegisteredModel) -> GPUSplit:
+    config = model.config
+    tensor_split = config.get("tensor_split")
+    return GPUSplit(
+        SplitMode(config.get("split_mode", SplitMode.LAYER)),
+        config.get("main_gpu", 0),
+        None if tensor_split is None else tuple(tensor_split),
+    )
 
 
 loaded_engines = LoadedEngines()

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from rest_framework import serializers
 
+from inference.engine.runner import SplitMode
 from inference.loading import weights
 from inference.models import RegisteredModel
 from inference.providers.api_keys import is_usable
@@ -127,6 +128,21 @@ class LocalConfigSerializer(StrictSerializer):
     model_path = serializers.CharField(max_length=4096)
     context_window = serializers.IntegerField(required=False, min_value=64, max_value=10_000_000)
     gpu_layers = serializers.IntegerField(required=False, min_value=-1, max_value=10_000)
+    split_mode = serializers.ChoiceField(
+        choices=[mode.value for mode in SplitMode],
+        required=False,
+        help_text="How a model lies on a worker's GPUs; by default whole layers on each, `layer`.",
+    )
+    main_gpu = serializers.IntegerField(
+        required=False, min_value=0, max_value=63, help_text="The place of one among them, from 0."
+    )
+    tensor_split = serializers.ListField(
+        child=serializers.FloatField(min_value=0, max_value=1_000_000),
+        required=False,
+        min_length=1,
+        max_length=16,
+        help_text="The proportion of the model on each of them; by default as their free memory.",
+    )
     num_threads = serializers.IntegerField(required=False, min_value=1, max_value=1024)
     num_batch_tokens = serializers.IntegerField(required=False, min_value=1, max_value=65_536)
     max_num_seqs = serializers.IntegerField(required=False, min_value=1, max_value=256)
@@ -156,6 +172,13 @@ class LocalConfigSerializer(StrictSerializer):
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if "num_cache_cells" in attrs and attrs.get("generation_params", {}).get("deterministic"):
             raise serializers.ValidationError({"num_cache_cells": [NOT_DETERMINISTIC]})
+        if "tensor_split" in attrs:
+            if not any(attrs["tensor_split"]):
+                message = "Give one GPU more than 0."
+                raise serializers.ValidationError({"tensor_split": [message]})
+            if attrs.get("split_mode") == SplitMode.NONE:
+                message = "split_mode is none, so that one GPU has all: leave out one of them."
+                raise serializers.ValidationError({"tensor_split": [message]})
         if "draft_model" in attrs and attrs.get("speculative") == "off":
             message = "speculative is off, so that nothing is drafted: leave out one of them."
             raise serializers.ValidationError({"draft_model": [message]})

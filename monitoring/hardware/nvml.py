@@ -34,15 +34,15 @@ class GPUMemory:
 
 
 def publish(loaded_models: Callable[[], list[str]]) -> None:
-    """Tell of the GPUs of this node for 8 s, and of the models that this worker has on GPU_INDEX.
+    """Tell of the GPUs of this node for 8 s, and of the models that this worker has on its own.
 
     Nothing without a GPU. Raises redis.RedisError.
     """
     if gpus := read():
         models = loaded_models()
         for each in gpus:
-            each["loaded_models"] = models if each["index"] == settings.GPU_INDEX else []
-        name = f"{settings.NODE_NAME}:{settings.GPU_INDEX}:{os.getpid()}"
+            each["loaded_models"] = models if each["index"] in settings.GPU_INDEXES else []
+        name = ":".join(map(str, (settings.NODE_NAME, *settings.GPU_INDEXES, os.getpid())))
         heartbeats.beat(gpu.HEARTBEATS, name, json.dumps(gpus), _EXPIRY_SECONDS)
 
 

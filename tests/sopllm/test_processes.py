@@ -3,6 +3,7 @@
 import pytest
 from pytest_django import Settings
 
+from sopllm import processes
 from sopllm.processes import SECRETS_OF, without_other_secrets
 
 PROVIDER_KEYS = {"OPENAI_API_KEY", "ANTHROPIC_API_KEY", "MINE_API_KEY"}
@@ -49,3 +50,15 @@ def test_django_starts_everywhere_with_a_key_that_signs_for_nobody(settings: Set
     keys = {name: changed["SECRET_KEY"] for name, changed in own.items() if changed}
     assert set(keys) == set(SECRETS_OF) - {"web", "api", "embeddings"}
     assert min(map(len, keys.values())) >= 32
+
+
+def test_each_group_of_gpus_has_a_worker(settings: Settings) -> None:
+    [alone] = processes.gpu_workers()
+    assert alone.name == "gpu worker"
+    assert "GPU_INDEX" not in alone.env
+    settings.GPU_WORKERS = ["0,1", "2"]
+    pair, single = processes.gpu_workers()
+    assert [pair.env["GPU_INDEX"], single.env["GPU_INDEX"]] == ["0,1", "2"]
+    assert "gpu0-1@%h" in pair.command
+    assert "gpu2@%h" in single.command
+    assert pair.log_name != single.log_name

@@ -1,6 +1,8 @@
 """What may be used, and does a model fit: against readings as NVML and the system give them."""
 
+import contextlib
 import logging
+import os
 from types import SimpleNamespace
 
 import psutil
@@ -10,6 +12,7 @@ from pytest_django import Settings
 
 from inference.engine.errors import ModelLoadError
 from inference.engine.memory_estimate import MemoryEstimate
+from inference.engine.runner import GPUSplit, SplitMode
 from inference.loading import device_memory
 from inference.loading.device_memory import DeviceMemory, MemoryKind
 from monitoring.redis.client import client
@@ -33,11 +36,12 @@ def _no_reserve(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
 
 @pytest.fixture
 def _a_gpu(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
-    """Two cards; the second has 16 GB, of which 2 GB are in use by others."""
-    settings.GPU_INDEX = 1
+    """Three cards; the second has 16 GB, of which 2 GB are in use by others."""
+    settings.GPU_INDEXES = [1]
     readings = [
         SimpleNamespace(total=8 * GB, used=8 * GB, free=0),
         SimpleNamespace(total=16 * GB, used=2 * GB, free=14 * GB),
+        SimpleNamespace(total=10 * GB, used=0, free=10 * GB),
     ]
     monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda index: index)
@@ -98,6 +102,63 @@ def test_what_may_be_used_of_ram_is_the_least_of_both_limits(
 def test_a_container_has_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_memory, "container_memory", lambda: (4 * GB, 3 * GB))
     assert device_memory.read(-1) == DeviceMemory(MemoryKind.RAM, 4 * GB, 3 * GB, 3 * GB)
+
+
+@pytest.mark.usefixtures("_a_gpu")
+@pytest.mark.parametrize(
+    ("split", "device_gb", "refusal"),
+    [
+        (GPUSplit(), 24, None),
+        (GPUSplit(), 25, "GPU memory"),
+        (GPUSplit(tensor_split=(14, 10)), 24, None),
+        (GPUSplit(tensor_split=(1, 1)), 20, None),
+        (GPUSplit(tensor_split=(1, 1)), 21, "the memory of GPU 2"),
+        (GPUSplit(SplitMode.ROW, tensor_split=(1,)), 15, "the memory of GPU 1"),
+        (GPUSplit(SplitMode.NONE, main_gpu=1), 10, None),
+        (GPUSplit(SplitMode.NONE, main_gpu=1), 11, "the memory of GPU 2"),
+        (GPUSplit(SplitMode.NONE, main_gpu=2), 1, "names 3 GPUs and this worker has 2"),
+    ],
+)
+def test_each_of_several_gpus_has_its_share(
+    settings: Settings, split: GPUSplit, device_gb: int, refusal: str | None
+) -> None:
+    settings.GPU_INDEXES = [1, 2]
+    assert device_memory.read(-1) == DeviceMemory(MemoryKind.GPU, 26 * GB, 24 * GB, 24 * GB)
+    fits = pytest.raises(ModelLoadError, match=refusal) if refusal else contextlib.nullcontext()
+    with fits:
+        device_memory.check_fits(
+            "m", needs(26 * GB, device_gb * GB), gpu_layers=-1, gpu_split=split
+        )
+
+
+@pytest.mark.usefixtures("_a_gpu")
+def test_worker_of_a_gpu_that_is_not_seen_has_none(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.GPU_INDEXES = [1, 3]
+
+    def handle(index: int) -> int:
+        if index == 3:
+            raise pynvml.NVMLError_InvalidArgument
+        return index
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", handle)
+    assert not device_memory.has_gpu()
+    assert device_memory.read(-1).kind == MemoryKind.RAM
+
+
+def test_cuda_sees_the_gpus_of_the_worker(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.GPU_INDEXES = [3, 1]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    device_memory.show_own_gpus()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,1"
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a4d")
+    device_memory.show_own_gpus()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-5a4d"
 
 
 @pytest.mark.usefixtures("_a_gpu")
@@ -181,7 +242,7 @@ def test_published_reading_is_that_of_the_worker_with_the_least_to_give(
 ) -> None:
     readings = []
     for node, gpu_index in (("a", 1), ("b", 0), ("c", 1)):
-        settings.NODE_NAME, settings.GPU_INDEX = node, gpu_index
+        settings.NODE_NAME, settings.GPU_INDEXES = node, [gpu_index]
         device_memory.publish()
         readings.append(device_memory.read(-1))
     assert [reading.usable_bytes for reading in readings] == [14 * GB, 0, 14 * GB]

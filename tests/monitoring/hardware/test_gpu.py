@@ -92,7 +92,7 @@ def publish_as(
     settings: Settings, stand_in: NVML, node: str, machine: Machine, index: int, *models: str
 ) -> None:
     """As the worker for that GPU of that node does."""
-    settings.NODE_NAME, settings.GPU_INDEX, stand_in.machine = node, index, machine
+    settings.NODE_NAME, settings.GPU_INDEXES, stand_in.machine = node, [index], machine
     nvml.publish(lambda: list(models))
 
 
@@ -107,8 +107,8 @@ def test_every_field_of_every_gpu_of_two_nodes(
     publish_as(settings, machine, "server", SERVER, 0)
     publish_as(settings, machine, "workstation", WORKSTATION, 1, "smollm2")
     settings.NODE_NAME = "workstation"
-    with gpu_lock.hold(1):
-        gpu_lock.show_task(1, "task_1")
+    with gpu_lock.hold([1]):
+        gpu_lock.show_task([1], "task_1")
         body = api.get(GPU).json()
     assert body == {
         "available": True,
@@ -131,7 +131,7 @@ def test_lease_of_a_gpu_locks_no_gpu_of_another_node(
 ) -> None:
     publish_as(settings, machine, "a", SERVER, 0)
     publish_as(settings, machine, "b", SERVER, 0)
-    with gpu_lock.hold(0):
+    with gpu_lock.hold([0]):
         locked = {each["node"]: each["is_locked"] for each in gpu.stats()["gpus"]}
     assert locked == {"a": False, "b": True}
 
@@ -221,7 +221,7 @@ def test_many_askers_read_redis_once(
 def test_worker_shows_the_models_that_its_own_children_hold(
     valkey: Valkey, settings: Settings, machine: NVML
 ) -> None:
-    settings.NODE_NAME, settings.GPU_INDEX = "node", 0
+    settings.NODE_NAME, settings.GPU_INDEXES = "node", [0]
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     mine = worker_identity.of_pid(child.pid)
     rows = [
