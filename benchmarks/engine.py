@@ -49,17 +49,19 @@ def greedy(num_tokens: int, *, deterministic: bool = False) -> SamplingParams:
     return SamplingParams(temperature=0, max_tokens=num_tokens, deterministic=deterministic)
 
 
-def measure_decode(model_path: Path) -> dict[str, Figures]:
+def measure_decode(
+    model_path: Path, batch_sizes: tuple[int, ...] = BATCH_SIZES
+) -> dict[str, Figures]:
     """Tokens a second of engine and bare loop, which take turns step by step.
 
     So whatever else the machine does slows both alike; the median step counts.
     """
-    params = LoadParams(path=model_path, context_window=256, max_num_seqs=16)
+    params = LoadParams(path=model_path, context_window=256, max_num_seqs=max(batch_sizes))
     runner, for_bare = LlamaRunner(params), LlamaRunner(params)
     prompts = Prompts(runner)
     bare = BareLoop(for_bare)
     figures = {}
-    for batch_size in BATCH_SIZES:
+    for batch_size in batch_sizes:
         pairs = []
         for _ in range(NUM_ROUNDS):
             fixed = [prompts.new(NUM_PROMPT_TOKENS) for _ in range(batch_size)]
