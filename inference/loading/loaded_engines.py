@@ -137,7 +137,7 @@ class LoadedEngines(LoadedModels[LoadedEngine]):
         engine = Engine(runner, draft_runner=draft_runner)
         joules = energy.joules_of_cpu()
         if needed.device_bytes:
-            joules = energy.joules_of_gpu(settings.GPU_INDEX)
+            joules = energy.joules_of_gpus(settings.GPU_INDEXES)
         values = {"gpu_layers": params.gpu_layers, "num_threads": params.num_threads}
         provenance = ModelProvenance(
             file=file_hashes.identity(files.path),

@@ -5,7 +5,7 @@ Sources: NVML's total energy counter, and RAPL as Linux shows it under /sys/clas
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -13,13 +13,15 @@ logger = logging.getLogger(__name__)
 _POWERCAP = Path("/sys/class/powercap")
 
 
-def joules_of_gpu(index: int) -> Callable[[], float | None]:
-    """What a GPU has used, as often as it is asked; None where it does not tell."""
+def joules_of_gpus(indexes: Sequence[int]) -> Callable[[], float | None]:
+    """What GPUs have used together, as often as it is asked; None where one does not tell."""
 
     def read() -> float | None:
         from monitoring.hardware import nvml  # NVML is loaded by few processes
 
-        return nvml.total_joules(index)
+        joules = [nvml.total_joules(index) for index in indexes]
+        told = [each for each in joules if each is not None]
+        return sum(told) if len(told) == len(joules) else None
 
     return read
 

@@ -42,4 +42,4 @@ def test_without_readable_packages_nobody_knows(powercap: Path) -> None:
 
 
 def test_gpu_that_is_not_there_tells_nothing() -> None:
-    assert energy.joules_of_gpu(99)() is None
+    assert energy.joules_of_gpus([99])() is None
