@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from inference.engine.runner import SequenceMemory
 from inference.engine.saved_state import SavedState
 
-# A copy moves the whole buffer of a sequence: as much work as computing one to five tokens.
+# A copy is as much work as computing a token, or a few.
 MIN_COPY_TOKENS = 8
 # Tokens that a deterministic sequence computes at a time: llama.cpp's kernels add up numbers in
 # another order for another number of tokens. Its attention is faster from 64 on, on a CPU.

@@ -22,9 +22,10 @@ class LlamaMemory:
         self.can_copy = False
         self.can_cut = False
 
-    def open(self, model: Any, context: Any, *, is_shared: bool) -> None:
+    def open(self, model: Any, context: Any, *, is_shared: bool, is_on_host: bool) -> None:
         """Take over a context's memory; `is_shared`: its sequences have one buffer for all.
 
+        `is_on_host`: none of it lies on a GPU.
         Raises EngineError for a model that has none.
         """
         llama = self._llama
@@ -35,6 +36,7 @@ class LlamaMemory:
         self._is_recurrent = bool(
             llama.llama_model_is_recurrent(model) or llama.llama_model_is_hybrid(model)
         )
+        self._copies_by_state = is_on_host and not is_shared
         # What slides out of a window goes with what is sure to be kept, not with a draft.
         self.can_cut = not self._is_recurrent
         # Cells of two sequences are never given up for new tokens, not even when both windows
@@ -70,9 +72,15 @@ class LlamaMemory:
     def copy_prefix(self, source: int, target: int, num_tokens: int) -> bool:
         """Replace what `target` holds by the first `num_tokens` of `source`; False as above.
 
-        Between buffers llama.cpp copies all or aborts, so what is too much is cut afterwards. In
-        one buffer for all nothing is moved: the cells belong to both then.
+        Between buffers llama.cpp copies all or aborts, so what is too much is cut afterwards. It
+        copies whole buffers, however few of the cells are in use: fast within a GPU, and on the
+        host slower than to save and restore those few. In one buffer for all nothing is moved: the
+        cells belong to both then.
         """
+        if self._copies_by_state:
+            saved = self.save(source)
+            if saved is not None and self.restore(target, saved):
+                return self.keep_prefix(target, num_tokens)
         self.remove_sequence(target)
         self._llama.llama_memory_seq_cp(self._opened(), source, target, -1, -1)
         return self.keep_prefix(target, num_tokens)

@@ -275,7 +275,12 @@ class LlamaRunner:
         if not self._context:
             raise ModelLoadError(_load_failure(params, "its memory could not be allocated"))
         try:
-            self.memory.open(self._model, self._context, is_shared=options.kv_unified)
+            self.memory.open(
+                self._model,
+                self._context,
+                is_shared=options.kv_unified,
+                is_on_host=not params.gpu_layers or not llama.llama_supports_gpu_offload(),
+            )
         except EngineError as error:
             raise ModelLoadError(f"{params.path}: {error}.") from error
         self.num_cells = int(llama.llama_n_ctx(self._context))
