@@ -10,6 +10,7 @@ attempts by request id. Nothing else touches the engine meanwhile.
 
 import faulthandler
 import logging
+import math
 import multiprocessing
 import sys
 import time
@@ -23,7 +24,7 @@ from inference import dispatch
 from inference.engine.answer_parser import AnswerParser
 from inference.engine.engine import Engine, StepOutput
 from inference.engine.sequence import FinishReason, Sequence
-from inference.execution import gpu_lock
+from inference.execution import gpu_lock, placement
 from inference.execution.attempt import Attempt
 from inference.execution.cost_meter import CostMeter
 from inference.execution.pausing import PausedAttempts
@@ -55,6 +56,7 @@ _LINGER_POLL_SECONDS = 0.002
 _PREPARE_SECONDS = 0.02
 _SWITCH_SECONDS = 0.0005
 _REARM_SECONDS = 1.0
+_PASSED_ON_POLL_SECONDS = 0.1
 # Loading a model may take as long as so many steps.
 _LOAD_STEPS = 10
 
@@ -71,16 +73,23 @@ def run(enqueued_task_id: str) -> None:
     """Answer pending GPU tasks, most urgent first, until the enqueued one is no longer pending.
 
     Redis knows ten priorities, the database knows all of them: so a message wakes the worker, and
-    the database says which task is next.
+    the database says which task is next. One whose model another worker has in memory is left to it
+    for a while, during which this worker takes what else there is.
     """
+    was_passed_on = False
     with gpu_lock.hold(settings.GPU_INDEXES):
         pending = GenerationTask.objects.pending().filter(pk=enqueued_task_id)
-        while not _draining.is_set() and pending.exists():
+        while not _draining.is_set() and (task := pending.first()) is not None:
             loaded_engines.serve_requests()
-            lease = claim.claim_most_urgent(Queue.GPU)
-            if lease is None:
+            left = placement.left_to_others(loaded_engines.names)
+            if lease := claim.claim_most_urgent(Queue.GPU, dict.fromkeys(left, math.inf)):
+                Session(lease.task.model_name).run(lease)
+                continue
+            if task.model_name not in left:
                 return
-            Session(lease.task.model_name).run(lease)
+            if not was_passed_on:  # the other one may have nothing else to wake it
+                was_passed_on = dispatch.enqueue(dispatch.generate([task]))
+            time.sleep(_PASSED_ON_POLL_SECONDS)
 
 
 class Session:
