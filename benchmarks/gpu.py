@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -137,7 +137,7 @@ def main() -> None:
     figures: dict[str, Any] = {
         "machine": {**machine(), "gpus": [each["name"] for each in nvml.read()]}
     }
-    parts = {
+    parts: dict[str, Callable[[], Any]] = {
         "memory": lambda: measure_memory(options.model, options.gpu_index, batch_sizes),
         "decode": lambda: measure_decode(options.model, batch_sizes),
         "second turn": lambda: measure_follow_up(options.model),

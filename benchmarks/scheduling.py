@@ -193,7 +193,10 @@ def main() -> None:
         ("unfair_p95", "Waited past one's turn, p95", "seconds"),
     ):
         models = {
-            NAMES[policy]: (COLORS[policy], [(n, getattr(found, name)) for n, found in outcomes])
+            NAMES[policy]: (
+                COLORS[policy],
+                [(float(n), getattr(found, name)) for n, found in outcomes],
+            )
             for policy, outcomes in by_models.items()
         }
         plot = line_plot(title, "models", y_name, models)

@@ -165,6 +165,7 @@ def test_worker_takes_the_next_message_though_redis_was_not_told_of_the_last(
         queue.declare()
         kombu.Producer(channel).publish("x", routing_key="api")
         message = queue.get()
+        assert message is not None
         assert not channel.qos.can_consume()
         valkey.stop()
         with pytest.raises(redis.ConnectionError):

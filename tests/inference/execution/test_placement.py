@@ -12,7 +12,8 @@ from inference.execution import gpu_session, placement
 from inference.models import GenerationTask, RegisteredModel
 from monitoring.hardware import worker_identity
 from tests.conftest import Valkey
-from tests.inference.execution.test_gpu_session import FakeEngines, fresh, loaded, submit
+from tests.inference.execution.test_gpu_session import FakeEngines, loaded, submit
+from tests.inference.lifecycle.test_lifecycle import fresh
 
 __all__ = ["loaded", "submit"]  # fixtures
 
