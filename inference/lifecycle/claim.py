@@ -142,6 +142,7 @@ def begin_again(lease: Lease, failure: InferenceError) -> Lease | None:
         if not won:
             return None
         add_attempt(task, TaskAttempt.Outcome.FAILED, failure, lease)
+        charge(lease)
     log(task, logging.WARNING, "Attempt %d starts over: %s", lease.attempt, failure.message)
     following = GenerationTask.objects.read(task.pk)
     if following is None or following.attempt != lease.attempt + 1:
@@ -177,9 +178,16 @@ def add_attempt(
         **asdict(cost),
         endpoint=lease.endpoint if lease else None,
     )
-    if outcome != TaskAttempt.Outcome.LOST:
-        started_at = connection.ops.adapt_datetimefield_value(task.started_at)
-        share = {"weight": task.weight, "started_at": started_at, "gpu_seconds": cost.gpu_seconds}
-        sql.execute(sql.ADD_TO_SHARE, **_share_of(task), **share)
+
+
+def charge(lease: Lease) -> None:
+    """Have the owner pay for the attempt that ends now, last in the transaction that ends it.
+
+    All that ends of this owner waits for these rows.
+    """
+    task, cost = lease.task, lease.cost
     if cost.cost_nano_usd:
         sql.add_use(task.owner, cost_nano_usd=cost.cost_nano_usd)
+    started_at = connection.ops.adapt_datetimefield_value(task.started_at)
+    share = {"weight": task.weight, "started_at": started_at, "gpu_seconds": cost.gpu_seconds}
+    sql.execute(sql.ADD_TO_SHARE, **_share_of(task), **share)

@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 
 from inference import dispatch, events
 from inference.errors import ErrorCode, InferenceError
-from inference.lifecycle.claim import Lease, add_attempt
+from inference.lifecycle.claim import Lease, add_attempt, charge
 from inference.models import GenerationTask, Queue, TaskAttempt
 from inference.models.claimable import UNHELD
 from inference.task_log import log
@@ -53,6 +53,7 @@ def end_attempt(lease: Lease, failure: InferenceError, change: dict[str, Any]) -
         won = row.update(**change, **lease.task_costs())
         if won:
             add_attempt(lease.task, TaskAttempt.Outcome.FAILED, failure, lease)
+            charge(lease)
     if won:
         enqueue_next_of_owner(lease.task)
     return bool(won)

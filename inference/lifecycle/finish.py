@@ -14,7 +14,7 @@ from inference import dispatch, events
 from inference.engine.sequence import FinishReason
 from inference.errors import InferenceError, RetryLater
 from inference.lifecycle import sql
-from inference.lifecycle.claim import Lease, add_attempt
+from inference.lifecycle.claim import Lease, add_attempt, charge
 from inference.lifecycle.fallback import (
     UNCLAIMED,
     end_attempt,
@@ -117,10 +117,11 @@ def _finish(
         values = {"task_id": task.pk, "attempt": lease.attempt, **end, "result": stored}
         if won := sql.execute(sql.FINISH, **values):
             add_attempt(task, TaskAttempt.Outcome(status), failure, lease)
-            store_end(task, {"result": result, **end})
             is_turn = status == Status.COMPLETED and task.request.get("save_to_conversation")
             if is_turn and task.conversation and result:
                 task.conversation.append_turn(_turn(task, result))
+            store_end(task, {"result": result, **end})
+            charge(lease)
     if not won and status != Status.CANCELLED:  # unless the lease is lost, a cancel came first
         cancelled = result and result | {"finish_reason": FinishReason.CANCELLED, "parsed": None}
         return _finish(lease, Status.CANCELLED, cancelled, timings)
@@ -211,14 +212,14 @@ def store_end(task: GenerationTask, change: dict[str, Any]) -> None:
         inference_ms=task.inference_ms,
         total_ms=task.total_ms,
     )
+    if task.request.get("webhook_url"):
+        deliveries.add_delivery(task)
     sql.add_use(
         task.owner,
         num_tasks=1,
         prompt_tokens=task.usage["prompt_tokens"],
         completion_tokens=task.usage["completion_tokens"],
     )
-    if task.request.get("webhook_url"):
-        deliveries.add_delivery(task)
 
 
 def announce_end(task: GenerationTask) -> None:
