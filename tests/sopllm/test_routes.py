@@ -12,6 +12,7 @@ from rest_framework.test import APIClient
 PAGES = ("/docs", "/redoc", "/openapi.json")
 IDS = {
     "tasks": f"task_{32 * '0'}",
+    "diff": f"task_{32 * '0'}",
     "conversations": f"conv_{32 * '0'}",
     "models": "gone",
     "keys": "00000000",

@@ -119,7 +119,7 @@ def test_prompt_that_kills_its_worker_takes_no_other_task_with_it(service: Runni
     assert all("SIGSEGV" in error for error in errors[1:])
     assert_completed_once(service, innocent)
     assert [outcomes(service, task_id) for task_id in innocent] == [["lost", "completed"]] * 3
-    assert service.model(SMOLLM2)["status"] == "available"
+    wait_for(lambda: service.model(SMOLLM2)["status"] == "available")
     assert service.ended(service.submit(WORDS, max_tokens=2))["status"] == "completed"
 
 
