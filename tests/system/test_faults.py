@@ -14,6 +14,7 @@ from benchmarks.running_service import (
     SMOLLM2,
     VALKEY,
     RunningService,
+    wait_for,
 )
 
 COUNT = COUNTING | {"max_tokens": 100}
