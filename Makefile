@@ -1,6 +1,6 @@
 # `make run` and `make test` do all the set-up themselves; scripts/setup.sh takes no time when nothing has changed.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-postgres lint audit fuzz fix bench lock bundle try-compose clean
+.PHONY: help setup run test test-postgres test-cluster lint audit fuzz fix bench lock bundle try-compose clean
 PYTHON_BIN := .venv/bin/python
 
 help: ## List the targets
@@ -14,7 +14,7 @@ run: setup ## Start the whole service and stay in front; Ctrl-C stops it
 
 test: ## Run all tests, in two processes
 	@scripts/setup.sh --clients
-	@$(PYTHON_BIN) -m pytest --numprocesses=2 --no-loadscope-reorder
+	@$(PYTHON_BIN) -m pytest --numprocesses=2 --no-loadscope-reorder --ignore=tests/cluster
 
 # Those of rows, and of what whole processes do with them.
 POSTGRES_TESTS := tests/conversations tests/inference/api tests/inference/lifecycle tests/inference/openai \
@@ -25,6 +25,10 @@ test-postgres: ## Run the tests of rows on a PostgreSQL that is made for them (D
 	@command -v pg_virtualenv >/dev/null || { echo "Needs pg_virtualenv: apt install postgresql"; exit 1; }
 	@scripts/setup.sh
 	@$(POSTGRES) env TEST_DATABASE_URL=postgres:///sopllm $(PYTHON_BIN) -m pytest --numprocesses=2 --no-loadscope-reorder --reuse-db $(POSTGRES_TESTS)
+
+CLUSTER_TESTS := tests/cluster
+test-cluster: setup ## Do harm to three hosts (namespaces) under load (needs root; Debian: apt install iproute2 postgresql)
+	@$(PYTHON_BIN) -m pytest --capture=no -rs $(CLUSTER_TESTS)
 
 lint: setup ## Check style, types and import arrows
 	.venv/bin/ruff check .

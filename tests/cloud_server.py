@@ -260,6 +260,7 @@ class CloudServer:
         self,
         port: int = 0,
         *,
+        host: str = "127.0.0.1",
         key: str | None = KEY,
         delay_ms: float = 0,
         token_delay_ms: float = 0,
@@ -272,6 +273,7 @@ class CloudServer:
 
         `num_slots`: so many are answered at a time, the others wait, as with an engine.
         """
+        self.host = host
         self.port = port
         self.key = key
         self.delay_ms = delay_ms
@@ -293,7 +295,7 @@ class CloudServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def openai_url(self) -> str:
@@ -332,7 +334,7 @@ class CloudServer:
         options: Any = {"handler_cancellation": True, "access_log": None, "shutdown_timeout": 0.1}
         self._runner = web.AppRunner(app, **options)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        site = web.TCPSite(self._runner, self.host, self.port)
         await site.start()
         self.port = self._runner.addresses[0][1]
 
