@@ -9,9 +9,12 @@ celery -A celery_app:without_tasks flower
 """
 
 import os
+import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery import Celery
+from celery.schedules import schedule
 from django.conf import settings
 from kombu import Queue
 from kombu.transport import redis as redis_transport
@@ -69,6 +72,19 @@ _EXPIRES = 3600.0
 QUEUES = ("gpu", "api", "embeddings", "default")
 
 
+_began_at, _began = datetime.now(UTC), time.monotonic()
+
+
+def steady_now() -> datetime:
+    """The time, as if nobody had set this host's clock since this process began."""
+    return _began_at + timedelta(seconds=time.monotonic() - _began)
+
+
+def every(seconds: float) -> schedule:
+    """For beat: were its host's clock set back by an hour, nothing would be due for an hour."""
+    return schedule(seconds, nowfun=steady_now)
+
+
 def _broker_url(redis_url: str) -> str:
     """Kombu spells Unix sockets differently from redis-py."""
     return redis_url.replace("unix://", "redis+socket://", 1)
@@ -118,27 +134,27 @@ for each, signals in ((app, "sopllm.worker_signals"), (without_tasks, "sopllm.be
         beat_schedule={
             "sweep": {
                 "task": "inference.sweep",
-                "schedule": settings.SWEEP_INTERVAL_SECONDS,
+                "schedule": every(settings.SWEEP_INTERVAL_SECONDS),
                 "options": {"expires": _EXPIRES, "priority": 0},
             },
             "cancel_batches": {
                 "task": "access.cancel_batches",
-                "schedule": settings.SWEEP_INTERVAL_SECONDS,
+                "schedule": every(settings.SWEEP_INTERVAL_SECONDS),
                 "options": {"expires": _EXPIRES},
             },
             "purge": {
                 "task": "inference.purge",
-                "schedule": 60.0,
+                "schedule": every(60.0),
                 "options": {"expires": _EXPIRES},
             },
             "hash_model_files": {
                 "task": "inference.hash_model_files",
-                "schedule": 60.0,
+                "schedule": every(60.0),
                 "options": {"expires": _EXPIRES},
             },
             "estimate": {
                 "task": "inference.estimate",
-                "schedule": 2.0,
+                "schedule": every(2.0),
                 "options": {"expires": _EXPIRES},
             },
         },
