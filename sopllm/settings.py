@@ -13,6 +13,7 @@ from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
 from dotenv import load_dotenv
 
+from monitoring.redis.connections import connection_class
 from sopllm import __version__
 from sopllm.env import (
     env_bool,
@@ -143,6 +144,7 @@ CHANNEL_LAYERS = {
                     "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
                     "health_check_interval": 30,
                     **REDIS_KEEPALIVE,
+                    "connection_class": connection_class(REDIS_URL),
                 }
             ]
         },

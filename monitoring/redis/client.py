@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from functools import cache
 from typing import Any
 
 import redis
@@ -12,6 +11,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from monitoring.redis.connections import connection_class
 from monitoring.redis.per_process import PerProcess
 
 _CANCEL_AGAIN_SECONDS = 0.1
@@ -40,7 +40,7 @@ def client() -> RedisClient:
 
 def async_client() -> RedisClient:
     """A new client for the running event loop, without a read timeout: it waits for messages."""
-    made: RedisClient = redis.asyncio.Redis.from_url(
+    return redis.asyncio.Redis.from_url(
         settings.REDIS_URL,
         decode_responses=True,
         socket_timeout=None,
@@ -49,28 +49,8 @@ def async_client() -> RedisClient:
         **settings.REDIS_KEEPALIVE,
         # Once, for a connection that Redis has closed meanwhile; the default goes on for minutes.
         retry=AsyncRetry(NoBackoff(), 1),
+        connection_class=connection_class(settings.REDIS_URL),
     )
-    pool = made.connection_pool
-    pool.connection_class = _that_notices_its_loss(pool.connection_class)
-    return made
-
-
-@cache
-def _that_notices_its_loss(connection_class: Any) -> Any:
-    """The class of connections, whose loss is a redis.ConnectionError on uvloop as well.
-
-    There a write to a connection that the kernel has given up is a RuntimeError.
-    """
-
-    class Connection(connection_class):  # type: ignore[misc]
-        async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
-            try:
-                await super().send_packed_command(*args, **kwargs)
-            except RuntimeError as exc:
-                await self.disconnect(nowait=True)
-                raise redis.ConnectionError("The connection was lost.") from exc
-
-    return Connection
 
 
 async def cancel(*tasks: asyncio.Task[None] | None) -> None:

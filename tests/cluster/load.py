@@ -221,7 +221,7 @@ class Load:
             time.sleep(RETRY_SECONDS)
 
     def _embed_all(self) -> None:
-        with self._cluster.client(timeout_seconds=25) as http:
+        with self._cluster.client(timeout_seconds=8) as http:
             body = {"texts": ["a cat"]}
             while not self._is_over.wait(SUBMIT_EVERY_SECONDS):
                 vectors = self._answered(lambda: http.post("/embeddings", json=body))

@@ -56,7 +56,7 @@ def test_host_whose_processes_are_killed(cluster: Cluster, load: Load, name: str
 
 def test_slow_hosts_that_lose_packets(cluster: Cluster, load: Load) -> None:
     with cluster.gpu.slow(0.2, 0.05), cluster.workers.slow(0.2, 0.05):
-        time.sleep(LONGER_THAN_A_LEASE)
+        time.sleep(OUTAGE_SECONDS)
         assert_all_well(load, "200 ms and 5 % loss")
 
 
