@@ -7,6 +7,7 @@ from rest_framework import serializers
 from inference.api.export import submission_of
 from inference.api.provenance import provenance
 from inference.api.report import metrics
+from inference.engine.kv_cache import common_prefix_length
 from inference.models import GenerationTask
 
 _COSTS = ("gpu_seconds", "energy_joules", "cost_usd")
@@ -32,6 +33,7 @@ class ComparisonSerializer(serializers.Serializer[Any]):
 def compare(task: GenerationTask, other: GenerationTask) -> dict[str, Any]:
     """The body of GET /tasks/{id}/diff/{other}."""
     both = (task, other)
+    texts = _text(task), _text(other)
     sides = {
         "parameters": _pairs(*(submission_of(each) for each in both)),
         "provenance": _pairs(*(provenance(each) or {} for each in both)),
@@ -46,7 +48,7 @@ def compare(task: GenerationTask, other: GenerationTask) -> dict[str, Any]:
         ],
         **sides,
         "results": _pairs(*(_result(each) for each in both)),
-        "texts_part_at": _common_length(*(_text(each) for each in both)),
+        "texts_part_at": None if texts[0] == texts[1] else common_prefix_length(*texts),
         "metrics": _pairs(*(metrics(each) for each in both)),
         "costs": {name: [getattr(each, name) for each in both] for name in _COSTS},
     }
@@ -65,10 +67,3 @@ def _result(task: GenerationTask) -> dict[str, Any]:
 
 def _text(task: GenerationTask) -> str:
     return str(task.result["text"]) if task.result else ""
-
-
-def _common_length(one: str, other: str) -> int | None:
-    if one == other:
-        return None
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -261,10 +261,7 @@ class KVCache:
         """How many tokens of the prompt a sequence could take over from what was saved."""
         if saved is None:
             return 0
-        length = min(common_prefix_length(saved.tokens, prompt_tokens), len(prompt_tokens) - 1)
-        if is_deterministic:
-            length = min(length, saved.num_deterministic_tokens)
-            length -= length % self.chunk_tokens
+        length = self._num_common(saved, prompt_tokens, is_deterministic)
         return length if self._memory.can_cut or length == len(saved.tokens) else 0
 
     def _num_reusable(
@@ -273,14 +270,21 @@ class KVCache:
         """How many tokens of the prompt a sequence of the owner could take over from the slot."""
         if slot.owner != owner:
             return 0
-        length = min(common_prefix_length(slot.tokens, prompt_tokens), len(prompt_tokens) - 1)
-        if is_deterministic:
-            if not self._memory.has_all_cells(slot.number):
-                return 0
-            length = min(length, slot.num_deterministic_tokens)
-            length -= length % self.chunk_tokens
+        if is_deterministic and not self._memory.has_all_cells(slot.number):
+            return 0
+        length = self._num_common(slot, prompt_tokens, is_deterministic)
         can_keep = length > 0 and self._memory.can_keep_prefix(slot.number, length)
         return length if can_keep else 0
+
+    def _num_common(
+        self, held: _Slot | SavedState, prompt_tokens: list[int], is_deterministic: bool
+    ) -> int:
+        """How many tokens both begin with, but never the whole prompt; or whole chunks of them."""
+        length = min(common_prefix_length(held.tokens, prompt_tokens), len(prompt_tokens) - 1)
+        if is_deterministic:
+            length = min(length, held.num_deterministic_tokens)
+            length -= length % self.chunk_tokens
+        return length
 
     def _value(self, slot: _Slot) -> tuple[bool, int, int]:
         """What is lost with an idle slot: the slot of the least value is given away first.
@@ -297,8 +301,8 @@ class KVCache:
         slot.used_at = self._num_uses
 
 
-def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences have in common from the start."""
+def common_prefix_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many tokens, or characters, two sequences have in common from the start."""
     pairs = enumerate(zip(one, other, strict=False))
     shorter = min(len(one), len(other))
     return next((index for index, (a, b) in pairs if a != b), shorter)
