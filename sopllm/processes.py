@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from django.conf import settings
@@ -117,16 +116,11 @@ def web(number: int, listener: socket.socket) -> ProcessSpec:
 
 def gpu_workers() -> list[ProcessSpec]:
     """Local models, in one child process for each group of GPUs, which owns them."""
-    specs = []
-    for gpu_index in settings.GPU_WORKERS or [""]:
-        spec = worker("gpu", "gpu", "--pool=prefork", "--concurrency=1", nice=WORKER_NICE)
-        if gpu_index:
-            hostname = f"gpu{gpu_index.replace(',', '-')}@%h"
-            command = [hostname if part == "gpu@%h" else part for part in spec.command]
-            env = {**spec.env, "GPU_INDEX": gpu_index}
-            spec = replace(spec, name=f"gpu {gpu_index} worker", command=command, env=env)
-        specs.append(spec)
-    return specs
+    options = ("--pool=prefork", "--concurrency=1")
+    return [
+        worker("gpu", *options, nice=WORKER_NICE, gpu_index=gpu_index)
+        for gpu_index in settings.GPU_WORKERS or [""]
+    ]
 
 
 def api_worker() -> ProcessSpec:
@@ -134,29 +128,35 @@ def api_worker() -> ProcessSpec:
 
     One thread holds the session, the other one has it look again.
     """
-    return worker("api", "api", "--pool=threads", "--concurrency=2", nice=WORKER_NICE)
+    return worker("api", "--pool=threads", "--concurrency=2", nice=WORKER_NICE)
 
 
 def default_worker() -> ProcessSpec:
     """Webhooks, downloads and the sweep, apart from users' tasks, which could hold them up."""
     concurrency = f"--concurrency={settings.DEFAULT_CONCURRENCY}"
-    return worker("default", "default", "--pool=threads", concurrency)
+    return worker("default", "--pool=threads", concurrency)
 
 
 def embeddings_worker() -> ProcessSpec:
     """Embedding models, in one child process: a crash in one of them ends the child alone."""
     options = ("--pool=prefork", "--concurrency=1")
-    return worker("embeddings", "embeddings", *options, nice=WORKER_NICE)
+    return worker("embeddings", *options, nice=WORKER_NICE)
 
 
-def worker(name: str, queues: str, *options: str, nice: int = 0) -> ProcessSpec:
-    """A Celery worker for some queues, without the messages between workers (mingle, gossip)."""
+def worker(queue: str, *options: str, nice: int = 0, gpu_index: str = "") -> ProcessSpec:
+    """A Celery worker for a queue, without the messages between workers (mingle, gossip).
+
+    `gpu_index`: as the setting GPU_INDEX of this worker; empty: that of all.
+    """
+    name, env = f"{queue} worker", without_other_secrets(queue, os.environ)
+    if gpu_index:
+        name, env = f"{queue} {gpu_index} worker", env | {"GPU_INDEX": gpu_index}
+    hostname = f"{queue}{gpu_index.replace(',', '-')}@%h"
     command = celery(
-        *("worker", "--queues", queues, "--hostname", f"{name}@%h", *options),
+        *("worker", "--queues", queue, "--hostname", hostname, *options),
         *("--loglevel=INFO", "--task-events", "--without-mingle", "--without-gossip"),
     )
-    env = without_other_secrets(name, os.environ)
-    return ProcessSpec(f"{name} worker", command, env, nice, stop_signals=WORKER_STOP_SIGNALS)
+    return ProcessSpec(name, command, env, nice, stop_signals=WORKER_STOP_SIGNALS)
 
 
 def beat() -> ProcessSpec:
