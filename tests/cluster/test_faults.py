@@ -73,17 +73,13 @@ def test_clocks_that_jump(cluster: Cluster, load: Load) -> None:
     assert_all_well(load, "clocks right again")
 
 
-def test_valkey_is_restarted(cluster: Cluster, load: Load) -> None:
+@pytest.mark.parametrize(
+    ("name", "how"), [("valkey", signal.SIGKILL), ("postgres", signal.SIGQUIT)]
+)
+def test_server_is_restarted(cluster: Cluster, load: Load, name: str, how: signal.Signals) -> None:
+    server = getattr(cluster, name)
     load.generating()
-    cluster.valkey.stop(signal.SIGKILL)
+    server.stop(how)
     time.sleep(OUTAGE_SECONDS)
-    cluster.valkey.start()
-    assert_all_well(load, "Valkey restarted")
-
-
-def test_postgres_is_restarted(cluster: Cluster, load: Load) -> None:
-    load.generating()
-    cluster.postgres.stop(signal.SIGQUIT)
-    time.sleep(OUTAGE_SECONDS)
-    cluster.postgres.start()
-    assert_all_well(load, "PostgreSQL restarted")
+    server.start()
+    assert_all_well(load, f"{name} restarted")

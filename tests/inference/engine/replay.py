@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from inference import structured_output
 from inference.engine.engine import Engine
 from inference.engine.kv_cache import common_prefix_length
 from inference.engine.llama_runner import LlamaRunner, llama
@@ -10,6 +11,12 @@ from inference.engine.runner import Chunk
 from inference.engine.sequence import Sequence
 
 Logits = npt.NDArray[np.float32]
+
+_FORMAT = structured_output.normalize(
+    None, {"type": "object", "properties": {"the_answer": {"type": "string"}}}
+)
+assert _FORMAT is not None
+ANSWER_CONSTRAINT = structured_output.constraint_for(_FORMAT)
 
 # Batches of different sizes add floats in different orders, so that a logit comes out a little
 # different: a choice between two tokens that are closer than this may turn out either way.

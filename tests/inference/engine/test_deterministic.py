@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference import structured_output
 from inference.engine.engine import Engine
 from inference.engine.kv_cache import CHUNK_TOKENS
 from inference.engine.llama_runner import LlamaRunner, llama
@@ -20,17 +19,14 @@ from inference.engine.runner import Chunk, LoadParams, Sampled
 from inference.engine.sequence import SamplingParams, Sequence
 from tests.inference.engine.conftest import GEMMA_WINDOW
 from tests.inference.engine.fake_runner import FakeMemory, FakeRunner
+from tests.inference.engine.replay import ANSWER_CONSTRAINT
 
 NUM_NEW_TOKENS = 8
-FORMAT = structured_output.normalize(
-    None, {"type": "object", "properties": {"the_answer": {"type": "string"}}}
-)
-assert FORMAT is not None
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_NEW_TOKENS, deterministic=True)
 PARAMS = {
     "greedy": GREEDY,
     "sampled": replace(GREEDY, temperature=0.8, top_k=40, seed=7),
-    "schema": replace(GREEDY, constraint=structured_output.constraint_for(FORMAT)),
+    "schema": replace(GREEDY, constraint=ANSWER_CONSTRAINT),
 }
 ORDINARY = SamplingParams(temperature=0, max_tokens=3 * NUM_NEW_TOKENS)
 

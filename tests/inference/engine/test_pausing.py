@@ -9,26 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference import structured_output
 from inference.engine.engine import Engine, PausedSequence
 from inference.engine.llama_runner import LlamaRunner
 from inference.engine.runner import Chunk, LoadParams
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
 from tests.inference.engine.fake_runner import FakeMemory, FakeRunner
+from tests.inference.engine.replay import ANSWER_CONSTRAINT
 
 N_CTX = 128
 NUM_NEW_TOKENS = 12
-FORMAT = structured_output.normalize(
-    None, {"type": "object", "properties": {"the_answer": {"type": "string"}}}
-)
-assert FORMAT is not None
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_NEW_TOKENS, deterministic=True)
 PARAMS = {
     "greedy": GREEDY,
     "sampled": replace(
         GREEDY, temperature=0.9, top_k=40, seed=7, repeat_penalty=1.2, frequency_penalty=0.5
     ),
-    "schema": replace(GREEDY, constraint=structured_output.constraint_for(FORMAT)),
+    "schema": replace(GREEDY, constraint=ANSWER_CONSTRAINT),
     "stopped": replace(GREEDY, max_tokens=3 * NUM_NEW_TOKENS, stop=("1009, 10",)),
 }
 
