@@ -87,6 +87,9 @@ def ended(task: GenerationTask) -> None:
         total_ms=task.total_ms,
         error=task.error,
         error_code=task.error_code,
+        gpu_seconds=task.gpu_seconds,
+        energy_joules=task.energy_joules,
+        cost_usd=task.cost_usd,
     )
     if "accepted_prediction_tokens" in task.usage:
         data["accepted_prediction_tokens"] = task.usage["accepted_prediction_tokens"]

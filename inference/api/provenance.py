@@ -19,7 +19,9 @@ class ProvenanceSerializer(serializers.Serializer[Any]):
     llama_cpp = serializers.CharField()
     llama_cpp_system = serializers.CharField(help_text="What the build uses of the machine.")
     chat_template_sha256 = serializers.CharField(allow_null=True)
-    loaded = serializers.DictField(help_text="The values that the model was loaded with.")
+    loaded = serializers.DictField(
+        help_text="The values that the model was loaded with; `gpu_split` is null without a GPU."
+    )
     params = serializers.DictField(help_text="As used, the seed included.")
 
 

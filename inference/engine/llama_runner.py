@@ -196,12 +196,12 @@ class LlamaRunner:
         options.n_gpu_layers = params.gpu_layers
         options.load_mode = llama.LLAMA_LOAD_MODE_MMAP
         options.vocab_only = params.is_vocabulary_only
-        if params.gpu_split is not None:
-            options.split_mode = getattr(llama, f"LLAMA_SPLIT_MODE_{params.gpu_split.mode.name}")
-            options.main_gpu = params.gpu_split.main_gpu
-            if tensor_split := params.gpu_split.tensor_split:
+        if (split := params.gpu_split) is not None:
+            options.split_mode = getattr(llama, f"LLAMA_SPLIT_MODE_{split.split_mode.name}")
+            options.main_gpu = split.main_gpu
+            if split.tensor_split:
                 # llama.cpp reads as many as it may have devices.
-                parts = (ctypes.c_float * llama.llama_max_devices())(*tensor_split)
+                parts = (ctypes.c_float * llama.llama_max_devices())(*split.tensor_split)
                 options.tensor_split = parts
         self._model = llama.llama_model_load_from_file(os.fsencode(params.path), options)
         if not self._model:

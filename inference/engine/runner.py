@@ -23,10 +23,10 @@ class GPUSplit:
     """How a model lies on the GPUs of its process, which count from 0 here.
 
     `tensor_split`: the proportion of it on each, None = as their free memory. `main_gpu` has all of
-    it with mode `none`, and with `row` what cannot be split.
+    it with `split_mode` none, and with `row` what cannot be split.
     """
 
-    mode: SplitMode = SplitMode.LAYER
+    split_mode: SplitMode = SplitMode.LAYER
     main_gpu: int = 0
     tensor_split: tuple[float, ...] | None = None
 
@@ -41,7 +41,7 @@ class GPUSplit:
                 f"its registration names {num_named} GPUs and this worker has {num_gpus}: change "
                 "main_gpu and tensor_split, or give the worker more by GPU_INDEX"
             )
-        if self.mode == SplitMode.NONE:
+        if self.split_mode == SplitMode.NONE:
             return [float(index == self.main_gpu) for index in range(num_gpus)]
         if self.tensor_split is None:
             return None

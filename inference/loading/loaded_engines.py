@@ -138,7 +138,11 @@ class LoadedEngines(LoadedModels[LoadedEngine]):
         joules = energy.joules_of_cpu()
         if needed.device_bytes:
             joules = energy.joules_of_gpus(settings.GPU_INDEXES)
-        values = {"gpu_layers": params.gpu_layers, "num_threads": params.num_threads}
+        values = {
+            "gpu_layers": params.gpu_layers,
+            "gpu_split": params.gpu_split and asdict(params.gpu_split),
+            "num_threads": params.num_threads,
+        }
         provenance = ModelProvenance(
             file=file_hashes.identity(files.path),
             llama_cpp=llama_build.BUILD,

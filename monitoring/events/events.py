@@ -110,7 +110,7 @@ class TaskProgress(TypedDict):
 class TaskEnded(TypedDict):
     """Of `task.completed`, `task.failed` and `task.cancelled`; null for what was never reached.
 
-    Counts of predictions are absent where nothing was drafted.
+    Costs are those of all attempts. Counts of predictions are absent where nothing was drafted.
     """
 
     task_id: str
@@ -128,6 +128,9 @@ class TaskEnded(TypedDict):
     total_ms: float | None
     error: str | None
     error_code: str | None
+    gpu_seconds: float | None
+    energy_joules: float | None
+    cost_usd: float | None
 
 
 class ModelLoaded(TypedDict):

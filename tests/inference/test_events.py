@@ -12,7 +12,7 @@ from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle import claim, finish, sweep
 from inference.lifecycle.finish import Timings
 from inference.loading import requests
-from inference.models import GenerationTask, RegisteredModel, TaskResult
+from inference.models import Cost, GenerationTask, RegisteredModel, TaskResult
 from monitoring.events import log, publisher
 from monitoring.events.log import LoggedEvent
 from monitoring.redis import outbox
@@ -51,7 +51,9 @@ def claimed(task: GenerationTask) -> claim.Lease:
 
 def test_completed_task_is_told_from_its_submission_to_its_end(new_task: NewTask) -> None:
     task = new_task(priority=7, owner="somebody")
-    finish.complete(claimed(task), RESULT, Timings(ttft_ms=4.0, inference_ms=9.0))
+    lease = claimed(task)
+    lease.cost = Cost(gpu_seconds=0.5, energy_joules=20.0, cost_nano_usd=3_000_000)
+    finish.complete(lease, RESULT, Timings(ttft_ms=4.0, inference_ms=9.0))
 
     queued, started, completed = told()
 
@@ -85,7 +87,16 @@ def test_completed_task_is_told_from_its_submission_to_its_end(new_task: NewTask
         "total_ms": started.data["queue_wait_ms"] + 9.0,
         "error": None,
         "error_code": None,
+        "gpu_seconds": 0.5,
+        "energy_joules": 20.0,
+        "cost_usd": 0.003,
     }
+
+
+def test_end_without_a_cost_says_null(new_task: NewTask) -> None:
+    finish.cancel(new_task())
+    cancelled = told()[-1].data
+    assert {cancelled[name] for name in ("gpu_seconds", "energy_joules", "cost_usd")} == {None}
 
 
 def test_failure_is_told_with_its_reason_and_no_text(new_task: NewTask) -> None:

@@ -92,6 +92,17 @@ def test_sizes_of_the_registration_are_those_of_the_model(register: Register) ->
     assert (runner.max_num_seqs, runner.num_cells, runner.n_ctx_per_seq) == (3, 512, 256)
 
 
+def test_provenance_has_the_split_on_gpus_as_it_was_used(
+    register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = register("split", split_mode="row", tensor_split=[3, 1])
+    assert loaded_engines.load(model).provenance["loaded"]["gpu_split"] is None
+    loaded_engines.unload("split")
+    monkeypatch.setattr(device_memory, "has_gpu", lambda: True)
+    used = loaded_engines.load(model).provenance["loaded"]["gpu_split"]
+    assert used == {"split_mode": "row", "main_gpu": 0, "tensor_split": (3, 1)}
+
+
 def test_setting_says_how_many_sequences_where_the_registration_is_silent(
     register: Register, settings: Settings
 ) -> None:
