@@ -82,17 +82,16 @@ class GenerationTaskAdmin(ReadOnlyAdmin, admin.ModelAdmin[GenerationTask]):
     show_full_result_count = False
     inlines = (TaskAttemptInline, WebhookDeliveryInline)
     actions = ("cancel_tasks", "run_again")
-    readonly_fields = ("expected_end",)
+    readonly_fields = ("expected",)
 
-    @admin.display(description="Expected to end")
-    def expected_end(self, task: GenerationTask) -> str:
+    @admin.display(description="Expected to start and end")
+    def expected(self, task: GenerationTask) -> str:
         estimate = estimates.of(task, queue_positions([task]).get(task.pk))
         if estimate is None:
             return "-"
+        start, end = (f"{at:%Y-%m-%d %H:%M:%S}" for at in (estimate.start_at, estimate.finish_at))
         eta = estimate.eta_seconds
-        return (
-            f"{estimate.finish_at:%Y-%m-%d %H:%M:%S} UTC, in {eta['p10']:.0f} to {eta['p90']:.0f} s"
-        )
+        return f"{start} and {end} UTC, ends in {eta['p10']:.0f} to {eta['p90']:.0f} s"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[GenerationTask]:
         """The list does without what may be long."""

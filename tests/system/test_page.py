@@ -16,6 +16,7 @@ from playwright.sync_api import (
     BrowserContext,
     HttpCredentials,
     Page,
+    Route,
     WebSocketRoute,
     expect,
     sync_playwright,
@@ -274,6 +275,99 @@ def test_report_opens_from_the_list_and_by_its_address(
     other = context.new_page()
     other.goto(address)
     expect(other.locator("#report-title")).to_contain_text(task_id)
+
+
+def test_ended_task_is_requeued_from_its_report(page: Page, service: RunningService) -> None:
+    task_id = service.submit(**COUNTING)
+    service.ended(task_id)
+    page.goto(f"{service.base_url}/#report={task_id}")
+    body = page.locator("#report-body")
+    expect(body).to_contain_text("GPU time")
+    expect(body).to_contain_text("model_sha256")
+    expect(page.locator("#report-export")).to_have_attribute(
+        "href", f"/api/v1/tasks/{task_id}/export"
+    )
+    button, link = page.locator("#report-requeue"), page.locator("#report-requeued a")
+    button.press("Enter")
+    expect(link).to_have_text(re.compile("^task_"))
+    expect(link).to_be_focused()
+    expect(button).to_be_hidden()
+    made = link.text_content() or ""
+    assert service.ended(made)["requeued_from"] == task_id
+    link.press("Enter")
+    expect(page.locator("#report-title")).to_contain_text(made)
+    expect(page.locator("#report-requeued")).to_be_empty()
+    expect(body).to_contain_text("Requeued from")
+
+
+def test_requeue_that_is_refused_says_why(page: Page, service: RunningService) -> None:
+    task_id = service.submit(model="echo", prompt="once")
+    service.ended(task_id)
+    page.goto(f"{service.base_url}/#report={task_id}")
+    expect(page.locator("#report-requeue")).to_be_visible()
+    made = service.http.post(f"/tasks/{task_id}/requeue").json()["task_id"]
+    page.click("#report-requeue")
+    expect(page.locator("#report-error")).to_contain_text("requeued already")
+    service.ended(made)
+    page.reload()
+    expect(page.locator("#report-body")).to_contain_text("Requeued as")
+    expect(page.locator("#report-requeue")).to_be_hidden()
+
+
+def test_report_of_a_running_task_offers_no_requeue(page: Page, service: RunningService) -> None:
+    task_id = service.submit(model="slow-echo", prompt=LONG_PROMPT)
+    page.goto(f"{service.base_url}/#report={task_id}")
+    expect(page.locator("#report-body")).to_contain_text("word29")
+    expect(page.locator("#report-requeue")).to_be_hidden()
+    service.http.post(f"/tasks/{task_id}/cancel").raise_for_status()
+
+
+def test_dry_run_says_what_would_become_of_a_task(page: Page, service: RunningService) -> None:
+    page.locator(f"#model option[value='{SMOLLM2}']").wait_for(state="attached")
+    page.select_option("#model", SMOLLM2)
+    page.fill("#prompt", "What is the sea?")
+    page.fill("#max_tokens", "20")
+    newest = service.http.get("/tasks?limit=1").json()["results"]
+    page.press("#dry-run", "Enter")
+    verdict, figures = page.locator("#dry-run-verdict"), page.locator("#dry-run-figures")
+    expect(verdict).to_have_text("It would be accepted.")
+    expect(figures).to_contain_text(re.compile(r"Prompt tokens(about )?\d+ of 2,048"))
+    for told in ("Max. tokens20", "Messages dropped0", "Queuegpu, 0 before it", "Expected start"):
+        expect(figures).to_contain_text(told)
+    expect(figures).to_contain_text(re.compile("Model(in memory|would be loaded)"))
+    assert service.http.get("/tasks?limit=1").json()["results"] == newest
+    page.fill("#prompt", "Another one")
+    expect(verdict).to_be_empty()
+    expect(figures).to_be_empty()
+
+
+def test_dry_run_says_what_would_refuse_it(page: Page) -> None:
+    page.locator("#model option[value='echo']").wait_for(state="attached")
+    page.select_option("#model", "echo")
+    page.get_by_text("Sampling", exact=True).click()
+    page.fill("#temperature", "7")
+    page.click("#dry-run")
+    verdict = page.locator("#dry-run-verdict")
+    expect(verdict).to_contain_text("It would be refused (400)")
+    expect(page.locator("#temperature-error")).to_contain_text("2")
+    expect(page.locator("#temperature")).to_be_focused()
+    expect(page.locator("#dry-run-figures")).to_be_empty()
+
+    limit = {"limit": "max_pending_tasks"}
+    refusal = {"status": 429, "body": {"message": "Wait for some of them.", "details": limit}}
+    told = {"is_accepted": False, "refusal": refusal}
+
+    def refuse(route: Route) -> None:
+        body = route.fetch().json()
+        route.fulfill(json=body | told)
+
+    page.fill("#temperature", "1")
+    page.route("**/api/v1/tasks?dry_run=true", refuse)
+    page.click("#dry-run")
+    expect(verdict).to_have_text(
+        "It would be refused by the limit max_pending_tasks (429): Wait for some of them."
+    )
+    expect(page.locator("#dry-run-figures")).to_contain_text("api, 0 before it")
 
 
 def test_models_are_loaded_and_unloaded(page: Page, service: RunningService) -> None:

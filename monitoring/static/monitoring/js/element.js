@@ -24,6 +24,17 @@ export function element(tag, attributes = {}, ...children) {
 }
 
 /**
+ * @param {Record<string, Node | string | number | null>} values by their names
+ * @returns {HTMLElement}
+ */
+export function figures(values) {
+  const pairs = Object.entries(values).map(([name, value]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, value)),
+  );
+  return element("dl", { class: "figures" }, ...pairs);
+}
+
+/**
  * @param {string} id
  * @returns {any} the element; the template has it
  */

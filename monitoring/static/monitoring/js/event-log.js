@@ -3,7 +3,7 @@
 import { BoundedFeed, feedLine } from "./bounded-feed.js";
 import { byId, element } from "./element.js";
 import { clock, count, duration } from "./format.js";
-import { reportLink } from "./report.js";
+import { costFigures, reportLink } from "./report.js";
 
 /** @typedef {import("./feed.js").FeedEvent} FeedEvent */
 
@@ -66,6 +66,10 @@ function create({ seq, timestamp, type, data }) {
   return node;
 }
 
+function costs(data) {
+  return Object.entries(costFigures(data)).map(([name, cost]) => `${name} ${cost}`);
+}
+
 function inWords(type, data) {
   const parts = {
     "task.queued": () => [
@@ -82,9 +86,14 @@ function inWords(type, data) {
       data.model,
       `${count(data.completion_tokens)} tokens in ${duration(data.inference_ms)}`,
       data.finish_reason,
+      ...costs(data),
     ],
-    "task.failed": () => [data.model, data.error_code, data.error],
-    "task.cancelled": () => [data.model, `${count(data.completion_tokens)} tokens`],
+    "task.failed": () => [data.model, data.error_code, data.error, ...costs(data)],
+    "task.cancelled": () => [
+      data.model,
+      `${count(data.completion_tokens)} tokens`,
+      ...costs(data),
+    ],
     "model.loaded": () => [data.model, `in ${duration(data.load_ms)}`],
     "model.unloaded": () => [data.model],
   }[type];

@@ -126,7 +126,7 @@ export function clearErrors() {
 
 /**
  * Shows an error at the fields that it names, else below the form.
- * @param {Error & {details?: Record<string, unknown>}} error
+ * @param {{message: string, details?: Record<string, unknown> | null}} error
  */
 export function showError(error) {
   const named = Object.entries(error.details ?? {}).map(([name, problem]) => [

@@ -1,13 +1,17 @@
-/** The playground: submit a task, watch it, cancel it. */
+/** The playground: submit a task, or ask what would become of it; watch it, cancel it. */
 
 import { onRemembered, remember, remembered } from "./address.js";
 import { follow, followed, startAnswer } from "./answer.js";
 import { post } from "./api.js";
 import { curlFor } from "./curl.js";
+import { clearDryRun, showDryRun } from "./dry-run.js";
 import { byId, setText } from "./element.js";
 import { clearErrors, requestBody, showError, startForm } from "./form.js";
 
+const INVALID = 400;
+
 const submitButton = byId("submit");
+const dryRunButton = byId("dry-run");
 const cancelButton = byId("cancel");
 
 /** Takes up the task that the address names, as after a reload. */
@@ -21,6 +25,8 @@ export function startPlayground() {
   byId("playground").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit();
   });
+  byId("playground").addEventListener("input", clearDryRun); // it was of another request
+  dryRunButton.addEventListener("click", dryRun);
   cancelButton.addEventListener("click", cancel);
   byId("copy").addEventListener("click", copy);
   onRemembered("task", take);
@@ -35,6 +41,7 @@ function take(taskId) {
 async function submit() {
   if (submitButton.disabled) return;
   clearErrors();
+  clearDryRun();
   submitButton.disabled = true;
   try {
     const task = await post("/tasks", requestBody());
@@ -44,6 +51,21 @@ async function submit() {
     showError(error);
   } finally {
     submitButton.disabled = false;
+  }
+}
+
+async function dryRun() {
+  clearErrors();
+  clearDryRun();
+  dryRunButton.disabled = true;
+  try {
+    const told = await post("/tasks?dry_run=true", requestBody());
+    showDryRun(told);
+    if (told.refusal?.status === INVALID) showError(told.refusal.body);
+  } catch (error) {
+    showError(error);
+  } finally {
+    dryRunButton.disabled = false;
   }
 }
 

@@ -1,12 +1,14 @@
-/** The report of a task, in a dialog. */
+/** The report of a task, in a dialog; one that has ended can be submitted anew from there. */
 
 import { onRemembered, remember, remembered } from "./address.js";
-import { BASE, get } from "./api.js";
-import { byId, element, setState, setText } from "./element.js";
+import { BASE, get, post } from "./api.js";
+import { byId, element, figures, setState, setText } from "./element.js";
 import { clock, count, dollars, duration, joules, moment, rate, shortId } from "./format.js";
 import { TASK_STATES } from "./task-state.js";
 
 const dialog = byId("report");
+const requeueButton = byId("report-requeue");
+let shown = "";
 
 /**
  * @param {string} taskId
@@ -34,6 +36,7 @@ export function openReport(taskId) {
 /** Opens the report that the address names, now and whenever it changes. */
 export function startReports() {
   byId("report-close").addEventListener("click", () => dialog.close());
+  requeueButton.addEventListener("click", requeue);
   dialog.addEventListener(
     "click",
     (/** @type {MouseEvent} */ event) => event.target === dialog && dialog.close(),
@@ -45,22 +48,49 @@ export function startReports() {
 }
 
 async function show(taskId) {
+  shown = taskId;
+  const path = `/tasks/${encodeURIComponent(taskId)}`;
   setText(byId("report-title"), `Report of ${taskId}`);
   setState(byId("report-state"), "none", "");
   setText(byId("report-error"), "");
-  byId("report-json").href = `${BASE}/tasks/${encodeURIComponent(taskId)}/report`;
+  byId("report-json").href = `${BASE}${path}/report`;
+  byId("report-export").href = `${BASE}${path}/export`;
+  byId("report-requeued").replaceChildren();
+  requeueButton.hidden = true;
   byId("report-body").replaceChildren();
   if (!dialog.open) dialog.showModal();
   try {
-    fill(await get(`/tasks/${encodeURIComponent(taskId)}/report`));
+    const report = await get(`${path}/report`);
+    if (taskId === shown) fill(report);
   } catch (error) {
-    setText(byId("report-error"), error.message);
+    if (taskId === shown) setText(byId("report-error"), error.message);
+  }
+}
+
+/** Submits the task anew, and says which one that made. */
+async function requeue() {
+  const taskId = shown;
+  requeueButton.disabled = true;
+  setText(byId("report-error"), "");
+  try {
+    const { task_id: made } = await post(`/tasks/${encodeURIComponent(taskId)}/requeue`);
+    if (taskId !== shown) return;
+    const link = reportLink(made);
+    setText(link, made);
+    byId("report-requeued").replaceChildren("Submitted anew as ", link);
+    link.focus();
+    requeueButton.hidden = true; // each task is requeued once
+  } catch (error) {
+    if (taskId === shown) setText(byId("report-error"), error.message);
+  } finally {
+    requeueButton.disabled = false;
   }
 }
 
 function fill(report) {
   const { task, metrics, tokens } = report;
   setState(byId("report-state"), TASK_STATES[task.status] ?? "none", task.status);
+  requeueButton.hidden = !task.finished_at || Boolean(task.requeued_as);
   const parts = [
     figures({
       Model: task.model,
@@ -79,6 +109,7 @@ function fill(report) {
       "Answer tokens": count(tokens?.completion_tokens),
       "of them drafted": count(tokens?.accepted_prediction_tokens),
       ...costFigures(report),
+      ...swapFigures(report),
       "Finish reason": task.result?.finish_reason ?? "–",
     }),
     task.error &&
@@ -121,8 +152,8 @@ function expected({ status, estimated_start_at, estimated_finish_at, eta_seconds
   };
 }
 
-/** Those that are known: local models take time and energy, cloud models money. */
-function costFigures({ gpu_seconds, energy_joules, cost_usd }) {
+/** Those that are known: local models take time and energy, cloud models money. Old events tell none. */
+export function costFigures({ gpu_seconds = null, energy_joules = null, cost_usd = null }) {
   const known = {};
   if (gpu_seconds !== null) known["GPU time"] = duration(gpu_seconds * 1000);
   if (energy_joules !== null) known.Energy = joules(energy_joules);
@@ -130,15 +161,18 @@ function costFigures({ gpu_seconds, energy_joules, cost_usd }) {
   return known;
 }
 
-function section(title, content) {
-  return element("section", {}, element("h3", {}, title), content);
+/** For how long models that run may put it off, and which part of the time loads may take. */
+function swapFigures({ swap_bounds: bounds }) {
+  if (!bounds) return {};
+  const { wait_past_turn_seconds: wait, load_share: share } = bounds;
+  return {
+    "Waits past its turn, at most": duration(wait * 1000),
+    ...(share !== null && { "Time for loads, at most": `${rate(share * 100)} %` }),
+  };
 }
 
-function figures(values) {
-  const pairs = Object.entries(values).map(([name, value]) =>
-    element("div", {}, element("dt", {}, name), element("dd", {}, value)),
-  );
-  return element("dl", { class: "figures" }, ...pairs);
+function section(title, content) {
+  return element("section", {}, element("h3", {}, title), content);
 }
 
 function question({ prompt, messages }) {
@@ -147,12 +181,13 @@ function question({ prompt, messages }) {
 
 function attemptTable(attempts) {
   if (!attempts.length) return element("p", { class: "empty" }, "Not started yet.");
-  const titles = ["No.", "Outcome", "Model", "Endpoint", "Started", "Ended", "Worker"];
+  const titles = ["No.", "Outcome", "Model", "Endpoint", "Started", "Ended", "Cost", "Worker"];
   const head = element("tr", {}, ...titles.map((title) => element("th", { scope: "col" }, title)));
   const rows = attempts.map(
-    ({ number, outcome, model, endpoint, started_at, ended_at, worker }) => {
-      const end = ended_at ? clock(ended_at) : "–";
-      const cells = [number, outcome, model, endpoint ?? "–", moment(started_at), end, worker];
+    ({ number, outcome, model, endpoint, started_at, ended_at, worker, ...costs }) => {
+      const cost = Object.values(costFigures(costs)).join(", ") || "–";
+      const times = [moment(started_at), ended_at ? clock(ended_at) : "–"];
+      const cells = [number, outcome, model, endpoint ?? "–", ...times, cost, worker];
       return element("tr", {}, ...cells.map((text) => element("td", {}, text)));
     },
   );

@@ -12,6 +12,7 @@
  * @property {string | null} startedAt
  * @property {number | null} tokens
  * @property {string} text the end of what it has generated so far
+ * @property {string | null} startsAt when it is expected to, while it waits
  * @property {number | null} waitMs
  * @property {number | null} ranMs
  * @property {string | null} error
@@ -48,8 +49,10 @@ export class TaskList {
       return;
     }
     const seen = { attempt: data.attempt, error: data.error ?? null };
-    if (type === "task.queued") this.#move(data, timestamp, { ...seen, status: "pending" });
-    else if (type === "task.started") {
+    if (type === "task.queued") {
+      const startsAt = data.estimated_start_at;
+      this.#move(data, timestamp, { ...seen, status: "pending", startsAt });
+    } else if (type === "task.started") {
       this.#move(data, timestamp, {
         ...seen,
         status: "processing",
@@ -80,6 +83,7 @@ export class TaskList {
       const figures = {
         createdAt: body.created_at,
         startedAt: body.started_at,
+        startsAt: body.estimated_start_at,
         tokens: body.result?.usage.completion_tokens ?? null,
         waitMs: started && started - Date.parse(body.created_at),
         ranMs: started && body.finished_at && Date.parse(body.finished_at) - started,
@@ -144,6 +148,7 @@ function blank(id, model, createdAt) {
     attempt: 0,
     position: -1,
     startedAt: null,
+    startsAt: null,
     tokens: null,
     text: "",
     waitMs: null,

@@ -70,7 +70,9 @@ function line(first) {
     setState(state, TASK_STATES[task.status] ?? "none", task.status);
     state.title = task.error ?? "";
     setText(tokens, count(task.tokens));
-    setText(waited, duration(task.waitMs));
+    const waits = task.status === "pending" && Date.parse(task.startsAt ?? "") > Date.now();
+    setText(waited, waits ? `until ${clock(task.startsAt)}` : duration(task.waitMs));
+    waited.title = waits ? "When it is expected to start" : "";
     setText(ran, duration(task.ranMs));
   };
   return { node, update };
