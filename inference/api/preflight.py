@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, NotRequired, TypedDict
 
 from django.http import HttpResponse, HttpResponseBase
+from django.utils import timezone
 from drf_spectacular.utils import OpenApiParameter, PolymorphicProxySerializer
 from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.response import Response
@@ -44,7 +46,8 @@ class Preflight(TypedDict):
 
     `repeats`: the task that had the idempotency key before. `would_fail`: why it would once it
     runs. `is_estimated`: the tokens are about so many. `unloads` names the models that would make
-    room, the first to go first. Costs are those of the longest answer.
+    room, the first to go first. `gpu_seconds`: of local models, the median of how long tasks like
+    it have run, some of it beside others. `cost_usd` is that of the longest answer.
     """
 
     is_accepted: bool
@@ -64,6 +67,7 @@ class Preflight(TypedDict):
     would_fail: NotRequired[str | None]
     is_loaded: NotRequired[bool | None]
     unloads: NotRequired[list[str]]
+    gpu_seconds: NotRequired[float | None]
     cost_usd: NotRequired[float | None]
 
 
@@ -167,8 +171,17 @@ class PreflightResponse(EmbeddingResponse):
             "truncated_messages": counted.get("truncated_messages"),
             "is_loaded": model.loaded if is_local else None,
             "unloads": _unloads(model) if is_local and not model.loaded else [],
+            "gpu_seconds": _run_seconds(task) if is_local else None,
             "cost_usd": None if cost is None else cost / 1e9,
         }
+
+
+def _run_seconds(task: GenerationTask) -> float | None:
+    """As estimated of a task that has just started."""
+    started = copy(task)
+    started.status, started.started_at = GenerationTask.Status.PROCESSING, timezone.now()
+    estimate = estimates.of(started)
+    return estimate.eta_seconds["p50"] if estimate else None
 
 
 def _estimate(messages: list[ChatMessage]) -> int:

@@ -1,5 +1,6 @@
 """The admin: that it is quick with many rows, and what can be done in it."""
 
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from conversations.models import Conversation, Message
+from inference import estimates
 from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle import finish
 from inference.lifecycle.finish import Timings
@@ -78,6 +80,22 @@ def _thirty_of_each(new_task: NewTask, settings: Settings) -> None:
         conversation.append({"role": "assistant", "content": "answer"})
         fields = {"conversation_id": conversation.pk, "webhook_url": "http://127.0.0.1:9/hook"}
         finish.complete(claimed(new_task(**fields)), answer(), TIMINGS)
+
+
+@pytest.mark.usefixtures("valkey")
+def test_task_that_waits_says_when_it_is_expected_to_start_and_end(
+    staff: Client, new_task: NewTask
+) -> None:
+    estimates.unlearn()
+    finish.complete(claimed(new_task()), answer(), Timings(ttft_ms=100, inference_ms=60_000))
+    task = new_task()
+    estimates.refresh()
+    estimates.forget()
+    page = staff.get(reverse("admin:inference_generationtask_change", args=[quote(task.pk)]))
+    estimates.unlearn()
+    shown = page.content.decode()
+    assert "Expected to start and end:" in shown
+    assert re.search(r"\d and .* UTC, ends in [1-9]\d* to [1-9]\d* s", shown)
 
 
 @pytest.mark.usefixtures("_thirty_of_each")

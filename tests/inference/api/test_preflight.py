@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 from django.conf import LazySettings
 
+from inference import estimates
 from inference.api import preflight
 from inference.embeddings import token_counts
 from inference.embeddings.messages import Answer
 from inference.embeddings.request_queue import QueuedRequest
+from inference.lifecycle import finish
+from inference.lifecycle.finish import Timings
 from inference.loading import device_memory
 from inference.loading.device_memory import DeviceMemory, MemoryKind
 from inference.models import GenerationTask, RegisteredModel
@@ -19,6 +22,7 @@ from monitoring.api.principal import LOCAL, Limits, Principal
 from monitoring.models import OwnerUse
 from tests.conftest import Valkey
 from tests.inference.api.test_embeddings import ask
+from tests.inference.lifecycle.test_lifecycle import answer, claimed
 from tests.sopllm.test_handler import talk
 
 DRY_RUN = "/api/v1/tasks?dry_run=true"
@@ -118,6 +122,23 @@ def test_model_that_needs_room_names_what_goes(
     roomy = DeviceMemory(MemoryKind.RAM, 2**33, 2**33, 2**33)
     monkeypatch.setattr(device_memory, "published", lambda: roomy)
     assert told(model="smol")["unloads"] == []
+
+
+def test_local_model_has_gpu_seconds_once_they_are_known(
+    smol: RegisteredModel, new_task: Callable[..., GenerationTask]
+) -> None:
+    estimates.unlearn()
+    assert told(model="smol")["gpu_seconds"] is None
+    for seconds in (2, 4, 6):
+        timings = Timings(ttft_ms=seconds * 100, inference_ms=seconds * 1000)
+        assert finish.complete(claimed(new_task(model="smol")), answer(), timings)
+    estimates.refresh()
+    estimates.forget()
+    GenerationTask.objects.all().delete()
+    body = told(model="smol")
+    assert 3 < body["gpu_seconds"] < 5
+    assert told()["gpu_seconds"] is None
+    estimates.unlearn()
 
 
 def test_without_a_worker_tokens_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:

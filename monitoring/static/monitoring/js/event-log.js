@@ -89,11 +89,7 @@ function inWords(type, data) {
       ...costs(data),
     ],
     "task.failed": () => [data.model, data.error_code, data.error, ...costs(data)],
-    "task.cancelled": () => [
-      data.model,
-      `${count(data.completion_tokens)} tokens`,
-      ...costs(data),
-    ],
+    "task.cancelled": () => [data.model, `${count(data.completion_tokens)} tokens`, ...costs(data)],
     "model.loaded": () => [data.model, `in ${duration(data.load_ms)}`],
     "model.unloaded": () => [data.model],
   }[type];

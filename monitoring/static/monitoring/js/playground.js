@@ -13,6 +13,8 @@ const INVALID = 400;
 const submitButton = byId("submit");
 const dryRunButton = byId("dry-run");
 const cancelButton = byId("cancel");
+/** The request that a dry run was asked for, as long as the form has it. */
+let tried = null;
 
 /** Takes up the task that the address names, as after a reload. */
 export function startPlayground() {
@@ -25,7 +27,7 @@ export function startPlayground() {
   byId("playground").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit();
   });
-  byId("playground").addEventListener("input", clearDryRun); // it was of another request
+  byId("playground").addEventListener("input", forgetDryRun);
   dryRunButton.addEventListener("click", dryRun);
   cancelButton.addEventListener("click", cancel);
   byId("copy").addEventListener("click", copy);
@@ -41,7 +43,7 @@ function take(taskId) {
 async function submit() {
   if (submitButton.disabled) return;
   clearErrors();
-  clearDryRun();
+  forgetDryRun();
   submitButton.disabled = true;
   try {
     const task = await post("/tasks", requestBody());
@@ -54,12 +56,20 @@ async function submit() {
   }
 }
 
+function forgetDryRun() {
+  tried = null;
+  clearDryRun();
+}
+
 async function dryRun() {
   clearErrors();
-  clearDryRun();
+  forgetDryRun();
   dryRunButton.disabled = true;
   try {
-    const told = await post("/tasks?dry_run=true", requestBody());
+    const body = requestBody();
+    tried = body;
+    const told = await post("/tasks?dry_run=true", body);
+    if (tried !== body) return;
     showDryRun(told);
     if (told.refusal?.status === INVALID) showError(told.refusal.body);
   } catch (error) {

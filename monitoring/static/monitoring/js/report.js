@@ -152,7 +152,7 @@ function expected({ status, estimated_start_at, estimated_finish_at, eta_seconds
   };
 }
 
-/** Those that are known: local models take time and energy, cloud models money. Old events tell none. */
+/** Those that are known: local models take time and energy, cloud models money. */
 export function costFigures({ gpu_seconds = null, energy_joules = null, cost_usd = null }) {
   const known = {};
   if (gpu_seconds !== null) known["GPU time"] = duration(gpu_seconds * 1000);
