@@ -154,7 +154,7 @@ for each, signals in ((app, "sopllm.worker_signals"), (without_tasks, "sopllm.be
             },
             "estimate": {
                 "task": "inference.estimate",
-                "schedule": every(2.0),
+                "schedule": every(1.0),
                 "options": {"expires": _EXPIRES},
             },
         },

@@ -7,7 +7,7 @@ import jsonschema  # noqa: F401 (before the pool child is made: 0.1 to 0.4 s, in
 from celery import Task, shared_task
 from django.conf import settings
 
-from inference import dispatch, estimates
+from inference import dispatch, forecast
 from inference.embeddings import request_queue  # noqa: F401 (before the pool child is made)
 from inference.execution import cloud_session, gpu_lock, gpu_session
 from inference.lifecycle import finish
@@ -50,7 +50,7 @@ def sweep() -> None:
 @shared_task(name="inference.estimate")
 def estimate() -> None:
     """Find out when tasks will start and end."""
-    estimates.refresh()
+    forecast.refresh()
 
 
 @shared_task(name="inference.purge")

@@ -1,11 +1,11 @@
 """How long a task will run, from those that its model has ended before."""
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 # So many of the ended tasks that are most alike tell how long one takes.
-MAX_ALIKE = 40
+MAX_ALIKE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,11 @@ class Sample:
 def durations(samples: Sequence[Sample], size: int, max_tokens: int) -> list[float]:
     """The seconds that a task may run, sorted, each as likely; none where nothing is known.
 
-    From the ended tasks whose requests are most alike in size.
+    `samples`: in the order of their sizes; those nearest to the task's count.
     """
-    alike = sorted(samples, key=lambda sample: abs(sample.size - size))[:MAX_ALIKE]
+    place = bisect_right(samples, size, key=lambda sample: sample.size)
+    near = samples[max(0, place - MAX_ALIKE) : place + MAX_ALIKE]
+    alike = sorted(near, key=lambda sample: abs(sample.size - size))[:MAX_ALIKE]
     return sorted(sample.seconds(size, max_tokens) for sample in alike)
 
 
@@ -47,8 +49,12 @@ def remaining(seconds: Sequence[float], elapsed: float) -> list[float]:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Of sorted values, at least one, between the two that are nearest."""
-    place = share * (len(values) - 1)
+    """What so large a share of further values will be below, as far as a few sorted ones tell.
+
+    The next value is as likely to come before, between or after n known ones: so the first of them
+    has 1 / (n + 1) below it.
+    """
+    place = min(max(share * (len(values) + 1) - 1, 0), len(values) - 1)
     low = int(place)
     high = min(low + 1, len(values) - 1)
     return values[low] + (place - low) * (values[high] - values[low])

@@ -14,7 +14,7 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries, Settings
 
 from conversations.models import Conversation, Message
-from inference import estimates
+from inference import estimates, forecast
 from inference.errors import ErrorCode, InferenceError
 from inference.lifecycle import finish
 from inference.lifecycle.finish import Timings
@@ -86,13 +86,13 @@ def _thirty_of_each(new_task: NewTask, settings: Settings) -> None:
 def test_task_that_waits_says_when_it_is_expected_to_start_and_end(
     staff: Client, new_task: NewTask
 ) -> None:
-    estimates.unlearn()
+    forecast.unlearn()
     finish.complete(claimed(new_task()), answer(), Timings(ttft_ms=100, inference_ms=60_000))
     task = new_task()
-    estimates.refresh()
+    forecast.refresh()
     estimates.forget()
     page = staff.get(reverse("admin:inference_generationtask_change", args=[quote(task.pk)]))
-    estimates.unlearn()
+    forecast.unlearn()
     shown = page.content.decode()
     assert "Expected to start and end:" in shown
     assert re.search(r"\d and .* UTC, ends in [1-9]\d* to [1-9]\d* s", shown)

@@ -9,13 +9,14 @@ from django.utils import timezone
 from pytest_django import Settings
 from rest_framework.test import APIClient
 
-from inference import estimates
+from inference import estimates, forecast
 from inference.lifecycle import claim, finish
 from inference.lifecycle.finish import Timings
 from inference.models import GenerationTask, RegisteredModel
+from inference.scheduling.durations import MAX_ALIKE
 from inference.task_body import task_body
 from monitoring.redis.client import client
-from tests.conftest import Valkey
+from tests.conftest import Valkey, wait_until
 from tests.inference.lifecycle.test_lifecycle import answer, claimed, fresh
 
 NewTask = Callable[..., GenerationTask]
@@ -24,9 +25,9 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture(autouse=True)
 def nothing_known(valkey: Valkey) -> Iterator[None]:
-    estimates.unlearn()
+    forecast.unlearn()
     yield
-    estimates.unlearn()
+    forecast.unlearn()
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def ended(new_task: NewTask) -> Callable[[float], None]:
 
 
 def simulated() -> None:
-    estimates.refresh()
+    wait_until(forecast.refresh)
     estimates.forget()
 
 
@@ -89,6 +90,24 @@ def test_those_that_wait_behind_others_start_later(
     of_running = estimates.of(fresh(running[0]))
     assert of_running is not None
     assert 8 < of_running.eta_seconds["p50"] <= 10
+
+
+def test_what_is_told_goes_by_how_far_off_it_was_before(
+    new_task: NewTask, ended: Callable[..., None]
+) -> None:
+    for _ in range(MAX_ALIKE):
+        ended(10)
+    simulated()
+    told = estimates.of(new_task())
+    assert told is not None
+    assert 9 < told.eta_seconds["p50"] < 11
+    for _ in range(estimates.MIN_ERRORS):
+        ended(10)  # as its timings say, but it is there at once
+    simulated()
+    told = estimates.of(new_task())
+    assert told is not None
+    assert told.eta_seconds["p90"] < 5
+    assert told.start_at <= told.finish_at
 
 
 def test_running_longer_than_any_before_is_expected_to_end_soon(
@@ -145,7 +164,7 @@ def test_without_redis_nothing_is_known(
     try:
         estimates.forget()
         assert estimates.of(task) is None
-        estimates.refresh()
+        forecast.refresh()
     finally:
         valkey.start()
 

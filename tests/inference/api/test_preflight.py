@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.conf import LazySettings
 
-from inference import estimates
+from inference import estimates, forecast
 from inference.api import preflight
 from inference.embeddings import token_counts
 from inference.embeddings.messages import Answer
@@ -127,18 +127,18 @@ def test_model_that_needs_room_names_what_goes(
 def test_local_model_has_gpu_seconds_once_they_are_known(
     smol: RegisteredModel, new_task: Callable[..., GenerationTask]
 ) -> None:
-    estimates.unlearn()
+    forecast.unlearn()
     assert told(model="smol")["gpu_seconds"] is None
     for seconds in (2, 4, 6):
         timings = Timings(ttft_ms=seconds * 100, inference_ms=seconds * 1000)
         assert finish.complete(claimed(new_task(model="smol")), answer(), timings)
-    estimates.refresh()
+    forecast.refresh()
     estimates.forget()
     GenerationTask.objects.all().delete()
     body = told(model="smol")
     assert 3 < body["gpu_seconds"] < 5
     assert told()["gpu_seconds"] is None
-    estimates.unlearn()
+    forecast.unlearn()
 
 
 def test_without_a_worker_tokens_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:

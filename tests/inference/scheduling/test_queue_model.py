@@ -1,5 +1,7 @@
 """Sessions over a simulated clock, and what one knows of durations."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,8 +88,25 @@ def test_duration_is_that_of_tasks_alike() -> None:
     assert durations([], 1, 1) == []
 
 
+def test_duration_is_that_of_the_nearest_sizes_and_of_the_latest_among_equals() -> None:
+    samples = [Sample(size, 1, float(size), 0.0) for size in range(1000, 1100)]
+    assert durations(samples, 1050, 1)[0] > 1040
+    assert durations(samples, 1050, 1)[-1] < 1060
+    equals = [Sample(7, 1, float(number), 0.0) for number in range(100)]
+    assert durations(equals, 7, 1) == [float(number) for number in range(84, 100)]
+
+
 def test_what_is_left_after_some_time() -> None:
     assert remaining([1.0, 2.0, 4.0], 2.0) == [0.0, 2.0]
     assert remaining([1.0], 10.0) == [1.0]
     assert quantile([1.0, 2.0, 4.0], 0.5) == 2.0
     assert quantile([1.0], 0.9) == 1.0
+
+
+def test_as_many_further_values_are_below_a_quantile_as_it_says() -> None:
+    chance = random.Random(1)  # noqa: S311
+    num_below = 0
+    for _ in range(2000):
+        known = sorted(chance.expovariate(1) for _ in range(16))
+        num_below += chance.expovariate(1) <= quantile(known, 0.9)
+    assert 0.88 < num_below / 2000 < 0.92
