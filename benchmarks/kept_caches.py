@@ -31,8 +31,9 @@ class Conversation:
         body = {"model": SMOLLM2, "system_prompt": f"You are number {number}. {HISTORY}"}
         response = service.http.post("/conversations", json=body).raise_for_status()
         self._id = str(response.json()["conversation_id"])
+        before = set(self._folder.glob("*.kv"))
         self.num_tokens = int(self.ask()["tokens"]["total_tokens"])
-        wait_for(lambda: list(self._folder.glob("*.kv")), LIMIT_SECONDS)
+        wait_for(lambda: set(self._folder.glob("*.kv")) - before, LIMIT_SECONDS)
 
     @property
     def _folder(self) -> Path:

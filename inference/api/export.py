@@ -45,8 +45,9 @@ def submission_of(task: GenerationTask) -> dict[str, Any]:
     for name in ("context_overflow", "timeout_seconds", "deadline_seconds", "stream"):
         asked[name] = request[name]
     asked |= {"priority": task.priority, "metadata": task.metadata}
-    if request.get("extra_params"):
-        asked["extra_params"] = request["extra_params"]
+    for name in ("extra_params", "prompt_cache_key"):
+        if request.get(name):
+            asked[name] = request[name]
     return asked
 
 

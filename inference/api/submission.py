@@ -181,6 +181,8 @@ def _request(data: dict[str, Any], model: RegisteredModel) -> dict[str, Any]:
     }
     if asked:
         request["tools"] = asked
+    if data.get("prompt_cache_key"):
+        request["prompt_cache_key"] = data["prompt_cache_key"]
     if data.get("is_raw"):
         request["is_raw"] = True
     if "response" in data:

@@ -49,6 +49,13 @@ class TaskSubmissionSerializer(SamplingSerializer):
     messages = NewMessageSerializer(many=True, required=False, allow_empty=False)
     conversation_id = serializers.CharField(required=False, allow_null=True, max_length=37)
     save_to_conversation = serializers.BooleanField(default=True)
+    prompt_cache_key = serializers.CharField(
+        required=False,
+        allow_null=True,
+        allow_blank=True,
+        max_length=512,
+        help_text="Of tasks whose prompts begin alike: the beginning is kept, and read once.",
+    )
     stop = serializers.ListField(
         child=serializers.CharField(trim_whitespace=False, min_length=1, max_length=1000),
         required=False,

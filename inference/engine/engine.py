@@ -218,12 +218,12 @@ class Engine:
         """How much of a prompt memory has of the owner, about; another thread may run a step."""
         return self._kv_cache.num_held(prompt_tokens, owner)
 
-    def size_of_ended(self, request_id: str) -> tuple[int, int]:
-        """Tokens and bytes of what a request has left that ended in the last step."""
+    def ended(self, request_id: str) -> tuple[list[int], int]:
+        """The tokens of what a request has left that ended in the last step, and its bytes."""
         slot = self._ended_slots.get(request_id)
         if slot is None:
-            return 0, 0
-        return len(self._kv_cache.tokens(slot)), self._kv_cache.state_bytes(slot)
+            return [], 0
+        return self._kv_cache.tokens(slot), self._kv_cache.state_bytes(slot)
 
     def save_ended(self, request_id: str) -> SavedState | None:
         """A copy of that; None when it failed."""

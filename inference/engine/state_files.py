@@ -5,12 +5,14 @@ of another version, counts as not there, and is removed.
 """
 
 import logging
+import math
 import os
 import shutil
 import struct
 import time
 import zlib
 from array import array
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +96,21 @@ class StateFiles:
             self.remove(name)
             return None
         return SavedState(head.tokens, head.num_deterministic_tokens, data)
+
+    def num_known(self, name: str, tokens: Sequence[int]) -> int:
+        """With how many of the tokens the state of that name begins; 0 without one."""
+        try:
+            with self._path(name).open("rb") as file:
+                return common_prefix_length(_read_head(file).tokens, tokens)
+        except (OSError, ValueError):
+            return 0
+
+    def unused_seconds(self, name: str) -> float:
+        """How long ago it was read or written; infinity where it is not there."""
+        try:
+            return time.time() - self._path(name).stat().st_mtime
+        except OSError:
+            return math.inf
 
     def labels(self) -> dict[str, str]:
         """The label of each file by its name; broken files are removed."""

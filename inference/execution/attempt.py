@@ -107,6 +107,7 @@ class Attempt:
             params=task.request["params"],
             owner=task.owner,
             conversation_id=task.conversation_id,
+            prompt_cache_key=task.request.get("prompt_cache_key"),
             priority=task.priority,
             is_raw=task.request.get("is_raw", False),
             response_format=task.request.get("response_format"),

@@ -21,8 +21,7 @@ OF_TASKS_ALONE = {
 }
 # What says nothing about the answer: taken, and not used.
 IGNORED = {
-    *("user", "store", "service_tier", "safety_identifier"),
-    *("prompt_cache_key", "prompt_cache_retention"),
+    *("user", "store", "service_tier", "safety_identifier", "prompt_cache_retention"),
 }
 # What only some cloud models know, by OpenAI's names.
 _OF_PROVIDERS = ("reasoning_effort", "verbosity")
@@ -91,7 +90,6 @@ class CompletionFieldsSerializer(TaskSubmissionSerializer):
     store = serializers.BooleanField(required=False, help_text="Not used.")
     service_tier = serializers.CharField(required=False, help_text="Not used.")
     safety_identifier = serializers.CharField(required=False, help_text="Not used.")
-    prompt_cache_key = serializers.CharField(required=False, help_text="Not used.")
     prompt_cache_retention = serializers.CharField(required=False, help_text="Not used.")
 
     def get_fields(self) -> dict[str, Any]:

@@ -41,9 +41,10 @@ class GenerationRequest:
     messages: list[ChatMessage]
     params: dict[str, Any]
     owner: str = ""
-    # What the same endpoint, or the memory of a local model, may have read before; None: the prompt
-    # stands for itself.
+    # What the same endpoint, or the memory of a local model, may have read before: the conversation
+    # or else what the owner calls all prompts that begin alike. None: the prompt stands for itself.
     conversation_id: str | None = None
+    prompt_cache_key: str | None = None
     priority: float = 1.0
     is_raw: bool = False
     response_format: ResponseFormat | None = None

@@ -85,10 +85,8 @@ def new_sequence(
         if thinking is not None:
             marks += (thinking.open, thinking.close)
         sequence = loaded.engine.new_sequence(request.request_id, tokens, plan.params, owner, marks)
-        if request.conversation_id is not None:
-            sequence.saved = kept_caches.find(
-                loaded, request.owner, request.conversation_id, tokens
-            )
+        if key := request.conversation_id or request.prompt_cache_key:
+            sequence.saved = kept_caches.find(loaded, request.owner, key, tokens)
     except EngineError as error:
         raise inference_error(error) from error
     if form is None and thinking is None:

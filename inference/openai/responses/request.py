@@ -148,6 +148,7 @@ def response_request(body: Any, owner: str) -> dict[str, Any]:
         fields["logprobs"] = True
     fields.pop("stream_options", None)
     fields["save_to_conversation"] = True
+    fields["prompt_cache_key"] = response.get("prompt_cache_key")
     is_cut = response["truncation"] == "auto"
     fields["context_overflow"] = "truncate" if is_cut else "error"
     if "max_output_tokens" in response:

@@ -84,6 +84,8 @@ def body_of(model: RegisteredModel, request: GenerationRequest) -> dict[str, Any
             params["top_logprobs"] = num_top
     if request.tools is not None:
         params |= _tools(request.tools)
+    if request.prompt_cache_key and model.provider == RegisteredModel.Provider.OPENAI:
+        params["prompt_cache_key"] = request.prompt_cache_key
     return params | {
         "model": model.config["model_name"],
         "stream": True,

@@ -145,8 +145,8 @@ def test_next_process_computes_only_what_is_new(model_path: Path, tmp_path: Path
     prompt = runner.tokenize(text)[:150]
     engine = Engine(runner)
     first = answer(engine, prompt)
-    num_tokens, num_bytes = engine.size_of_ended("turn")
-    assert num_tokens == 150 + 7
+    tokens, num_bytes = engine.ended("turn")
+    assert len(tokens) == 150 + 7
     saved = engine.save_ended("turn")
     assert saved is not None
     assert len(saved.data) == num_bytes

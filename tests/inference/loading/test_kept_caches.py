@@ -1,5 +1,6 @@
-"""KV caches of conversations: the next turn of a real model computes only what is new."""
+"""Kept KV caches: the next turn, or task of a key, of a real model computes only what is new."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,44 @@ def test_caches_of_deleted_and_cleared_conversations_are_removed(
     assert len(files_in(folder)) == 1
     loaded_engines.unload("smol")
     assert ask(kept)["cached_tokens"] > 0
+
+
+def test_prompts_of_a_key_that_begin_alike_are_read_once(
+    smol: RegisteredModel, new_task: NewTask, folder: Path
+) -> None:
+    def ask(question: str, **fields: Any) -> int:
+        """How many tokens were not computed."""
+        body: dict[str, Any] = {"prompt": f"{LONG_PROMPT} {question}"}
+        body |= {"model": "smol", "max_tokens": 4, "prompt_cache_key": "facts"}
+        task = new_task(**body | fields)
+        gpu_session.run(task.pk)
+        return int(fresh(task).usage["cached_tokens"])
+
+    assert ask("What is fact 1?") == 0
+    wait_until(lambda: len(files_in(folder)) == 1)
+    first = files_in(folder)[0].read_bytes()
+    loaded_engines.unload("smol")
+    assert ask("And which one is true?") > 150
+    loaded_engines.unload("smol")
+    assert ask("And which one is true?", owner="other") == 0
+    wait_until(lambda: len(files_in(folder)) == 2)
+    assert first in [path.read_bytes() for path in files_in(folder)], "it is written once"
+    loaded_engines.unload("smol")
+    assert ask("And which one is true?", prompt_cache_key="other") == 0
+
+
+def test_caches_of_keys_are_removed_when_nobody_uses_them(
+    smol: RegisteredModel, new_task: NewTask, folder: Path, settings: LazySettings
+) -> None:
+    task = new_task(model="smol", prompt=LONG_PROMPT, prompt_cache_key="facts", max_tokens=4)
+    gpu_session.run(task.pk)
+    wait_until(lambda: len(files_in(folder)) == 1)
+    gpu_reporter.forget_deleted()
+    [path] = files_in(folder)
+    long_ago = path.stat().st_mtime - settings.TASK_TTL_SECONDS - 1
+    os.utime(path, (long_ago, long_ago))
+    gpu_reporter.forget_deleted()
+    assert files_in(folder) == []
 
 
 @pytest.mark.parametrize(

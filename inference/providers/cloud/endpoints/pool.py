@@ -263,6 +263,8 @@ def affinity_key(request: GenerationRequest) -> str:
     """
     if request.conversation_id is not None:
         return request.conversation_id
+    if request.prompt_cache_key is not None:
+        return f"{request.owner}\0{request.prompt_cache_key}"
     beginning = ""
     for message in request.messages:
         content = message["content"]
