@@ -179,7 +179,9 @@ class CloudSession:
     async def _fill(self) -> None:
         """Claim what is due, most urgent first, while there is room."""
         begun: list[_Begun] = []
-        most = 0
+        most, is_closed = 0, True
+        # Room that is made meanwhile may come too late for the look at it.
+        self._holds_up = True
         for pool in self._pools.values():
             pool.keep_watch()
         while len(begun) == most:
@@ -188,19 +190,18 @@ class CloudSession:
             most = min(room, _MAX_CLAIMS if begun else 1)
             if not most:
                 self._has_room.clear()
-                self._holds_up = True
                 if self.loop.time() > self._handed_on_at + _LOOK_AGAIN_SECONDS:
                     await self._hand_on()
                 return
             self._has_room.set()
-            begun = await self._threads.run(self._begin_next, most)
+            begun, is_closed = await self._threads.run(self._begin_next, most)
             for each in begun:
                 self._num_running[each.model_name] += 1
                 self._num_batch_running[each.model_name] += each.is_batch
                 answer = asyncio.create_task(self._answer(each))
                 self._answers.add(answer)
                 answer.add_done_callback(partial(self._has_answered, each))
-        self._holds_up = bool(self._lowest_priorities(self._num_running, self._num_batch_running))
+        self._holds_up = is_closed
 
     def _has_answered(self, begun: _Begun, answer: asyncio.Task[None]) -> None:
         self._answers.discard(answer)
@@ -256,13 +257,18 @@ class CloudSession:
         }
         return {name: priority for name, priority in lowest.items() if priority > 0}
 
-    def _begin_next(self, most: int) -> list[_Begun]:
-        """Claim up to so many tasks; what fails after the first one is for the next call."""
+    def _begin_next(self, most: int) -> tuple[list[_Begun], bool]:
+        """Claim up to so many tasks; what fails after the first one is for the next call.
+
+        Returns them, and whether endpoints would not have taken any other one.
+        """
         begun: list[_Begun] = []
+        is_closed = False
         num_running, num_batch = self._num_running.copy(), self._num_batch_running.copy()
         try:
             while len(begun) < most:
                 lowest = self._lowest_priorities(num_running, num_batch)
+                is_closed = bool(lowest)
                 lease = claim.claim_most_urgent(Queue.API, lowest)
                 if lease is None:
                     break
@@ -272,7 +278,7 @@ class CloudSession:
         except DatabaseError:
             if not begun:
                 raise
-        return begun
+        return begun, is_closed
 
     def _begin(self, lease: Lease) -> _Begun:
         attempt = Attempt(lease)

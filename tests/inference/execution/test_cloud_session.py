@@ -15,9 +15,11 @@ from conversations.models import text_of
 from inference import dispatch
 from inference.errors import ErrorCode, InferenceError, RetryLater
 from inference.execution import cloud_session
+from inference.execution.cloud_session import CloudSession
 from inference.lifecycle import finish, sweep
 from inference.models import GenerationTask, Queue, RegisteredModel
 from inference.providers.base import GenerationRequest, Progress, Provider
+from inference.providers.cloud.endpoints.pool import NONE_MAY, EndpointPool
 from monitoring.redis import outbox
 from monitoring.redis.client import client
 from monitoring.streams.delta_stream import stream_key
@@ -135,6 +137,39 @@ def test_max_concurrency_of_a_model_holds_up_no_other(
     assert "limited 3" not in provider.asked
     provider.open += ["limited 1", "limited 2", "limited 3"]
     wait_until(lambda: {fresh(task).status for task in tasks} == {"completed"})
+
+
+def test_endpoints_that_take_more_just_after_they_were_asked_keep_nobody_waiting(
+    new_task: NewTask,
+    provider: HangingProvider,
+    workers: Callable[[], "Future[None]"],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cloud_session, "LINGER_SECONDS", LIMIT_SECONDS)
+    was_refused = threading.Event()
+
+    async def hear_nothing(_: CloudSession) -> None:
+        await asyncio.Event().wait()
+
+    def lowest_priority(_: EndpointPool, num_running: int, num_batch: int) -> float:
+        """What is claimed beside another task is refused; a moment later it would not be."""
+        if not num_running or threading.current_thread().name == "cloud-session":
+            return 0.0
+        was_refused.set()
+        return NONE_MAY
+
+    monkeypatch.setattr(CloudSession, "_listen", hear_nothing)
+    monkeypatch.setattr(EndpointPool, "lowest_priority", lowest_priority)
+    for name in ("first", "second"):
+        new_task(prompt=name)
+    workers()
+    wait_until(was_refused.is_set)
+    wait_until(lambda: provider.asked)
+    assert provider.asked == ["first"]
+    provider.open = ["first", "second"]
+    wait_until(lambda: provider.asked == ["first", "second"])
+    monkeypatch.setattr(cloud_session, "LINGER_SECONDS", 0)
+    cloud_session.running_session().look_again()
 
 
 def test_retry_that_has_to_wait_gives_its_place_back(

@@ -68,7 +68,7 @@ class _Waiting:
     rank: tuple[float, int]
     key: str = field(compare=False)
     is_batch: bool = field(compare=False)
-    failed: Set[Endpoint] = field(compare=False)
+    failed: set[Endpoint] = field(compare=False)
     begun: "asyncio.Future[Call]" = field(compare=False)
 
 
@@ -123,7 +123,7 @@ class EndpointPool:
         else:
             begun = asyncio.get_running_loop().create_future()
             rank = (-request.priority, next(self._numbers))
-            heapq.heappush(self._waiting, _Waiting(rank, key, low, failed, begun))
+            heapq.heappush(self._waiting, _Waiting(rank, key, low, set(failed), begun))
             self._begin_waiting()
             try:
                 call = await begun
@@ -237,6 +237,8 @@ class EndpointPool:
             if status is not None and status < 500 and status not in (401, 403):
                 break
         endpoint.revive()
+        for waiting in self._waiting:
+            waiting.failed.discard(endpoint)  # it has failed them while it was dead
         logger.info("Endpoint %s of model %s is asked again", endpoint.name, endpoint.model.name)
         self._begin_waiting()
         self._on_room()
