@@ -122,9 +122,9 @@ class CircuitBreaker:
         if self._report(_ON_SUCCESS, settings.CIRCUIT_FAILURES, _KEPT_SECONDS):
             logger.info("Model %s answers again: its circuit is closed", self._name)
 
-    def on_failure(self, failure: InferenceError) -> None:
+    def on_failure(self, failure: InferenceError, *, is_of_model: bool = True) -> None:
         """The call has failed; a failure that says nothing of the model lets another one try."""
-        if failure.code not in _COUNTED:
+        if not is_of_model or failure.code not in _COUNTED:
             self._report(_ON_OTHER_FAILURE)
             return
         limits = (settings.CIRCUIT_FAILURES, _open_ms(), MAX_OPEN_SECONDS * 1000, _KEPT_SECONDS)

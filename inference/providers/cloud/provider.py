@@ -79,16 +79,17 @@ class CloudProvider(Provider):
                         yield delta
                 await asyncio.to_thread(breaker.on_success)
             except InferenceError as error:
-                await asyncio.to_thread(breaker.on_failure, error)
+                is_down = not pool_of(self.model).has_healthy
+                await asyncio.to_thread(breaker.on_failure, error, is_of_model=is_down)
                 failure = error
             else:
                 return
             pause = retries.pause(self.model, failure, num_retries)
             after = failure.retry_after
-            is_down = failure.code == ErrorCode.PROVIDER_UNAVAILABLE
             # Somebody else may answer while this one is down.
             if after is not None and (
-                after > _MAX_RETRY_AFTER_SECONDS or (is_down and request.has_fallback)
+                after > _MAX_RETRY_AFTER_SECONDS
+                or (failure.code == ErrorCode.PROVIDER_UNAVAILABLE and request.has_fallback)
             ):
                 pause = None
             if pause is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
+from pytest_django import Settings
 from rest_framework.test import APIClient
 
 from inference import encryption
@@ -133,6 +134,17 @@ def test_text_that_was_told_makes_the_next_call_another_attempt(
     task = fresh(task)
     assert task.result is not None
     assert (task.status, task.attempt, task.result["text"]) == ("completed", 2, TEXT)
+
+
+def test_answer_that_breaks_off_at_one_endpoint_does_not_open_the_circuit_of_all(
+    model: NewModel, servers: list[CloudServer], new_task: NewTask, settings: Settings
+) -> None:
+    settings.CIRCUIT_FAILURES = 1
+    both = model({"weight": 100}, {"weight": 0.01})
+    servers[0].faults.append(Fault.CUT)
+    task = new_task(model=both.name, prompt=TEXT)
+    execute(claimed(task))
+    assert fresh(task).status == "completed"
 
 
 def test_attempts_say_which_endpoint_was_asked(

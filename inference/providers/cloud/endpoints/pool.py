@@ -50,6 +50,10 @@ _FORGET_SECONDS = 10.0
 # The beginning of a prompt, in characters, that says where it goes.
 _BEGINNING_CHARS = 1024
 
+# A part more is claimed than the endpoints take: a call begins when another one ends, and not after
+# that end is stored and a task is claimed.
+_CLAIMED = 1.25
+
 _FIRST_PROBE_SECONDS = 0.5
 _MAX_PROBE_SECONDS = 5.0
 _PROBE_LIMIT_SECONDS = 5.0
@@ -102,7 +106,7 @@ class EndpointPool:
         self._wanted_at = time.monotonic()
         limits = [each.limit for each in self._usable()]
         most = sum(int(limit) for limit in limits if limit is not None) or math.inf
-        if num_running >= min(most, self.max_concurrency or math.inf):
+        if num_running >= min(most * _CLAIMED, self.max_concurrency or math.inf):
             return NONE_MAY
         gates = [each.gate for each in self._usable() if each.gate is not None]
         if gates and num_batch >= sum(gate.limit for gate in gates):
@@ -218,6 +222,13 @@ class EndpointPool:
     def _watch(self, what: object, watch: Coroutine[Any, Any, None]) -> None:
         self._watches[what] = task = asyncio.create_task(watch)
         task.add_done_callback(lambda _: self._watches.pop(what, None))
+
+    @property
+    def has_healthy(self) -> bool:
+        """Whether one of several endpoints is healthy: a failure of another one is its own."""
+        return len(self.endpoints) > 1 and any(
+            each.health == Health.HEALTHY for each in self.endpoints
+        )
 
     @property
     def is_wanted(self) -> bool:
