@@ -29,6 +29,7 @@ from monitoring.redis import outbox
 from monitoring.redis.client import client
 from presets import catalogue
 from sopllm import processes
+from tests import environment
 from tests.described_client import DescribedClient
 
 # On a busy machine inputs are generated slowly, which says nothing about the code.
@@ -56,7 +57,12 @@ class FilesAndOneService(LoadFileScheduling):  # type: ignore[misc]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under `pytest -n`, the system tests begin first, since they take longest."""
+    """Under `pytest -n`, the system tests begin first, since they take longest.
+
+    Tests without a database are left to SQLite, where they are the same.
+    """
+    if environment.DATABASE_URL:
+        items[:] = [item for item in items if _needs_database(item)]
     is_worker = hasattr(config, "workerinput")
     items.sort(
         key=lambda item: (
@@ -64,6 +70,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.nodeid.startswith(LAST_TESTS),
         )
     )
+
+
+def _needs_database(item: pytest.Item) -> bool:
+    fixtures: list[str] = getattr(item, "fixturenames", [])
+    has_fixture = not {"db", "transactional_db", "running_service"}.isdisjoint(fixtures)
+    return has_fixture or item.get_closest_marker("django_db") is not None
 
 
 @pytest.hookimpl(optionalhook=True)
