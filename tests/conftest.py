@@ -94,7 +94,7 @@ def _delete_rows(_: TransactionTestCase) -> None:
             cursor.execute(f'DELETE FROM "{table}"')  # noqa: S608 (names of our own tables)
 
 
-TransactionTestCase._fixture_teardown = _delete_rows  # type: ignore[method-assign]
+TransactionTestCase._fixture_teardown = _delete_rows  # type: ignore[attr-defined]
 
 
 class Valkey:
