@@ -417,6 +417,15 @@ def test_calls_that_wait_in_the_server_are_told_from_long_answers() -> None:
     assert latency.heard_all(1.9, 1.0, 50) == pytest.approx(1.1 / 2.9)
 
 
+def test_server_that_is_slower_as_a_whole_has_no_calls_that_wait() -> None:
+    latency = Latency()
+    for slower in (1, 10):
+        for _ in range(40):
+            latency.heard_first(0.1 * slower)
+            latency.heard_all(0.1 * slower, 0.5 * slower, 10)
+    assert latency.heard_all(1.0, 5.0, 10) == 1
+
+
 def test_call_that_still_waits_tells_that_a_server_is_slow() -> None:
     latency = Latency()
     assert latency.seconds(10, waited=0) is None
