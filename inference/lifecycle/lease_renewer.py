@@ -88,7 +88,7 @@ def _by_kind(rows: Iterable[HeldRow]) -> dict[Any, list[HeldRow]]:
 
 
 def _run() -> None:
-    renewed_at = time.monotonic()
+    renewed_at, is_away = time.monotonic(), False
     while True:
         with _changed:
             if not _held:
@@ -104,6 +104,9 @@ def _run() -> None:
             if time.monotonic() - renewed_at >= settings.LEASE_SECONDS / 3:
                 renew(rows)
                 renewed_at = time.monotonic()
+            is_away = False
         except DatabaseError as exc:
-            logger.warning("Leases not renewed, the database does not answer: %s", exc)
+            if not is_away:
+                logger.warning("Leases are not renewed until the database answers: %s", exc)
+            is_away = True
             connection.close()  # Django reopens broken ones between requests only

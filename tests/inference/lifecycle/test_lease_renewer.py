@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
+from django.db import OperationalError
 from django.utils import timezone
 
 from inference.lifecycle import finish, lease_renewer, sweep
@@ -108,3 +109,20 @@ def test_rows_of_any_kind_are_renewed(new_task: NewTask) -> None:
     lease_renewer.refresh([lease, row])
     assert row.lost
     assert not lease.lost
+
+
+def test_database_that_is_away_is_told_of_once(
+    new_task: NewTask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[int] = []
+
+    def refresh(rows: list[HeldRow]) -> None:
+        tries.append(len(rows))
+        raise OperationalError("nobody answers")
+
+    lease = claimed(new_task())
+    with held(lease):
+        monkeypatch.setattr(lease_renewer, "refresh", refresh)
+        wait_until(lambda: len(tries) >= 3)
+        monkeypatch.undo()
+    assert caplog.text.count("until the database answers: nobody answers") == 1
