@@ -284,10 +284,14 @@ def test_lost_lease_starts_nothing_over(
 ) -> None:
     task = new_task()
 
+    def is_lost() -> bool:
+        expire(task)
+        sweep.sweep()  # unless its worker has just renewed the lease
+        return fresh(task).status == "pending"
+
     def script(request: GenerationRequest, progress: Progress) -> Script:
         yield "half of"
-        expire(task)
-        sweep.sweep()
+        wait_until(is_lost)
         claimed(task)
         yield StartOver(DOWN)
         yield "never said"
