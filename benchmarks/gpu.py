@@ -4,8 +4,8 @@ Steps at batches of 1 to 64 against a bare loop over the same C API, in turns, a
 `--batched-bench PATH` beside llama.cpp's own benchmark; what the GPU's memory was predicted to take
 and what NVML says; a second turn with the cache and without; gaps beside a long prompt; structured
 answers against free ones; and with `--other` the time in which two models take each other's place.
-Models of real shapes come from benchmarks/synthetic_gguf.py. Without a GPU it runs on the CPU,
-with small batches (`--batches 1 4`). [--json FILE]
+Models of real shapes come from benchmarks/synthetic_gguf.py. Without a GPU all but its memory is
+measured on the CPU, with small batches (`--batches 1 4`). [--json FILE]
 """
 
 import json
@@ -48,7 +48,7 @@ MB = 1024 * 1024
 
 
 def used_mb(gpu_index: int) -> float:
-    """What all processes use of the GPU's memory; 0 without one."""
+    """What all processes use of the GPU's memory; 0 where NVML does not tell."""
     memory = nvml.memory(gpu_index)
     return memory.used_bytes / MB if memory else 0.0
 
@@ -134,16 +134,16 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCH_SIZES))
     options = parser.parse_args()
     batch_sizes = tuple(options.batches)
-    figures: dict[str, Any] = {
-        "machine": {**machine(), "gpus": [each["name"] for each in nvml.read()]}
-    }
+    gpus = [each["name"] for each in nvml.read()]
+    figures: dict[str, Any] = {"machine": {**machine(), "gpus": gpus}}
     parts: dict[str, Callable[[], Any]] = {
-        "memory": lambda: measure_memory(options.model, options.gpu_index, batch_sizes),
         "decode": lambda: measure_decode(options.model, batch_sizes),
         "second turn": lambda: measure_follow_up(options.model),
         "gaps between tokens": lambda: measure_gaps(options.model),
         "structured, 8 sequences": lambda: measure_speed(options.model, 8),
     }
+    if gpus:
+        parts["memory"] = lambda: measure_memory(options.model, options.gpu_index, batch_sizes)
     if options.batched_bench:
         parts["llama-batched-bench"] = lambda: batched_bench(
             options.batched_bench, options.model, batch_sizes
