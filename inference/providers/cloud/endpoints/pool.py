@@ -55,7 +55,7 @@ _BEGINNING_CHARS = 1024
 _CLAIMED = 1.25
 
 _FIRST_PROBE_SECONDS = 0.5
-_MAX_PROBE_SECONDS = 5.0
+_MAX_PROBE_SECONDS = 2.0
 _PROBE_LIMIT_SECONDS = 5.0
 _READ_LOAD_SECONDS = 1.0
 # What nobody wants to call any more is neither probed nor read.
