@@ -1,6 +1,7 @@
 """The requests of n8n's OpenAI nodes, as its sources make them; n8n itself is not installed."""
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,6 +107,7 @@ def test_background_response_is_polled(n8n: httpx.Client) -> None:
     for _ in range(600):
         if response["status"] not in ("queued", "in_progress"):
             break
+        time.sleep(0.05)
         response = n8n.get(f"/responses/{response['id']}").json()
     assert response["status"] in ("completed", "incomplete")
     assert response["error"] is None

@@ -287,6 +287,7 @@ def test_kill_at_any_moment_neither_loses_nor_repeats_a_line(
 def test_worker_that_lost_the_batch_changes_nothing(api: APIClient) -> None:
     pk = created(api, lines())
     turn(pk)
+    Batch.objects.filter(pk=pk).update(due_at=LONG_AGO)  # a moment later it would be
     late = Batch.objects.claim_next(worker_identity.current())
     assert late is not None
     Batch.objects.filter(pk=pk).update(lease_until=None, due_at=LONG_AGO, worker="")
