@@ -10,7 +10,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
 
 import redis
@@ -73,13 +73,8 @@ def of(task: GenerationTask, position: int | None = None) -> Estimate | None:
     """
     if task.has_ended or (snapshot := _snapshot()) is None:
         return None
-    samples = snapshot.samples.get(task.model_name)
-    if not samples:
+    if not (seconds := _durations(snapshot, task)):
         return None
-    # As the database counts it; SQLite keeps other letters than ASCII's as escapes.
-    is_escaped = connection.vendor == "sqlite"
-    size = len(json.dumps(task.request, ensure_ascii=is_escaped))
-    seconds = durations(samples, size, task.request["params"]["max_tokens"])
     now = database_clock.now()
     if task.status == GenerationTask.Status.PROCESSING:
         if task.started_at is None:
@@ -101,6 +96,22 @@ def of(task: GenerationTask, position: int | None = None) -> Estimate | None:
             ends = [ends[1] * quantile(errors, share) for share in SHARES]
     p10, p50, p90 = (round(end, 3) for end in ends)
     return Estimate(start_at, now + timedelta(seconds=p50), EtaSeconds(p10=p10, p50=p50, p90=p90))
+
+
+def run_seconds(task: GenerationTask) -> float | None:
+    """How long it will run once it has started, the median; None where nothing is known."""
+    snapshot = _snapshot()
+    seconds = _durations(snapshot, task) if snapshot else []
+    return round(quantile(seconds, 0.5), 3) if seconds else None
+
+
+def _durations(snapshot: Snapshot, task: GenerationTask) -> list[float]:
+    """The seconds that it may run, sorted, each as likely; none where nothing is known."""
+    # As the database counts it; SQLite keeps other letters than ASCII's as escapes.
+    is_escaped = connection.vendor == "sqlite"
+    size = len(json.dumps(task.request, ensure_ascii=is_escaped))
+    samples = snapshot.samples.get(task.model_name, ())
+    return durations(samples, size, task.request["params"]["max_tokens"])
 
 
 def wait_seconds() -> int | None:
@@ -146,11 +157,14 @@ def _snapshot() -> Snapshot | None:
 
 def keep(snapshot: Snapshot) -> None:
     """For all processes, until the next one. Raises redis.RedisError."""
-    stored = asdict(snapshot) | {
+    stored = {
         "samples": {
             name: [astuple(sample) for sample in samples]
             for name, samples in snapshot.samples.items()
-        }
+        },
+        "points": snapshot.points,
+        "wait_seconds": snapshot.wait_seconds,
+        "errors": snapshot.errors,
     }
     client().set(_KEY, json.dumps(stored), ex=KEPT_SECONDS)
 

@@ -2,11 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from copy import copy
 from typing import Any, NotRequired, TypedDict
 
 from django.http import HttpResponse, HttpResponseBase
-from django.utils import timezone
 from drf_spectacular.utils import OpenApiParameter, PolymorphicProxySerializer
 from rest_framework.exceptions import APIException, ValidationError
 from rest_framework.response import Response
@@ -171,17 +169,9 @@ class PreflightResponse(EmbeddingResponse):
             "truncated_messages": counted.get("truncated_messages"),
             "is_loaded": model.loaded if is_local else None,
             "unloads": _unloads(model) if is_local and not model.loaded else [],
-            "gpu_seconds": _run_seconds(task) if is_local else None,
+            "gpu_seconds": estimates.run_seconds(task) if is_local else None,
             "cost_usd": None if cost is None else cost / 1e9,
         }
-
-
-def _run_seconds(task: GenerationTask) -> float | None:
-    """As estimated of a task that has just started."""
-    started = copy(task)
-    started.status, started.started_at = GenerationTask.Status.PROCESSING, timezone.now()
-    estimate = estimates.of(started)
-    return estimate.eta_seconds["p50"] if estimate else None
 
 
 def _estimate(messages: list[ChatMessage]) -> int:
