@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from itertools import chain
 from statistics import median
 from typing import Any
@@ -210,10 +211,12 @@ class _QueueNow:
 
     def _durations(self, name: str, size: int, max_tokens: int) -> list[float]:
         """Of a model of which nothing is known: as of the others."""
-        samples = self._samples.get(name) or sorted(
-            chain.from_iterable(self._samples.values()), key=lambda sample: sample.size
-        )
+        samples = self._samples.get(name) or self._samples_of_all
         return durations(samples, size, max_tokens) or [1.0]
+
+    @cached_property
+    def _samples_of_all(self) -> list[Sample]:
+        return sorted(chain.from_iterable(self._samples.values()), key=lambda sample: sample.size)
 
     def simulate(self) -> tuple[dict[str, list[estimates.Point]], float | None]:
         """By model, where the queue will be when; and when it will have gone on a little."""
