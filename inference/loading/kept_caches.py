@@ -73,8 +73,8 @@ def keep(loaded: LoadedEngine, task: GenerationTask, request_id: str) -> None:
         return
     name = _name(loaded, task.owner, key)
     if label == _OF_KEY and (
-        2 * _files().num_known(name, tokens) >= len(tokens)
-        or _files().unused_seconds(name) < _REWRITE_SECONDS
+        _files().unused_seconds(name) < _REWRITE_SECONDS
+        or 2 * _files().num_known(name, tokens) >= len(tokens)
     ):
         return
     if num_bytes > device_memory.read(gpu_layers=0).usable_bytes:
