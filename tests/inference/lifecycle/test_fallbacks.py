@@ -300,5 +300,5 @@ def test_lost_lease_starts_nothing_over(
     execute(claimed(task))
     wait_until(lambda: fresh(task).attempt == 2)  # the script may go on for longer
     row = fresh(task)
-    assert (row.status, row.result) == ("processing", None)
+    assert (row.status, row.attempt, row.result) == ("processing", 2, None)
     assert outcomes(task) == ["lost"]
