@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import TypedDict
 
 import redis
-from django.db.models import Count, Min, Q
+from django.db.models import Count, Min
 
 from inference import dispatch
 from inference.models import GenerationTask, Queue
@@ -125,12 +125,11 @@ def _pending_by_queue(owner: str | None) -> dict[str, QueueState]:
         )
         for queue in Queue
     }
-    # Not the rows of the owner alone: an owner's index has all that have ended.
-    groups = GenerationTask.objects.pending().values_list("queue", "priority")
-    own = Q() if owner is None else Q(owner=owner)
-    counted = groups.annotate(
-        num_tasks=Count("pk", filter=own), oldest=Min("created_at", filter=own)
-    ).filter(num_tasks__gt=0)
+    pending = GenerationTask.objects.pending()
+    groups = (pending if owner is None else pending.owned_by(owner)).values_list(
+        "queue", "priority"
+    )
+    counted = groups.annotate(num_tasks=Count("pk"), oldest=Min("created_at"))
     for queue, priority, num_tasks, oldest in counted.order_by("queue", "-priority"):
         state = queues[queue]
         state["pending"] += num_tasks

@@ -20,7 +20,7 @@ from inference import events
 from inference.engine.errors import EngineError
 from inference.errors import ErrorCode, InferenceError
 from inference.loading import requests
-from inference.models import GenerationTask, RegisteredModel
+from inference.models import GenerationTask, Queue, RegisteredModel
 from monitoring import database_clock
 from monitoring.hardware import worker_identity
 
@@ -201,4 +201,5 @@ def _is_idle(loaded: LoadedModel, model: RegisteredModel) -> bool:
     else:
         unused = timedelta(seconds=time.monotonic() - loaded.recorded_at)
         is_past = model.keep_alive is not None and unused >= model.keep_alive
-    return is_past and not GenerationTask.objects.pending().filter(model_name=model.name).exists()
+    waiting = GenerationTask.objects.pending().filter(queue=Queue.GPU, model_name=model.name)
+    return is_past and not waiting.exists()

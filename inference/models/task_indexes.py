@@ -38,10 +38,11 @@ INDEXES = [
         name="task_claim",
         condition=Q(status="pending"),
     ),
-    # For tasks that may join a session of their model.
+    # For tasks that may join a session of their model. The queue is first, as above: PostgreSQL
+    # would read the other index to its end where the model has no task.
     models.Index(
-        F("model_name"),
         F("queue"),
+        F("model_name"),
         F("priority").desc(),
         F("owner"),
         F("created_at"),

@@ -197,6 +197,7 @@ def test_queries_go_by_the_indexes_of_unfinished_tasks(valkey: Valkey, new_task:
     rows("completed", 500)
     claimed(new_task())
     with CaptureQueriesContext(connection) as captured:
+        queue_stats.read_now(None)
         queue_stats.read_now("local")
     plans = []
     for query in captured.captured_queries:
@@ -205,6 +206,7 @@ def test_queries_go_by_the_indexes_of_unfinished_tasks(valkey: Valkey, new_task:
             plans.append(" ".join(row[3] for row in cursor.fetchall()))
     assert "task_claim" in plans[0]
     assert "generationtask_lease" in plans[1]
+    assert "task_pending_of" in plans[2]
 
 
 def test_database_is_told_without_redis(api: APIClient, new_task: NewTask, valkey: Valkey) -> None:

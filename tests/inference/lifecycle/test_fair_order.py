@@ -21,7 +21,14 @@ from inference.api.task_serializers import submission_validator
 from inference.errors import ErrorCode, InferenceError, RetryLater
 from inference.lifecycle import claim, finish, submit, sweep
 from inference.lifecycle.claim import Lease
-from inference.models import GenerationTask, OwnerShare, Queue, RegisteredModel, queue_positions
+from inference.models import (
+    GenerationTask,
+    OwnerShare,
+    Queue,
+    RegisteredModel,
+    owner_shares,
+    queue_positions,
+)
 from inference.scheduling.shares import Shares
 from monitoring.api.principal import Limits
 from monitoring.redis.client import client
@@ -305,6 +312,19 @@ def test_positions_are_the_order_of_claims(
         assert positions == {task.pk: queue_positions([task])[task.pk] for task in waiting}
         claims = [task for task in (first() for _ in waiting) if task]
         assert [positions[task.pk] for task in claims] == list(range(len(waiting)))
+
+
+def test_many_more_urgent_tasks_are_counted_once_for_all_positions(
+    new_task: NewTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner_shares, "_COUNTED_SECONDS", 60)
+    rows("other", 1200)
+    task = new_task(priority=0)
+    assert queue_positions([task]) == {task.pk: 1200}
+    rows("other", 1)
+    assert queue_positions([task]) == {task.pk: 1200}
+    client().delete("cache:more_urgent:api:0.0")
+    assert queue_positions([task]) == {task.pk: 1201}
 
 
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL plans by its statistics")
