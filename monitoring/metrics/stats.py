@@ -3,8 +3,7 @@
 Percentiles are taken over all tasks of the time asked for, by nearest rank: never over averages.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any, TypedDict
 
@@ -25,38 +24,33 @@ _QUANTITIES = {
     "total_ms": "total_ms",
 }
 _COUNTS = """
-    SELECT {part} AS part, COUNT(*),
-        COUNT(CASE WHEN outcome = 'completed' THEN 1 END),
-        COUNT(CASE WHEN outcome = 'failed' THEN 1 END),
-        COUNT(CASE WHEN outcome = 'cancelled' THEN 1 END),
-        SUM(prompt_tokens), SUM(completion_tokens), SUM(cached_tokens)
-    FROM {table} WHERE ended_at >= %s AND ended_at < %s {of_owner}
-    GROUP BY part
+    COUNT(*), COUNT(CASE WHEN outcome = 'completed' THEN 1 END),
+    COUNT(CASE WHEN outcome = 'failed' THEN 1 END),
+    COUNT(CASE WHEN outcome = 'cancelled' THEN 1 END),
+    SUM(prompt_tokens), SUM(completion_tokens), SUM(cached_tokens)
 """
-# In the database, since SQLite meanwhile lets the other threads of its process run. The rank of a
-# percentile is rounded up, in whole numbers. PostgreSQL's own function does the same in a sixth of
-# the time.
-_SPREADS = {
-    "sqlite": """
+_ENDED = "FROM {table} WHERE ended_at >= %s AND ended_at < %s {of_owner}"
+# PostgreSQL takes the percentiles of all quantities in one pass over the rows, by nearest rank.
+_PERCENTILES = ", ".join(
+    f"AVG({value}), PERCENTILE_DISC(0.5) WITHIN GROUP (ORDER BY {value}), "
+    f"PERCENTILE_DISC(0.95) WITHIN GROUP (ORDER BY {value})"
+    for value in _QUANTITIES.values()
+)
+# SQLite in one pass each: in the database too, since that lets the other threads of its process
+# run. The rank is rounded up, in whole numbers.
+_PERCENTILES_OF_ONE = f"""
     WITH ranked AS (
-        SELECT {part} AS part, {value} AS value,
-            ROW_NUMBER() OVER (PARTITION BY {part} ORDER BY {value}) AS place,
-            COUNT(*) OVER (PARTITION BY {part}) AS num_tasks
-        FROM {table}
-        WHERE ended_at >= %s AND ended_at < %s {of_owner} AND {value} IS NOT NULL
+        SELECT {{part}} AS part, {{value}} AS value,
+            ROW_NUMBER() OVER (PARTITION BY {{part}} ORDER BY {{value}}) AS place,
+            COUNT(*) OVER (PARTITION BY {{part}}) AS num_tasks
+        {_ENDED} AND {{value}} IS NOT NULL
     )
     SELECT part, AVG(value),
         MAX(CASE WHEN place = (num_tasks * 50 + 99) / 100 THEN value END),
         MAX(CASE WHEN place = (num_tasks * 95 + 99) / 100 THEN value END)
     FROM ranked GROUP BY part
-""",
-    "postgresql": """
-    SELECT {part} AS part, AVG({value}), PERCENTILE_DISC(0.5) WITHIN GROUP (ORDER BY {value}),
-        PERCENTILE_DISC(0.95) WITHIN GROUP (ORDER BY {value})
-    FROM {table}
-    WHERE ended_at >= %s AND ended_at < %s {of_owner} AND {value} IS NOT NULL GROUP BY part
-""",
-}
+"""  # noqa: S608 (our own names)
+_DAYS = {"sqlite": "DATE(ended_at)", "postgresql": "(ended_at AT TIME ZONE 'UTC')::date::text"}
 
 
 class Outcomes(TypedDict):
@@ -132,59 +126,59 @@ def read(first: date, last: date, owner: str | None = None) -> Stats:
 def _read(first: date, last: date, owner: str | None) -> Stats:
     start, end = _midnight(first), _midnight(last + timedelta(days=1))
     models = _summaries(start, end, owner, part="model_name")
-    whole = next(iter(models.values())) if len(models) == 1 else _summary(start, end, owner)
-    days = (
-        [Day(date=first.isoformat(), **whole)] if first == last else list(_days(first, last, owner))
-    )
+    nothing = _summary((0,) * 7 + (None,) * 12)
+    if len(models) == 1:
+        whole = next(iter(models.values()))
+    else:
+        whole = _summaries(start, end, owner, part="''").get("", nothing)
+    dates = [(first + timedelta(days=n)).isoformat() for n in range((last - first).days + 1)]
+    by_date = {dates[0]: whole}
+    if len(dates) > 1:
+        by_date = _summaries(start, end, owner, part=_DAYS[connection.vendor])
+    days = [Day(date=each, **by_date.get(each, nothing)) for each in dates]
     return Stats(start=_iso(start), end=_iso(end), models=models, days=days, **whole)
-
-
-def _days(first: date, last: date, owner: str | None) -> Iterator[Day]:
-    for number in range((last - first).days + 1):
-        day = first + timedelta(days=number)
-        summary = _summary(_midnight(day), _midnight(day + timedelta(days=1)), owner)
-        yield Day(date=day.isoformat(), **summary)
-
-
-def _summary(start: datetime, end: datetime, owner: str | None) -> Summary:
-    """Of all tasks, also when there are none."""
-    return _summaries(start, end, owner, part="''").get("") or _summary_of((0,) * 7, {})
 
 
 def _summaries(start: datetime, end: datetime, owner: str | None, part: str) -> dict[str, Summary]:
     """One for each value of `part`, in SQL: a column, or a constant for all tasks together."""
-    counts = {name: row for name, *row in _rows(_COUNTS, start, end, owner, part=part)}
-    spreads: defaultdict[str, dict[str, Spread]] = defaultdict(dict)
-    spread = _SPREADS[connection.vendor]
-    for quantity, value in _QUANTITIES.items():
-        for name, *figures in _rows(spread, start, end, owner, part=part, value=value):
-            mean, p50, p95 = (round(figure, 2) for figure in figures)
-            spreads[name][quantity] = Spread(mean=mean, p50=p50, p95=p95)
-    return {name: _summary_of(counts[name], spreads[name]) for name in counts}
-
-
-def _rows(
-    sql: str, start: datetime, end: datetime, owner: str | None, **names: str
-) -> list[tuple[Any, ...]]:
     values = [connection.ops.adapt_datetimefield_value(moment) for moment in (start, end)]
+    names = {"table": EndedTask._meta.db_table, "part": part, "of_owner": ""}
     if owner is not None:
         values.append(owner)
-    names["of_owner"] = "" if owner is None else "AND owner = %s"
-    with connection.cursor() as cursor:
-        cursor.execute(sql.format(table=EndedTask._meta.db_table, **names), values)
-        return list(cursor.fetchall())
+        names["of_owner"] = "AND owner = %s"
+
+    def rows(statement: str, **value: str) -> list[tuple[Any, ...]]:
+        with connection.cursor() as cursor:
+            cursor.execute(statement.format(**names, **value), values)
+            return list(cursor.fetchall())
+
+    if connection.vendor == "postgresql":
+        found = rows(f"SELECT {{part}} AS part, {_COUNTS}, {_PERCENTILES} {_ENDED} GROUP BY part")
+    else:
+        spreads = [
+            {name: tuple(figures) for name, *figures in rows(_PERCENTILES_OF_ONE, value=value)}
+            for value in _QUANTITIES.values()
+        ]
+        counted = rows(f"SELECT {{part}} AS part, {_COUNTS} {_ENDED} GROUP BY part")
+        found = [sum((of.get(row[0], (None,) * 3) for of in spreads), row) for row in counted]
+    return {name: _summary(figures) for name, *figures in found}
 
 
-def _summary_of(counts: Sequence[int], spreads: dict[str, Spread]) -> Summary:
-    total, completed, failed, cancelled, prompt, completion, cached_prompt = counts
-    nothing = Spread(mean=None, p50=None, p95=None)
+def _summary(figures: Sequence[Any]) -> Summary:
+    """Of the seven counts, then mean, median and 95th percentile of each quantity."""
+    total, completed, failed, cancelled, prompt, completion, cached_prompt, *spreads = figures
+    rounded = [None if figure is None else round(figure, 2) for figure in spreads]
+    wait, ttft, tokens_per_second, total_time = (
+        Spread(mean=mean, p50=p50, p95=p95)
+        for mean, p50, p95 in zip(rounded[::3], rounded[1::3], rounded[2::3], strict=True)
+    )
     return Summary(
         tasks=Outcomes(total=total, completed=completed, failed=failed, cancelled=cancelled),
         tokens=Tokens(prompt=prompt, completion=completion, cached=cached_prompt),
-        queue_wait_ms=spreads.get("queue_wait_ms", nothing),
-        ttft_ms=spreads.get("ttft_ms", nothing),
-        tokens_per_second=spreads.get("tokens_per_second", nothing),
-        total_ms=spreads.get("total_ms", nothing),
+        queue_wait_ms=wait,
+        ttft_ms=ttft,
+        tokens_per_second=tokens_per_second,
+        total_ms=total_time,
     )
 
 
