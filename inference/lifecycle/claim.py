@@ -180,14 +180,16 @@ def add_attempt(
     )
 
 
-def charge(lease: Lease) -> None:
+def charge(lease: Lease, **use: int) -> None:
     """Have the owner pay for the attempt that ends now, last in the transaction that ends it.
 
-    All that ends of this owner waits for these rows.
+    `use`: what else it has used, if the task ends too. All that ends of this owner waits for these
+    rows.
     """
     task, cost = lease.task, lease.cost
     if cost.cost_nano_usd:
-        sql.add_use(task.owner, cost_nano_usd=cost.cost_nano_usd)
+        use["cost_nano_usd"] = cost.cost_nano_usd
     started_at = connection.ops.adapt_datetimefield_value(task.started_at)
     share = {"weight": task.weight, "started_at": started_at, "gpu_seconds": cost.gpu_seconds}
-    sql.execute(sql.ADD_TO_SHARE, **_share_of(task), **share)
+    statements = (sql.ADD_TO_SHARE, sql.ADD_USE) if use else (sql.ADD_TO_SHARE,)
+    sql.execute_last(*statements, **_share_of(task), **share, **sql.NO_USE | use)

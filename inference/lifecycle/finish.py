@@ -120,8 +120,7 @@ def _finish(
             is_turn = status == Status.COMPLETED and task.request.get("save_to_conversation")
             if is_turn and task.conversation and result:
                 task.conversation.append_turn(_turn(task, result))
-            store_end(task, {"result": result, **end})
-            charge(lease)
+            store_end(task, {"result": result, **end}, lease)
     if not won and status != Status.CANCELLED:  # unless the lease is lost, a cancel came first
         cancelled = result and result | {"finish_reason": FinishReason.CANCELLED, "parsed": None}
         return _finish(lease, Status.CANCELLED, cancelled, timings)
@@ -191,11 +190,11 @@ def end_fields(status: "Status") -> dict[str, Any]:
     }
 
 
-def store_end(task: GenerationTask, change: dict[str, Any]) -> None:
-    """Add the task to the statistics, and have its end delivered where that was asked for.
+def store_end(task: GenerationTask, change: dict[str, Any], lease: Lease | None = None) -> None:
+    """Add the task to the statistics, have its end delivered where that was asked for, and charge.
 
-    Call it in the transaction that ends the task. `change`: the fields that this has set in the
-    row; from now on the task in memory has them.
+    Call it last in the transaction that ends the task. `change`: the fields that this has set in
+    the row; from now on the task in memory has them. `lease`: of the attempt that ends with it.
     """
     for name in events.END_FIELDS & change.keys():
         setattr(task, name, change[name])
@@ -214,12 +213,15 @@ def store_end(task: GenerationTask, change: dict[str, Any]) -> None:
     )
     if task.request.get("webhook_url"):
         deliveries.add_delivery(task)
-    sql.add_use(
-        task.owner,
-        num_tasks=1,
-        prompt_tokens=task.usage["prompt_tokens"],
-        completion_tokens=task.usage["completion_tokens"],
-    )
+    use = {
+        "num_tasks": 1,
+        "prompt_tokens": task.usage["prompt_tokens"],
+        "completion_tokens": task.usage["completion_tokens"],
+    }
+    if lease:
+        charge(lease, **use)
+    else:
+        sql.add_use(task.owner, **use)
 
 
 def announce_end(task: GenerationTask) -> None:

@@ -91,6 +91,7 @@ _CLAIM_FIRST = _CLAIM.replace("__FIRST__", _FIRST_ID)
 
 # Of an owner whose only task was just claimed, after a pause: it starts at the present.
 BEGIN_SHARE = f"""
+{{in_turn}}
 WITH RECURSIVE {OWNERS.format(priority="%(priority)s", except_owner="AND owner <> %(owner)s")}
 INSERT INTO inference_ownershare (queue, priority, owner, virtual_time, step, active_at)
 SELECT %(queue)s, %(priority)s, %(owner)s, present.virtual_time, COALESCE((
@@ -111,6 +112,7 @@ ON CONFLICT (queue, priority, owner) DO UPDATE SET
 _COST = """CASE WHEN %(queue)s = 'gpu' THEN COALESCE(%(gpu_seconds)s, {seconds_since_start})
     ELSE 1.0 END / %(weight)s"""
 ADD_TO_SHARE = f"""
+{{in_turn}}
 INSERT INTO inference_ownershare (queue, priority, owner, virtual_time, step, active_at)
 VALUES (%(queue)s, %(priority)s, %(owner)s, {_COST}, {_COST}, {{now}})
 ON CONFLICT (queue, priority, owner) DO UPDATE SET
@@ -168,6 +170,8 @@ ON CONFLICT (owner, day) DO UPDATE SET
     cost_nano_usd = monitoring_owneruse.cost_nano_usd + excluded.cost_nano_usd
 """
 
+NO_USE = {"num_tasks": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost_nano_usd": 0}
+
 # One statement, in which a task that ends meanwhile is either running or paid for.
 RESERVE = """
 UPDATE inference_generationtask SET reserved_nano_usd = %(nano_usd)s
@@ -192,6 +196,7 @@ _DIALECTS = {
         "lease_end": f"{_SQLITE_NOW}, %(lease_seconds)s || ' seconds')",
         "expiry": f"{_SQLITE_NOW}, %(ttl_seconds)s || ' seconds')",
         "skip_locked": "",
+        "in_turn": "",
         "lazily": "",
         "seconds_since_start": "MAX(0.001, (JULIANDAY('NOW') - JULIANDAY(%(started_at)s)) * 86400)",
         "num_aged": "CAST((JULIANDAY('NOW') - JULIANDAY(created_at)) * 1440 * %(rate)s AS INTEGER)",
@@ -204,6 +209,8 @@ _DIALECTS = {
         "lease_end": "STATEMENT_TIMESTAMP() + %(lease_seconds)s * INTERVAL '1 second'",
         "expiry": "STATEMENT_TIMESTAMP() + %(ttl_seconds)s * INTERVAL '1 second'",
         "skip_locked": "FOR UPDATE SKIP LOCKED",
+        # At each commit, PostgreSQL wakes all that wait to insert the same row, for one to go on.
+        "in_turn": "SELECT pg_advisory_xact_lock(hashtext('share of ' || %(owner)s));",
         "lazily": "MATERIALIZED",
         "seconds_since_start": "GREATEST(0.001, EXTRACT(EPOCH FROM "
         "STATEMENT_TIMESTAMP() - %(started_at)s::timestamptz))",
@@ -232,23 +239,9 @@ def claim_first(num_models: int = 0) -> str:
     return _CLAIM_FIRST.replace("{of_tasks}", "".join([_OF_QUEUE, *conditions]))
 
 
-def add_use(
-    owner: str,
-    *,
-    num_tasks: int = 0,
-    prompt_tokens: int = 0,
-    completion_tokens: int = 0,
-    cost_nano_usd: int = 0,
-) -> None:
-    """Add to what the owner has used today, UTC."""
-    execute(
-        ADD_USE,
-        owner=owner,
-        num_tasks=num_tasks,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        cost_nano_usd=cost_nano_usd,
-    )
+def add_use(owner: str, **use: int) -> None:
+    """Add to what the owner has used today, UTC: some of NO_USE."""
+    execute(ADD_USE, owner=owner, **NO_USE | use)
 
 
 def execute(statement: str, **values: Any) -> int:
@@ -256,6 +249,19 @@ def execute(statement: str, **values: Any) -> int:
     with connection.cursor() as cursor:
         cursor.execute(_in_dialect(statement), _with_durations(values))
         return int(cursor.rowcount)
+
+
+def execute_last(*statements: str, **values: Any) -> None:
+    """Run the last statements of a transaction.
+
+    PostgreSQL commits them in the same round trip: those who wait for their rows do not wait for
+    this process too, which may be a busy one.
+    """
+    if connection.vendor == "postgresql":
+        is_outermost = connection.in_atomic_block and not connection.savepoint_ids
+        statements = ("; ".join([*statements, "COMMIT"] if is_outermost else statements),)
+    for statement in statements:
+        execute(statement, **values)
 
 
 def take_turns(name: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
@@ -24,11 +24,19 @@ from inference import dispatch
 from inference.api.submission import build_task
 from inference.api.task_serializers import submission_validator
 from inference.errors import ErrorCode, InferenceError
-from inference.lifecycle import claim, finish, lease_renewer, submit, sweep
+from inference.lifecycle import claim, finish, lease_renewer, sql, submit, sweep
 from inference.lifecycle.claim import Lease
 from inference.lifecycle.finish import Timings
-from inference.models import GenerationTask, Queue, RegisteredModel, TaskAttempt, TaskResult
+from inference.models import (
+    GenerationTask,
+    OwnerShare,
+    Queue,
+    RegisteredModel,
+    TaskAttempt,
+    TaskResult,
+)
 from monitoring.hardware import worker_identity
+from monitoring.models import OwnerUse
 from monitoring.redis.client import client
 from monitoring.streams import delta_stream, ends
 from tests.conftest import Valkey, wait_until_enqueued
@@ -115,6 +123,37 @@ def test_two_workers_drain_a_queue_without_sharing_a_task(new_task: NewTask) -> 
 
     run_in_threads(2, drain)
     assert len(won) == len(set(won)) == 10
+
+
+@pytest.mark.django_db(transaction=True)
+def test_ends_of_one_owner_at_once_are_all_charged(new_task: NewTask) -> None:
+    leases = [claimed(new_task()) for _ in range(12)]
+    barrier = threading.Barrier(4)
+
+    def complete_some() -> None:
+        barrier.wait()
+        for _ in range(3):
+            assert finish.complete(leases.pop(), answer(), TIMINGS)
+            assert not connection.in_atomic_block
+        connection.close()
+
+    run_in_threads(4, complete_some)
+    assert OwnerShare.objects.get().virtual_time == 12
+    assert OwnerUse.objects.today("local")["num_tasks"] == 12
+    assert TaskAttempt.objects.filter(outcome="completed").count() == 12
+
+
+@pytest.mark.django_db(transaction=True)
+def test_end_that_cannot_be_charged_is_undone(
+    new_task: NewTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = claimed(new_task())
+    monkeypatch.setattr(sql, "ADD_USE", "INSERT INTO nowhere VALUES (1)")
+    with pytest.raises(DatabaseError):
+        finish.complete(lease, answer(), TIMINGS)
+    assert fresh(lease.task).status == "processing"
+    assert not lease.task.attempts.exists()
+    assert not OwnerShare.objects.exclude(virtual_time=0).exists()
 
 
 def test_claim_starts_the_attempt(new_task: NewTask) -> None:
