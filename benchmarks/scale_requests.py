@@ -35,6 +35,7 @@ from inference.models import (
 )
 from monitoring.api.principal import ANY_SCOPE, Principal, Scope
 from monitoring.hardware import worker_identity
+from monitoring.metrics import stats
 from monitoring.models import EndedTask
 from monitoring.redis import outbox
 from monitoring.redis.client import client as redis_client
@@ -162,8 +163,8 @@ def query(sql: str) -> list[Any]:
 def redis_calls() -> dict[str, int]:
     """By command."""
     outbox.flush()
-    stats: Any = redis_client().info("commandstats")
-    return {name.removeprefix("cmdstat_"): each["calls"] for name, each in stats.items()}
+    by_name: Any = redis_client().info("commandstats")
+    return {name.removeprefix("cmdstat_"): each["calls"] for name, each in by_name.items()}
 
 
 def work(num_threads: int, seconds: float) -> dict[str, Any]:
@@ -230,6 +231,7 @@ def _client(principal: Principal) -> APIClient:
 def _requests() -> dict[str, Callable[[], Callable[[], Any]]]:
     """By name, what prepares a call and gives it."""
     middle = (timezone.now() - _MIDDLE).isoformat().replace("+00:00", "Z")
+    yesterday = stats.today() - timedelta(days=1)
     conversation = GenerationTask.objects.filter(conversation__isnull=False).first()
     conversation_id = conversation.conversation_id if conversation else f"conv_{'0' * 32}"
     owner = conversation.owner if conversation else "owner-1"
@@ -290,6 +292,8 @@ def _requests() -> dict[str, Callable[[], Callable[[], Any]]]:
         "GET /monitor/queue, all": get("/monitor/queue", OPERATOR),
         "GET /monitor/stats, own": get("/monitor/stats"),
         "GET /monitor/stats, all": get("/monitor/stats", OPERATOR),
+        "GET /monitor/stats?date=yesterday, own": get(f"/monitor/stats?date={yesterday}"),
+        "GET /monitor/stats?date=yesterday, all": get(f"/monitor/stats?date={yesterday}", OPERATOR),
         "GET /monitor/stats?days=7, own": get("/monitor/stats?days=7"),
         "GET /monitor/stats?days=7, all": get("/monitor/stats?days=7", OPERATOR),
         "GET /monitor/health": get("/monitor/health", OPERATOR),
@@ -315,6 +319,7 @@ def _requests() -> dict[str, Callable[[], Callable[[], Any]]]:
         for who, principal in (("own", OWNER), ("all", STAFF)):
             path = deep(f"/tasks?{filters[name]}", principal)
             found[f"GET /tasks?{name}, deep, {who}"] = get(path, principal)
+    found["the first of these again within a second"] = again(get(f"/tasks?limit={_PAGE}"))
     turns = f"/tasks?conversation_id={conversation_id}"
     found["GET /tasks?conversation_id, own"] = get(turns, of_owner)
     messages = f"/conversations/{conversation_id}/messages"

@@ -87,10 +87,14 @@ def test_value_is_data_and_never_sql(new_task: NewTask) -> None:
 @pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL plans by its statistics")
 @pytest.mark.parametrize(
     ("statement", "index"),
-    [(sql.FIRST_OF_QUEUE, "task_claim"), (sql.claim_first(), "task_claim")],
+    [
+        (sql.FIRST_OF_QUEUE, "task_claim"),
+        (sql.claim_first(), "task_claim"),
+        (sql.FIRST_OF_MODEL, "task_model"),
+    ],
 )
 def test_first_in_line_is_read_from_an_index(statement: str, index: str, db: None) -> None:
-    values = {"queue": "api", "worker": "w"}
+    values = {"queue": "api", "worker": "w", "model_name": "echo"}
     with CaptureQueriesContext(connection) as queries:
         sql.first_task(statement, **values)
     with connection.cursor() as cursor:
