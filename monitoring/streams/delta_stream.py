@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # Of each attempt while Redis is away; readers get what is dropped from the saved result.
 MAX_UNSENT = 10_000
+# Of texts that become one delta: a short one costs Redis and readers as much as a long one.
+MAX_MERGED_CHARS = 1_000
 
 _WARN_AGAIN_SECONDS = 10.0
 # What was kept back goes out in parts: each is packed anew while Redis stays away.
@@ -87,7 +89,10 @@ def parse(entry_id: str, fields: dict[str, str]) -> Delta:
 
 
 class DeltaWriter:
-    """Collects an attempt's answer for its stream; several deltas go out in a round trip."""
+    """Collects an attempt's answer for its stream; several deltas go out in a round trip.
+
+    Texts that wait together go out as one delta, unless they have log-probabilities.
+    """
 
     def __init__(self, task_id: str, attempt: int) -> None:
         self._key = stream_key(task_id)
@@ -110,11 +115,22 @@ class DeltaWriter:
 
     def write(self, text: str, logprobs: list[dict[str, Any]] | None = None) -> None:
         """Queue a delta of the text; it must not be empty."""
-        self._add(len(text), {"text": text}, logprobs)
+        self._write_text("text", text, logprobs)
 
     def write_reasoning(self, text: str, logprobs: list[dict[str, Any]] | None = None) -> None:
         """Queue a delta of the reasoning; it must not be empty."""
-        self._add(len(text), {"reasoning": text}, logprobs)
+        self._write_text("reasoning", text, logprobs)
+
+    def _write_text(self, name: str, text: str, logprobs: list[dict[str, Any]] | None) -> None:
+        # What was offered to Redis may have arrived, and must keep its id.
+        if not logprobs and self._num_chars > self._offered_until:
+            _, last = self._unsent[-1]
+            if last.keys() == {name, "index"} and len(str(last[name])) < MAX_MERGED_CHARS:
+                last[name] = f"{last[name]}{text}"
+                self._num_chars += len(text)
+                self._unsent[-1] = (self._last_id, last)
+                return
+        self._add(len(text), {name: text}, logprobs)
 
     def write_tool_call(
         self, part: dict[str, Any], logprobs: list[dict[str, Any]] | None = None
@@ -123,6 +139,10 @@ class DeltaWriter:
         length = ("id" in part) + len(part["function"]["arguments"])
         self._add(length, {"tool_call": json.dumps(part)}, logprobs)
 
+    @property
+    def _last_id(self) -> str:
+        return f"{self._attempt}-{self._num_chars}"
+
     def _add(
         self, length: int, fields: dict[str, str | int], logprobs: list[dict[str, Any]] | None
     ) -> None:
@@ -130,7 +150,7 @@ class DeltaWriter:
         fields["index"] = self._num_deltas
         if logprobs:
             fields["logprobs"] = json.dumps(logprobs)
-        self._unsent.append((f"{self._attempt}-{self._num_chars}", fields))
+        self._unsent.append((self._last_id, fields))
         self._num_deltas += 1
 
     def flush(self) -> None:

@@ -57,16 +57,47 @@ def test_all_deltas_go_out_in_order(valkey: Valkey) -> None:
     words = [f"word{index} " for index in range(50)]
     for word in words:
         writer.write(word)
-    writer.flush()
+        writer.flush()
     assert [entry["text"] for entry in entries("t")] == words
     assert [int(entry["index"]) for entry in entries("t")] == list(range(50))
+
+
+def test_texts_that_wait_together_are_one_delta(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta_stream, "MAX_MERGED_CHARS", 8)
+    writer = delta_stream.DeltaWriter("t", 1)
+    for text in ("one", " two", " and", " three"):
+        writer.write(text)
+    writer.write_reasoning("hm")
+    writer.write_reasoning(", so")
+    writer.write("four", [{"token": "four"}])
+    writer.write(" five")
+    writer.flush()
+    assert entries("t") == [
+        {"text": "one two and", "index": "0"},
+        {"text": " three", "index": "1"},
+        {"reasoning": "hm, so", "index": "2"},
+        {"text": "four", "index": "3", "logprobs": '[{"token": "four"}]'},
+        {"text": " five", "index": "4"},
+    ]
+    assert ids("t") == ["1-11", "1-17", "1-23", "1-27", "1-32"]
+
+
+def test_delta_that_may_have_arrived_is_not_merged_with_a_later_one(valkey: Valkey) -> None:
+    writer = delta_stream.DeltaWriter("t", 1)
+    writer.write("one")
+    delta_stream.pipeline([writer]).execute()  # the confirmation got lost
+    writer.write(" two")
+    writer.flush()
+    assert ids("t") == ["1-3", "1-7"]
 
 
 def test_id_of_a_delta_says_how_long_the_text_is_with_it(valkey: Valkey) -> None:
     writer = delta_stream.DeltaWriter("t", 2)
     for text in ("one", " two", " 🙂\u2028"):
         writer.write(text)
-    writer.flush()
+        writer.flush()
     delta_stream.end("t")
     assert ids("t") == ["2-3", "2-7", "2-10"]
     read = [delta_stream.parse(*each) for each in client().xrange(delta_stream.stream_key("t"))]
@@ -191,6 +222,7 @@ def test_what_was_kept_back_has_a_limit_and_goes_out_in_parts(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delta_stream, "_MAX_PER_ROUND_TRIP", 3)
+    monkeypatch.setattr(delta_stream, "MAX_MERGED_CHARS", 1)
     writer = delta_stream.DeltaWriter("t", 1)
     for _ in range(delta_stream.MAX_UNSENT + 5):
         writer.write("x")

@@ -31,7 +31,7 @@ def write(task_id: str, *texts: str, attempt: int = 1) -> None:
     writer = delta_stream.DeltaWriter(task_id, attempt)
     for text in texts:
         writer.write(text)
-    writer.flush()
+        writer.flush()
 
 
 async def read(reader: DeltaReader, num_chars: int, text: str = "") -> str:
