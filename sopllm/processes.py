@@ -18,7 +18,8 @@ from sopllm.supervisor import ProcessSpec
 
 # A worker ends a running generation on SIGQUIT only: SIGTERM waits for it.
 WORKER_STOP_SIGNALS = ((signal.SIGTERM, 3.0), (signal.SIGQUIT, 2.0))
-# The API has to answer while a model computes on every core, and while many tasks are drained.
+# The API has to answer while many tasks are drained. Not of GPU workers: on a CPU, all threads of a
+# model wait for the one that does not get its core.
 WORKER_NICE = 5
 FLOWER_NICE = 10
 # Flower keeps tasks in memory, among them 17,000 sweeps a day.
@@ -118,8 +119,7 @@ def gpu_workers() -> list[ProcessSpec]:
     """Local models, in one child process for each group of GPUs, which owns them."""
     options = ("--pool=prefork", "--concurrency=1")
     return [
-        worker("gpu", *options, nice=WORKER_NICE, gpu_index=gpu_index)
-        for gpu_index in settings.GPU_WORKERS or [""]
+        worker("gpu", *options, gpu_index=gpu_index) for gpu_index in settings.GPU_WORKERS or [""]
     ]
 
 

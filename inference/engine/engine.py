@@ -13,6 +13,7 @@ from inference.engine.runner import Chunk, DetachedSampler, Runner, Sampled
 from inference.engine.saved_state import SavedState
 from inference.engine.scheduler import Scheduler
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
+from inference.engine.thread_tuner import ThreadTuner
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ class Engine:
             max_batch_tokens=runner.max_batch_tokens,
         )
         self._drafter = Drafter(runner, clock, draft_runner)
+        self._threads = ThreadTuner(runner.thread_counts)
         self._sequences: dict[str, Sequence] = {}
         # By request id, what the last step has computed, drafts included.
         self.num_step_tokens: dict[str, int] = {}
@@ -178,6 +180,10 @@ class Engine:
         }
         if not batch:
             return []
+        # The order in which numbers are added up may depend on the number of threads.
+        is_deterministic = batch[0][0].params.deterministic
+        counts = self.runner.thread_counts
+        self.runner.use_threads(counts[-1] if is_deterministic else self._threads.num_threads)
         started = self._clock()
         num_decoding = sum(not sequence.is_prefilling for sequence, _ in batch)
         num_tokens = sum(len(chunk.tokens) for _, chunk in batch)
@@ -189,7 +195,10 @@ class Engine:
             for _, chunk in batch:
                 self._kv_cache.forget(chunk.slot)
             return [self._fail(sequence, error) for sequence, _ in batch]
-        self._drafter.measure(batch, self._clock() - started)
+        seconds = self._clock() - started
+        self._drafter.measure(batch, seconds)
+        if not is_deterministic:
+            self._threads.measure(sum(self.num_step_tokens.values()), seconds)
         outputs: list[StepOutput] = []
         for (sequence, chunk), row in zip(batch, rows, strict=True):
             self._kv_cache.append(

@@ -22,6 +22,7 @@ from inference.engine.matcher import Vocabulary
 from inference.engine.native_log import NativeLog
 from inference.engine.runner import Chunk, DetachedSampler, LoadParams, Sampled
 from inference.engine.sequence import SamplingParams
+from inference.engine.thread_tuner import counts_up_to
 
 # The bindings' annotations describe pointers in a way that ctypes' own types do not match.
 llama: Any = _bindings
@@ -182,6 +183,9 @@ class LlamaRunner:
         reason = _native_log.last_errors() or "the memory has no room for the batch"
         raise DecodeError(f"llama.cpp could not compute a batch (status {status}): {reason}.")
 
+    def use_threads(self, num_threads: int) -> None:
+        llama.llama_set_n_threads(self._context, num_threads, num_threads)
+
     def sample(self, sampler: int, row: int) -> Sampled:
         """Choose and accept what follows a row of the last batch.
 
@@ -265,7 +269,11 @@ class LlamaRunner:
         options.n_seq_max = params.max_num_seqs
         # Room for the logits of every token would be most of a small model's compute buffer.
         options.n_outputs_max = params.max_num_seqs + params.max_draft_tokens
-        options.n_threads = options.n_threads_batch = params.num_threads or num_cores
+        self.thread_counts = [params.num_threads or num_cores]
+        is_on_gpu = params.gpu_layers and llama.llama_supports_gpu_offload()
+        if params.num_threads is None and not is_on_gpu:
+            self.thread_counts = counts_up_to(num_cores)
+        options.n_threads = options.n_threads_batch = self.thread_counts[-1]
         options.kv_unified = num_cells < most_cells
         # A sliding window's cells are kept for the window only: much less memory, and a history
         # can be continued, but not cut by much.
@@ -279,7 +287,7 @@ class LlamaRunner:
                 self._model,
                 self._context,
                 is_shared=options.kv_unified,
-                is_on_host=not params.gpu_layers or not llama.llama_supports_gpu_offload(),
+                is_on_host=not is_on_gpu,
             )
         except EngineError as error:
             raise ModelLoadError(f"{params.path}: {error}.") from error

@@ -1,5 +1,6 @@
 """What the engine asks of a model: the seam between scheduling and llama.cpp."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -59,7 +60,8 @@ class LoadParams:
     `num_batch_tokens`: tokens computed in one step at most. With fewer than 64 on a CPU, greedy
     answers depend less on what else is in the batch: from 64 on, llama.cpp's attention uses
     another kernel, which is up to a third faster. `gpu_layers`: -1 = all.
-    `num_threads`: None = one for each core this process may use. `gpu_split`: None without a GPU.
+    `num_threads`: None = one for each core this process may use, and fewer while others use them
+    too. `gpu_split`: None without a GPU.
     `max_draft_tokens`: room for the logits of so many drafted tokens in a step, 0 = no drafts.
     `is_vocabulary_only`: without its weights, to count tokens.
     """
@@ -205,6 +207,15 @@ class Runner(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+
+    @property
+    def thread_counts(self) -> Sequence[int]:
+        """How many threads may compute a step, in order; the last one is what it begins with."""
+        ...
+
+    def use_threads(self, num_threads: int) -> None:
+        """Compute by so many from the next step on."""
+        ...
 
     def token_to_bytes(self, token: int) -> bytes:
         """The bytes a token stands for; empty for control tokens."""

@@ -135,6 +135,7 @@ class FakeRunner:
         self.max_batch_tokens = max_batch_tokens
         self.max_draft_tokens = max_draft_tokens
         self.vocab_size = 257
+        self.thread_counts = [1]
         self.memory = memory or FakeMemory()
         self.samplers: set[int] = set()
         self.detached: set[FakeSampler] = set()
@@ -147,6 +148,9 @@ class FakeRunner:
         self._num_forced = num_forced
         self._rows: dict[int, list[int]] = {}
         self._num_samplers = 0
+
+    def use_threads(self, num_threads: int) -> None:
+        assert num_threads in self.thread_counts
 
     def as_text(self, content: str) -> str:
         return content
