@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from inference.engine.runner import SequenceMemory
 from inference.engine.saved_state import SavedState
 
-# A copy is as much work as computing a token, or a few.
+# To wait for a prompt that is being computed, or to put back a history, must save so many tokens.
 MIN_COPY_TOKENS = 8
+# A copy moves all that the source holds: so many tokens are at most as much work as to compute one.
+COPIED_PER_COMPUTED = 256
 # Tokens that a deterministic sequence computes at a time: llama.cpp's kernels add up numbers in
 # another order for another number of tokens. Its attention is faster from 64 on, on a CPU.
 CHUNK_TOKENS = 64
@@ -207,7 +209,8 @@ class KVCache:
             (s for s in idle if s is expendable or 0 < len(s.tokens) <= 2 * reusable[s]),
             key=lambda slot: (reusable[slot], -len(slot.tokens)),
         )
-        if self._memory.can_copy and reusable[source] - reusable[home] >= MIN_COPY_TOKENS:
+        cost = len(source.tokens) // COPIED_PER_COMPUTED
+        if self._memory.can_copy and reusable[source] - reusable[home] > cost:
             num_tokens = reusable[source]
             done = self._memory.copy_prefix(source.number, expendable.number, num_tokens)
             held = source.tokens[:num_tokens] if done else []

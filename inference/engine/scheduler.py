@@ -7,11 +7,15 @@ from inference.engine.runner import Chunk
 from inference.engine.sequence import Sequence
 
 TARGET_STEP_SECONDS = 0.2
+# Of a prompt that is alone: nobody waits but who may cancel it.
+TARGET_ALONE_SECONDS = 0.4
 MIN_PREFILL_TOKENS = 16
+# llama.cpp's attention on a CPU computes so many at a time: the next ones cost as much as all.
+TILE_TOKENS = 64
 
 
 class PrefillBudget:
-    """Prompt tokens that fit into a step of about TARGET_STEP_SECONDS, on whatever machine.
+    """Prompt tokens that fit into a step of about so many seconds, on whatever machine.
 
     A step is how long a cancellation and the running answers can wait, so it must not last
     longer where the machine is slow. It starts with few tokens and follows what is measured.
@@ -19,17 +23,21 @@ class PrefillBudget:
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
-        self.num_tokens = min(MIN_PREFILL_TOKENS, max_tokens)
+        self._tokens_per_second = MIN_PREFILL_TOKENS / TARGET_STEP_SECONDS
+
+    def num_tokens(self, seconds: float) -> int:
+        affordable = int(self._tokens_per_second * seconds)
+        if affordable > TILE_TOKENS:
+            affordable -= affordable % TILE_TOKENS
+        return min(max(affordable, MIN_PREFILL_TOKENS), self._max_tokens)
 
     def measure(self, num_tokens: int, seconds: float) -> None:
         """Learn from a step that computed so many tokens beside one of each running answer.
 
         Fewer tokens than the minimum say little: most of their time is the step's own.
         """
-        if num_tokens < min(MIN_PREFILL_TOKENS, self._max_tokens):
-            return
-        affordable = int(TARGET_STEP_SECONDS * num_tokens / max(seconds, 1e-6))
-        self.num_tokens = min(max(affordable, MIN_PREFILL_TOKENS), self._max_tokens)
+        if num_tokens >= min(MIN_PREFILL_TOKENS, self._max_tokens):
+            self._tokens_per_second = num_tokens / max(seconds, 1e-6)
 
 
 class Scheduler:
@@ -102,7 +110,10 @@ class Scheduler:
         decoding = [sequence for sequence in running if not sequence.is_prefilling]
         prefilling = [sequence for sequence in running if sequence.is_prefilling]
         batch: list[tuple[Sequence, Chunk]] = []
-        budget = min(self.prefill_budget.num_tokens, self.max_batch_tokens - len(decoding))
+        is_alone = len(self.running) + len(self.waiting) == 1
+        seconds = TARGET_ALONE_SECONDS if is_alone else TARGET_STEP_SECONDS
+        affordable = self.prefill_budget.num_tokens(seconds)
+        budget = min(affordable, self.max_batch_tokens - len(decoding))
         while self.waiting and self.waiting[0].is_urgent:
             if (urgent := self._admit(is_deterministic=False)) is None:
                 break

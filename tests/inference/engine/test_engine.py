@@ -7,7 +7,12 @@ import pytest
 from inference.engine.engine import Engine, StepOutput
 from inference.engine.errors import ConstraintError, InvalidRequestError, PromptTooLongError
 from inference.engine.runner import Chunk
-from inference.engine.scheduler import MIN_PREFILL_TOKENS, TARGET_STEP_SECONDS
+from inference.engine.scheduler import (
+    MIN_PREFILL_TOKENS,
+    TARGET_ALONE_SECONDS,
+    TARGET_STEP_SECONDS,
+    TILE_TOKENS,
+)
 from inference.engine.sequence import FinishReason, SamplingParams
 from tests.inference.engine.fake_runner import FakeMemory, FakeRunner
 
@@ -189,6 +194,23 @@ def test_prompt_is_computed_in_pieces_that_take_the_time_of_a_step(
     assert pieces[0] == MIN_PREFILL_TOKENS
     assert max(pieces[:-1]) == pytest.approx(num_tokens, abs=1)
     assert runner.longest_step <= max(TARGET_STEP_SECONDS, seconds_per_token * 17) * 1.01
+
+
+def test_prompt_alone_is_computed_in_longer_steps_and_whole_tiles() -> None:
+    runner = SlowRunner(0.002)
+    engine = Engine(runner, clock=lambda: runner.now)
+    long = engine.add_request("long", [2] * 1900, SamplingParams(max_tokens=1))
+    computed = [0]
+    while long.num_computed_tokens < 1000:
+        engine.step()
+        computed.append(long.num_computed_tokens)
+    engine.add_request("answer", [1], SamplingParams(max_tokens=1000))
+    while long.is_prefilling:
+        engine.step()
+        computed.append(long.num_computed_tokens)
+    pieces = [after - before for before, after in itertools.pairwise(computed)]
+    assert set(pieces[1:-1]) == {3 * TILE_TOKENS, TILE_TOKENS}
+    assert runner.longest_step <= TARGET_ALONE_SECONDS
 
 
 def test_max_tokens_ends_with_length() -> None:

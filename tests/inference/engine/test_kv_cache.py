@@ -2,10 +2,17 @@
 
 import pytest
 
-from inference.engine.kv_cache import MIN_COPY_TOKENS, Allocation, KVCache, common_prefix_length
+from inference.engine.kv_cache import (
+    COPIED_PER_COMPUTED,
+    MIN_COPY_TOKENS,
+    Allocation,
+    KVCache,
+    common_prefix_length,
+)
 from tests.inference.engine.fake_runner import FakeMemory
 
 SYSTEM = list(range(1, 101))  # 100 tokens that several prompts begin with
+LONG = list(range(3 * COPIED_PER_COMPUTED))
 
 
 def cache_of(
@@ -111,16 +118,20 @@ def test_prefix_is_copied_from_a_running_sequence() -> None:
     assert cache.tokens(0) == [*SYSTEM, 500]
 
 
-def test_short_prefix_is_not_copied() -> None:
+def test_short_prefix_is_copied_where_little_is_moved_with_it() -> None:
     cache = cache_of()
     start(cache, [*SYSTEM, 500])
-    assert start(cache, [*SYSTEM[: MIN_COPY_TOKENS - 1], 600]) == Allocation(1, 0)
+    assert start(cache, [*SYSTEM[:1], 600]) == Allocation(1, 1)
+    cache = cache_of()
+    start(cache, LONG)
+    assert start(cache, [*LONG[:3], 600]) == Allocation(1, 0)
+    assert start(cache, [*LONG[:4], 700]) == Allocation(2, 4)
 
 
 def test_short_prefix_of_a_long_history_does_not_cost_it() -> None:
     cache = cache_of(num_slots=2)
     finish(cache, SYSTEM)
-    assert start(cache, [*SYSTEM[: MIN_COPY_TOKENS - 1], 600]) == Allocation(1, 0)
+    assert start(cache, [*SYSTEM[:3], 600]) == Allocation(1, 3)
     assert cache.tokens(0) == SYSTEM
 
 
@@ -134,8 +145,8 @@ def test_only_idle_slot_is_used_in_place_whatever_it_holds() -> None:
 def test_copy_is_made_only_for_a_gain_over_what_can_be_had_in_place() -> None:
     cache = cache_of()
     start(cache, [*SYSTEM, 500])
-    finish(cache, [*SYSTEM[:95], 600])
-    assert start(cache, [*SYSTEM, 700]) == Allocation(1, 95)
+    finish(cache, [*SYSTEM, 600])
+    assert start(cache, [*SYSTEM, 700]) == Allocation(1, 100)
 
 
 def test_unused_slots_are_taken_before_histories() -> None:
