@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 import redis
 from django.db import connection
@@ -45,7 +46,7 @@ class Estimate:
     eta_seconds: EtaSeconds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
     """What the last simulation found.
 
@@ -105,13 +106,18 @@ def run_seconds(task: GenerationTask) -> float | None:
     return round(quantile(seconds, 0.5), 3) if seconds else None
 
 
-def _durations(snapshot: Snapshot, task: GenerationTask) -> list[float]:
+def _durations(snapshot: Snapshot, task: GenerationTask) -> Sequence[float]:
     """The seconds that it may run, sorted, each as likely; none where nothing is known."""
     # As the database counts it; SQLite keeps other letters than ASCII's as escapes.
     is_escaped = connection.vendor == "sqlite"
     size = len(json.dumps(task.request, ensure_ascii=is_escaped))
-    samples = snapshot.samples.get(task.model_name, ())
-    return durations(samples, size, task.request["params"]["max_tokens"])
+    return _durations_of(snapshot, task.model_name, size, task.request["params"]["max_tokens"])
+
+
+@lru_cache(maxsize=64)
+def _durations_of(snapshot: Snapshot, model: str, size: int, max_tokens: int) -> Sequence[float]:
+    """A submission asks twice, and many that follow are as large."""
+    return durations(snapshot.samples.get(model, ()), size, max_tokens)
 
 
 def wait_seconds() -> int | None:

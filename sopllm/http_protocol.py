@@ -6,6 +6,7 @@ Give it to uvicorn with `--http sopllm.http_protocol:LimitedHttpProtocol`.
 import asyncio
 import contextlib
 import socket
+import time
 from typing import Any
 
 from django.conf import settings
@@ -17,6 +18,40 @@ UNREAD_TIMEOUT_SECONDS = 60.0
 MIN_TAKEN_BYTES = 32 * 1024
 # What the kernel takes of an answer, which it doubles for its own needs.
 SEND_BUFFER_BYTES = 128 * 1024
+# Web processes share a socket, and one that is awake would take all connections that come at once:
+# so one that has more of them lets the others go first for longer.
+_TURN_SECONDS, _MAX_TURNS = 0.0001, 8
+
+
+class _WholeAnswers:
+    """A transport that sends the head of an answer together with what follows it.
+
+    Each write is a call of the kernel, and wakes the client.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self.plain = transport
+        self._loop = loop
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plain, name)
+
+    def write(self, data: bytes) -> None:
+        if data.startswith(b"HTTP/1.1 ") and not self._head:
+            self._head = data
+            self._loop.call_soon(self._send_head)  # of a stream, whose text may come late
+        else:
+            data, self._head = self._head + data, b""
+            self.plain.write(data)
+
+    def close(self) -> None:
+        self._send_head()
+        self.plain.close()
+
+    def _send_head(self) -> None:
+        if self._head:
+            self.write(b"")
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
@@ -42,6 +77,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             oldest = next(iter(self._waiting))
             oldest._stop_waiting()
             oldest.transport.abort()
+        self.transport = _WholeAnswers(transport, self.loop)  # type: ignore[assignment]
+        if settings.WEB_PROCESSES > 1:
+            time.sleep(min(len(self.connections), _MAX_TURNS) * _TURN_SECONDS)
         connection = transport.get_extra_info("socket")
         # The kernel would take megabytes for a client that reads nothing, and keep them for ever,
         # even after our close.
@@ -64,6 +102,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         self._stop_unread_timer()
+        self.transport = self.transport.plain  # type: ignore[attr-defined]
         super().handle_websocket_upgrade()
 
     def on_headers_complete(self) -> None:

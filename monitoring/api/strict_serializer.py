@@ -1,6 +1,7 @@
 """The serializer of request bodies."""
 
-from functools import cache
+import copy
+from functools import cache, cached_property
 from typing import Any
 
 from rest_framework import serializers
@@ -91,4 +92,22 @@ class StrictSerializer(serializers.Serializer[Any]):
             wrong = {name: _refusal(fields[name], value) for name, value in data.items()}
             if details := {name: text for name, text in wrong.items() if text}:
                 raise serializers.ValidationError(details)
-        return super().to_internal_value(data)
+        if type(data) is not dict:  # of a form, what it leaves out may have a value
+            return super().to_internal_value(data)
+        # What a body leaves out, and has no default, would take DRF as long as what it has.
+        among = copy.copy(self)
+        vars(among)["fields"] = {
+            name: self.fields[name]
+            for name in self.fields.keys()  # noqa: SIM118 (the stubs)
+            if name in data or name in self._looked_at_always
+        }
+        return super(StrictSerializer, among).to_internal_value(data)
+
+    @cached_property
+    def _looked_at_always(self) -> frozenset[str]:
+        """The fields that have a value, or an error, where a body leaves them out."""
+        return frozenset(
+            name
+            for name, field in self.fields.items()
+            if field.required or field.default is not serializers.empty
+        )

@@ -224,3 +224,12 @@ def test_too_many_connections_in_use_are_refused(server: LiveServer, settings: S
 
 def get(server: LiveServer) -> httpx.Response:
     return httpx.get(f"http://127.0.0.1:{server.port}/healthz", trust_env=False)
+
+
+def test_head_and_body_of_an_answer_come_in_one_piece(server: LiveServer) -> None:
+    with connect(server) as connection:
+        connection.sendall(HEAD + b"\r\n")
+        head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert f"content-length: {len(body)}".encode() in head.lower()
+    assert body
