@@ -55,7 +55,8 @@ COPY inference inference
 COPY monitoring monitoring
 COPY presets presets
 COPY sopllm sopllm
-RUN mkdir -p var /models /files /kv && chown sopllm: var /models /files /kv
+RUN python3 -m compileall -q celery_app.py conversations inference monitoring presets sopllm \
+    && mkdir -p var /models /files /kv && chown sopllm: var /models /files /kv
 USER sopllm
 ENV PATH=/app/.venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

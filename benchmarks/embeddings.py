@@ -109,7 +109,7 @@ def make_texts(num_texts: int) -> list[str]:
 
 def measure() -> dict[str, Any]:
     """All figures of one run."""
-    service = RunningService(DEFAULT_EMBEDDING_MODEL=MINILM)
+    service = RunningService(DEFAULT_EMBEDDING_MODEL=MINILM, EMBEDDING_KEEP_ALIVE_SECONDS="-1")
     try:
         service.start("--no-demo")
         wait_for(lambda: service.model(MINILM)["loaded"], LOAD_LIMIT_SECONDS)

@@ -71,7 +71,6 @@ def measure() -> dict[str, Any]:
     memory, times = {}, {}
     try:
         times["start"] = seconds(lambda: service.start("--no-demo"))
-        times["until vectors are ready"] = seconds(lambda: wait_until(service, MINILM, loaded=True))
         memory["started"] = memory_mb(service)
         times["first answer"] = seconds(lambda: answer(service))
         memory["after an answer"] = memory_mb(service)

@@ -55,6 +55,8 @@ _OWN_VARIABLES = {
     "EMBEDDING_MAX_MODELS": "",
     "EMBEDDING_MAX_BATCH_TOKENS": "",
     "EMBEDDING_DEVICE": "",
+    # As `make` does: what is compiled in each process costs it memory, and time to start.
+    "PYTHONDONTWRITEBYTECODE": "",
     # A process that has loaded an embedding model has set this for itself.
     "HF_HUB_OFFLINE": "",
     "FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{FLOWER_PASSWORD}",

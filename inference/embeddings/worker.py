@@ -44,7 +44,7 @@ class _ForgottenError(Exception):
 def serve(*, warm_up: bool = False) -> None:
     """Answer requests until none has come for a moment. Raises redis.RedisError.
 
-    `warm_up`: load the default model as soon as there are none, before somebody waits for it.
+    `warm_up`: load the default model as soon as there are none, if it is to stay for ever.
     """
     _worker().serve(warm_up=warm_up)
 
@@ -215,6 +215,8 @@ class _Worker:
             logger.warning("Whether embedding models were deleted is not known: %s", exc)
 
     def _warm_up(self) -> None:
+        if settings.EMBEDDING_KEEP_ALIVE_SECONDS >= 0:
+            return  # 500 MB that maybe nobody needs
         model = RegisteredModel.objects.read(settings.DEFAULT_EMBEDDING_MODEL)
         if model is None or loaded_encoders.names or model.is_remote:
             return

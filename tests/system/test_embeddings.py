@@ -30,8 +30,8 @@ MANY = [f"number {n} of many texts" for n in range(2048)]
 
 @pytest.fixture
 def embeddings(service: RunningService) -> RunningService:
-    """The service, once its default model is loaded."""
-    wait_for(lambda: service.model(MINILM)["loaded"], 90)
+    """The service, with its default model loaded."""
+    vectors(service, "a text")
     return service
 
 

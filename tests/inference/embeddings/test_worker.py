@@ -227,13 +227,15 @@ def test_more_dimensions_than_the_model_has_are_refused() -> None:
     assert "It has 384 dimensions" in failure("a text").error
 
 
-def test_default_model_is_loaded_before_it_is_asked(
-    minilm: RegisteredModel, settings: Settings
+@pytest.mark.parametrize(("keep_alive_seconds", "is_loaded"), [(-1, True), (600, False)])
+def test_default_model_that_stays_for_ever_is_loaded_before_it_is_asked(
+    minilm: RegisteredModel, settings: Settings, keep_alive_seconds: float, is_loaded: bool
 ) -> None:
     settings.DEFAULT_EMBEDDING_MODEL = NAME
+    settings.EMBEDDING_KEEP_ALIVE_SECONDS = keep_alive_seconds
     worker.serve(warm_up=True)
     minilm.refresh_from_db()
-    assert minilm.loaded
+    assert minilm.loaded is is_loaded
 
 
 def test_gguf_model_answers_too(smollm2_file: Any) -> None:
