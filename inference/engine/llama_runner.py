@@ -58,6 +58,7 @@ class LlamaRunner:
         self._piece_buffer = ctypes.create_string_buffer(256)
         self._samplers: dict[int, SamplerChain] = {}
         self._num_samplers = 0
+        self._num_threads = 0
         _native_log.clear_errors()
         try:
             self._load_model(params)
@@ -184,7 +185,9 @@ class LlamaRunner:
         raise DecodeError(f"llama.cpp could not compute a batch (status {status}): {reason}.")
 
     def use_threads(self, num_threads: int) -> None:
-        llama.llama_set_n_threads(self._context, num_threads, num_threads)
+        if num_threads != self._num_threads:
+            self._num_threads = num_threads
+            llama.llama_set_n_threads(self._context, num_threads, num_threads)
 
     def sample(self, sampler: int, row: int) -> Sampled:
         """Choose and accept what follows a row of the last batch.
@@ -273,7 +276,8 @@ class LlamaRunner:
         is_on_gpu = params.gpu_layers and llama.llama_supports_gpu_offload()
         if params.num_threads is None and not is_on_gpu:
             self.thread_counts = counts_up_to(num_cores)
-        options.n_threads = options.n_threads_batch = self.thread_counts[-1]
+        self._num_threads = self.thread_counts[-1]
+        options.n_threads = options.n_threads_batch = self._num_threads
         options.kv_unified = num_cells < most_cells
         # A sliding window's cells are kept for the window only: much less memory, and a history
         # can be continued, but not cut by much.

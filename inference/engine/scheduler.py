@@ -70,7 +70,8 @@ class Scheduler:
     @property
     def is_short_of_room(self) -> bool:
         """Whether urgent sequences wait that do not fit in beside those that run."""
-        return not self.has_room([each for each in self.waiting if each.is_urgent])
+        urgent = [each for each in self.waiting if each.is_urgent]
+        return bool(urgent) and not self.has_room(urgent)
 
     def has_room(self, sequences: list[Sequence]) -> bool:
         """Whether they could be admitted together."""
