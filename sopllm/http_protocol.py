@@ -6,7 +6,6 @@ Give it to uvicorn with `--http sopllm.http_protocol:LimitedHttpProtocol`.
 import asyncio
 import contextlib
 import socket
-import time
 from typing import Any
 
 from django.conf import settings
@@ -18,9 +17,6 @@ UNREAD_TIMEOUT_SECONDS = 60.0
 MIN_TAKEN_BYTES = 32 * 1024
 # What the kernel takes of an answer, which it doubles for its own needs.
 SEND_BUFFER_BYTES = 128 * 1024
-# Web processes share a socket, and one that is awake would take all connections that come at once:
-# so one that has more of them lets the others go first for longer.
-_TURN_SECONDS, _MAX_TURNS = 0.0001, 8
 
 
 class _WholeAnswers:
@@ -78,8 +74,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             oldest._stop_waiting()
             oldest.transport.abort()
         self.transport = _WholeAnswers(transport, self.loop)  # type: ignore[assignment]
-        if settings.WEB_PROCESSES > 1:
-            time.sleep(min(len(self.connections), _MAX_TURNS) * _TURN_SECONDS)
         connection = transport.get_extra_info("socket")
         # The kernel would take megabytes for a client that reads nothing, and keep them for ever,
         # even after our close.
