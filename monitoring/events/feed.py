@@ -17,6 +17,7 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 
 from monitoring.events import events, log
+from monitoring.events.cursor import RESYNC, EventCursor
 from monitoring.events.events import TRANSIENT, EventType
 from monitoring.events.log import Excerpt, LoggedEvent
 from monitoring.events.messages import resync_text
@@ -25,9 +26,6 @@ from monitoring.events.recent import EncodedEvent, RecentEvents, encode
 from monitoring.redis.client import RedisClient, async_client, cancel
 
 logger = logging.getLogger(__name__)
-
-# Transient events that wait for a slow socket; the oldest are dropped.
-MAX_PENDING = 500
 
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
@@ -39,10 +37,6 @@ _LOG_PAGE = 500
 _MAX_LOG_READERS = 8
 # So many of the latest events are in memory from the start, for those that come back.
 _NUM_READ_AHEAD = 1000
-# The type of what says that events up to its number are lost.
-_RESYNC = "resync"
-
-_STATS = frozenset({EventType.GPU_STATS, EventType.QUEUE_STATS})
 
 _REDIS_ERRORS = (redis.RedisError, OSError)  # a time-out is an OSError
 
@@ -88,7 +82,7 @@ class Feed:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._is_live.wait(), timeout_seconds)
 
-    def join(self, owner: str | None, wake: Callable[[], None]) -> "EventCursor":
+    def join(self, owner: str | None, wake: Callable[[], None]) -> EventCursor:
         """A new cursor for an owner's events, None for those of all owners.
 
         `wake` is called when there is something for it to take.
@@ -105,7 +99,7 @@ class Feed:
         self._cursors.add(cursor)
         return cursor
 
-    def leave(self, cursor: "EventCursor") -> None:
+    def leave(self, cursor: EventCursor) -> None:
         """The last one stops the feed."""
         self._cursors.discard(cursor)
         if not self._cursors and self._running:
@@ -230,120 +224,6 @@ class Feed:
                     cursor.hand(event)
 
 
-class EventCursor:
-    """What one socket wants, and how far it has got: it was sent all up to the number `_seq`.
-
-    Logged events are not queued for it but read on from the feed, so a slow client only lags.
-    """
-
-    __slots__ = (
-        *("_early", "_feed", "_floors", "_pending", "_seq", "_transient"),
-        *("owner", "task_id", "wake"),
-    )
-
-    def __init__(self, feed: Feed, owner: str | None, wake: Callable[[], None]) -> None:
-        self.owner = owner
-        self.task_id: str | None = None
-        self.wake = wake
-        self._feed = feed
-        # Transient types, and for each logged one the number after which the client wants it.
-        self._transient: frozenset[str] = frozenset()
-        self._floors: dict[str, int] = {}
-        # Subscriptions that wait for the feed to begin.
-        self._early: list[tuple[frozenset[str], int | None]] = []
-        self._seq = feed.last_seq or 0
-        self._pending: list[EncodedEvent] = []
-
-    def begin(self) -> None:
-        """Called by the feed when Redis has answered."""
-        self._seq = self._feed.recent.last_seq
-        early, self._early = self._early, []
-        for types, since in early:
-            self.subscribe(types, since)
-
-    def subscribe(self, types: frozenset[str], since: int | None) -> None:
-        """Get these from now on, or all that came after the number `since`."""
-        last_seq = self._feed.last_seq
-        if last_seq is None:
-            self._early.append((types, since))
-            return
-        self._transient |= types & TRANSIENT
-        logged = types - TRANSIENT
-        if not self._floors:
-            self._seq = last_seq
-        if since is None:
-            self._floors = dict.fromkeys(logged, last_seq) | self._floors
-        elif logged:
-            # What was sent of the other types is not sent again.
-            self._floors = {each: max(floor, self._seq) for each, floor in self._floors.items()}
-            self._floors |= dict.fromkeys(logged, since)
-            self._seq = min(self._seq, since)
-            self.wake()
-        self._feed.has_subscription.set()
-
-    def unsubscribe(self, types: frozenset[str]) -> None:
-        """Get these no more."""
-        self._early = [(early - types, since) for early, since in self._early]
-        self._transient -= types
-        for each in types:
-            self._floors.pop(each, None)
-
-    def wanted_stats(self) -> set[tuple[EventType, str | None]]:
-        """The statistics that are subscribed to, and whose."""
-        return {(each, self.owner) for each in _STATS if each in self._transient}
-
-    def hand(self, event: EncodedEvent) -> None:
-        """Called by the feed with each new event."""
-        if event.type in TRANSIENT:
-            if self._wants(event):
-                self._pending.append(event)
-                del self._pending[:-MAX_PENDING]
-                self.wake()
-        elif self._seq == event.seq - 1:  # else what comes before it is still being taken
-            if self._wants(event):
-                self.wake()
-            else:
-                self._seq = event.seq
-
-    async def take(self) -> list[str]:
-        """What to send next, as texts; none when there is nothing more by now."""
-        texts: list[str] = []
-        while not texts and self._has_more():
-            if self._is_ahead():
-                last_seq = await self._feed.refresh()
-                if self._is_ahead():  # of an event that there is not
-                    self._floors = {each: min(at, last_seq) for each, at in self._floors.items()}
-                    texts.append(resync_text(last_seq))
-            after = self._seq
-            found, end_seq = await self._feed.page_after(after)
-            if after != self._seq:  # another subscription came in between
-                continue
-            if self._pending:
-                # Stable: a transient event comes after the logged one of its number.
-                due = [event for event in self._pending if event.seq <= end_seq]
-                found = sorted(found + due, key=lambda event: event.seq)
-                self._pending = [event for event in self._pending if event.seq > end_seq]
-            texts += [event.text for event in found if self._wants(event)]
-            self._seq = end_seq
-        return texts
-
-    def _has_more(self) -> bool:
-        is_lagging = bool(self._floors) and self._seq < self._feed.recent.last_seq
-        return is_lagging or bool(self._pending) or self._is_ahead()
-
-    def _is_ahead(self) -> bool:
-        return bool(self._floors) and max(self._floors.values()) > self._feed.recent.last_seq
-
-    def _wants(self, event: EncodedEvent) -> bool:
-        if event.type == _RESYNC:
-            return any(floor < event.seq for floor in self._floors.values())
-        return (
-            (event.type in self._transient or event.seq > self._floors.get(event.type, event.seq))
-            and (self.owner is None or event.owner in (None, self.owner))
-            and (self.task_id is None or event.task_id in (None, self.task_id))
-        )
-
-
 def _page(seq: int, excerpt: Excerpt) -> Page:
     """What comes after a number: events in order, a resync in the place of those that are lost."""
     page: list[EncodedEvent] = []
@@ -358,7 +238,7 @@ def _page(seq: int, excerpt: Excerpt) -> Page:
 
 
 def _resync(since: int) -> EncodedEvent:
-    return EncodedEvent(_RESYNC, since, resync_text(since))
+    return EncodedEvent(RESYNC, since, resync_text(since))
 
 
 async def _repeat(step: Callable[[], Awaitable[None]], pause_seconds: float) -> None:

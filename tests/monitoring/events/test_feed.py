@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from channels.layers import get_channel_layer
 
-from monitoring.events import events, feed, log, publisher, recent
+from monitoring.events import cursor, events, feed, log, publisher, recent
+from monitoring.events.cursor import EventCursor
 from monitoring.events.events import SERVICE, EventType
-from monitoring.events.feed import EventCursor, Feed, ReadStats
+from monitoring.events.feed import Feed, ReadStats
 from monitoring.events.log import LoggedEvent
 from monitoring.redis.client import client as redis_client
 from tests.conftest import Valkey
@@ -273,7 +274,7 @@ def test_socket_too_slow_for_the_log_is_told_where_it_goes_on(
 def test_slow_socket_skips_the_oldest_transient_events(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "MAX_PENDING", 10)
+    monkeypatch.setattr(cursor, "MAX_PENDING", 10)
 
     async def scenario(live: Feed) -> None:
         slow, quick = Listener(live), Listener(live)
