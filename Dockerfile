@@ -67,4 +67,4 @@ ENV PATH=/app/.venv/bin:$PATH \
 EXPOSE 8000
 # Others may not read what it writes. A worker is asked to end with SIGTERM, which reaches the process itself: the shell is gone by then.
 ENTRYPOINT ["sh", "-c", "umask 077 && exec \"$@\"", "sh"]
-CMD ["uvicorn", "sopllm.asgi:application", "--host", "0.0.0.0", "--port", "8000", "--loop", "uvloop", "--http", "sopllm.http_protocol:LimitedHttpProtocol", "--no-access-log", "--timeout-graceful-shutdown", "10", "--ws-max-size", "1048576", "--ws-per-message-deflate", "false"]
+CMD ["uvicorn", "sopllm.asgi:application", "--host", "0.0.0.0", "--port", "8000", "--loop", "uvloop", "--http", "sopllm.http_protocol:LimitedHttpProtocol", "--ws", "sopllm.websocket_protocol:FramesProtocol", "--no-access-log", "--timeout-graceful-shutdown", "10", "--ws-max-size", "1048576", "--ws-per-message-deflate", "false"]

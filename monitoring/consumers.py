@@ -12,8 +12,10 @@ from django.db import Error as DatabaseError
 
 from monitoring.api.principal import Principal
 from monitoring.events.commands import CommandType, available_events, parse
+from monitoring.events.cursor import Write
 from monitoring.events.events import EventType
 from monitoring.events.feed import Feed
+from monitoring.events.frames import EXTENSION, joined, text
 from monitoring.events.messages import (
     SocketError,
     connected_text,
@@ -46,7 +48,9 @@ class MonitorConsumer(AsyncWebsocketConsumer):
         scope: Any = self.scope  # typed without what a middleware adds
         self._principal: Principal = scope["principal"]
         self._owner = self._principal.visible_owner
-        self._cursor = self._feed.join(self._owner, self._start_sender)
+        server = scope.get("extensions", {}).get(EXTENSION)
+        self._write_frames: Write | None = server["write"] if server else None
+        self._cursor = self._feed.join(self._owner, self._start_sender, self._write)
         await self._feed.wait_until_live(settings.REDIS_TIMEOUT_SECONDS)
         with _client_may_leave():
             events = available_events(self._principal.scopes)
@@ -93,6 +97,11 @@ class MonitorConsumer(AsyncWebsocketConsumer):
                 return event_text(stats, self._feed.last_seq)
         return None
 
+    def _write(self, frames: bytes) -> bool:
+        """Write them at once, if the server can and nothing waits to be sent before."""
+        write = self._write_frames
+        return write is not None and self._sender is None and write(frames)
+
     def _start_sender(self) -> None:
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_events())
@@ -101,9 +110,13 @@ class MonitorConsumer(AsyncWebsocketConsumer):
         """Send all that there is for this socket, and end."""
         try:
             with _client_may_leave():
-                while texts := await self._cursor.take():
-                    for text in texts:
-                        await self.send(text)
+                while frames := await self._cursor.take():
+                    if self._write_frames is None:
+                        for frame in frames:
+                            await self.send(text(frame))
+                    else:
+                        for some in joined(frames):
+                            await self.base_send({"type": EXTENSION, "frames": some})
                     await asyncio.sleep(0)  # the other sockets' turn
         finally:
             self._sender = None

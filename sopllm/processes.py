@@ -28,6 +28,7 @@ FLOWER_MAX_TASKS = 20_000
 FLOWER_INSPECT_MS = 5000
 WEB_GRACE_SECONDS = 3
 HTTP_PROTOCOL = "sopllm.http_protocol:LimitedHttpProtocol"
+WEBSOCKET_PROTOCOL = "sopllm.websocket_protocol:FramesProtocol"
 # A larger message ends the connection; the consumer answers smaller ones that it does not accept.
 WEBSOCKET_MAX_BYTES = 1024 * 1024
 
@@ -104,6 +105,7 @@ def web(number: int, listener: socket.socket) -> ProcessSpec:
         *("--loop", "uvloop", "--http", HTTP_PROTOCOL, "--no-access-log"),
         *("--forwarded-allow-ips", ",".join(settings.TRUSTED_PROXIES)),
         *("--timeout-graceful-shutdown", str(WEB_GRACE_SECONDS)),
+        *("--ws", WEBSOCKET_PROTOCOL),
         *("--ws-max-size", str(WEBSOCKET_MAX_BYTES), "--ws-per-message-deflate", "false"),
     ]
     return ProcessSpec(

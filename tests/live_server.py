@@ -14,7 +14,7 @@ from monitoring.events.events import EventType
 from monitoring.redis import outbox
 from sopllm.asgi import application
 from sopllm.http_protocol import LimitedHttpProtocol
-from sopllm.processes import WEBSOCKET_MAX_BYTES
+from sopllm.processes import WEBSOCKET_MAX_BYTES, WEBSOCKET_PROTOCOL
 from tests.conftest import wait_until
 
 TASK_ID = f"task_{'0' * 32}"
@@ -37,6 +37,7 @@ class LiveServer:
             self._application,
             port=self.port,
             http=LimitedHttpProtocol,
+            ws=WEBSOCKET_PROTOCOL,
             lifespan="off",
             log_level="warning",
             ws_max_size=WEBSOCKET_MAX_BYTES,

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from monitoring.events.events import TRANSIENT, EventType
+from monitoring.events.frames import frame
 from monitoring.events.messages import resync_text
-from monitoring.events.recent import EncodedEvent
+from monitoring.events.recent import Batch, EncodedEvent
 
 if TYPE_CHECKING:
     from monitoring.events.feed import Feed
@@ -17,6 +18,9 @@ RESYNC = "resync"
 
 _STATS = frozenset({EventType.GPU_STATS, EventType.QUEUE_STATS})
 
+# Writes frames to a socket at once; False: nothing is written, since something waits there.
+Write = Callable[[bytes], bool]
+
 
 class EventCursor:
     """What one socket wants, and how far it has got: it was sent all up to the number `_seq`.
@@ -25,17 +29,20 @@ class EventCursor:
     """
 
     __slots__ = (
-        *("_early", "_feed", "_floors", "_pending", "_seq", "_transient"),
+        *("_early", "_feed", "_floors", "_pending", "_seq", "_types", "_write"),
         *("owner", "task_id", "wake"),
     )
 
-    def __init__(self, feed: "Feed", owner: str | None, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, feed: "Feed", owner: str | None, wake: Callable[[], None], write: Write
+    ) -> None:
         self.owner = owner
         self.task_id: str | None = None
         self.wake = wake
+        self._write = write
         self._feed = feed
-        # Transient types, and for each logged one the number after which the client wants it.
-        self._transient: frozenset[str] = frozenset()
+        # All types, and for each logged one the number after which the client wants it.
+        self._types: frozenset[str] = frozenset()
         self._floors: dict[str, int] = {}
         # Subscriptions that wait for the feed to begin.
         self._early: list[tuple[frozenset[str], int | None]] = []
@@ -55,7 +62,7 @@ class EventCursor:
         if last_seq is None:
             self._early.append((types, since))
             return
-        self._transient |= types & TRANSIENT
+        self._types = _one_for_all(self._types | types)
         logged = types - TRANSIENT
         if not self._floors:
             self._seq = last_seq
@@ -72,36 +79,36 @@ class EventCursor:
     def unsubscribe(self, types: frozenset[str]) -> None:
         """Get these no more."""
         self._early = [(early - types, since) for early, since in self._early]
-        self._transient -= types
+        self._types = _one_for_all(self._types - types)
         for each in types:
             self._floors.pop(each, None)
 
     def wanted_stats(self) -> set[tuple[EventType, str | None]]:
         """The statistics that are subscribed to, and whose."""
-        return {(each, self.owner) for each in _STATS if each in self._transient}
+        return {(each, self.owner) for each in _STATS if each in self._types}
 
-    def hand(self, event: EncodedEvent) -> None:
-        """Called by the feed with each new event."""
-        if event.type in TRANSIENT:
-            if self._wants(event):
-                self._pending.append(event)
-                del self._pending[:-MAX_PENDING]
-                self.wake()
-        elif self._seq == event.seq - 1:  # else what comes before it is still being taken
-            if self._wants(event):
-                self.wake()
-            else:
-                self._seq = event.seq
+    def hand(self, batch: Batch) -> None:
+        """Called by the feed with new events."""
+        has_all_before = self._seq == batch.after and not self._pending
+        if has_all_before and max(self._floors.values(), default=0) <= self._seq:
+            frames = batch.frames(self.owner, self.task_id, self._types)
+            if not frames or self._write(frames):
+                self._seq = batch.end
+                return
+        # It reads the logged ones on from the feed.
+        self._pending += (event for event in batch.transient if self._wants(event))
+        del self._pending[:-MAX_PENDING]
+        self.wake()
 
-    async def take(self) -> list[str]:
-        """What to send next, as texts; none when there is nothing more by now."""
-        texts: list[str] = []
-        while not texts and self._has_more():
+    async def take(self) -> list[bytes]:
+        """What to send next, as frames; none when there is nothing more by now."""
+        frames: list[bytes] = []
+        while not frames and self._has_more():
             if self._is_ahead():
                 last_seq = await self._feed.refresh()
                 if self._is_ahead():  # of an event that there is not
                     self._floors = {each: min(at, last_seq) for each, at in self._floors.items()}
-                    texts.append(resync_text(last_seq))
+                    frames.append(frame(resync_text(last_seq)))
             after = self._seq
             found, end_seq = await self._feed.page_after(after)
             if after != self._seq:  # another subscription came in between
@@ -111,9 +118,9 @@ class EventCursor:
                 due = [event for event in self._pending if event.seq <= end_seq]
                 found = sorted(found + due, key=lambda event: event.seq)
                 self._pending = [event for event in self._pending if event.seq > end_seq]
-            texts += [event.text for event in found if self._wants(event)]
+            frames += [event.frame for event in found if self._wants(event)]
             self._seq = end_seq
-        return texts
+        return frames
 
     def _has_more(self) -> bool:
         is_lagging = bool(self._floors) and self._seq < self._feed.recent.last_seq
@@ -125,8 +132,15 @@ class EventCursor:
     def _wants(self, event: EncodedEvent) -> bool:
         if event.type == RESYNC:
             return any(floor < event.seq for floor in self._floors.values())
-        return (
-            (event.type in self._transient or event.seq > self._floors.get(event.type, event.seq))
-            and (self.owner is None or event.owner in (None, self.owner))
-            and (self.task_id is None or event.task_id in (None, self.task_id))
-        )
+        floor = self._floors.get(event.type)
+        is_due = event.type in self._types if floor is None else event.seq > floor
+        return is_due and event.is_for(self.owner, self.task_id)
+
+
+# Sets of types that cursors share; there are no more than the few types can make.
+_type_sets: dict[frozenset[str], frozenset[str]] = {}
+
+
+def _one_for_all(types: frozenset[str]) -> frozenset[str]:
+    """The same object for equal sets: thousands of sockets want the same."""
+    return _type_sets.setdefault(types, types)

@@ -2,11 +2,13 @@
 
 One channel of the Channels group and one reader of the log serve all sockets. The group is fast and
 may lose messages; the log is complete: it is read where a number is missing, and every second.
+What comes is handed to all sockets in batches, the larger the longer that takes.
 """
 
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -17,12 +19,13 @@ from django.conf import settings
 from django.db import Error as DatabaseError
 
 from monitoring.events import events, log
-from monitoring.events.cursor import RESYNC, EventCursor
+from monitoring.events.cursor import RESYNC, EventCursor, Write
 from monitoring.events.events import TRANSIENT, EventType
+from monitoring.events.frames import frame
 from monitoring.events.log import Excerpt, LoggedEvent
 from monitoring.events.messages import resync_text
 from monitoring.events.publisher import GROUP
-from monitoring.events.recent import EncodedEvent, RecentEvents, encode
+from monitoring.events.recent import EncodedEvent, RecentEvents, batches, encode
 from monitoring.redis.client import RedisClient, async_client, cancel
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,10 @@ _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 _STATS_SECONDS = 2.0
 _CLEAN_UP_SECONDS = 1.0
+# Events gather for the sockets no longer than this.
+_MAX_GATHER_SECONDS = 0.03
+# Messages of the group that wait; the events of the oldest are read from the log.
+_MAX_RECEIVED = 100
 _PAGE = 64
 _LOG_PAGE = 500
 # Sockets that read the log at once; a thousand come back together when a web process restarts.
@@ -42,7 +49,6 @@ _REDIS_ERRORS = (redis.RedisError, OSError)  # a time-out is an OSError
 
 # Reads GPU_STATS, or QUEUE_STATS of an owner; None: of all.
 ReadStats = Callable[[EventType, str | None], Mapping[str, Any]]
-
 
 # The next events of a cursor, and the number up to which they tell all.
 Page = tuple[list[EncodedEvent], int]
@@ -63,6 +69,8 @@ class Feed:
         self._recent: RecentEvents | None = None
         self._has_begun = asyncio.Event()
         self._is_live = asyncio.Event()
+        self._received: deque[list[LoggedEvent]] = deque(maxlen=_MAX_RECEIVED)
+        self._has_received = asyncio.Event()
         self.has_subscription = asyncio.Event()
         self._log_readers = asyncio.Semaphore(_MAX_LOG_READERS)
 
@@ -82,20 +90,23 @@ class Feed:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._is_live.wait(), timeout_seconds)
 
-    def join(self, owner: str | None, wake: Callable[[], None]) -> EventCursor:
+    def join(
+        self, owner: str | None, wake: Callable[[], None], write: Write = lambda frames: False
+    ) -> EventCursor:
         """A new cursor for an owner's events, None for those of all owners.
 
-        `wake` is called when there is something for it to take.
+        `wake` is called when there is something for it to take, that `write` does not.
         """
         if not self._running:
             self._reset()
             self._redis = async_client()
             self._running = {
-                asyncio.create_task(_repeat(self._catch_up, _POLL_SECONDS)),
+                asyncio.create_task(_repeat(self._poll, _POLL_SECONDS)),
                 asyncio.create_task(_repeat(self._follow_group, _RETRY_SECONDS)),
+                asyncio.create_task(_repeat(self._take_received, 0)),
                 asyncio.create_task(_repeat(self._push_stats, _STATS_SECONDS)),
             }
-        cursor = EventCursor(self, owner, wake)
+        cursor = EventCursor(self, owner, wake, write)
         self._cursors.add(cursor)
         return cursor
 
@@ -135,6 +146,11 @@ class Feed:
                 return self.recent.last_seq
             await asyncio.sleep(_RETRY_SECONDS)
 
+    async def _poll(self) -> None:
+        # Reading what a message is about to bring would have its transient events dropped.
+        if not self._received:
+            await self._catch_up()
+
     async def _catch_up(self) -> None:
         """Bring what the log has and the memory has not. Raises _REDIS_ERRORS."""
         if self._recent is None:
@@ -143,9 +159,8 @@ class Feed:
         while has_more:
             excerpt = await self._read(self.recent.last_seq)
             has_more = excerpt.has_more
-            for event in map(encode, excerpt.events):
-                if event.seq > self.recent.last_seq:
-                    self._push(event)
+            last_seq = self.recent.last_seq
+            self._push([each for each in map(encode, excerpt.events) if each.seq > last_seq])
             if excerpt.has_gap:
                 # Each cursor finds in the log from where on its events are lost.
                 if excerpt.end_seq > self.recent.last_seq:
@@ -183,33 +198,53 @@ class Feed:
             self._is_live.set()
             while True:
                 message = await layer.receive(channel)
-                await self._take([LoggedEvent(**fields) for fields in message["events"]])
-                await asyncio.sleep(0)  # the sockets' turn: the next message may be here already
+                self._received.append([LoggedEvent(**fields) for fields in message["events"]])
+                self._has_received.set()
         finally:
             with contextlib.suppress(*_REDIS_ERRORS):
                 async with asyncio.timeout(_CLEAN_UP_SECONDS):
                     await layer.group_discard(GROUP, channel)
 
-    async def _take(self, published: list[LoggedEvent]) -> None:
-        """Events of one process, in its order."""
-        last_seq = self.recent.last_seq
-        is_known = [event.seq is not None and event.seq <= last_seq for event in published]
-        # Transient events that came before one that is known by now are superseded.
-        num_old = max((index + 1 for index, known in enumerate(is_known) if known), default=0)
-        for event in published[num_old:]:
-            if event.seq is None:
-                self._push(encode(event, self.recent.last_seq))
-                continue
-            if event.seq > self.recent.last_seq + 1:
-                await self._catch_up()
-            if event.seq == self.recent.last_seq + 1:
-                self._push(encode(event))
+    async def _take_received(self) -> None:
+        """Take what the group has brought, and then have more gather for as long as that took."""
+        await self._has_received.wait()
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        messages = list(self._received)
+        self._received.clear()
+        self._has_received.clear()
+        await self._take(messages)
+        await asyncio.sleep(0)  # the loop has written to the sockets by then
+        await asyncio.sleep(min(clock() - started, _MAX_GATHER_SECONDS))
 
-    def _push(self, event: EncodedEvent) -> None:
-        if event.type not in TRANSIENT:
-            self.recent.add(event)
-        for cursor in self._cursors:
-            cursor.hand(event)
+    async def _take(self, messages: list[list[LoggedEvent]]) -> None:
+        """Messages of the group, each with events of one process in its order."""
+        due: list[EncodedEvent] = []
+        last_seq = self.recent.last_seq
+        for published in messages:
+            is_known = [event.seq is not None and event.seq <= last_seq for event in published]
+            # Transient events that came before one that is known by now are superseded.
+            num_old = max((index + 1 for index, known in enumerate(is_known) if known), default=0)
+            for event in published[num_old:]:
+                if event.seq is not None and event.seq > last_seq + 1:
+                    self._push(due)
+                    due = []
+                    await self._catch_up()
+                    last_seq = self.recent.last_seq
+                if event.seq is None:
+                    due.append(encode(event, last_seq))
+                elif event.seq == last_seq + 1:
+                    due.append(encode(event))
+                    last_seq = event.seq
+        self._push(due)
+
+    def _push(self, new: list[EncodedEvent]) -> None:
+        for event in new:
+            if event.type not in TRANSIENT:
+                self.recent.add(event)
+        for batch in batches(new):
+            for cursor in self._cursors:
+                cursor.hand(batch)
 
     async def _push_stats(self) -> None:
         """Push the statistics that somebody has subscribed to."""
@@ -218,10 +253,11 @@ class Feed:
             self.has_subscription.clear()
             await self.has_subscription.wait()
         for event_type, owner in wanted:
-            event = encode(await self.stats(event_type, owner), self.recent.last_seq)
-            for cursor in self._cursors:
-                if cursor.owner == owner:
-                    cursor.hand(event)
+            stats = await self.stats(event_type, owner)
+            for batch in batches([encode(stats, self.recent.last_seq)]):
+                for cursor in self._cursors:
+                    if cursor.owner == owner:
+                        cursor.hand(batch)
 
 
 def _page(seq: int, excerpt: Excerpt) -> Page:
@@ -238,7 +274,7 @@ def _page(seq: int, excerpt: Excerpt) -> Page:
 
 
 def _resync(since: int) -> EncodedEvent:
-    return EncodedEvent(RESYNC, since, resync_text(since))
+    return EncodedEvent(RESYNC, since, frame(resync_text(since)))
 
 
 async def _repeat(step: Callable[[], Awaitable[None]], pause_seconds: float) -> None:

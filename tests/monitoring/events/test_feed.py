@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from channels.layers import get_channel_layer
 
-from monitoring.events import cursor, events, feed, log, publisher, recent
+from monitoring.events import cursor, events, feed, frames, log, publisher, recent
 from monitoring.events.cursor import EventCursor
 from monitoring.events.events import SERVICE, EventType
 from monitoring.events.feed import Feed, ReadStats
@@ -67,8 +67,8 @@ class Listener:
 
     async def _take(self) -> None:
         await self._may_take.wait()
-        while texts := await self.cursor.take():
-            self.heard += map(json.loads, texts)
+        while taken := await self.cursor.take():
+            self.heard += map(json.loads, map(frames.text, taken))
             await self._may_take.wait()
         self._taking = None
 
@@ -156,14 +156,14 @@ def lose_messages(monkeypatch: pytest.MonkeyPatch, chance: random.Random) -> Non
     """Every third message of the group does not come, or comes late."""
     take = Feed._take
 
-    async def take_sometimes(self: Feed, events: list[LoggedEvent]) -> None:
+    async def take_sometimes(self: Feed, messages: list[list[LoggedEvent]]) -> None:
         what = chance.randrange(6)
         if what == 1:
             asyncio.get_running_loop().call_later(
-                0.02, lambda: asyncio.ensure_future(take(self, events))
+                0.02, lambda: asyncio.ensure_future(take(self, messages))
             )
         elif what > 1:
-            await take(self, events)
+            await take(self, messages)
 
     monkeypatch.setattr(Feed, "_take", take_sometimes)
 
@@ -325,8 +325,10 @@ def test_socket_that_subscribes_after_a_loss_gets_what_comes_then(valkey: Valkey
     run(scenario)
 
 
-def test_memory_is_bounded_by_text_as_well(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "MAX_CHARACTERS", 10_000)
+def test_memory_is_bounded_by_bytes_as_well(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recent, "MAX_BYTES", 10_000)
 
     async def scenario(live: Feed) -> None:
         await now_told(range(200))
@@ -334,7 +336,7 @@ def test_memory_is_bounded_by_text_as_well(valkey: Valkey, monkeypatch: pytest.M
         kept = live.recent.after(live.recent.start_seq, 200)
         assert kept is not None
         assert 20 < len(kept) < 100
-        assert sum(len(event.text) for event in kept) <= 10_000
+        assert sum(len(event.frame) for event in kept) <= 10_000
 
     run(scenario)
 
