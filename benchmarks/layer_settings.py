@@ -1,7 +1,11 @@
-"""The service's settings, with the Channels layer that CHANNEL_LAYER names: to compare them."""
+"""The service's settings, with a Channels layer or a WebSocket protocol to compare.
+
+CHANNEL_LAYER names the one, WEBSOCKET_PROTOCOL the other, as for uvicorn's `--ws`.
+"""
 
 import os
 
+from sopllm import processes
 from sopllm.settings import *  # noqa: F403
 from sopllm.settings import CHANNEL_LAYERS
 
@@ -10,4 +14,5 @@ LAYERS = {
     "core": "channels_redis.core.RedisChannelLayer",
 }
 
-CHANNEL_LAYERS["default"]["BACKEND"] = LAYERS[os.environ["CHANNEL_LAYER"]]
+CHANNEL_LAYERS["default"]["BACKEND"] = LAYERS[os.environ.get("CHANNEL_LAYER", "pubsub")]
+processes.WEBSOCKET_PROTOCOL = os.environ.get("WEBSOCKET_PROTOCOL", processes.WEBSOCKET_PROTOCOL)

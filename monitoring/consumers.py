@@ -116,7 +116,8 @@ class MonitorConsumer(AsyncWebsocketConsumer):
                             await self.send(text(frame))
                     else:
                         for some in joined(frames):
-                            await self.base_send({"type": EXTENSION, "frames": some})
+                            message: Any = {"type": EXTENSION, "frames": some}
+                            await self.base_send(message)
                     await asyncio.sleep(0)  # the other sockets' turn
         finally:
             self._sender = None

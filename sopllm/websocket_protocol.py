@@ -25,8 +25,8 @@ class FramesProtocol(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if self.response.status_code == 101 and not self.config.ws_per_message_deflate:
             # The application starts with the loop's next turn.
-            extensions: dict[str, Any] = self.scope["extensions"]  # type: ignore[assignment]
-            extensions[EXTENSION] = {"write": self._write_now}
+            scope: Any = self.scope  # typed without what others add
+            scope["extensions"][EXTENSION] = {"write": self._write_now}
 
     async def send(self, message: Any) -> None:
         if message["type"] != EXTENSION:

@@ -33,18 +33,16 @@ class LiveServer:
         self.port = 0
 
     def start(self, **options: Any) -> None:
-        config = uvicorn.Config(
-            self._application,
-            port=self.port,
-            http=LimitedHttpProtocol,
-            ws=WEBSOCKET_PROTOCOL,
-            lifespan="off",
-            log_level="warning",
-            ws_max_size=WEBSOCKET_MAX_BYTES,
-            ws_per_message_deflate=False,
-            timeout_graceful_shutdown=3,
-            **options,
-        )
+        usual: dict[str, Any] = {
+            "http": LimitedHttpProtocol,
+            "ws": WEBSOCKET_PROTOCOL,
+            "lifespan": "off",
+            "log_level": "warning",
+            "ws_max_size": WEBSOCKET_MAX_BYTES,
+            "ws_per_message_deflate": False,
+            "timeout_graceful_shutdown": 3,
+        }
+        config = uvicorn.Config(self._application, port=self.port, **{**usual, **options})
         server = self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=server.run)
         self._thread.start()

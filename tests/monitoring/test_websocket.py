@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -434,6 +435,69 @@ def test_flood_is_told_to_slow_down_and_then_served_again(socket_client: Client)
         return bool(socket_client.hear()["type"] == "pong")
 
     wait_until(is_served)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_each_socket_hears_its_own_of_a_flood_in_order(server: LiveServer) -> None:
+    owners, tasks, num_events = ("alice", "bob", None, SERVICE), (TASK_ID, OTHER_TASK_ID), 600
+    flood = [(owners[number % 4], tasks[number // 4 % 2]) for number in range(num_events)]
+
+    def wanted(owner: str | None, task_id: str | None = None) -> list[int]:
+        return [
+            number
+            for number, (of_owner, of_task) in enumerate(flood)
+            if (owner is None or of_owner in (owner, None)) and task_id in (None, of_task)
+        ]
+
+    keys = {owner: bearer(key_of(owner)) for owner in ("alice", "bob", "carol")}
+    with ExitStack() as stack:
+        expected: list[tuple[Client, list[int]]] = []
+        for owner, headers in keys.items():
+            plain, filtered, late = (
+                stack.enter_context(server.client(additional_headers=headers)) for _ in range(3)
+            )
+            filtered.say("filter_task", task_id=OTHER_TASK_ID)
+            for client in (plain, filtered):
+                client.subscribe("task.*")
+            expected += [
+                (plain, wanted(owner)),
+                (filtered, wanted(owner, OTHER_TASK_ID)),
+                (late, wanted(owner)),
+            ]
+        everyone = stack.enter_context(server.client())
+        everyone.subscribe("task.queued")
+        expected.append((everyone, wanted(None)))
+        since = everyone.connected["seq"]
+        for client, _ in expected:
+            client.pong()
+        for number, (owner_or_none, task_id) in enumerate(flood):
+            tell(number, owner=owner_or_none, task_id=task_id)
+            if number == num_events // 2:
+                for client, _ in expected[2:-1:3]:
+                    client.subscribe("task.*", since=since)
+        for client, numbers in expected:
+            heard = [client.hear() for _ in numbers]
+            assert told(heard) == numbers
+            seqs = [each["seq"] for each in heard]
+            assert seqs == sorted(set(seqs))
+            client.pong()
+
+
+def test_server_without_a_door_for_frames_sends_the_same(valkey: Valkey) -> None:
+    server = LiveServer()
+    server.start(ws="websockets-sansio")
+    try:
+        with server.client() as client:
+            client.subscribe("task.*")
+            client.pong()
+            tell(1, model="é€😀")
+            progress(2)
+            event = client.hear()
+            assert (told([event]), event["data"]["model"]) == ([1], "é€😀")
+            assert client.hear()["data"]["tokens_generated"] == 2
+            client.pong()
+    finally:
+        server.stop()
 
 
 # --- Statistics ---

@@ -18,22 +18,31 @@ from monitoring.events.log import LoggedEvent
 from monitoring.redis.client import client as redis_client
 from tests.conftest import Valkey
 from tests.live_server import TASK_ID, progress, tell, tell_all, told
+from tests.monitoring.events.test_frames import parsed
 
 TASKS = frozenset({"task.queued", "task.progress"})
 LIMIT_SECONDS = 20.0
 
 
 class Listener:
-    """What a socket does with its cursor: it takes when woken, unless it is made to rest."""
+    """What a socket does with its cursor: it takes when woken, unless it is made to rest.
 
-    def __init__(self, feed_: Feed, owner: str | None = "local") -> None:
+    One that `is_written` is written to at once while it has nothing to take, and does not rest.
+    """
+
+    def __init__(
+        self, feed_: Feed, owner: str | None = "local", *, is_written: bool = False
+    ) -> None:
+        self.written: list[bytes] = []
         self.heard: list[dict[str, Any]] = []
         self.num_wakes = 0
         self._feed = feed_
         self._may_take = asyncio.Event()
         self._may_take.set()
         self._taking: asyncio.Task[None] | None = None
-        self.cursor: EventCursor = feed_.join(owner, self._wake)
+        self.cursor: EventCursor = feed_.join(
+            owner, self._wake, self._write if is_written else lambda frames: False
+        )
 
     def subscribe(self, since: int | None = None) -> None:
         self.cursor.subscribe(TASKS, since)
@@ -59,6 +68,13 @@ class Listener:
         errors = [each["data"] for each in self.heard if each["type"] == "error"]
         assert {each["error"] for each in errors} <= {"resync"}
         return [each["details"]["since"] for each in errors]
+
+    def _write(self, written: bytes) -> bool:
+        can_write = self._taking is None and self._may_take.is_set()
+        if can_write:
+            self.written.append(written)
+            self.heard += map(json.loads, parsed(written))
+        return can_write
 
     def _wake(self) -> None:
         self.num_wakes += 1
@@ -117,7 +133,7 @@ def test_each_event_is_heard_once_through_breaks_lags_and_losses(
     lose_messages(monkeypatch, chance)
 
     async def scenario(live: Feed) -> None:
-        listeners = [Listener(live) for _ in range(4)]
+        listeners = [Listener(live, is_written=index > 1) for index in range(4)]
         pasts: list[list[dict[str, Any]]] = [[] for _ in listeners]
         for listener in listeners:
             listener.subscribe(live.last_seq)
@@ -137,7 +153,7 @@ def test_each_event_is_heard_once_through_breaks_lags_and_losses(
                     pasts[index] += listener.heard
                     since = max((each["seq"] for each in pasts[index]), default=start)
                     listener.leave()
-                    listeners[index] = Listener(live)
+                    listeners[index] = Listener(live, is_written=index > 1)
                     listeners[index].subscribe(since)
             await telling
         for listener in listeners:
@@ -337,6 +353,39 @@ def test_memory_is_bounded_by_bytes_as_well(
         assert kept is not None
         assert 20 < len(kept) < 100
         assert sum(len(event.frame) for event in kept) <= 10_000
+
+    run(scenario)
+
+
+def test_sockets_that_want_the_same_are_written_the_same_bytes(valkey: Valkey) -> None:
+    async def scenario(live: Feed) -> None:
+        one, same, filtered = (Listener(live, is_written=True) for _ in range(3))
+        stranger, other = (Listener(live, name, is_written=True) for name in ("stranger", "bob"))
+        for listener in (one, same, filtered, stranger, other):
+            listener.subscribe()
+        filtered.cursor.task_id = f"task_{'f' * 32}"
+        for number in range(50):
+            tell(number)
+            tell(number, owner="stranger")
+            progress(number)
+        await until(lambda: len(one.heard) == 100 and len(stranger.heard) == 50)
+        assert told(one.heard) == told(stranger.heard) == list(range(50))
+        assert all(first is second for first, second in zip(one.written, same.written, strict=True))
+        assert (filtered.written, other.written) == ([], [])
+        assert not any(each.num_wakes for each in (one, same, filtered, stranger, other))
+
+    run(scenario)
+
+
+def test_large_events_are_written_in_pieces(valkey: Valkey) -> None:
+    async def scenario(live: Feed) -> None:
+        listener = Listener(live, is_written=True)
+        listener.subscribe()
+        for number in range(60):
+            tell(number, model="m" * 10_000)
+        await until(lambda: len(listener.heard) == 60)
+        assert told(listener.heard) == list(range(60))
+        assert all(len(each) <= frames.MAX_BYTES for each in listener.written)
 
     run(scenario)
 
