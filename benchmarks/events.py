@@ -40,8 +40,9 @@ FLOOD_PER_SECOND = 1000
 FLOOD_SECONDS = 5
 FLOOD_GIVE_UP_SECONDS = 20
 NUM_ROUNDS = 5
-# Tried one after the other until one is too fast.
-RATES = (5, 10, 25, 50, 100, 250, 500, 1000, 2000, 3000, 4000, 5000, 6000)
+# Tried one after the other until one is too fast, by the median of its tries.
+RATES = (10, 100, 1000, 2000, 3000, 4000)
+NUM_TRIES = 3
 MAX_P99_MS = 100
 SPREAD = (min, median, max)
 PROTOCOLS = (WEBSOCKET_PROTOCOL, "websockets-sansio")
@@ -205,8 +206,9 @@ def measure_flood(protocol: str) -> dict[str, Any]:
         service.start("--no-demo")
         highest = 0
         for rate in RATES:
-            figures = fresh_flood(service, rate)
-            if figures["missing"] or figures["p99_ms"] > MAX_P99_MS:
+            tries = [fresh_flood(service, rate) for _ in range(NUM_TRIES)]
+            is_complete = not any(figures["missing"] for figures in tries)
+            if not is_complete or median(each["p99_ms"] for each in tries) >= MAX_P99_MS:
                 break
             highest = rate
         num_rounds = NUM_ROUNDS if highest >= FLOOD_PER_SECOND else 1
