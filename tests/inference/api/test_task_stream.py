@@ -146,7 +146,7 @@ def write(task: GenerationTask, deltas: list[str], attempt: int = 1) -> None:
     writer = delta_stream.DeltaWriter(task.pk, attempt)
     for delta in deltas:
         writer.write(delta)
-    writer.flush()
+        writer.flush()
 
 
 def complete(lease: claim.Lease, text: str = TEXT) -> None:

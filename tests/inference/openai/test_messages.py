@@ -76,8 +76,7 @@ def thinking_and_calling(task: GenerationTask) -> None:
     assert lease is not None
     writer = DeltaWriter(task.pk, lease.attempt)
     writer.write_reasoning("Hm.")
-    writer.write("So")
-    writer.write(" it is")
+    writer.write("So it is")
     function = CALL["function"]
     start = {"index": 0, "id": CALL["id"], "type": "function"}
     writer.write_tool_call(start | {"function": {"name": function["name"], "arguments": ""}})
@@ -153,8 +152,7 @@ def test_stream_has_the_events_of_anthropic() -> None:
         *block(
             1,
             {"type": "text", "text": ""},
-            {"type": "text_delta", "text": "So"},
-            {"type": "text_delta", "text": " it is"},
+            {"type": "text_delta", "text": "So it is"},
         ),
         *block(
             2,

@@ -26,7 +26,7 @@ def completing(text: str = "an answer", finish_reason: str = "stop") -> End:
         writer = DeltaWriter(task.pk, lease.attempt)
         for delta in re.findall(" ?[^ ]+", text):
             writer.write(delta)
-        writer.flush()
+            writer.flush()
         finish.complete(lease, answer(text, finish_reason), TIMINGS)
 
     return end
