@@ -234,8 +234,9 @@ def test_full_queue(connect: Callable[..., Any], operator: httpx.Client, sdk: st
             cancel(operator, task["task_id"])
     assert status == 503
     assert float(caught.value.response.headers["retry-after"]) > 0
-    # Until it is counted anew, the SDK waits as it is told to.
-    assert ask(connect(max_retries=3)).retries_taken <= 1
+    # Until it is counted anew, by each web process, the SDK waits as it is told to.
+    for _ in range(8):
+        assert ask(connect(max_retries=3)).retries_taken <= 1
 
 
 def cancel(operator: httpx.Client, task_id: str) -> None:

@@ -81,12 +81,12 @@ def assert_right(service: RunningService, task_id: str, answer: StreamedAnswer) 
 
 
 def test_stream_resumed_at_random_points_is_the_text(service: RunningService) -> None:
-    points = random.Random(1).sample(range(1, 90), NUM_POINTS)  # noqa: S311 - no secrets
+    points = random.Random(1).sample(range(1, 150), NUM_POINTS)  # noqa: S311 - no secrets
     task_id = service.submit(**COUNT)
     with another_web(service) as (_, http), ThreadPoolExecutor(NUM_POINTS) as clients:
 
         def interrupted(point: int) -> StreamedAnswer:
-            answer = read_until(service.http, task_id, lambda each: each.num_tokens >= point)
+            answer = read_until(service.http, task_id, lambda each: len(each.text) >= point)
             return read_all(http, task_id, answer)
 
         while_it_ran = list(clients.map(interrupted, points))
@@ -96,21 +96,21 @@ def test_stream_resumed_at_random_points_is_the_text(service: RunningService) ->
             whole.take([event])
             cuts.append((whole.last_id, whole.text))
         afterwards = []
-        for last_id, text in random.Random(2).sample(cuts[1:-1], NUM_POINTS):  # noqa: S311
+        for last_id, text in cuts[1:-1]:
             answer = StreamedAnswer()
             answer.last_id, answer.text = last_id, text
             afterwards.append(read_all(http, task_id, answer))
     for answer in [whole, *while_it_ran, *afterwards]:
         assert_right(service, task_id, answer)
         assert answer.num_restarts == 0
-    assert whole.num_tokens > 50
+    assert len(afterwards) > 2
 
 
 def test_worker_killed_in_mid_stream(service: RunningService) -> None:
     task_id = service.submit(**COUNT)
     with ThreadPoolExecutor(1) as clients:
         following = clients.submit(read_all, service.http, task_id)
-        left = read_until(service.http, task_id, lambda each: each.num_tokens >= 10)
+        left = read_until(service.http, task_id, lambda each: len(each.text) >= 30)
         faults.kill_gpu_child(service)
         answer = following.result(60)
     assert answer.num_restarts == 1
@@ -123,7 +123,7 @@ def test_valkey_killed_and_empty_in_mid_stream(service: RunningService) -> None:
     task_id = service.submit(**COUNT)
     with ThreadPoolExecutor(1) as clients:
         following = clients.submit(read_all, service.http, task_id)
-        left = read_until(service.http, task_id, lambda each: each.num_tokens >= 10)
+        left = read_until(service.http, task_id, lambda each: len(each.text) >= 30)
         faults.empty_valkey(service)
         late = read_all(service.http, task_id)
         answer = following.result(60)
