@@ -72,9 +72,9 @@ class ThreadTuner:
             self.num_threads = self._counts[self._index]
 
     def _cost(self, limit: float = float("inf")) -> _Steps:
-        """Seconds a token in the next steps; None where they are not all of one kind.
+        """Seconds a token in the next steps; None where one is of another kind than those before.
 
-        With a limit they must be of the kind of those before, and the first one above it is enough.
+        The first one above the limit is enough.
         """
         costs: list[float] = []
         while len(costs) < NUM_STEPS:
