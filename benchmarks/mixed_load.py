@@ -76,6 +76,10 @@ class Load:
         for thread in (*self._readers, *self._clients):
             thread.start()
 
+    def untold(self) -> list[str]:
+        """Of what was accepted, the tasks whose ends no reader of events has heard of."""
+        return [pk for pk in self.accepted if not any(pk in feed.ended for feed in self.feeds)]
+
     def stop(self) -> None:
         """Have each client end what it has begun."""
         self._stopping.set()

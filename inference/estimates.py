@@ -114,7 +114,7 @@ def _durations(snapshot: Snapshot, task: GenerationTask) -> Sequence[float]:
     return _durations_of(snapshot, task.model_name, size, task.request["params"]["max_tokens"])
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _durations_of(snapshot: Snapshot, model: str, size: int, max_tokens: int) -> Sequence[float]:
     """A submission asks twice, and many that follow are as large."""
     return durations(snapshot.samples.get(model, ()), size, max_tokens)

@@ -72,6 +72,7 @@ def progressed(task: GenerationTask, num_tokens: int, text: str) -> None:
 
 
 def ended(task: GenerationTask) -> None:
+    """Clients hear it once, however many processes tell it."""
     result = task.result or {}
     data = events.TaskEnded(
         task_id=task.pk,
@@ -94,7 +95,7 @@ def ended(task: GenerationTask) -> None:
     if "accepted_prediction_tokens" in task.usage:
         data["accepted_prediction_tokens"] = task.usage["accepted_prediction_tokens"]
         data["rejected_prediction_tokens"] = task.usage["rejected_prediction_tokens"]
-    events.publish(_ENDS[GenerationTask.Status(task.status)], data, task.owner)
+    events.publish(_ENDS[GenerationTask.Status(task.status)], data, task.owner, once=task.pk)
     counters.count(task_counts.of_end(task.status, data))
 
 

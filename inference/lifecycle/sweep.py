@@ -2,9 +2,10 @@
 
 import logging
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import redis
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Q, QuerySet
@@ -29,6 +30,7 @@ from inference.models import (
 )
 from inference.task_log import log
 from inference.webhooks import deliveries
+from monitoring.events import log as log_of_events
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ Status = GenerationTask.Status
 
 _SWEEP_LIMIT = 1000
 _MAX_OWN_DOING = 2
+# A process tells of the end of a task within less, unless it is killed.
+_TELLING_SECONDS = 10.0
 # Between the sweeps of a process, clocks that nobody sets differ by less.
 _MAX_DRIFT_SECONDS = 2.0
 
@@ -64,6 +68,7 @@ def sweep() -> None:
     ):
         if num_due := rows.count():
             dispatch.enqueue([message] * min(num_due, max_at_once))
+    _tell_untold_ends()
 
 
 def _is_clock_steady() -> bool:
@@ -202,3 +207,28 @@ def _enqueue_tasks() -> None:
         GenerationTask.objects.filter(pk__in=ids).update(enqueued_at=Now())
         dispatch.enqueue(dispatch.generate(tasks), is_heard=False)
         logger.info("Enqueued %d pending tasks of queue %s again", len(tasks), queue)
+
+
+def _tell_untold_ends() -> None:
+    """Tell of ends that were stored by processes that were killed before they told of them."""
+    time_to_live = timedelta(seconds=settings.TASK_TTL_SECONDS)
+    try:
+        until = sql.clock() - _TELLING_SECONDS
+        told_until = log_of_events.told_until()
+        if told_until is None:  # an empty Redis does not know what was told
+            log_of_events.set_told_until(until)
+            return
+        after = max(told_until, until - log_of_events.TOLD_SECONDS / 2)
+        # The end of a task sets when it expires, which has an index.
+        ended = GenerationTask.objects.filter(
+            expires_at__gte=datetime.fromtimestamp(after, UTC) + time_to_live,
+            expires_at__lt=datetime.fromtimestamp(until, UTC) + time_to_live,
+        )
+        untold = log_of_events.untold(list(ended.values_list("pk", flat=True)))
+        for task in GenerationTask.objects.filter(pk__in=untold[:_SWEEP_LIMIT]):
+            log(task, logging.WARNING, "A process was killed before it told of the end")
+            announce_end(task)
+        if not untold and until > told_until:  # else the next sweep sees whether all were told
+            log_of_events.set_told_until(until)
+    except redis.RedisError as exc:
+        logger.debug("Whose ends were not told is found out later: %s", exc)

@@ -165,14 +165,20 @@ EventData = (
 )
 
 
-def publish(event_type: EventType, data: EventData | Mapping[str, Any], owner: str | None) -> None:
+def publish(
+    event_type: EventType,
+    data: EventData | Mapping[str, Any],
+    owner: str | None,
+    once: str = "",
+) -> None:
     """Publish an event to its owner and the scope `monitor`; None: to everyone. Never blocks.
 
     The owner is SERVICE for what is nobody's, such as a log line of no task.
-    While Redis is away the last 10,000 logged events of a process are kept back.
+    While Redis is away the last 10,000 logged events of a process are kept back. `once` is a key of
+    which clients hear one event only, though several processes may tell it.
     """
     event = LoggedEvent(event_type, now(), cast(dict[str, Any], data), owner)
-    publisher.put(event, is_logged=event_type not in TRANSIENT)
+    publisher.put(event, is_logged=event_type not in TRANSIENT, once=once)
 
 
 def now() -> Timestamp:

@@ -18,6 +18,11 @@ KEPT_SECONDS = 86_400
 
 _LOG = "events"
 _COUNTER = "events:seq"
+# Keys of what was told, by the time in seconds, and the time up to which nothing is left untold.
+_TOLD = "events:told"
+_TOLD_UNTIL = "events:told_until"
+# Keys are known for so long.
+TOLD_SECONDS = 600
 
 # The highest number that this process has seen.
 _last_known = 0
@@ -30,22 +35,27 @@ end
 """
 _LAST_SEQ = f"{_ENSURE_COUNTER} return redis.call('GET', KEYS[1])"
 # Atomic, and in one round trip. A batch whose answer was lost may be sent once more: it is known by
-# its number, and not appended twice.
+# its number, and not appended twice. An event whose key was told before has the number 0.
 _APPEND = (
     _ENSURE_COUNTER
     + """
-local known = redis.call('HMGET', KEYS[3], 'batch', 'first')
+local known = redis.call('HMGET', KEYS[3], 'batch', 'seqs')
 if known[1] == ARGV[2] then return known[2] end
-local first
-for i = 5, #ARGV do
-  local seq = string.format('%.0f', redis.call('INCR', KEYS[1]))
-  first = first or seq
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], seq .. '-0', 'event', ARGV[i])
+local now = redis.call('TIME')[1]
+local seqs = {}
+for i = 6, #ARGV, 2 do
+  local seq = '0'
+  if ARGV[i] == '' or redis.call('ZADD', KEYS[4], 'NX', now, ARGV[i]) == 1 then
+    seq = string.format('%.0f', redis.call('INCR', KEYS[1]))
+    redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], seq .. '-0', 'event', ARGV[i + 1])
+  end
+  seqs[#seqs + 1] = seq
 end
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - ARGV[5])
 redis.call('EXPIRE', KEYS[2], ARGV[4])
-redis.call('HSET', KEYS[3], 'batch', ARGV[2], 'first', first)
+redis.call('HSET', KEYS[3], 'batch', ARGV[2], 'seqs', table.concat(seqs, ' '))
 redis.call('EXPIRE', KEYS[3], ARGV[4])
-return first
+return table.concat(seqs, ' ')
 """
 )
 
@@ -93,22 +103,44 @@ class Excerpt:
         return self.end_seq < self.last_seq
 
 
-def append(events: Sequence[LoggedEvent], writer: str, batch: int) -> list[LoggedEvent]:
+def append(
+    events: Sequence[LoggedEvent], writer: str, batch: int, once: Sequence[str] = ()
+) -> list[LoggedEvent]:
     """Log events; the same, numbered. Raises redis.RedisError.
 
-    `writer` and `batch` name the call: a repetition appends nothing.
+    `writer` and `batch` name the call: a repetition appends nothing. `once`: for each event a key,
+    "" for none; one whose key was logged before is not logged, and its `seq` stays None.
     """
     script = client().register_script(_APPEND)
-    stored = [event.fields() for event in events]
-    for fields in stored:
+    entries: list[str] = []
+    for key, event in zip(once or [""] * len(events), events, strict=True):
+        fields = event.fields()
         del fields["seq"]
-    entries = [json.dumps(fields, ensure_ascii=False) for fields in stored]
-    first = script(
-        keys=[_COUNTER, _LOG, f"events:writer:{writer}"],
-        args=[_last_known, batch, MAX_EVENTS, KEPT_SECONDS, *entries],
+        entries += (key, json.dumps(fields, ensure_ascii=False))
+    answer = script(
+        keys=[_COUNTER, _LOG, f"events:writer:{writer}", _TOLD],
+        args=[_last_known, batch, MAX_EVENTS, KEPT_SECONDS, TOLD_SECONDS, *entries],
     )
-    _remember(int(first) + len(events) - 1)
-    return [replace(event, seq=int(first) + index) for index, event in enumerate(events)]
+    seqs = [int(seq) for seq in answer.split()]
+    _remember(max(seqs))
+    return [replace(event, seq=seq or None) for event, seq in zip(events, seqs, strict=True)]
+
+
+def untold(keys: Sequence[str]) -> list[str]:
+    """Those of the keys of which no event was logged lately. Raises redis.RedisError."""
+    scores = client().zmscore(_TOLD, keys) if keys else []
+    return [key for key, score in zip(keys, scores, strict=True) if score is None]
+
+
+def told_until() -> float | None:
+    """The time that `set_told_until` was given last; None in an empty Redis. Raises RedisError."""
+    seconds = client().get(_TOLD_UNTIL)
+    return None if seconds is None else float(seconds)
+
+
+def set_told_until(seconds: float) -> None:
+    """Say up to which time of the database's clock all ends were told. Raises RedisError."""
+    client().set(_TOLD_UNTIL, seconds)
 
 
 def last_seq() -> int:

@@ -26,14 +26,16 @@ MESSAGE_TYPE = "events.published"
 class _Published:
     event: LoggedEvent
     is_logged: bool
+    once: str
 
 
-def put(event: LoggedEvent, *, is_logged: bool) -> None:
+def put(event: LoggedEvent, *, is_logged: bool, once: str = "") -> None:
     """Have an event sent out soon, after those that this process has put before.
 
-    One that `is_logged` is kept back while Redis is away; another is dropped then.
+    One that `is_logged` is kept back while Redis is away; another is dropped then. Of those with
+    the same `once` that all processes put within minutes, the first alone is logged and sent.
     """
-    outbox.put(_SINK, _Published(event, is_logged))
+    outbox.put(_SINK, _Published(event, is_logged, once))
 
 
 def gather_for(seconds: float) -> None:
@@ -43,9 +45,16 @@ def gather_for(seconds: float) -> None:
 
 def _send(batch: Batch[_Published]) -> None:
     """Raises redis.RedisError when nothing is logged; sent again, the batch is logged once."""
-    logged = [each.event for each in batch.items if each.is_logged]
-    numbered = iter(log.append(logged, _writer(), batch.number) if logged else ())
-    events = [next(numbered) if each.is_logged else each.event for each in batch.items]
+    logged = [each for each in batch.items if each.is_logged]
+    once = [each.once for each in logged]
+    numbered = iter(
+        log.append([each.event for each in logged], _writer(), batch.number, once) if logged else ()
+    )
+    events = []
+    for each in batch.items:
+        event = next(numbered) if each.is_logged else each.event
+        if event.seq is not None or not each.is_logged:
+            events.append(event)
     try:
         _loop().run_until_complete(_send_to_group(events))
     except (redis.RedisError, OSError) as exc:

@@ -16,6 +16,7 @@ from inference.models import Cost, GenerationTask, RegisteredModel, TaskResult
 from monitoring.events import log, publisher
 from monitoring.events.log import LoggedEvent
 from monitoring.redis import outbox
+from monitoring.redis.client import client
 from tests.conftest import Valkey
 from tests.inference.lifecycle.test_lifecycle import expire
 
@@ -174,7 +175,7 @@ def test_progress_shows_the_end_of_a_long_text_and_is_not_logged(
 ) -> None:
     sent: list[LoggedEvent] = []
 
-    def put(event: LoggedEvent, *, is_logged: bool) -> None:
+    def put(event: LoggedEvent, *, is_logged: bool, once: str = "") -> None:
         if not is_logged:
             sent.append(event)
 
@@ -195,3 +196,41 @@ def test_model_of_a_dead_worker_is_told_as_unloaded(
     assert [(e.type, e.data) for e in told()] == [
         ("model.unloaded", {"model": "echo", "worker": dead_worker})
     ]
+
+
+def test_end_that_a_killed_process_has_not_told_is_told_once(
+    new_task: NewTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_TELLING_SECONDS", 0.0)
+    sweep.sweep()
+    leases = [claimed(new_task(owner="somebody")) for _ in range(2)]
+    finish.complete(leases[0], RESULT, Timings())
+    with monkeypatch.context() as killed:
+        killed.setattr(finish, "announce_end", lambda task: None)
+        finish.complete(leases[1], RESULT, Timings())
+    assert names()[4:] == ["task.completed"]
+
+    sweep.sweep()
+    sweep.sweep()
+    events.ended(GenerationTask.objects.get(pk=leases[1].task.pk))  # not killed, but late
+
+    ends = told()[4:]
+    assert [event.data["task_id"] for event in ends] == [lease.task.pk for lease in leases]
+    assert {(event.type, event.owner) for event in ends} == {("task.completed", "somebody")}
+    assert ends[1].data | {"task_id": ""} == ends[0].data | {
+        "task_id": "",
+        "queue_wait_ms": ends[1].data["queue_wait_ms"],
+    }
+
+
+def test_redis_that_lost_all_has_no_end_told_again(
+    new_task: NewTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_TELLING_SECONDS", 0.0)
+    sweep.sweep()
+    finish.complete(claimed(new_task()), RESULT, Timings())
+    outbox.flush()
+    client().flushall()
+    sweep.sweep()
+    sweep.sweep()
+    assert names() == []

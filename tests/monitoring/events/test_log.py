@@ -59,6 +59,27 @@ def test_repeated_batch_is_appended_once(valkey: Valkey) -> None:
     assert seqs(log.append(events, "another", 2))[0] == seqs(once)[-1] + 3
 
 
+def test_what_is_told_once_is_appended_once_whoever_tells_it(valkey: Valkey) -> None:
+    keys = ["a", "", "a", "b"]
+    first = log.append([EVENT] * 4, "one", 1, keys)
+    assert [event.seq is None for event in first] == [False, False, True, False]
+    assert log.append([EVENT] * 4, "one", 1, keys) == first  # its answer was lost
+    second = log.append([EVENT] * 4, "two", 1, ["b", "c", "", "a"])
+    assert [event.seq is None for event in second] == [True, False, False, True]
+    appended = [event for event in first + second if event.seq]
+    assert log.read(0).events == appended
+    assert seqs(appended) == list(range(seqs(appended)[0], seqs(appended)[0] + 5))
+    assert log.untold(["a", "d", "c"]) == ["d"]
+
+
+def test_what_was_told_long_ago_is_forgotten(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "TOLD_SECONDS", 0)
+    log.append([EVENT], "one", 1, ["a"])
+    assert log.untold(["a"]) == ["a"]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_pages_that_follow_each_other_tell_all_once(valkey: Valkey, seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311 - no secrets
