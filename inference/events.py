@@ -72,6 +72,11 @@ def progressed(task: GenerationTask, num_tokens: int, text: str) -> None:
 
 
 def ended(task: GenerationTask) -> None:
+    """A task that this process has ended."""
+    counters.count(task_counts.of_end(task.status, tell_end(task)))
+
+
+def tell_end(task: GenerationTask) -> events.TaskEnded:
     """Clients hear it once, however many processes tell it."""
     result = task.result or {}
     data = events.TaskEnded(
@@ -96,7 +101,7 @@ def ended(task: GenerationTask) -> None:
         data["accepted_prediction_tokens"] = task.usage["accepted_prediction_tokens"]
         data["rejected_prediction_tokens"] = task.usage["rejected_prediction_tokens"]
     events.publish(_ENDS[GenerationTask.Status(task.status)], data, task.owner, once=task.pk)
-    counters.count(task_counts.of_end(task.status, data))
+    return data
 
 
 def loaded(model: RegisteredModel, worker: str, load_ms: float) -> None:

@@ -31,6 +31,7 @@ from inference.models import (
 from inference.task_log import log
 from inference.webhooks import deliveries
 from monitoring.events import log as log_of_events
+from monitoring.streams import delta_stream
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +228,8 @@ def _tell_untold_ends() -> None:
         untold = log_of_events.untold(list(ended.values_list("pk", flat=True)))
         for task in GenerationTask.objects.filter(pk__in=untold[:_SWEEP_LIMIT]):
             log(task, logging.WARNING, "A process was killed before it told of the end")
-            announce_end(task)
+            delta_stream.end(task.pk)
+            events.tell_end(task)
         if not untold and until > told_until:  # else the next sweep sees whether all were told
             log_of_events.set_told_until(until)
     except redis.RedisError as exc:

@@ -212,7 +212,7 @@ def test_end_that_a_killed_process_has_not_told_is_told_once(
 
     sweep.sweep()
     sweep.sweep()
-    events.ended(GenerationTask.objects.get(pk=leases[1].task.pk))  # not killed, but late
+    events.tell_end(GenerationTask.objects.get(pk=leases[1].task.pk))  # not killed, but late
 
     ends = told()[4:]
     assert [event.data["task_id"] for event in ends] == [lease.task.pk for lease in leases]
