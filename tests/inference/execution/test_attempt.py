@@ -256,7 +256,7 @@ def test_progress_is_published_at_most_ten_times_a_second(
     told: list[LoggedEvent] = []
     now = 0.0
 
-    def put(event: LoggedEvent, *, is_logged: bool) -> None:
+    def put(event: LoggedEvent, *, is_logged: bool, once: str = "") -> None:
         told.append(event)
 
     monkeypatch.setattr(publisher, "put", put)
