@@ -9,9 +9,11 @@ logger = logging.getLogger(__name__)
 # So many steps of a count are compared with as many of another.
 NUM_STEPS = 3
 # A count has to be so much faster to be taken.
-_MIN_GAIN = 0.05
-# Steps that have become so much slower are a reason to compare at once.
+_MIN_GAIN = 0.1
+# Steps that have become so much slower are a reason to compare, once they have been so for a while:
+# what others do for some milliseconds each second is over before threads could follow it.
 _SLOWER = 1.5
+_SLOW_SECONDS = 0.15
 _MIN_PAUSE_SECONDS = 0.5
 _MAX_PAUSE_SECONDS = 16.0
 # From so many tokens on, a step takes about as long as it has tokens.
@@ -47,12 +49,21 @@ class ThreadTuner:
     def _watch(self) -> _Steps:
         pause = _MIN_PAUSE_SECONDS
         usual: dict[int, float] = {}
+        slow_since: float | None = None
         while True:
+            began_at = self._seconds
             if (cost := (yield from self._cost())) is None:
                 continue
             kind = self._kind
-            if self._seconds < pause and cost < _SLOWER * usual.get(kind, cost):
+            if cost < _SLOWER * usual.get(kind, cost):
+                slow_since = None
+                is_due = self._seconds >= pause
+            else:
+                slow_since = began_at if slow_since is None else slow_since
+                is_due = self._seconds - slow_since >= _SLOW_SECONDS
+            if not is_due:
                 continue
+            slow_since = None
             usual[kind], self._seconds = cost, 0.0
             for index in (self._index - 1, self._index + 1):
                 if not 0 <= index < len(self._counts):

@@ -45,6 +45,15 @@ def test_thread_less_computes_while_another_process_is_busy() -> None:
     assert tuner.num_threads == 8
 
 
+def test_what_others_do_for_a_moment_each_second_is_waited_out() -> None:
+    tuner = ThreadTuner([1, 2])
+    used = run(tuner, quiet, 10)
+    for _ in range(60):
+        used += run(tuner, lambda num_threads: 0.05 if num_threads == 2 else 0.012, 0.1)
+        used += run(tuner, quiet, 0.9)
+    assert used.count(1) / len(used) < 0.005
+
+
 def test_fastest_count_is_found_from_far_away() -> None:
     tuner = ThreadTuner(counts_up_to(16))
     run(tuner, lambda num_threads: 0.01 + abs(num_threads - 4) * 0.01, 20)
