@@ -51,7 +51,8 @@ _distrusted_until = 0.0
 
 def sweep() -> None:
     """Safe to run at any time, anywhere, in parallel."""
-    is_clock_steady = _is_clock_steady()
+    clock = sql.clock()
+    is_clock_steady = _is_clock_steady(clock)
     lost = GenerationTask.objects.lost(is_clock_steady=is_clock_steady)
     for task in lost[:_SWEEP_LIMIT]:
         _take_back(task, lost)
@@ -69,17 +70,17 @@ def sweep() -> None:
     ):
         if num_due := rows.count():
             dispatch.enqueue([message] * min(num_due, max_at_once))
-    _tell_untold_ends()
+    _tell_untold_ends(clock - _TELLING_SECONDS)
 
 
-def _is_clock_steady() -> bool:
+def _is_clock_steady(clock: float) -> bool:
     """False for LEASE_SECONDS after the database's clock was set forward, or this host suspended.
 
     Leases of living workers seem to have run out then, until these renew them.
     """
     global _ahead_seconds, _distrusted_until
     now = time.monotonic()
-    ahead_seconds = sql.clock() - now
+    ahead_seconds = clock - now
     if _ahead_seconds is not None and ahead_seconds - _ahead_seconds > _MAX_DRIFT_SECONDS:
         _distrusted_until = now + settings.LEASE_SECONDS
         message = "The database's clock was set forward by %.0f s: leases run out %d s later"
@@ -210,11 +211,10 @@ def _enqueue_tasks() -> None:
         logger.info("Enqueued %d pending tasks of queue %s again", len(tasks), queue)
 
 
-def _tell_untold_ends() -> None:
-    """Tell of ends that were stored by processes that were killed before they told of them."""
+def _tell_untold_ends(until: float) -> None:
+    """Tell of ends before that time whose processes were killed after they had stored them."""
     time_to_live = timedelta(seconds=settings.TASK_TTL_SECONDS)
     try:
-        until = sql.clock() - _TELLING_SECONDS
         told_until = log_of_events.told_until()
         if told_until is None:  # an empty Redis does not know what was told
             log_of_events.set_told_until(until)
