@@ -65,11 +65,30 @@ class DownloadSerializer(serializers.Serializer[Any]):
     )
 
 
+class LoadedWithSerializer(serializers.Serializer[Any]):
+    """The settings by which a model runs, as they were when it was last used."""
+
+    context_window = serializers.IntegerField()
+    max_num_seqs = serializers.IntegerField(help_text="Fewer than asked for where memory is short.")
+    num_cache_cells = serializers.IntegerField(
+        allow_null=True, help_text="Null: a window for each sequence."
+    )
+    num_batch_tokens = serializers.IntegerField()
+    max_draft_tokens = serializers.IntegerField()
+    gpu_layers = serializers.IntegerField()
+    gpu_split = serializers.DictField(allow_null=True)
+    num_threads = serializers.IntegerField(help_text="The fastest number, as steps are measured.")
+    step_prompt_tokens = serializers.IntegerField(
+        help_text="Tokens of prompts that a step takes beside answers, as steps are measured."
+    )
+
+
 class RegisteredModelSerializer(serializers.ModelSerializer[RegisteredModel]):
     supports_streaming = serializers.SerializerMethodField()
     supports_structured_output = serializers.SerializerMethodField()
     loaded = serializers.BooleanField()
     requested = serializers.SerializerMethodField()
+    loaded_with = serializers.SerializerMethodField()
     download = serializers.SerializerMethodField()
     api_key_source = serializers.SerializerMethodField()
     circuit = serializers.SerializerMethodField()
@@ -90,6 +109,7 @@ class RegisteredModelSerializer(serializers.ModelSerializer[RegisteredModel]):
             "requested",
             "last_used_at",
             "unload_at",
+            "loaded_with",
             "size_bytes",
             "download",
             "api_key_source",
@@ -109,6 +129,11 @@ class RegisteredModelSerializer(serializers.ModelSerializer[RegisteredModel]):
     def get_requested(self, model: RegisteredModel) -> str | None:
         """`load` or `unload` until a worker has done it."""
         return model.requested or None
+
+    @extend_schema_field(LoadedWithSerializer(allow_null=True))
+    def get_loaded_with(self, model: RegisteredModel) -> dict[str, Any] | None:
+        """Of a local model that is loaded."""
+        return model.loaded_with if model.loaded else None
 
     @extend_schema_field(DownloadSerializer(allow_null=True))
     def get_download(self, model: RegisteredModel) -> dict[str, Any] | None:

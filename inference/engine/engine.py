@@ -11,7 +11,7 @@ from inference.engine.errors import EngineError, InvalidRequestError, PromptTooL
 from inference.engine.kv_cache import CHUNK_TOKENS, KVCache, common_prefix_length
 from inference.engine.runner import Chunk, DetachedSampler, Runner, Sampled
 from inference.engine.saved_state import SavedState
-from inference.engine.scheduler import Scheduler
+from inference.engine.scheduler import TARGET_STEP_SECONDS, Scheduler
 from inference.engine.sequence import FinishReason, SamplingParams, Sequence
 from inference.engine.thread_tuner import ThreadTuner
 
@@ -110,6 +110,16 @@ class Engine:
     def num_unfinished(self) -> int:
         """Sequences that wait or run; below `max_num_seqs` another can be admitted."""
         return len(self._sequences)
+
+    @property
+    def num_threads(self) -> int:
+        """How many compute a step, by what was measured last."""
+        return self._threads.num_threads
+
+    @property
+    def num_step_prompt_tokens(self) -> int:
+        """How many tokens of prompts a step takes, by what was measured last."""
+        return self._scheduler.prefill_budget.num_tokens(TARGET_STEP_SECONDS)
 
     def new_sequence(
         self,

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
@@ -38,6 +38,13 @@ class LoadedEngine(LoadedModel):
     # Of the device that computes it, so far; None where nobody can tell.
     read_joules: Callable[[], float | None]
     draft_runner: "LlamaRunner | None" = None
+
+    @property
+    def loaded_with(self) -> dict[str, Any]:
+        return self.provenance["loaded"] | {
+            "num_threads": self.engine.num_threads,
+            "step_prompt_tokens": self.engine.num_step_prompt_tokens,
+        }
 
     def close(self) -> None:
         self.runner.close()

@@ -40,6 +40,11 @@ class LoadedModel:
     loaded_at: float = field(default_factory=time.monotonic, kw_only=True)
     recorded_at: float = field(default=float("-inf"), kw_only=True)
 
+    @property
+    def loaded_with(self) -> dict[str, Any] | None:
+        """The settings by which it runs now, the measured ones too; None where it has none."""
+        return None
+
     def close(self) -> None:
         """Free what does not go with the object."""
 
@@ -158,7 +163,8 @@ class LoadedModels(ABC, Generic[T]):
         used.recorded_at = time.monotonic()
         keep_alive = used.model.keep_alive
         unload_at = None if keep_alive is None else Now() + keep_alive
-        self._record(used.model, unload_at=unload_at, last_used_at=Now())
+        fields = {"unload_at": unload_at, "last_used_at": Now()}
+        self._record(used.model, **fields, loaded_with=used.loaded_with)
 
     def _record(self, model: RegisteredModel, **fields: Any) -> None:
         """Write to the model's row, unless another worker has taken it over or it was deleted."""

@@ -86,6 +86,8 @@ class RegisteredModel(models.Model):
     requested_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
     unload_at = models.DateTimeField(null=True, blank=True)
+    # The settings by which it ran last, the measured ones too; null before that.
+    loaded_with = models.JSONField(null=True, editable=False)
     num_crashes = models.PositiveSmallIntegerField(default=0)
     config = models.JSONField(default=dict, blank=True)
     # Never shown by the API.

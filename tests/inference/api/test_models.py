@@ -20,7 +20,7 @@ MODELS = "/api/v1/models"
 MODEL_FIELDS = {
     *("name", "provider", "context_window", "max_output_tokens", "supports_streaming"),
     *("supports_structured_output", "status", "status_message", "loaded", "requested"),
-    *("last_used_at", "unload_at", "size_bytes", "download", "config", "extra"),
+    *("last_used_at", "unload_at", "loaded_with", "size_bytes", "download", "config", "extra"),
     *("api_key_source", "circuit", "endpoints"),
 }
 

@@ -11,7 +11,8 @@ from pytest_django import Settings
 
 from inference.engine import llama_runner
 from inference.engine.errors import EngineError, ModelLoadError
-from inference.engine.sequence import SamplingParams
+from inference.engine.scheduler import MIN_PREFILL_TOKENS
+from inference.engine.sequence import FinishReason, SamplingParams
 from inference.errors import ErrorCode, InferenceError
 from inference.loading import device_memory, requests
 from inference.loading.loaded_engines import LoadedEngine, loaded_engines
@@ -298,10 +299,20 @@ def test_idle_time_begins_when_use_ends(register: Register, settings: Settings) 
     model = register("one")
     loaded = loaded_engines.load(model)
     loaded_until = row(model).unload_at
+    sizes = loaded.provenance["loaded"]
+    assert row(model).loaded_with == sizes | {
+        "num_threads": loaded.runner.thread_counts[-1],
+        "step_prompt_tokens": MIN_PREFILL_TOKENS,
+    }
     assert loaded_until is not None
     with loaded_engines.in_use(loaded):
         assert row(model).unload_at is None
+        loaded.engine.add_request("a", loaded.runner.tokenize("word " * 200), SamplingParams())
+        loaded.engine.step()
+        loaded.engine.abort("a", FinishReason.CANCELLED)
     shown = row(model)
+    assert shown.loaded_with is not None
+    assert shown.loaded_with["step_prompt_tokens"] == loaded.engine.num_step_prompt_tokens
     assert shown.last_used_at is not None
     assert shown.unload_at == shown.last_used_at + timedelta(seconds=600)
     assert shown.unload_at > loaded_until
