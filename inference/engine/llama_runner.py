@@ -10,6 +10,7 @@ import weakref
 from typing import Any
 
 import numpy as np
+from joblib import cpu_count
 from llama_cpp import llama_cpp as _bindings
 
 from inference.engine import prompt_text
@@ -262,9 +263,8 @@ class LlamaRunner:
         window = params.context_window or int(llama.llama_model_n_ctx_train(self._model))
         most_cells = window * params.max_num_seqs
         num_cells = min(params.num_cache_cells or most_cells, most_cells)
-        # In a container this process may often use fewer cores than the machine has.
-        has_affinity = hasattr(os, "sched_getaffinity")
-        num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        # In a container this process may use fewer cores than the machine has.
+        num_cores = cpu_count()
         options = llama.llama_context_default_params()
         options.n_ctx = num_cells
         options.n_batch = params.num_batch_tokens

@@ -1,6 +1,5 @@
 """The interface of encoders: a loaded model that counts tokens and computes vectors."""
 
-import os
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -56,4 +55,6 @@ def cores_per_thread() -> int:
 
 
 def _num_cores() -> int:
-    return settings.N_THREADS or len(os.sched_getaffinity(0))
+    from joblib import cpu_count  # only processes that compute pay for it
+
+    return settings.N_THREADS or cpu_count()

@@ -141,6 +141,15 @@ def test_prompt_longer_than_the_context_is_refused(runner: LlamaRunner) -> None:
         runner.tokenize("word " * 100_000)
 
 
+def test_threads_are_for_the_cores_that_the_process_may_use(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    runner = LlamaRunner(LoadParams(path=model_path, context_window=128, max_num_seqs=1))
+    assert runner.thread_counts == [1]
+    runner.close()
+
+
 def test_prompt_larger_than_a_batch_is_computed_in_chunks(model_path: Path) -> None:
     small, large = (
         LlamaRunner(
