@@ -119,7 +119,8 @@ class Engine:
     @property
     def num_step_prompt_tokens(self) -> int:
         """How many tokens of prompts a step takes, by what was measured last."""
-        return self._scheduler.prefill_budget.num_tokens(TARGET_STEP_SECONDS)
+        budget = self._scheduler.prefill_budget
+        return budget.num_tokens(TARGET_STEP_SECONDS, is_beside_answers=True)
 
     def new_sequence(
         self,

@@ -25,10 +25,11 @@ class PrefillBudget:
         self._max_tokens = max_tokens
         self._tokens_per_second = MIN_PREFILL_TOKENS / TARGET_STEP_SECONDS
 
-    def num_tokens(self, seconds: float) -> int:
+    def num_tokens(self, seconds: float, *, is_beside_answers: bool) -> int:
+        """Beside answers, llama.cpp computes one token of each sequence, and then the rest."""
         affordable = int(self._tokens_per_second * seconds)
         if affordable > TILE_TOKENS:
-            affordable -= affordable % TILE_TOKENS
+            affordable += is_beside_answers - affordable % TILE_TOKENS
         return min(max(affordable, MIN_PREFILL_TOKENS), self._max_tokens)
 
     def measure(self, num_tokens: int, seconds: float) -> None:
@@ -113,7 +114,7 @@ class Scheduler:
         batch: list[tuple[Sequence, Chunk]] = []
         is_alone = len(self.running) + len(self.waiting) == 1
         seconds = TARGET_ALONE_SECONDS if is_alone else TARGET_STEP_SECONDS
-        affordable = self.prefill_budget.num_tokens(seconds)
+        affordable = self.prefill_budget.num_tokens(seconds, is_beside_answers=bool(decoding))
         budget = min(affordable, self.max_batch_tokens - len(decoding))
         while self.waiting and self.waiting[0].is_urgent:
             if (urgent := self._admit(is_deterministic=False)) is None:
