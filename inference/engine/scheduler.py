@@ -26,7 +26,7 @@ class PrefillBudget:
         self._tokens_per_second = MIN_PREFILL_TOKENS / TARGET_STEP_SECONDS
 
     def num_tokens(self, seconds: float, *, is_beside_answers: bool) -> int:
-        """Beside answers, llama.cpp computes one token of each sequence, and then the rest."""
+        """Whole tiles, which llama.cpp computes after one token of each sequence beside answers."""
         affordable = int(self._tokens_per_second * seconds)
         # Three quarters of a tile take nearly as long as all of it.
         if num_tiles := (affordable + TILE_TOKENS // 4) // TILE_TOKENS:

@@ -163,8 +163,9 @@ class LoadedModels(ABC, Generic[T]):
         used.recorded_at = time.monotonic()
         keep_alive = used.model.keep_alive
         unload_at = None if keep_alive is None else Now() + keep_alive
-        fields = {"unload_at": unload_at, "last_used_at": Now()}
-        self._record(used.model, **fields, loaded_with=used.loaded_with)
+        self._record(
+            used.model, unload_at=unload_at, last_used_at=Now(), loaded_with=used.loaded_with
+        )
 
     def _record(self, model: RegisteredModel, **fields: Any) -> None:
         """Write to the model's row, unless another worker has taken it over or it was deleted."""

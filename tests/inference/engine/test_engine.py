@@ -194,7 +194,9 @@ def test_prompt_is_computed_in_pieces_that_take_the_time_of_a_step(
     pieces = [after - before for before, after in itertools.pairwise(computed)]
     assert pieces[0] == MIN_PREFILL_TOKENS
     assert max(pieces[:-1]) == num_tokens
-    assert runner.longest_step <= max(TARGET_STEP_SECONDS * 4 / 3, seconds_per_token * 17) * 1.01
+    # With the answer's token; nearly a tile becomes a whole one, which may take a third longer.
+    longest = max(TARGET_STEP_SECONDS, seconds_per_token * (num_tokens + 1))
+    assert runner.longest_step <= longest * 1.01
 
 
 def test_prompt_alone_is_computed_in_longer_steps_and_whole_tiles() -> None:
